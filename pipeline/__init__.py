@@ -1,0 +1,1 @@
+"""maskfleet: instance masks for huge image collections, on a Ray cluster."""

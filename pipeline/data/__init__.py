@@ -1,0 +1,1 @@
+"""What is read and written: manifests, storage, the output schema, COCO files. No Ray."""

@@ -1,0 +1,98 @@
+"""Keep-ratio resize, bit-equal to OpenCV's ``INTER_LINEAR`` on uint8, on any device.
+
+The published numbers of the model were measured on images resized by OpenCV's fixed-point bilinear
+kernel. Float interpolation, PIL and antialiased resizing all differ from it (by up to 22 grey levels when
+shrinking), so the kernel is reproduced here in integer arithmetic: the same bytes on a CPU and on a GPU.
+
+Sizes are ``(H, W)``.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+# OpenCV's resize: 11-bit weights, horizontal products kept in int32, 4 + 16 bits dropped before the
+# vertical sum and the last 2 with rounding after it (22 = 2 * 11 bits in all).
+_WEIGHT_ONE = 2048
+
+
+def scaled_size(image_size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """The size that fits ``(short_side, long_side)`` and keeps the aspect ratio, as mmcv's ``rescale_size``.
+
+    Args:
+        image_size: ``(H, W)`` of the image.
+        short_side: wanted length of the shorter side, in pixels.
+        long_side: upper limit of the longer side, in pixels.
+
+    Returns:
+        ``(H, W)`` with ``int(side * scale + 0.5)``, at least 1 (mmcv asks OpenCV for 0 pixels there).
+    """
+    h, w = image_size
+    scale = min(long_side / max(h, w), short_side / min(h, w))
+    return max(1, int(h * scale + 0.5)), max(1, int(w * scale + 0.5))
+
+
+def padded_size(image_size: tuple[int, int], divisor: int = 32) -> tuple[int, int]:
+    """``(H, W)`` rounded up to a multiple of ``divisor``."""
+    h, w = image_size
+    return math.ceil(h / divisor) * divisor, math.ceil(w / divisor) * divisor
+
+
+def resize_bilinear_uint8(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize like ``cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)``: no pixel differs.
+
+    Args:
+        image: uint8 ``(..., H, W)`` on any device.
+        size: wanted ``(H, W)``, both positive.
+
+    Returns:
+        uint8 ``(..., *size)`` on the same device.
+    """
+    if image.dtype != torch.uint8:
+        raise TypeError(f"expected a uint8 image, got {image.dtype}")
+    src_h, src_w = image.shape[-2:]
+    h, w = size
+    if (src_h, src_w) == (h, w):
+        return image.clone()
+    pixels = image.to(torch.int32)
+    if (src_h, src_w) == (2 * h, 2 * w):
+        # OpenCV hands exact halving to its area kernel: the rounded mean of 2x2 pixels.
+        even, odd = pixels[..., 0::2, :], pixels[..., 1::2, :]
+        total = even[..., 0::2] + even[..., 1::2] + odd[..., 0::2] + odd[..., 1::2]
+        return ((total + 2) >> 2).to(torch.uint8)
+    left, right, w_left, w_right = _taps(src_w, w, True, image.device)
+    top, bottom, w_top, w_bottom = _taps(src_h, h, False, image.device)
+    rows = pixels.index_select(-1, left).mul_(w_left)
+    rows += pixels.index_select(-1, right).mul_(w_right)
+    rows >>= 4
+    out = rows.index_select(-2, top).mul_(w_top[:, None])
+    out >>= 16
+    lower = rows.index_select(-2, bottom).mul_(w_bottom[:, None])
+    lower >>= 16
+    out += lower
+    out += 2
+    out >>= 2
+    return out.clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=256)
+def _taps(n_src: int, n_dst: int, is_column: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The two source indices and the two fixed-point weights of every output position along one axis."""
+    scale = 1.0 / (n_dst / n_src)  # in this order: it is what OpenCV rounds
+    position = ((torch.arange(n_dst, dtype=torch.float64) + 0.5) * scale - 0.5).to(torch.float32)
+    first = position.floor()
+    fraction = position - first
+    index = first.to(torch.int64)
+    if is_column:
+        # Columns beyond the edge take the edge pixel alone; rows keep their weights on a clamped index.
+        # The sums are equal, the two roundings are not.
+        fraction[(index < 0) | (index >= n_src - 1)] = 0
+    second_weight = torch.round(fraction * _WEIGHT_ONE).to(torch.int32)
+    first_weight = torch.round((1 - fraction) * _WEIGHT_ONE).to(torch.int32)
+    taps = (index.clamp(0, n_src - 1), (index + 1).clamp(0, n_src - 1), first_weight, second_weight)
+    a, b, c, d = (t.to(device) for t in taps)
+    return a, b, c, d

@@ -1,0 +1,250 @@
+"""Checkpoint files: read any published layout, write our own. The model's only file I/O.
+
+Our own file is safetensors: the weights under the project's names, and in the header what they mean
+(variant, categories, test settings, where they came from, a digest of the weights). Everything else is
+read once by the converter, with ``weights_only=True``: a file that wants to run code is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.model.categories import COCO_CATEGORIES, Category
+from pipeline.model.detector import Detector
+from pipeline.model.layouts import (
+    BACKBONE_LAYOUTS,
+    LayoutError,
+    StateDict,
+    check_keys,
+    detect_layout,
+    infer_variant,
+    strip_prefix,
+    to_native,
+)
+from pipeline.model.swin import SwinBackbone
+from pipeline.model.variants import TestSettings, Variant
+
+FORMAT = "maskfleet-1"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A detector's weights and what they mean.
+
+    Attributes:
+        weights: native names, float32 on the CPU (counters int64).
+        variant: the architecture.
+        categories: what label 0, 1, ... stand for; ``variant.num_classes`` of them.
+        settings: test settings the weights were made for.
+        source: where they came from: file name, layout, sha256 of that file, and what a converter adds.
+        weights_sha256: `weights_digest` of the weights.
+    """
+
+    weights: StateDict
+    variant: Variant
+    categories: tuple[Category, ...]
+    settings: TestSettings
+    source: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.categories) != self.variant.num_classes:
+            raise CheckpointError(
+                f"{len(self.categories)} categories for a model of {self.variant.num_classes} classes"
+            )
+        with torch.device("meta"):
+            expected = Detector(self.variant).state_dict()
+        try:
+            check_keys(expected, self.weights)
+        except LayoutError as error:
+            raise CheckpointError(str(error)) from error
+        if not self.weights_sha256:
+            object.__setattr__(self, "weights_sha256", weights_digest(self.weights))
+
+
+def weights_digest(weights: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes in name order: the same whatever file the weights lay in."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{str(tensor.dtype).removeprefix('torch.')}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def load_checkpoint(path: str | Path, categories: Sequence[Category] | None = None) -> Checkpoint:
+    """A detector from any of the known layouts.
+
+    Args:
+        path: a safetensors file of ours, or a ``.pth`` / ``.pt`` file of the official repository,
+            ModelScope or mmdet 3.x.
+        categories: what the labels stand for, where the file does not say and they are not COCO's 80.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, wants to run code, or is not such a detector.
+    """
+    path = Path(path)
+    if _is_safetensors(path):
+        state, header = _read_safetensors(path)
+        if header.get("format") == FORMAT:
+            return _from_own_file(path, state, header, categories)
+        meta: Mapping[str, Any] = {}
+    else:
+        state, meta = _read_pickle(path)
+    try:
+        layout = detect_layout(state)
+        if layout in BACKBONE_LAYOUTS:
+            raise LayoutError("this is an ImageNet backbone without a detector; training starts from it")
+        native = _cast(to_native(state, layout))
+        return Checkpoint(
+            weights=native,
+            variant=(variant := infer_variant(native)),
+            categories=_categories(meta, variant.num_classes, categories),
+            settings=TestSettings(),
+            source={"file": path.name, "layout": layout, "sha256": file_sha256(path)},
+        )
+    except (LayoutError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Write our own safetensors file; it appears whole or not at all."""
+    header = {
+        "format": FORMAT,
+        "variant": json.dumps(asdict(checkpoint.variant)),
+        "categories": json.dumps([[c.id, c.name] for c in checkpoint.categories]),
+        "settings": json.dumps(asdict(checkpoint.settings)),
+        "source": json.dumps(checkpoint.source),
+        "weights_sha256": checkpoint.weights_sha256,
+    }
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, part, metadata=header)
+    part.replace(path)
+
+
+def load_backbone(path: str | Path, backbone: SwinBackbone) -> None:
+    """Fill a backbone from an ImageNet classifier (microsoft's ``.pth`` or timm's file), for training.
+
+    The four output norms are the detector's own and keep their initial values; every other weight of the
+    backbone must be in the file.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`, and where the sizes are not those of ``backbone``.
+    """
+    path = Path(path)
+    state = _read_safetensors(path)[0] if _is_safetensors(path) else _read_pickle(path)[0]
+    try:
+        layout = detect_layout(state)
+        if layout not in BACKBONE_LAYOUTS:
+            raise LayoutError(f"this is a detector in the {layout} layout, not an ImageNet backbone")
+        weights = {k.removeprefix("backbone."): v for k, v in _cast(to_native(state, layout)).items()}
+        own_norms = {k: v for k, v in backbone.state_dict().items() if k.startswith("norms.")}
+        check_keys(backbone.state_dict(), weights | own_norms)
+    except LayoutError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    backbone.load_state_dict(weights | own_norms)
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 of a file's bytes, as a hex string."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _is_safetensors(path: Path) -> bool:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return strip_prefix(state), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file, truncated perhaps ({error})") from error
+
+
+def _read_pickle(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
+    """The state dict of a torch file, and what stands beside it."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        if "Weights only load failed" in str(error) and "GLOBAL" in str(error).upper():
+            raise CheckpointError(
+                f"{path}: holds objects that are not weights, and unpickling them could run code; refused. "
+                "If you trust the file, load it in a sandbox with its own project installed and save its "
+                "'state_dict' alone."
+            ) from error
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint, truncated perhaps ({error})") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict of weights")
+    state = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
+    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    meta = content.get("meta")
+    return strip_prefix(tensors), meta if isinstance(meta, Mapping) else {}
+
+
+def _from_own_file(
+    path: Path, state: StateDict, header: Mapping[str, str], categories: Sequence[Category] | None
+) -> Checkpoint:
+    try:
+        own = tuple(Category(int(number), str(name)) for number, name in json.loads(header["categories"]))
+        checkpoint = Checkpoint(
+            weights=state,
+            variant=Variant.from_dict(json.loads(header["variant"])),
+            categories=own if categories is None else tuple(categories),
+            settings=TestSettings.from_dict(json.loads(header["settings"])),
+            source=json.loads(header["source"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if checkpoint.weights_sha256 != header.get("weights_sha256"):
+        raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
+    return checkpoint
+
+
+def _cast(state: StateDict) -> StateDict:
+    """Half-precision files become float32: the reference precision is chosen at load time, not by the file."""
+    return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def _categories(meta: Mapping[str, Any], num_classes: int, given: Sequence[Category] | None) -> tuple[Category, ...]:
+    if given is not None:
+        return tuple(given)
+    dataset = meta.get("dataset_meta")
+    names = meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
+    coco_names = tuple(c.name for c in COCO_CATEGORIES)
+    if (names is None and num_classes == len(COCO_CATEGORIES)) or tuple(names or ()) == coco_names:
+        return COCO_CATEGORIES
+    if names is None:
+        raise CheckpointError(f"the file does not name its {num_classes} classes: give their names")
+    return tuple(Category(i + 1, str(name)) for i, name in enumerate(names))

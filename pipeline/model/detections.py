@@ -1,0 +1,35 @@
+"""The value that leaves the model: one image's detections, on the CPU, in that image's own pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.masks.rasterise import Rle, rasterise
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The detections of one image, best score first.
+
+    Attributes:
+        boxes: float32 ``(N, 4)``, xyxy in pixels of the original image, clipped to it.
+        scores: float32 ``(N,)`` in ``(0, 1]``.
+        labels: int64 ``(N,)``, index into the model's categories.
+        masks: float ``(N, 28, 28)`` mask probabilities, stretched over their box (not over the image).
+        image_size: ``(H, W)`` of the original image.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: np.ndarray
+    image_size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def rle(self) -> list[Rle]:
+        """The masks at the original image's resolution, thresholded at 0.5, as compressed COCO RLE."""
+        return rasterise(self.masks, self.boxes, self.image_size)

@@ -1,0 +1,167 @@
+"""The one way in: `load_model` gives a `Predictor`, and that turns images of any size into detections."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.model.categories import Category
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.detections import Detections
+from pipeline.model.detector import BatchDetections, Detector
+from pipeline.model.preprocess import input_shape, preprocess
+from pipeline.model.speed import SpeedOptions, speed_up
+from pipeline.model.variants import TestSettings
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_model(
+    checkpoint: str | Path | Checkpoint,
+    device: str | torch.device | None = None,
+    precision: str = "fp32",
+    settings: TestSettings | None = None,
+    categories: Sequence[Category] | None = None,
+    speed: SpeedOptions | None = None,
+) -> Predictor:
+    """A detector ready to predict.
+
+    Args:
+        checkpoint: a file in any layout that `load_checkpoint` reads, or what it returned.
+        device: where to run; the first GPU if there is one, else the CPU.
+        precision: ``fp32`` gives the published results; ``bf16`` and ``fp16`` run the convolutions and
+            matrix products in half precision by autocast (boxes, scores and NMS stay float32).
+        settings: input size, thresholds and counts, where they should differ from the checkpoint's own.
+        categories: what the labels stand for, where the file does not say.
+        speed: what may be rewritten for speed; by default all that keeps the results.
+
+    Raises:
+        CheckpointError: the file cannot be used.
+        ValueError: unknown precision or device.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device}: this machine has no usable CUDA device")
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = load_checkpoint(checkpoint, categories)
+    detector = Detector(checkpoint.variant)
+    detector.load_state_dict(checkpoint.weights)
+    detector.eval().requires_grad_(False)
+    detector = speed_up(detector.to(device), precision, speed or SpeedOptions())
+    return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
+
+
+class Predictor:
+    """A detector with its preprocessing, on one device.
+
+    Attributes:
+        categories: label ``i`` of a detection stands for ``categories[i]``.
+        weights_sha256: digest of the weights, whatever file they came from.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        checkpoint: Checkpoint,
+        settings: TestSettings,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.detector = detector
+        self.settings = settings
+        self.precision = precision
+        self.categories = checkpoint.categories
+        self.variant = checkpoint.variant
+        self.source = checkpoint.source
+        self.weights_sha256 = checkpoint.weights_sha256
+        self.device = device
+
+    def predict(self, images: Sequence[np.ndarray], batch_size: int = 8) -> list[Detections]:
+        """Detect objects in images of any sizes.
+
+        Images of equal padded input shape share a batch, others never do: padding to a common shape would
+        change what windows and convolutions at the border see. So a result does not depend on the other
+        images given (beyond the rounding of the device's kernels, which may depend on the batch's size).
+
+        Args:
+            images: RGB uint8 arrays ``(H, W, 3)``.
+            batch_size: at most this many images on the device at once.
+
+        Returns:
+            One `Detections` per image, in the order given, in each image's own pixels.
+
+        Raises:
+            TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: expected at least 1")
+        for i, image in enumerate(images):
+            _check_image(i, image)
+        groups: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            groups.setdefault(input_shape(image.shape[:2], self.settings), []).append(i)
+        results: dict[int, Detections] = {}
+        for shape, members in groups.items():
+            for start in range(0, len(members), batch_size):
+                batch = members[start : start + batch_size]
+                found = self._predict_batch([images[i] for i in batch], shape)
+                results.update(zip(batch, found, strict=True))
+        return [results[i] for i in range(len(images))]
+
+    @torch.inference_mode()
+    def _predict_batch(self, images: list[np.ndarray], shape: tuple[int, int]) -> list[Detections]:
+        inputs = torch.empty((len(images), 3, *shape), device=self.device)
+        sizes, factors = [], []
+        for row, image in zip(inputs, images, strict=True):
+            pixels, (height, width) = preprocess(image, self.settings, self.device)
+            row.copy_(pixels)
+            sizes.append((height, width))
+            factors.append((width / image.shape[1], height / image.shape[0]))
+        image_sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
+        scale_factors = torch.tensor(factors, dtype=torch.float32, device=self.device)
+        with self._arithmetic():
+            found = self.detector(inputs, image_sizes, scale_factors, self.settings)
+        return list(_to_host(found, images))
+
+    @contextmanager
+    def _arithmetic(self) -> Iterator[None]:
+        """Autocast for half precision; true float32 otherwise: cuDNN rounds inputs to TF32 unless told not to."""
+        with ExitStack() as stack:
+            if self.precision != "fp32":
+                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
+            elif self.device.type == "cuda":
+                stack.enter_context(_without_tf32())
+            yield
+
+
+def _without_tf32() -> AbstractContextManager[None]:
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=torch.backends.cudnn.benchmark, deterministic=False, allow_tf32=False
+    )
+
+
+def _check_image(index: int, image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image {index} is a {type(image).__name__}: expected a numpy array")
+    if image.dtype != np.uint8:
+        raise TypeError(f"image {index} is {image.dtype}: expected uint8, RGB in 0..255")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image {index} has shape {image.shape}: expected (H, W, 3); repeat a greyscale channel three times"
+        )
+
+
+def _to_host(found: BatchDetections, images: list[np.ndarray]) -> Iterator[Detections]:
+    """Split a batch's detections by image, in one transfer for each field."""
+    boxes, scores, labels, masks = (t.cpu().numpy() for t in (found.boxes, found.scores, found.labels, found.masks))
+    start = 0
+    for count, image in zip(found.counts, images, strict=True):
+        part = slice(start, start + count)
+        yield Detections(boxes[part], scores[part], labels[part], masks[part], image.shape[:2])
+        start += count

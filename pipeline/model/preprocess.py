@@ -1,0 +1,53 @@
+"""From an image to the backbone's input: resize, normalise, zero-pad, all on the model's device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pipeline.images.resize import padded_size, resize_bilinear_uint8, scaled_size
+from pipeline.model.variants import TestSettings
+
+# ImageNet statistics of RGB in 0..255, as in every published config.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+def input_shape(image_size: tuple[int, int], settings: TestSettings) -> tuple[int, int]:
+    """The padded ``(H, W)`` at which an image of this ``(H, W)`` enters the backbone."""
+    return padded_size(scaled_size(image_size, settings.short_side, settings.long_side))
+
+
+def preprocess(image: np.ndarray, settings: TestSettings, device: torch.device) -> tuple[Tensor, tuple[int, int]]:
+    """Keep-ratio resize, normalise, then zero-pad right and below: padding is 0 *after* normalising.
+
+    Args:
+        image: RGB uint8 ``(H, W, 3)``.
+        settings: short and long side.
+        device: where the arithmetic runs and the result lies.
+
+    Returns:
+        float32 ``(3, H', W')`` with sides that 32 divides, and the ``(H, W)`` of the resized image in it.
+    """
+    size = scaled_size(image.shape[:2], settings.short_side, settings.long_side)
+    # "W": torch takes no read-only memory without a warning, and arrays out of an object store are read-only.
+    pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device, non_blocking=True)
+    resized = resize_bilinear_uint8(pixels.permute(2, 0, 1).contiguous(), size)
+    height, width = padded_size(size)
+    return F.pad(normalise(resized), (0, width - size[1], 0, height - size[0])), size
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """RGB uint8 ``(..., 3, H, W)`` to float32 of ImageNet's zero mean and unit deviation."""
+    mean, std = _statistics(pixels.device)
+    return (pixels.float() - mean) / std
+
+
+@lru_cache(maxsize=64)
+def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], device=device)[..., None, None]
+    return mean, std

@@ -1,0 +1,64 @@
+"""What box and mask heads share: pooling RoIs from the pyramid, and the convolutions behind it.
+
+R RoIs, C channels, S side of a pooled RoI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from pipeline.model.boxes import pyramid_level
+from pipeline.model.rpn import STRIDES
+
+ROI_LEVELS = 4  # P2..P5
+
+
+def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, side: int) -> Tensor:
+    """RoIAlign (He et al. 2017, arXiv 1703.06870), each RoI from the level that fits its size.
+
+    Half-pixel aligned, with as many samples per bin as the RoI has pixels (``sampling_ratio=0``).
+
+    Args:
+        features: P2..P5, float32 ``(B, C, H, W)``.
+        boxes: ``(R, 4)`` xyxy in input pixels.
+        image_index: int64 ``(R,)``, the image in the batch each box belongs to.
+        side: bins along a side of the output.
+
+    Returns:
+        float32 ``(R, C, side, side)``.
+    """
+    rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
+    levels = pyramid_level(boxes, ROI_LEVELS)
+    pooled = features[0].new_zeros((len(boxes), features[0].shape[1], side, side))
+    for level in range(ROI_LEVELS):
+        members = (levels == level).nonzero()[:, 0]
+        if len(members):
+            pooled[members] = roi_align(
+                features[level], rois[members], side, 1 / STRIDES[level], sampling_ratio=0, aligned=True
+            )
+    return pooled
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution, BatchNorm where the head has one, ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, batch_norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=not batch_norm)
+        self.norm: nn.Module = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, C, S, S) -> (R, C', S, S)."""
+        return self.norm(self.conv(x)).relu_()
+
+
+class RoIConvs(nn.Sequential):
+    """The convolutions of a head: ``depth`` blocks of ``channels``."""
+
+    def __init__(self, in_channels: int, channels: int, depth: int, batch_norm: bool) -> None:
+        widths = [in_channels] + [channels] * depth
+        super().__init__(*(ConvBlock(widths[i], channels, batch_norm) for i in range(depth)))
