@@ -1,0 +1,235 @@
+"""Encoded image bytes of unknown origin -> RGB uint8 pixels, or an :class:`ImageError` with a stable code.
+
+The pixels are those of ``cv2.imdecode(..., IMREAD_COLOR)`` (the reader the model was trained with), in RGB
+order. Pillow decodes, because it is the one decoder here that reports damage as exceptions instead of
+dying, printing or guessing.
+
+Formats (chosen by the first bytes, never by a name): JPEG, PNG, WebP, BMP, TIFF, GIF, PBM/PGM/PPM. Pillow's
+other plugins are not even asked: some start programs (EPS starts Ghostscript), most have few users and
+little fuzzing.
+
+Pillow's decompression-bomb guard is a process-wide setting (``Image.MAX_IMAGE_PIXELS``) that belongs to the
+application. It is neither changed nor, as far as possible, read: plugins are opened directly instead of by
+``Image.open``, which is where the guard sits, and the header's size is compared with ``max_pixels`` before
+any pixel is decoded. WebP canvases, GIF frames and TIFF tiles consult the guard inside their plugins: there,
+pictures of more than twice ``MAX_IMAGE_PIXELS`` (179 million pixels by default) are refused as
+``too_many_pixels`` even when ``max_pixels`` is larger.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+_PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
+    # JpegImageFile and not Pillow's factory: of a multi-picture JPEG (MPO) it reads the primary image only.
+    ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
+    ((b"RIFF",), WebPImagePlugin.WebPImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
+    ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
+    ((b"BM",), BmpImagePlugin.BmpImageFile),
+    ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
+)
+# Pictures, but in formats that are left closed: worth another message than "not an image".
+_CLOSED_FORMATS: tuple[tuple[int, bytes, str], ...] = (
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"jP  ", "JPEG 2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (4, b"JXL ", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"%PDF", "PDF"),
+    (0, b"<svg", "SVG"),
+    (0, b"DDS ", "DDS"),
+    (0, b"\0\0\1\0", "ICO"),
+)
+# Modes whose conversion to RGB is exact or defined. Others (LAB, F, 32-bit I) have no agreed picture.
+_CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_ORIENTATION_TAG = 0x0112
+_BITS_PER_SAMPLE_TAG = 258
+_PHOTOMETRIC_TAG = 262
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_INVERSE_ORIENTATION = {6: 8, 8: 6}
+
+
+class ImageError(ValueError):
+    """Bytes that give no picture.
+
+    Attributes:
+        code: ``empty_object`` (no bytes), ``not_an_image`` (no known format), ``corrupt_image`` (truncated or
+            damaged), ``too_many_pixels`` (header above the limit) or ``unsupported_image`` (a format or
+            pixel type that is not decoded).
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.code, str(self))
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A decoded picture.
+
+    Attributes:
+        pixels: uint8 ``(H, W, 3)``, RGB, C-contiguous, writable; upright if the orientation was applied.
+        exif_orientation: 1..8 as stored in the file; 1 where the tag is missing, broken or out of range.
+        stored_size: ``(H, W)`` in the header, before any rotation. It differs from ``pixels.shape[:2]`` for
+            an applied orientation of 5..8.
+    """
+
+    pixels: np.ndarray
+    exif_orientation: int
+    stored_size: tuple[int, int]
+
+
+def decode_image(data: bytes, *, max_pixels: int = 100_000_000, apply_exif: bool = True) -> DecodedImage:
+    """Decode the first frame of an encoded picture.
+
+    Alpha is dropped, not composited. 16-bit samples give their high byte. 32-bit and float samples are
+    refused: what is white in them is a convention of whoever wrote the file.
+
+    Args:
+        data: the whole file.
+        max_pixels: the largest H * W that is decoded; the header is checked before pixels are read.
+        apply_exif: turn the picture upright (as cv2, mmdet and detectron2 do). Without it the pixels stay
+            as stored, TIFF included.
+
+    Raises:
+        ImageError: and nothing else, whatever the bytes are.
+    """
+    if len(data) == 0:
+        raise ImageError("empty_object", "the object has no bytes")
+    plugin = _plugin_for(data)
+    try:
+        return _decode(plugin, data, max_pixels, apply_exif)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", f"refused by Pillow's own limit: {error}") from None
+    except MemoryError:
+        raise ImageError("corrupt_image", "the decoder ran out of memory") from None
+    except Exception as error:
+        # Plugins let whatever their parsing runs into escape: OSError, SyntaxError, ValueError, EOFError,
+        # struct.error, zlib.error, KeyError, IndexError, OverflowError, AssertionError, ...
+        raise ImageError("corrupt_image", f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _plugin_for(data: bytes) -> type[ImageFile.ImageFile]:
+    for magics, plugin in _PLUGINS:
+        if data.startswith(magics) and (magics[0] != b"RIFF" or data[8:12] == b"WEBP"):
+            return plugin
+    for offset, magic, name in _CLOSED_FORMATS:
+        if data[offset : offset + len(magic)] == magic:
+            raise ImageError("unsupported_image", f"{name} is not among the formats that are read")
+    raise ImageError("not_an_image", f"no known image format starts with {bytes(data[:8])!r}")
+
+
+def _decode(plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels: int, apply_exif: bool) -> DecodedImage:
+    with plugin(io.BytesIO(data), "") as image:
+        stored_size = _stored_size(image)
+        if stored_size[0] * stored_size[1] > max_pixels:
+            height, width = stored_size
+            raise ImageError("too_many_pixels", f"{height} x {width} pixels, limit {max_pixels}")
+        _check_mode(image)
+        turned_by_pillow = _tiff_orientation(image)
+        image.info.pop("xmp", None)  # Pillow would turn a TIFF by its XMP too, which no other reader does
+        image.load()
+        orientation = turned_by_pillow or _exif_orientation(image)
+        rgb = _to_rgb(image)
+        if apply_exif and not turned_by_pillow:
+            rgb = _transpose(rgb, orientation)
+        elif turned_by_pillow and not apply_exif:
+            rgb = _transpose(rgb, _INVERSE_ORIENTATION.get(orientation, orientation))
+        return DecodedImage(np.array(rgb), orientation, stored_size)
+
+
+def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    width, height = image.size
+    # Pillow reports a TIFF's size as it will be after rotation.
+    if _tiff_orientation(image) >= 5:
+        width, height = height, width
+    return height, width
+
+
+def _check_mode(image: ImageFile.ImageFile) -> None:
+    sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    if image.mode not in _CONVERTIBLE and not sixteen_bit:
+        raise ImageError("unsupported_image", f"{image.format} with pixels of type {image.mode}")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _high_byte(image)
+    # convert() maps a transparent colour into RGB and can stumble over a broken one; alpha is dropped anyway.
+    image.info.pop("transparency", None)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """16-bit grey to 8-bit: Pillow's own conversion clips at 255 instead."""
+    samples = np.asarray(image)
+    shift = 8
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.tag_v2.get(_BITS_PER_SAMPLE_TAG) == (12,):
+            shift = 4
+        if image.tag_v2.get(_PHOTOMETRIC_TAG) == 0:  # white is zero; Pillow honours that for 8 bits only
+            samples = (256 << shift) - 1 - samples.astype(np.int32)
+    return Image.fromarray((samples >> shift).astype(np.uint8))
+
+
+def _tiff_orientation(image: Image.Image) -> int:
+    """1..8 for a TIFF, which Pillow turns upright by itself while loading; 0 for other formats."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0
+    return _valid_orientation(image.tag_v2.get(_ORIENTATION_TAG))
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    """From the EXIF block only: unlike ``Image.getexif``, and like cv2, XMP has no say."""
+    block = image.info.get("exif")
+    if not block:
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        return _valid_orientation(exif.get(_ORIENTATION_TAG))
+    except Exception:  # a broken EXIF block must not cost the picture
+        return 1
+
+
+def _valid_orientation(value: object) -> int:
+    # By equality, as Pillow compares: 6.0 counts as 6.
+    return next((valid for valid in range(1, 9) if valid == value), 1)
+
+
+def _transpose(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_TRANSPOSE[orientation])

@@ -1,0 +1,114 @@
+"""A real S3 server process (moto) on this machine, for tests: ``with s3_server() as s3: s3.put(...)``."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from unittest import mock
+
+STARTUP_TIMEOUT_S = 60.0
+# Dummy keys: moto takes any, but clients without keys would go looking for an instance role.
+CLIENT_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST",
+    "AWS_SECRET_ACCESS_KEY": "dummy-secret-for-tests",
+    "AWS_REGION": "us-east-1",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+}
+_FOREIGN_VARIABLES = (
+    "AWS_PROFILE",
+    "AWS_SESSION_TOKEN",
+    "AWS_NO_SIGN_REQUEST",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ALLOW_HTTP",
+)
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server.
+
+    Attributes:
+        endpoint: ``http://127.0.0.1:port``.
+        environment: what a client process needs; already in ``os.environ`` inside the context.
+    """
+
+    endpoint: str
+    environment: Mapping[str, str]
+
+    def create_bucket(self, bucket: str) -> None:
+        self._put(f"/{bucket}", b"")
+
+    def put(self, bucket: str, key: str, body: bytes) -> str:
+        """Store an object; its URI."""
+        self._put(f"/{bucket}/{urllib.parse.quote(key)}", body)
+        return f"s3://{bucket}/{key}"
+
+    def deny(self, bucket: str, prefix: str) -> None:
+        """Answer 403 to every GET below the prefix."""
+        resource = f"arn:aws:s3:::{bucket}/{prefix}*"
+        statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        self._put(f"/{bucket}?policy", policy.encode())
+
+    def _put(self, path: str, body: bytes) -> None:
+        # Without a type of its own urllib calls the body a form, and moto takes it apart.
+        headers = {"Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(self.endpoint + path, data=body, headers=headers, method="PUT")
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener.open(request, timeout=30).close()
+
+
+@contextmanager
+def s3_environment_variables(endpoint: str) -> Iterator[dict[str, str]]:
+    """Dummy keys and the endpoint in ``os.environ``; nothing of the developer's own AWS set-up."""
+    environment = {**CLIENT_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}
+    with mock.patch.dict(os.environ, environment):
+        for name in _FOREIGN_VARIABLES:
+            os.environ.pop(name, None)
+        yield environment
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """Start moto as a process of its own on a free port; end it afterwards."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_it_answers(process, endpoint)
+        with s3_environment_variables(endpoint) as environment:
+            yield S3Server(endpoint, environment)
+    finally:
+        process.terminate()
+        process.wait(timeout=20)
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], endpoint: str) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    give_up_at = time.monotonic() + STARTUP_TIMEOUT_S
+    while time.monotonic() < give_up_at:
+        if process.poll() is not None:
+            raise RuntimeError(f"moto ended with status {process.returncode}; is moto[server] installed?")
+        try:
+            opener.open(f"{endpoint}/moto-api/", timeout=2).close()
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+        else:
+            return
+    raise RuntimeError(f"moto did not answer within {STARTUP_TIMEOUT_S:.0f} s")
