@@ -53,7 +53,7 @@ def load_model(
     detector = Detector(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
-    detector = speed_up(detector.to(device), precision, speed or SpeedOptions())
+    detector = speed_up(detector.to(device), speed or SpeedOptions())
     return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
 
 

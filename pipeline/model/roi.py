@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from pipeline.model.boxes import pyramid_level
+from pipeline.model.roi_align_cpu import roi_align_cpu
 from pipeline.model.rpn import STRIDES
 
 ROI_LEVELS = 4  # P2..P5
@@ -33,13 +34,21 @@ def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, si
     """
     rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
     levels = pyramid_level(boxes, ROI_LEVELS)
-    pooled = features[0].new_zeros((len(boxes), features[0].shape[1], side, side))
+    on_cpu = boxes.device.type == "cpu"
+    pooled = torch.empty(
+        (len(boxes), features[0].shape[1], side, side),
+        device=boxes.device,
+        memory_format=torch.channels_last if on_cpu else torch.contiguous_format,
+    )
     for level in range(ROI_LEVELS):
         members = (levels == level).nonzero()[:, 0]
-        if len(members):
-            pooled[members] = roi_align(
-                features[level], rois[members], side, 1 / STRIDES[level], sampling_ratio=0, aligned=True
-            )
+        if len(members) == 0:
+            continue
+        scale = 1 / STRIDES[level]
+        if on_cpu:
+            pooled[members] = roi_align_cpu(features[level], rois[members], side, scale)
+        else:
+            pooled[members] = roi_align(features[level], rois[members], side, scale, sampling_ratio=0, aligned=True)
     return pooled
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from pipeline.model.detector import Detector
+from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.roi import ConvBlock
 
 
@@ -21,27 +22,31 @@ class SpeedOptions:
         fold_batch_norm: BatchNorm of the box heads becomes part of the convolution before it.
         fused_attention: PyTorch's fused attention kernels in the backbone.
         channels_last: memory layout of the convolutions.
+        reuse_memory: on a CPU, the *process* keeps the memory it frees (see `host_memory`).
         compile: ``torch.compile`` of backbone, neck and heads; costs minutes once for each input shape.
     """
 
     fold_batch_norm: bool = True
     fused_attention: bool = True
     channels_last: bool = True
+    reuse_memory: bool = True
     compile: bool = False
 
     @staticmethod
     def none() -> SpeedOptions:
         """Nothing is rewritten."""
-        return SpeedOptions(fold_batch_norm=False, fused_attention=False, channels_last=False)
+        return SpeedOptions(False, False, False, False, False)
 
 
-def speed_up(detector: Detector, precision: str, options: SpeedOptions) -> Detector:
+def speed_up(detector: Detector, options: SpeedOptions) -> Detector:
     """Apply the options to a detector in eval mode, in place; it can no longer be trained or saved."""
     if options.fold_batch_norm:
         fold_batch_norm(detector)
     for module in detector.modules():
         if isinstance(module, WindowAttention):
             module.fused_attn = options.fused_attention  # type: ignore[misc]  # final for TorchScript only
+    if options.reuse_memory and next(detector.parameters()).device.type == "cpu":
+        keep_freed_memory()
     if options.channels_last:
         detector.to(memory_format=torch.channels_last)
     if options.compile:
