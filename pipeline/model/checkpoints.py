@@ -32,14 +32,18 @@ from pipeline.model.layouts import (
     strip_prefix,
     to_native,
 )
-from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import TestSettings, Variant
 
 FORMAT = "maskfleet-1"
+BACKBONE_FORMAT = "maskfleet-backbone-1"
 
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message names the file and says what to do."""
+
+
+class BackboneOnlyError(CheckpointError):
+    """A usable file, but of a backbone alone: see `pipeline.model.backbones`."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +103,14 @@ def load_checkpoint(path: str | Path, categories: Sequence[Category] | None = No
         CheckpointError: the file is missing, damaged, wants to run code, or is not such a detector.
     """
     path = Path(path)
-    if _is_safetensors(path):
-        state, header = _read_safetensors(path)
-        if header.get("format") == FORMAT:
-            return _from_own_file(path, state, header, categories)
-        meta: Mapping[str, Any] = {}
-    else:
-        state, meta = _read_pickle(path)
+    state, header, meta = read_weights(path)
+    if header.get("format") == FORMAT:
+        return _from_own_file(path, state, header, categories)
     try:
-        layout = detect_layout(state)
-        if layout in BACKBONE_LAYOUTS:
-            raise LayoutError("this is an ImageNet backbone without a detector; training starts from it")
-        native = _cast(to_native(state, layout))
+        layout = "backbone" if header.get("format") == BACKBONE_FORMAT else detect_layout(state)
+        if layout in ("backbone", *BACKBONE_LAYOUTS):
+            raise BackboneOnlyError(f"{path}: this is an ImageNet backbone without a detector; training starts from it")
+        native = as_float32(to_native(state, layout))
         return Checkpoint(
             weights=native,
             variant=(variant := infer_variant(native)),
@@ -118,6 +118,8 @@ def load_checkpoint(path: str | Path, categories: Sequence[Category] | None = No
             settings=TestSettings(),
             source={"file": path.name, "layout": layout, "sha256": file_sha256(path)},
         )
+    except BackboneOnlyError:
+        raise
     except (LayoutError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -132,34 +134,28 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         "source": json.dumps(checkpoint.source),
         "weights_sha256": checkpoint.weights_sha256,
     }
+    write_safetensors(checkpoint.weights, path, header)
+
+
+def read_weights(path: Path) -> tuple[StateDict, Mapping[str, str], Mapping[str, Any]]:
+    """A file's tensors (prefixes stripped), its safetensors header, and what else a torch file says about itself.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or wants to run code.
+    """
+    if _is_safetensors(path):
+        return *_read_safetensors(path), {}
+    state, meta = _read_pickle(path)
+    return state, {}, meta
+
+
+def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
+    """Write a safetensors file; it appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in checkpoint.weights.items()}, part, metadata=header)
+    save_file({k: v.contiguous() for k, v in weights.items()}, part, metadata=header)
     part.replace(path)
-
-
-def load_backbone(path: str | Path, backbone: SwinBackbone) -> None:
-    """Fill a backbone from an ImageNet classifier (microsoft's ``.pth`` or timm's file), for training.
-
-    The four output norms are the detector's own and keep their initial values; every other weight of the
-    backbone must be in the file.
-
-    Raises:
-        CheckpointError: as `load_checkpoint`, and where the sizes are not those of ``backbone``.
-    """
-    path = Path(path)
-    state = _read_safetensors(path)[0] if _is_safetensors(path) else _read_pickle(path)[0]
-    try:
-        layout = detect_layout(state)
-        if layout not in BACKBONE_LAYOUTS:
-            raise LayoutError(f"this is a detector in the {layout} layout, not an ImageNet backbone")
-        weights = {k.removeprefix("backbone."): v for k, v in _cast(to_native(state, layout)).items()}
-        own_norms = {k: v for k, v in backbone.state_dict().items() if k.startswith("norms.")}
-        check_keys(backbone.state_dict(), weights | own_norms)
-    except LayoutError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    backbone.load_state_dict(weights | own_norms)
 
 
 def file_sha256(path: str | Path) -> str:
@@ -203,8 +199,8 @@ def _read_pickle(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
                 "'state_dict' alone."
             ) from error
         raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint, truncated perhaps ({error})") from error
+    except Exception as error:  # on damaged bytes the unpickler raises whatever its opcodes happen to run into
+        raise CheckpointError(f"{path}: not a readable checkpoint, truncated perhaps ({error!r})") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict of weights")
     state = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)
@@ -232,7 +228,7 @@ def _from_own_file(
     return checkpoint
 
 
-def _cast(state: StateDict) -> StateDict:
+def as_float32(state: StateDict) -> StateDict:
     """Half-precision files become float32: the reference precision is chosen at load time, not by the file."""
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 

@@ -45,9 +45,7 @@ def load_model(
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device}: this machine has no usable CUDA device")
+    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, categories)
     detector = Detector(checkpoint.variant)
@@ -82,7 +80,12 @@ class Predictor:
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
 
-    def predict(self, images: Sequence[np.ndarray], batch_size: int = 8) -> list[Detections]:
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        batch_size: int = 8,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Detections]:
         """Detect objects in images of any sizes.
 
         Images of equal padded input shape share a batch, others never do: padding to a common shape would
@@ -92,9 +95,11 @@ class Predictor:
         Args:
             images: RGB uint8 arrays ``(H, W, 3)``.
             batch_size: at most this many images on the device at once.
+            image_sizes: the original ``(H, W)`` of each image. Needed only where some were already brought to
+                the model's input size (`scaled_size` of the original, by `resize_bilinear_uint8`).
 
         Returns:
-            One `Detections` per image, in the order given, in each image's own pixels.
+            One `Detections` per image, in the order given, in each original image's own pixels.
 
         Raises:
             TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
@@ -103,31 +108,36 @@ class Predictor:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
         for i, image in enumerate(images):
             _check_image(i, image)
+        originals = [image.shape[:2] for image in images] if image_sizes is None else list(image_sizes)
+        if len(originals) != len(images):
+            raise ValueError(f"{len(originals)} image_sizes for {len(images)} images")
         groups: dict[tuple[int, int], list[int]] = {}
-        for i, image in enumerate(images):
-            groups.setdefault(input_shape(image.shape[:2], self.settings), []).append(i)
+        for i, original in enumerate(originals):
+            groups.setdefault(input_shape(original, self.settings), []).append(i)
         results: dict[int, Detections] = {}
         for shape, members in groups.items():
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]
-                found = self._predict_batch([images[i] for i in batch], shape)
+                found = self._predict_batch([images[i] for i in batch], [originals[i] for i in batch], shape)
                 results.update(zip(batch, found, strict=True))
         return [results[i] for i in range(len(images))]
 
     @torch.inference_mode()
-    def _predict_batch(self, images: list[np.ndarray], shape: tuple[int, int]) -> list[Detections]:
+    def _predict_batch(
+        self, images: list[np.ndarray], originals: list[tuple[int, int]], shape: tuple[int, int]
+    ) -> list[Detections]:
         inputs = torch.empty((len(images), 3, *shape), device=self.device)
         sizes, factors = [], []
-        for row, image in zip(inputs, images, strict=True):
-            pixels, (height, width) = preprocess(image, self.settings, self.device)
+        for row, image, (original_h, original_w) in zip(inputs, images, originals, strict=True):
+            pixels, (height, width) = preprocess(image, self.settings, self.device, (original_h, original_w))
             row.copy_(pixels)
             sizes.append((height, width))
-            factors.append((width / image.shape[1], height / image.shape[0]))
+            factors.append((width / original_w, height / original_h))
         image_sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         scale_factors = torch.tensor(factors, dtype=torch.float32, device=self.device)
         with self._arithmetic():
             found = self.detector(inputs, image_sizes, scale_factors, self.settings)
-        return list(_to_host(found, images))
+        return list(_to_host(found, originals))
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
@@ -138,6 +148,16 @@ class Predictor:
             elif self.device.type == "cuda":
                 stack.enter_context(_without_tf32())
             yield
+
+
+def _usable_device(device: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {device}: this machine has {torch.cuda.device_count()} usable CUDA devices")
+    return device
 
 
 def _without_tf32() -> AbstractContextManager[None]:
@@ -157,11 +177,11 @@ def _check_image(index: int, image: np.ndarray) -> None:
         )
 
 
-def _to_host(found: BatchDetections, images: list[np.ndarray]) -> Iterator[Detections]:
+def _to_host(found: BatchDetections, originals: list[tuple[int, int]]) -> Iterator[Detections]:
     """Split a batch's detections by image, in one transfer for each field."""
     boxes, scores, labels, masks = (t.cpu().numpy() for t in (found.boxes, found.scores, found.labels, found.masks))
     start = 0
-    for count, image in zip(found.counts, images, strict=True):
+    for count, original in zip(found.counts, originals, strict=True):
         part = slice(start, start + count)
-        yield Detections(boxes[part], scores[part], labels[part], masks[part], image.shape[:2])
+        yield Detections(boxes[part], scores[part], labels[part], masks[part], original)
         start += count

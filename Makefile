@@ -1,0 +1,39 @@
+# Set-up, tests and the demo. Needs Python 3.10 or newer and make; everything else lands in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup test test-all lint lock demo clean
+
+setup: $(VENV)/.installed
+
+# uv installs the pinned set in seconds; --no-deps, because requirements.lock already holds everything.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.11"'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Pins for every supported Python; run it after a change of the dependencies in pyproject.toml.
+lock:
+	$(BIN)/uv pip compile --universal --python-version 3.10 --extra dev --no-header --no-emit-index-url \
+		--quiet --output-file requirements.lock pyproject.toml
+
+demo: setup
+	$(BIN)/python -m jobs.demo --out demo-output
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .mypy_cache .ruff_cache

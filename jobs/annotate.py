@@ -1,0 +1,74 @@
+"""Annotate every image of a manifest: ``python -m jobs.annotate --config configs/annotate_laptop.yaml``.
+
+Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
+configuration or input (nothing was started), 3 done, with more failed images than allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from pipeline.annotate import RunFailed, annotate, dry_run, summary
+from pipeline.cluster import ClusterError
+from pipeline.config_loading import ConfigError, load_config
+from pipeline.data.antijoin import DuplicateIdError
+from pipeline.data.lock import LockHeld, LockLost
+from pipeline.data.manifest import ManifestError
+from pipeline.data.output import OutputError
+from pipeline.data.uris import UriError
+from pipeline.model.checkpoints import CheckpointError
+
+OK, FAILED, BAD_INPUT, TOO_MANY_FAILURES = 0, 1, 2, 3
+
+logger = logging.getLogger("jobs.annotate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, run, and say in the last line how it ended."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file; see configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.batch_size=16")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+    parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        config = load_config(args.config, args.set)
+        if args.dry_run:
+            print(dry_run(config))
+            return OK
+        report = annotate(config, retry_failed=args.retry_failed)
+    except (LockHeld, LockLost, RunFailed) as error:
+        return _end(FAILED, f"{type(error).__name__}: {error}")
+    except (
+        ConfigError,
+        ManifestError,
+        DuplicateIdError,
+        CheckpointError,
+        UriError,
+        ClusterError,
+        OutputError,
+    ) as error:
+        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+    print(summary(report))
+    if report.state == "too_many_failures":
+        allowed = config.output.max_failed_fraction
+        return _end(
+            TOO_MANY_FAILURES,
+            f"{report.failed_fraction:.2%} of the images failed, more than the {allowed:.2%} of "
+            "output.max_failed_fraction; all results were kept",
+        )
+    return _end(OK, f"{report.state}: {config.output.uri}")
+
+
+def _end(code: int, message: str) -> int:
+    """The last line of the log: `ray job status` knows only success and failure."""
+    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

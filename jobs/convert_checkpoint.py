@@ -1,0 +1,134 @@
+"""Any known checkpoint to this project's safetensors: ``python -m jobs.convert_checkpoint SOURCE OUT.safetensors``.
+
+Reads detectors (official ``.pth``, ModelScope ``.pt``, mmdet 3.x ``.pth``, our own) and ImageNet backbones
+(microsoft ``.pth``, timm); a backbone gives a file that training starts from, not one that predicts.
+
+Exit code: 0, or 2 if the source cannot be used or the file cannot be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.class_names import read_categories
+from pipeline.data.model_files import resolve_checkpoint
+from pipeline.model.backbones import convert_backbone
+from pipeline.model.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.model.detector import Detector
+from pipeline.model.swin import SwinBackbone
+from pipeline.model.variants import Variant
+from pipeline.model.zoo import KNOWN_MODELS
+
+# Options by the test setting that they replace.
+SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        _convert(args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"convert_checkpoint: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _convert(args: argparse.Namespace) -> None:
+    out = Path(args.out)
+    if out.suffix != ".safetensors":
+        raise ValueError(f"{out}: the output is a safetensors file; end its name in .safetensors")
+    if out.exists() and not args.force:
+        raise ValueError(f"{out} exists; --force replaces it")
+    changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
+    categories = read_categories(args.classes) if args.classes else None
+    source = resolve_checkpoint(args.source)
+    try:
+        checkpoint = load_checkpoint(source, categories)
+    except BackboneOnlyError:
+        if categories or changes:
+            raise ValueError(f"{source} is a backbone alone: classes and test settings mean nothing for it") from None
+        _convert_backbone(source, out)
+        return
+    checkpoint = replace(checkpoint, settings=replace(checkpoint.settings, **changes))
+    save_checkpoint(checkpoint, out)
+    _report(_detector_facts(checkpoint), out)
+
+
+def _convert_backbone(source: Path, out: Path) -> None:
+    backbone = convert_backbone(source, out)
+    with torch.device("meta"):
+        module = SwinBackbone(backbone.variant)
+    facts = {
+        "kind": "ImageNet backbone without a detector: training starts from it, it predicts nothing",
+        "variant": _backbone_sizes(backbone.variant),
+        "parameters": _count(p.numel() for name, p in module.named_parameters() if not name.startswith("norms.")),
+        "source": _source(backbone.source),
+        "weights": f"sha256 {backbone.weights_sha256}",
+    }
+    _report(facts, out)
+
+
+def _detector_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    with torch.device("meta"):
+        parameters = Detector(checkpoint.variant).parameters()
+    names = [category.name for category in checkpoint.categories]
+    return {
+        "kind": "Cascade Mask R-CNN",
+        "variant": _backbone_sizes(checkpoint.variant),
+        "classes": f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})",
+        "parameters": _count(p.numel() for p in parameters),
+        "settings": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.settings).items()),
+        "source": _source(checkpoint.source),
+        "weights": f"sha256 {checkpoint.weights_sha256}",
+    }
+
+
+def _backbone_sizes(variant: Variant) -> str:
+    return (
+        f"{variant.name} (embed_dim {variant.embed_dim}, depths {variant.depths}, heads {variant.num_heads}, "
+        f"window {variant.window_size})"
+    )
+
+
+def _source(source: dict[str, Any]) -> str:
+    """A file of our own keeps the source that it was first converted from."""
+    return ", ".join(f"{key} {value}" for key, value in source.items()) or "not recorded"
+
+
+def _count(sizes: Iterable[int]) -> str:
+    return f"{sum(sizes):,}"
+
+
+def _report(facts: dict[str, str], out: Path) -> None:
+    for name, value in facts.items():
+        print(f"{name + ':':12}{value}")
+    print(f"{'written:':12}{out} ({out.stat().st_size / 1e6:.1f} MB)")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.convert_checkpoint", description="Turn any known checkpoint into safetensors."
+    )
+    parser.add_argument(
+        "source", metavar="SOURCE", help=f"a file, or one of: {', '.join(KNOWN_MODELS)} (downloaded once)"
+    )
+    parser.add_argument("out", metavar="OUT.safetensors")
+    parser.add_argument("--classes", metavar="FILE", help="names, one a line, or a COCO JSON file")
+    for name, kind in SETTINGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"the file's {name.replace('_', ' ')}")
+    parser.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

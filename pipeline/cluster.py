@@ -1,0 +1,119 @@
+"""Connecting to Ray, and choosing replicas that fit what is there."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.data import ActorPoolStrategy
+
+from pipeline.config import ResourcesConfig
+
+logger = logging.getLogger(__name__)
+
+# Ray Data fuses a task stage into an actor stage that asks for exactly the same resources; fetching must stay
+# in tasks of its own.
+_APART = 0.01
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The replicas of the model and what each gets.
+
+    Attributes:
+        min_actors, max_actors: equal for a pool of fixed size.
+        gpus: of each actor; 0 runs the model on the CPU.
+        cpus: of each actor.
+    """
+
+    min_actors: int
+    max_actors: int
+    gpus: float
+    cpus: float
+
+    def strategy(self) -> ActorPoolStrategy:
+        """Two calls at a time hide the fetching of the next block behind the model's work on this one."""
+        low, high = (None, None) if self.min_actors == self.max_actors else (self.min_actors, self.max_actors)
+        return ActorPoolStrategy(
+            size=self.min_actors if low is None else None,
+            min_size=low,
+            max_size=high,
+            max_concurrent_calls_per_actor=2,
+            max_tasks_in_flight_per_actor=4,
+        )
+
+
+class ClusterError(RuntimeError):
+    """The cluster cannot run this job; the message says what is missing."""
+
+
+@contextmanager
+def connect(address: str | None) -> Iterator[None]:
+    """Ray for the duration: the cluster at ``address`` or ``RAY_ADDRESS``, else one in this process.
+
+    A Ray that is connected already is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address=target, **options) if target else ray.init(include_dashboard=False, **options)
+    except (ConnectionError, ValueError) as error:
+        raise ClusterError(f"no Ray cluster answers at {target}: {error}") from error
+    try:
+        logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", describe_cluster())
+        yield
+    finally:
+        ray.shutdown()
+
+
+def describe_cluster() -> dict[str, Any]:
+    """Nodes, CPUs, GPUs with their kinds, and memory of the object store."""
+    resources = ray.cluster_resources()
+    kinds = sorted(name.split(":", 1)[1] for name in resources if name.startswith("accelerator_type:"))
+    return {
+        "nodes": sum(1 for node in ray.nodes() if node["Alive"]),
+        "cpus": resources.get("CPU", 0.0),
+        "gpus": resources.get("GPU", 0.0),
+        "gpu_kinds": kinds,
+        "object_store_gib": round(resources.get("object_store_memory", 0.0) / 2**30, 2),
+        "ray": ray.__version__,
+    }
+
+
+def choose_pool(config: ResourcesConfig) -> Pool:
+    """How many replicas, and what each gets.
+
+    Raises:
+        ClusterError: replicas were asked for that this cluster has no room for, now or ever.
+    """
+    resources = ray.cluster_resources()
+    cluster_gpus, cluster_cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    gpus = config.gpus_per_actor
+    if gpus is None:
+        gpus = 1.0 if cluster_gpus >= 1 else 0.0
+    low, high = config.actor_range
+    if gpus:
+        if cluster_gpus < gpus * low:
+            raise ClusterError(
+                f"{low} replicas of {gpus:g} GPU need {gpus * low:g} GPUs and the cluster has {cluster_gpus:g}: "
+                "lower resources.actors, set resources.gpus_per_actor to 0 for the CPU, or start the GPU nodes first"
+            )
+        return Pool(low, high, gpus, config.cpus_per_actor or 0.0)
+    cpus = config.cpus_per_actor or 1.0
+    if cpus == config.fetch_cpus_per_task:
+        cpus -= _APART
+    if cluster_cpus < cpus * low + config.fetch_cpus_per_task:
+        raise ClusterError(
+            f"{low} replicas of {cpus:g} CPUs and one fetch task of {config.fetch_cpus_per_task:g} do not fit on "
+            f"{cluster_cpus:g} CPUs: lower resources.actors, cpus_per_actor or fetch_cpus_per_task"
+        )
+    return Pool(low, high, 0.0, cpus)

@@ -1,0 +1,106 @@
+"""Who holds the lock of an output: the content of the lock file, and whether that process is known to be dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import uuid
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+
+LOCK_NAME = "_lock.json"
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What the lock file says.
+
+    Attributes:
+        run_id: for people.
+        token: unique to one acquisition.
+        host: name, for people.
+        namespace: identifies the kernel and process namespace in which ``pid`` means something; ``""`` if
+            unknown.
+        pid: of the process that renews.
+        process_started: the kernel's start time of that process; ``""`` if unknown.
+        acquired_at: UTC, for people.
+        lease_s: the holder renews well within this time, or counts itself out.
+        heartbeat: number of renewals.
+        released: the run is over.
+    """
+
+    run_id: str
+    token: str
+    host: str
+    namespace: str
+    pid: int
+    process_started: str
+    acquired_at: str
+    lease_s: float
+    heartbeat: int = 0
+    released: bool = False
+
+    def encode(self) -> bytes:
+        """The file's content."""
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @classmethod
+    def decode(cls, content: bytes) -> Holder | None:
+        """``None`` if the content makes no sense."""
+        try:
+            holder = cls(**json.loads(content))
+            return holder if holder.lease_s > 0 and isinstance(holder.pid, int) else None
+        except (TypeError, ValueError):
+            return None
+
+    def __str__(self) -> str:
+        return f"run {self.run_id} on {self.host} (pid {self.pid}) since {self.acquired_at}"
+
+
+def new_holder(run_id: str, lease_s: float) -> Holder:
+    """This process, about to acquire."""
+    pid = os.getpid()
+    return Holder(
+        run_id=run_id,
+        token=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        namespace=_process_namespace(),
+        pid=pid,
+        process_started=_process_state(pid)[1],
+        acquired_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        lease_s=lease_s,
+    )
+
+
+def _process_namespace() -> str:
+    """Containers share host names, and each has its own process 1: only this says where a pid means something."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _process_state(pid: int) -> tuple[str, str]:
+    """State letter and start time, both ``""`` where the kernel does not tell."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()  # the name before may hold anything
+        return fields[0], fields[19]
+    except (OSError, IndexError):
+        return "", ""
+
+
+def is_dead(holder: Holder) -> bool:
+    """Whether the holder's process is known to have ended; a pid that another process has now counts."""
+    if not holder.namespace or holder.namespace != _process_namespace() or holder.pid <= 0:
+        return False
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass  # there is one, of another user
+    state, started = _process_state(holder.pid)
+    return state in ("Z", "X") or bool(started and holder.process_started and started != holder.process_started)

@@ -1,0 +1,45 @@
+"""Where a model's weights lie: a path as it is, or the name of a published model, fetched on first use."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from pathlib import Path
+
+from pipeline.data.download import cache_directory, fetch_to_cache
+from pipeline.model.zoo import KNOWN_MODELS
+
+LOG = logging.getLogger(__name__)
+
+
+class UnknownModelError(ValueError):
+    """Neither a file nor the name of a known model."""
+
+
+def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
+    """The checkpoint file that the user means.
+
+    Args:
+        name_or_path: a file, or a name out of `pipeline.model.zoo.KNOWN_MODELS`. Where both exist, the file.
+        cache_dir: where downloads are kept, `pipeline.data.download.cache_directory` by default.
+
+    Raises:
+        UnknownModelError: neither of the two.
+        DownloadError: the model is not in the cache and could not be fetched.
+    """
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    model = KNOWN_MODELS.get(str(name_or_path))
+    if model is None:
+        raise UnknownModelError(_unknown(str(name_or_path), path))
+    directory = Path(cache_dir) if cache_dir else cache_directory()
+    LOG.info("model %s: %s", model.name, directory / model.file_name)
+    return fetch_to_cache(model.url, model.file_name, model.sha256, directory)
+
+
+def _unknown(given: str, path: Path) -> str:
+    close = difflib.get_close_matches(given, KNOWN_MODELS, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    kind = "is a directory" if path.is_dir() else "is neither a file nor a known model"
+    return f"{given!r} {kind}.{hint} Known models: {', '.join(KNOWN_MODELS)}"

@@ -1,0 +1,116 @@
+"""Files of one folder, each written, read and removed as a whole: what an output and its lock need.
+
+Plain file systems do not promise it: a file that appears whole or not at all, and one that is replaced only if
+it is still what one saw. ``object_stores`` has the implementations.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import uuid
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import pyarrow as pa
+
+
+class Changed(Exception):
+    """The file is not the version that was to be replaced."""
+
+
+class Entry(NamedTuple):
+    """A file in a listing. ``version`` changes with the content; ``""`` if the listing does not tell."""
+
+    name: str
+    size_bytes: int
+    version: str
+
+
+class Listing(NamedTuple):
+    """What lies directly in a folder."""
+
+    files: list[Entry]
+    folders: list[str]
+
+
+class Objects(ABC):
+    """The files below one folder. Names are relative, with ``/``; folders come and go with their files.
+
+    Failures are ``OSError`` (``FileNotFoundError`` for a file that is not there).
+    """
+
+    @abstractmethod
+    def list(self, folder: str) -> Listing:
+        """What lies directly in a folder, in the order of the names; nothing if there is no such folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> tuple[bytes, str]:
+        """The content, and its version for :meth:`replace`."""
+
+    @abstractmethod
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """The bytes from ``start`` to before ``stop``."""
+
+    @abstractmethod
+    def put(self, name: str, content: pa.Buffer | bytes) -> None:
+        """Write or overwrite; the file appears whole or not at all, and is there after a power cut."""
+
+    @abstractmethod
+    def create(self, name: str, content: bytes) -> str:
+        """Write if there is no such file; the new version.
+
+        Raises:
+            FileExistsError: there is.
+        """
+
+    @abstractmethod
+    def replace(self, name: str, content: bytes, version: str) -> str:
+        """Overwrite if the file still has this version; the new version.
+
+        Raises:
+            Changed: it has another one, or is gone.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove; nothing happens if there is no such file."""
+
+    def open(self, name: str, size_bytes: int) -> pa.NativeFile:
+        """For reading parts of a file of known size."""
+        return pa.PythonFile(_RangeFile(self, name, size_bytes), mode="r")
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name beside ``name`` that no other writer uses."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}.{base}.{uuid.uuid4().hex}.tmp"
+
+
+class _RangeFile(io.RawIOBase):
+    """A file whose reads are range requests, for pyarrow."""
+
+    def __init__(self, objects: Objects, name: str, size_bytes: int) -> None:
+        self._objects = objects
+        self._name = name
+        self._size_bytes = size_bytes
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size_bytes}[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        start = self._position
+        stop = self._size_bytes if size < 0 else min(start + size, self._size_bytes)
+        self._position = max(start, stop)
+        return self._objects.read_range(self._name, start, stop) if stop > start else b""

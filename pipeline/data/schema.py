@@ -1,0 +1,184 @@
+"""The schema of the output, and the builder of its one nested column.
+
+One row per image, failed or not:
+
+====================  ==================  ==========================================================
+column                type                meaning
+====================  ==================  ==========================================================
+``image_id``          int64 or string     the manifest's; unique in the output
+``image_uri``         string              where it came from, without credentials and query; null for
+                                          images that came as bytes
+``height, width``     int32               of the original picture; null where it was not decoded
+``exif_orientation``  int8                1 to 8 as the file says; null where it says nothing, or was
+                                          not decoded
+``status``            string              ``annotated`` or ``failed``
+``detections``        list of struct      best score first; **empty, never null**, for failed images and
+                                          for images on which nothing was found: ``status`` tells them apart
+``stage``             string              which stage gave up; this and the next two are null if annotated
+``error_code``        string              stable, for machines
+``error_message``     string              for people, without credentials
+carried columns       the manifest's      as the config names them
+====================  ==================  ==========================================================
+
+A detection:
+
+====================  ==================  ==========================================================
+``bbox``              4 x float32         x, y, width, height in pixels of the image
+``score``             float32             0 to 1
+``category_id``       int32               the model's; COCO's own (1 to 90) for COCO models
+``category_name``     string              the same, for people
+``area``              float32             pixels of the mask
+``segmentation``      struct              COCO's compressed RLE: ``size`` 2 x int32 (height, width),
+                                          ``counts`` string
+====================  ==================  ==========================================================
+
+``counts`` is a string, so that a row goes into JSON as it is; pycocotools wants it ``.encode()``\\ d.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+SCHEMA_VERSION = "1"
+
+ANNOTATED = "annotated"
+FAILED = "failed"
+
+# Parquet calls a list's values "element", and so do we, or what is read would have another type's text.
+_BOX = pa.list_(pa.field("element", pa.float32()), 4)
+_SIZE = pa.list_(pa.field("element", pa.int32()), 2)
+SEGMENTATION = pa.struct([("size", _SIZE), ("counts", pa.string())])
+DETECTION = pa.struct(
+    [
+        ("bbox", _BOX),
+        ("score", pa.float32()),
+        ("category_id", pa.int32()),
+        ("category_name", pa.string()),
+        ("area", pa.float32()),
+        ("segmentation", SEGMENTATION),
+    ]
+)
+DETECTIONS = pa.list_(pa.field("element", DETECTION))
+
+_COLUMNS = pa.schema(
+    [
+        ("image_uri", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("exif_orientation", pa.int8()),
+        ("status", pa.string()),
+        ("detections", DETECTIONS),
+        ("stage", pa.string()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+RESERVED_NAMES = ("image_id", *_COLUMNS.names)
+_EMPTY = pa.schema([])
+
+
+def output_schema(id_type: pa.DataType, carried: pa.Schema = _EMPTY) -> pa.Schema:
+    """The schema of every data file of one output.
+
+    Args:
+        id_type: of ``image_id``: int64 or string.
+        carried: the manifest's columns that go into the output, in this order.
+
+    Raises:
+        ValueError: another id type; a carried column with a name that is taken or comes twice.
+    """
+    if id_type not in (pa.int64(), pa.string()):
+        raise ValueError(f"image_id must be int64 or string, not {id_type}")
+    taken = sorted({n for n in carried.names if n in RESERVED_NAMES or carried.names.count(n) > 1})
+    if taken:
+        raise ValueError(f"these columns cannot be carried, their names are taken: {', '.join(taken)}")
+    return pa.schema([pa.field("image_id", id_type), *_COLUMNS, *(f.remove_metadata() for f in carried)])
+
+
+def check_output_schema(schema: pa.Schema) -> None:
+    """Raise unless a table with this schema can be written as it is.
+
+    Raises:
+        ValueError: saying which columns differ.
+    """
+    names = schema.names
+    if names[: len(RESERVED_NAMES)] != list(RESERVED_NAMES):
+        raise ValueError(f"columns must begin with {', '.join(RESERVED_NAMES)}, not {', '.join(names)}")
+    wanted = output_schema(schema.field("image_id").type, pa.schema(list(schema)[len(RESERVED_NAMES) :]))
+    wrong = [f"{a.name} is {a.type}, not {b.type}" for a, b in zip(schema, wanted, strict=True) if a.type != b.type]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """What was found on one image, best score first; arrays of N.
+
+    Attributes:
+        boxes: [N, 4] x, y, width, height in pixels of the image.
+        scores: [N] 0 to 1.
+        labels: [N] index into the categories given to `detections_array`.
+        areas: [N] pixels of the mask.
+        image_size: (H, W).
+        counts: N run-length strings.
+    """
+
+    boxes: NDArray[Any]
+    scores: NDArray[Any]
+    labels: NDArray[Any]
+    areas: NDArray[Any]
+    image_size: tuple[int, int]
+    counts: Sequence[bytes]
+
+
+def detections_array(
+    images: Sequence[ImageDetections | None], category_ids: Sequence[int], category_names: Sequence[str]
+) -> pa.ListArray:
+    """The ``detections`` column.
+
+    Args:
+        images: one entry per row; ``None`` for failed images, whose list is empty.
+        category_ids: by label.
+        category_names: by label.
+
+    Raises:
+        ValueError: an image's arrays differ in length.
+    """
+    for row, image in enumerate(images):
+        lengths = (
+            {len(image.scores), *map(len, (image.boxes, image.labels, image.areas, image.counts))} if image else ()
+        )
+        if len(lengths) > 1:
+            raise ValueError(f"row {row}: boxes, scores, labels, areas and counts differ in length")
+    found = [image for image in images if image is not None]
+    lengths_by_row = np.array([0 if image is None else len(image.scores) for image in images], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths_by_row)]).astype(np.int32)
+    labels = _joined([image.labels for image in found], np.int64)
+    sizes = np.array([image.image_size for image in found], np.int32).reshape(-1, 2)
+    sizes = np.repeat(sizes, [len(image.scores) for image in found], axis=0)
+    counts = pa.array(chain.from_iterable(image.counts for image in found), pa.string(), size=int(offsets[-1]))
+    columns = [
+        _fixed(_joined([image.boxes.reshape(-1) for image in found], np.float32), _BOX),
+        pa.array(_joined([image.scores for image in found], np.float32)),
+        pa.array(np.asarray(category_ids, np.int32)[labels]),
+        pa.array(category_names, pa.string()).take(pa.array(labels)),
+        pa.array(_joined([image.areas for image in found], np.float32)),
+        pa.StructArray.from_arrays([_fixed(sizes.reshape(-1), _SIZE), counts], fields=list(SEGMENTATION)),
+    ]
+    detections = pa.StructArray.from_arrays(columns, fields=list(DETECTION))
+    return pa.ListArray.from_arrays(pa.array(offsets), detections, type=DETECTIONS)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *(part.astype(dtype, copy=False) for part in parts)])
+
+
+def _fixed(values: NDArray[Any], list_type: pa.FixedSizeListType) -> pa.FixedSizeListArray:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values), type=list_type)

@@ -1,0 +1,480 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.data_file import data_file_name
+from pipeline.data.object_stores import open_objects
+from pipeline.data.objects import Objects
+from pipeline.data.output import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
+from tests.data.output_cases import IDENTITY, all_ids, output_table
+from tests.s3_server import S3Server, s3_server
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with s3_server() as server:
+        server.create_bucket("bucket")
+        yield server
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
+    if request.param == "local":
+        return OutputStore(str(tmp_path / "out"))
+    if request.param == "memory":
+        return OutputStore(f"memory://{uuid.uuid4().hex}/out")
+    request.getfixturevalue("s3")
+    return OutputStore(f"s3://bucket/{uuid.uuid4().hex}/out", concurrency=4)
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> OutputStore:
+    return OutputStore(str(tmp_path / "out"))
+
+
+def data_names(store: OutputStore) -> list[str]:
+    return [entry.name for entry in open_objects(store.uri, 10.0).list("data").files]
+
+
+class TestEveryStore:
+    def test_a_life(self, store: OutputStore) -> None:
+        assert store.recover() == Recovery(0)
+        assert store.identity() is None
+        assert store.counts() == Counts()
+        store.check_identity(IDENTITY)
+        files = [store.write_rows(output_table(range(n, n + 10), {n + 3, 12}), IDENTITY) for n in (0, 10, 20)]
+        files.append(store.write_rows(output_table([30], {30}), IDENTITY))
+        assert data_names(store) == sorted(file.name for file in files)
+        assert store.recover() == Recovery(4)
+        assert store.identity() == IDENTITY
+        counts = store.counts()
+        assert (counts.annotated, counts.failed, counts.rows) == (26, 5, 31)
+        assert counts.failures_by_code == {"not_found": 5}
+        assert all_ids(store) == list(range(31))
+        columns = next(store.iter_ids(("image_id", "status"))).column_names
+        assert columns == ["image_id", "status"]
+
+        assert store.strip_failed() == 5
+        assert all_ids(store) == [i for i in range(31) if i not in (3, 12, 13, 23, 30)]
+        assert store.counts() == dataclasses.replace(counts, failed=0, failures_by_code={})
+        assert store.strip_failed() == 0
+        assert store.recover() == Recovery(3)
+
+    def test_half_written_files_go(self, store: OutputStore) -> None:
+        whole = store.write_rows(output_table([1, 2]), IDENTITY)
+        objects = open_objects(store.uri, 10.0)
+        content = objects.read(f"data/{whole.name}")[0]
+        cut = {
+            "empty": b"",
+            "only the head": content[:4],
+            "half": content[: len(content) // 2],
+            "without the last byte": content[:-1],
+            "garbage before the magic": b"PAR1" + b"\xff" * 200 + b"PAR1",
+            "zeros in the footer": content[:-40] + bytes(32) + content[-8:],
+        }
+        names = {f"part-{n:020x}.parquet": text for n, text in enumerate(cut.values())}
+        for name, text in names.items():
+            objects.put(f"data/{name}", text)
+        with pytest.raises(OutputError, match="cut off"):
+            store.counts()
+        recovery = store.recover()
+        assert recovery
+        assert set(recovery.half_written) == set(names)
+        assert recovery.num_files == 1
+        assert data_names(store) == [whole.name]
+        assert not store.recover()
+
+    def test_report(self, store: OutputStore) -> None:
+        assert store.read_report() is None
+        store.write_report({"rows": 3, "where": Path("/x"), "nested": {"a": [1.5]}})
+        store.write_report({"rows": 4, "where": Path("/x"), "nested": {"a": [1.5]}})
+        assert store.read_report() == {"rows": 4, "where": "/x", "nested": {"a": [1.5]}}
+
+
+class TestWriteRows:
+    def test_the_name_follows_from_the_ids_and_their_order(self, local: OutputStore) -> None:
+        file = local.write_rows(output_table([1, 2, 3], {2}), IDENTITY)
+        again = local.write_rows(output_table([1, 2, 3]), dataclasses.replace(IDENTITY, run_id="run-2"))
+        assert again.name == file.name
+        assert local.counts() == Counts(3, 0, {}, local.counts().detections_by_category)
+        assert local.identity() == dataclasses.replace(IDENTITY, run_id="run-2")
+        assert local.write_rows(output_table([2, 1, 3]), IDENTITY).name != file.name
+
+    def test_ids_that_join_to_the_same_text(self) -> None:
+        names = {
+            data_file_name(pa.chunked_array([ids]))
+            for ids in ([1, 23], [12, 3], [123], ["1", "23"], ["1,2", "3"], ["1", "2,3"], ["1:1,", "2"])
+        }
+        assert len(names) == 7
+
+    def test_the_footer_of_the_file(self, local: OutputStore) -> None:
+        file = local.write_rows(output_table(range(5000)), IDENTITY, compression_level=1)
+        path = f"{local.uri}/data/{file.name}"
+        metadata = pq.read_metadata(path)
+        assert metadata.num_rows == file.num_rows == 5000
+        assert metadata.num_row_groups == 3
+        assert Path(path).stat().st_size == file.size_bytes
+        assert metadata.row_group(0).column(0).compression == "ZSTD"
+        keys = {key.decode(): value.decode() for key, value in metadata.metadata.items() if b"maskfleet" in key}
+        assert keys["maskfleet.schema_version"] == "1"
+        assert keys["maskfleet.weights_sha256"] == "a" * 64
+        assert keys["maskfleet.config_digest"] == "c" * 64
+        assert json.loads(keys["maskfleet.content_config"]) == {"model": {"threshold": 0.05}}
+        assert keys["maskfleet.model_name"] == "swin"
+        assert keys["maskfleet.code_version"] == "0.1"
+        assert keys["maskfleet.run_id"] == "run-1"
+
+    def test_counts_equal_the_data(self, local: OutputStore) -> None:
+        local.write_rows(output_table(["a", "b", "c", "d"], {"c"}), IDENTITY)
+        rows = pq.read_table(f"{local.uri}/data").to_pylist()
+        categories = [d["category_id"] for row in rows for d in row["detections"]]
+        assert local.counts() == Counts(3, 1, {"not_found": 1}, {c: categories.count(c) for c in set(categories)})
+
+    @pytest.mark.parametrize("ids", [[], [1, 1], ["a", None]], ids=["no rows", "an id twice", "a null id"])
+    def test_tables_that_break_the_contract(self, local: OutputStore, ids: list[Any]) -> None:
+        table = output_table([1]).schema.empty_table() if not ids else output_table(ids)
+        with pytest.raises(ValueError, match="at least one row"):
+            local.write_rows(table, IDENTITY)
+
+    def test_an_unknown_status(self, local: OutputStore) -> None:
+        table = output_table([1])
+        table = table.set_column(table.column_names.index("status"), "status", pa.array(["done"]))
+        with pytest.raises(ValueError, match="done"):
+            local.write_rows(table, IDENTITY)
+
+    def test_the_fence_stands_before_the_write(self, local: OutputStore) -> None:
+        def closed() -> None:
+            raise RuntimeError("lock lost")
+
+        with pytest.raises(RuntimeError, match="lock lost"):
+            local.write_rows(output_table([1]), IDENTITY, fence=closed)
+        assert data_names(local) == []
+        local.write_rows(output_table([1]), IDENTITY, fence=lambda: None)
+        assert len(data_names(local)) == 1
+
+    def test_a_pickled_store_is_the_same_store(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1]), IDENTITY)
+        local.counts()
+        copy = pickle.loads(pickle.dumps(local))  # noqa: S301
+        assert copy == local
+        assert copy.counts() == local.counts()
+        assert len(pickle.dumps(local)) < 300
+
+
+class TestForeignFiles:
+    @pytest.mark.parametrize("name", ["data.parquet", "part-0.parquet", "deeper/part.parquet", "notes.txt"])
+    def test_are_an_error_and_stay(self, local: OutputStore, name: str) -> None:
+        local.write_rows(output_table([1]), IDENTITY)
+        objects = open_objects(local.uri, 1.0)
+        objects.put(f"data/{name}", b"somebody's")
+        objects.put("data/part-00000000000000000000.parquet", b"cut off")
+        for call in (local.recover, local.counts, local.identity, lambda: list(local.iter_ids()), local.strip_failed):
+            with pytest.raises(OutputError, match=name.split("/")[0]):
+                call()
+        assert objects.read(f"data/{name}")[0] == b"somebody's"
+        assert "part-00000000000000000000.parquet" in data_names(local)
+
+    def test_hidden_ones_are_left_alone(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1]), IDENTITY)
+        objects = open_objects(local.uri, 1.0)
+        hidden = [".DS_Store", "_SUCCESS", ".nfs000001", ".part-x.tmp", ".git/config"]
+        for name in hidden:
+            objects.put(f"data/{name}", b"")
+        assert local.recover() == Recovery(1)
+        assert {n for n in hidden if "/" not in n} <= set(data_names(local))
+
+    def test_parquet_of_others_under_a_name_of_ours(self, local: OutputStore) -> None:
+        name = "part-00000000000000000000.parquet"
+        local.write_rows(output_table([1]), IDENTITY)
+        pq.write_table(pa.table({"image_id": [1]}), f"{local.uri}/data/{name}")
+        with pytest.raises(OutputError, match=name):
+            local.recover()
+        assert name in data_names(local)
+
+    def test_many_are_counted(self, local: OutputStore) -> None:
+        for n in range(15):
+            open_objects(local.uri, 1.0).put(f"data/x{n:02d}", b"")
+        with pytest.raises(OutputError, match=r"x00, .*x09 and 5 more\. Move"):
+            local.recover()
+
+
+class TestIdentity:
+    def test_what_may_differ(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1]), IDENTITY)
+        local.write_rows(output_table([2]), dataclasses.replace(IDENTITY, run_id="run-2", code_version="0.2"))
+        local.check_identity(dataclasses.replace(IDENTITY, run_id="run-3", model_name="other name"))
+        local.check_identity(IDENTITY, output_table([3]).schema)
+
+    def test_settings_key_by_key(self, local: OutputStore) -> None:
+        def identity(config: dict[str, Any], digest: str) -> Any:
+            return dataclasses.replace(IDENTITY, content_config=json.dumps(config), config_digest=digest)
+
+        before = {"detect": {"threshold": 0.05, "classes": ["a"]}, "exif": True, "gone": {}}
+        after = {"detect": {"threshold": 0.5, "classes": ["a"]}, "exif": True, "new": {"x": None}}
+        local.write_rows(output_table([1]), identity(before, "1"))
+        with pytest.raises(IdentityMismatch) as caught:
+            local.check_identity(identity(after, "2"))
+        assert caught.value.differences == (
+            "detect.threshold: 0.05 -> 0.5",
+            "gone: {} -> (not set)",
+            "new.x: (not set) -> null",
+        )
+        assert "detect.threshold: 0.05 -> 0.5" in str(caught.value)
+        assert "another output" in str(caught.value)
+        copy = pickle.loads(pickle.dumps(caught.value))  # noqa: S301
+        assert (str(copy), copy.differences) == (str(caught.value), caught.value.differences)
+
+    def test_weights(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1]), IDENTITY)
+        with pytest.raises(IdentityMismatch) as caught:
+            local.check_identity(dataclasses.replace(IDENTITY, weights_sha256="b" * 64, model_name="swin-l"))
+        assert caught.value.differences == (
+            f"weights_sha256: {'a' * 64} -> {'b' * 64}",
+            "model_name: swin -> swin-l",
+        )
+
+    def test_schema_version(self, local: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        local.write_rows(output_table([1]), IDENTITY)
+        monkeypatch.setattr("pipeline.data.data_file.SCHEMA_VERSION", "2")
+        with pytest.raises(IdentityMismatch, match="schema_version: 1 -> 2"):
+            local.check_identity(IDENTITY)
+
+    def test_columns(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1], carried=pa.table({"a": [1], "b": ["x"]})), IDENTITY)
+        local.check_identity(IDENTITY)
+        with pytest.raises(IdentityMismatch) as caught:
+            local.check_identity(IDENTITY, output_table(["1"], carried=pa.table({"b": ["x"], "c": [1.5]})).schema)
+        assert caught.value.differences == (
+            "column image_id: int64 -> string",
+            "column a: int64 -> (none)",
+            "column c: (none) -> double",
+        )
+        with pytest.raises(IdentityMismatch, match="in another order"):
+            local.check_identity(IDENTITY, output_table([1], carried=pa.table({"b": ["x"], "a": [1]})).schema)
+
+    def test_files_that_disagree(self, local: OutputStore) -> None:
+        one = local.write_rows(output_table([1]), IDENTITY)
+        two = local.write_rows(output_table([2]), dataclasses.replace(IDENTITY, weights_sha256="b" * 64))
+        for call in (local.identity, lambda: local.check_identity(IDENTITY)):
+            with pytest.raises(OutputError, match="do not belong together") as caught:
+                call()
+            assert one.name in str(caught.value)
+            assert two.name in str(caught.value)
+
+    def test_a_carried_column_of_another_type(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1], carried=pa.table({"a": [1]})), IDENTITY)
+        local.write_rows(output_table([2], carried=pa.table({"a": ["1"]})), IDENTITY)
+        with pytest.raises(OutputError, match="schemas"):
+            local.identity()
+
+
+class Crash(BaseException):
+    """The process dies here."""
+
+
+class Crashing(Objects):
+    """Dies before the change number ``changes_left`` + 1."""
+
+    def __init__(self, inner: Objects, changes_left: int) -> None:
+        self.inner = inner
+        self.changes_left = changes_left
+
+    def _change(self) -> None:
+        if self.changes_left == 0:
+            raise Crash
+        self.changes_left -= 1
+
+    def put(self, name: str, content: Any) -> None:
+        self._change()
+        self.inner.put(name, content)
+
+    def delete(self, name: str) -> None:
+        self._change()
+        self.inner.delete(name)
+
+    def list(self, folder: str) -> Any:
+        return self.inner.list(folder)
+
+    def read(self, name: str) -> Any:
+        return self.inner.read(name)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        return self.inner.read_range(name, start, stop)
+
+    def create(self, name: str, content: bytes) -> str:
+        raise NotImplementedError
+
+    def replace(self, name: str, content: bytes, version: str) -> str:
+        raise NotImplementedError
+
+
+def crashing_after(store: OutputStore, changes: int) -> OutputStore:
+    """The same folder, written by a process that lives for so many changes."""
+    objects = Crashing(open_objects(store.uri, 10.0), changes)
+
+    class Dying(OutputStore):
+        def _open(self) -> Objects:
+            return objects
+
+    return Dying(store.uri, concurrency=1)
+
+
+def check_books(store: OutputStore, annotated: set[int], failed: set[int]) -> None:
+    ids = all_ids(store)
+    assert len(ids) == len(set(ids)), "an id twice"
+    assert annotated <= set(ids) <= annotated | failed
+
+
+FILES = st.lists(st.lists(st.booleans(), min_size=1, max_size=4), max_size=4)
+
+
+class TestStripFailed:
+    @pytest.mark.parametrize("changes", range(8))
+    @pytest.mark.parametrize("kind", ["local", "s3"])
+    def test_a_crash_at_every_step(
+        self, request: pytest.FixtureRequest, tmp_path: Path, kind: str, changes: int
+    ) -> None:
+        if kind == "s3":
+            request.getfixturevalue("s3")
+        store = OutputStore(str(tmp_path) if kind == "local" else f"s3://bucket/{uuid.uuid4().hex}", concurrency=1)
+        # Three files to replace: put, delete, put, delete, delete.
+        for ids, failed in (([1, 2, 3], {2}), ([4, 5], {5}), ([6], {6}), ([7], set())):
+            store.write_rows(output_table(ids, failed), IDENTITY)
+        if changes < 5:
+            with pytest.raises(Crash):
+                crashing_after(store, changes).strip_failed()
+        else:
+            assert crashing_after(store, changes).strip_failed() == 3
+        recovery = OutputStore(store.uri).recover()
+        assert len(recovery.replaced) in (0, 1)
+        check_books(store, {1, 3, 4, 7}, {2, 5, 6})
+        store.strip_failed()
+        assert all_ids(store) == [1, 3, 4, 7]
+
+    @settings(max_examples=60, deadline=None)
+    @given(files=FILES, crash_at=st.integers(0, 9), crash_again_at=st.integers(0, 4))
+    def test_a_crash_anywhere_and_another_while_recovering(
+        self, files: list[list[bool]], crash_at: int, crash_again_at: int
+    ) -> None:
+        store = OutputStore(f"memory://{uuid.uuid4().hex}", concurrency=1)
+        ids_by_file, failed, next_id = [], set(), 0
+        for failures in files:
+            ids = list(range(next_id, next_id + len(failures)))
+            next_id += len(failures)
+            ids_by_file.append(ids)
+            failed |= {i for i, is_bad in zip(ids, failures, strict=True) if is_bad}
+        for ids in ids_by_file:
+            store.write_rows(output_table(ids, failed), IDENTITY)
+        annotated = set(range(next_id)) - failed
+        for dying in (
+            lambda: crashing_after(store, crash_at).strip_failed(),
+            lambda: crashing_after(store, crash_again_at).recover(),
+        ):
+            try:
+                dying()
+            except Crash:
+                assert annotated <= set(all_ids(store)), "lost between two steps"
+        store.recover()
+        check_books(store, annotated, failed)
+        store.strip_failed()
+        assert all_ids(store) == sorted(annotated)
+        assert store.counts().failed == 0
+        assert not store.recover()
+
+    def test_the_rewritten_rows_are_unchanged(self, local: OutputStore) -> None:
+        table = output_table([1, 2, 3, 4], {1}, pa.table({"split": ["a", "b", "c", "d"]}))
+        old = local.write_rows(table, dataclasses.replace(IDENTITY, run_id="run-7"))
+        assert local.strip_failed() == 1
+        (new,) = data_names(local)
+        assert new == data_file_name(table["image_id"].slice(1)) != old.name
+        assert pq.read_table(f"{local.uri}/data/{new}").replace_schema_metadata(None).equals(table.slice(1))
+        identity = local.identity()
+        assert identity is not None
+        assert identity.run_id == "run-7"
+
+    def test_retried_images_come_back(self, local: OutputStore) -> None:
+        local.write_rows(output_table([1, 2, 3], {2}), IDENTITY)
+        local.strip_failed()
+        local.write_rows(output_table([2]), IDENTITY)
+        assert local.recover() == Recovery(2)
+        assert all_ids(local) == [1, 2, 3]
+        assert local.counts().failed == 0
+
+    def test_a_replacement_with_other_rows_deletes_nothing(self, local: OutputStore) -> None:
+        old = local.write_rows(output_table([1, 2, 3], {2}), IDENTITY)
+        local._write(output_table([1]), IDENTITY, 1, old.name, None)
+        with pytest.raises(OutputError, match="holds other rows"):
+            local.recover()
+        assert len(data_names(local)) == 2
+
+
+WRITER = """
+import os, signal, sys
+sys.path.insert(0, {root!r})
+from pipeline.data.output import OutputStore
+from tests.data.output_cases import IDENTITY, output_table
+store = OutputStore(sys.argv[1])
+tables = [output_table(range(first, first + 40)) for first in range(0, 4000, 40)]
+print("ready", flush=True)
+{die}
+for table in tables:
+    store.write_rows(table, IDENTITY)
+"""
+DIE_BEFORE_RENAME = """
+names = []
+def replace(source, target):
+    names.append(target)
+    if len(names) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.rename(source, target)
+os.replace = replace
+"""
+
+
+class TestKilledWriters:
+    def test_between_write_and_rename(self, local: OutputStore) -> None:
+        code = WRITER.format(root=str(ROOT), die=DIE_BEFORE_RENAME)
+        ended = subprocess.run([sys.executable, "-c", code, local.uri], capture_output=True, timeout=60)
+        assert ended.returncode == -signal.SIGKILL
+        open_objects(local.uri, 1.0).put(f".run.json.{'0' * 32}.tmp", b"{")
+        recovery = local.recover()
+        assert len(recovery.temporary) == 2
+        assert recovery.half_written == ()
+        assert recovery.num_files == 2
+        assert all_ids(local) == list(range(80))
+        assert not [p for p in Path(local.uri).rglob("*.tmp")]
+
+    def test_anywhere(self, local: OutputStore) -> None:
+        code = WRITER.format(root=str(ROOT), die="")
+        rng = random.Random(0)
+        for _ in range(4):
+            process = subprocess.Popen([sys.executable, "-c", code, local.uri], stdout=subprocess.PIPE)
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            time.sleep(rng.uniform(0.0, 0.3))
+            process.kill()
+            process.communicate()
+            recovery = local.recover()
+            assert recovery.half_written == ()
+            ids = all_ids(local)
+            assert len(ids) == len(set(ids)) == 40 * recovery.num_files
+            assert [name for name in data_names(local) if name.startswith(".")] == []

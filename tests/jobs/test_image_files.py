@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.image_files import find_images, output_names
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.JPG", "a.png", "notes.txt", "deep/er/c.webp", "out/a.png", "odd[1].jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def found(folder: Path, *named: str, skip: str | None = None) -> list[str]:
+    files = find_images([str(folder / name) for name in named], skip=folder / skip if skip else None)
+    return [file.relative_to(folder).as_posix() for file in files]
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        pytest.param(["b.JPG", "a.png"], ["b.JPG", "a.png"], id="files in the order given"),
+        pytest.param(["notes.txt"], ["notes.txt"], id="a file that is named is taken whatever its name"),
+        pytest.param([""], ["a.png", "b.JPG", "deep/er/c.webp", "odd[1].jpg"], id="folder, to any depth, sorted"),
+        pytest.param(["*.png", "**/*.webp"], ["a.png", "deep/er/c.webp"], id="patterns"),
+        pytest.param(["odd[1].jpg"], ["odd[1].jpg"], id="a file whose name looks like a pattern"),
+        pytest.param(["a.png", "./a.png", "a.*"], ["a.png"], id="each once"),
+        pytest.param(["a.png", "gone.jpg", "*.bmp"], ["a.png", "gone.jpg", "*.bmp"], id="what matches nothing stays"),
+    ],
+)
+def test_find(folder: Path, named: list[str], expected: list[str]) -> None:
+    assert found(folder, *named, skip="out") == expected
+
+
+def test_output_folder_is_searched_only_if_named(folder: Path) -> None:
+    assert "out/a.png" in found(folder, "")
+    assert found(folder, "out", skip="out") == ["out/a.png"]
+
+
+def test_empty_folder_stays(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    assert found(folder, "a.png", "empty") == ["a.png", "empty"]
+
+
+def test_nothing_at_all(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"no image files: .*gone"):
+        found(folder, "gone.jpg", "*.bmp")
+
+
+def test_output_names_are_unique_in_any_case() -> None:
+    files = [Path(name) for name in ("x/a.jpg", "y/a.png", "A.gif", "a_2.jpg", "b.tar.gz")]
+    assert output_names(files) == ["a.png", "a_2.png", "A_3.png", "a_2_2.png", "b.tar.png"]

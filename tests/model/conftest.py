@@ -1,0 +1,41 @@
+"""Weights that several test files need, made once."""
+
+from __future__ import annotations
+
+import pytest
+from torch import Tensor
+
+from pipeline.model.categories import COCO_CATEGORIES, Category
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.layouts import to_native
+from pipeline.model.variants import TestSettings
+from tests.model.golden_weights import GOLDEN_VARIANT, golden_weights, official_weights
+from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
+
+
+@pytest.fixture(scope="session")
+def golden_state() -> dict[str, Tensor]:
+    """The golden weights under the official names."""
+    return golden_weights()
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint(golden_state: dict[str, Tensor]) -> Checkpoint:
+    settings = TestSettings(short_side=200, long_side=333)
+    return Checkpoint(to_native(golden_state, "official"), GOLDEN_VARIANT, COCO_CATEGORIES, settings)
+
+
+@pytest.fixture(scope="session")
+def small_state() -> dict[str, Tensor]:
+    """Weights of the small model under the official names."""
+    return official_weights(SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(small_state: dict[str, Tensor]) -> Checkpoint:
+    return Checkpoint(to_native(small_state, "official"), SMALL, SMALL_CATEGORIES, SMALL_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def five_categories() -> tuple[Category, ...]:
+    return SMALL_CATEGORIES

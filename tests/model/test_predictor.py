@@ -1,0 +1,280 @@
+"""Images of any size in, detections in their own pixels out; one image never changes another's result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.images.resize import resize_bilinear_uint8, scaled_size
+from pipeline.model.checkpoints import Checkpoint, CheckpointError, save_checkpoint
+from pipeline.model.detections import Detections
+from pipeline.model.predictor import Predictor, load_model
+from pipeline.model.preprocess import input_shape
+from pipeline.model.variants import TestSettings
+from tests.model.compare import assert_same
+from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
+
+# Kernels may sum in another order for another batch size, so a result depends on the batch in the last digits.
+ROUNDING_PX, ROUNDING = 1e-2, 1e-4
+
+
+@pytest.fixture(scope="module")
+def predictor(small_checkpoint: Checkpoint) -> Predictor:
+    return load_model(small_checkpoint, device="cpu")
+
+
+def check(found: Detections, image: np.ndarray, settings: TestSettings = SMALL_SETTINGS) -> None:
+    """What is promised of every result."""
+    n, (height, width) = len(found), image.shape[:2]
+    assert found.image_size == (height, width)
+    assert (found.boxes.shape, found.scores.shape, found.labels.shape) == ((n, 4), (n,), (n,))
+    assert found.masks.shape == (n, 28, 28)
+    assert (found.boxes.dtype, found.scores.dtype, found.labels.dtype) == (np.float32, np.float32, np.int64)
+    assert n <= settings.max_detections
+    assert np.isfinite(found.boxes).all()
+    assert (found.boxes[:, :2] <= found.boxes[:, 2:]).all()
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, 2:] <= np.array([width, height]) * (1 + 1e-6)).all()
+    assert (np.diff(found.scores) <= 0).all()
+    assert ((found.scores > settings.score_threshold) & (found.scores <= 1)).all()
+    assert ((found.labels >= 0) & (found.labels < SMALL.num_classes)).all()
+    assert ((found.masks >= 0) & (found.masks <= 1)).all()
+    assert [tuple(rle["size"]) for rle in found.rle()] == [(height, width)] * n
+
+
+def same(a: Detections, b: Detections) -> None:
+    difference = assert_same(a, b)
+    assert difference.box_px < ROUNDING_PX
+    assert difference.score < ROUNDING
+    assert a.image_size == b.image_size
+
+
+# -------------------------------------------------------------------------------------------------------------- images
+SIZES = {
+    "landscape": (60, 90),
+    "portrait": (111, 50),
+    "one pixel": (1, 1),
+    "one row": (1, 5000),
+    "one column": (5000, 1),
+    "sliver": (7, 3000),
+    "larger than the input": (400, 300),
+    "as large as the input": (96, 160),
+}
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+def test_any_size(size: tuple[int, int], predictor: Predictor) -> None:
+    image = picture(*size)
+    found = predictor.predict([image])
+    assert len(found) == 1
+    assert len(found[0]) > 0
+    check(found[0], image)
+
+
+# name: (what is no image, error, part of the message)
+NO_IMAGES: dict[str, tuple[Any, type[Exception], str]] = {
+    "grey, two axes": (picture(20, 30)[..., 0], ValueError, r"shape \(20, 30\): expected \(H, W, 3\)"),
+    "grey, one channel": (picture(20, 30)[..., :1], ValueError, r"shape \(20, 30, 1\)"),
+    "RGBA": (np.zeros((20, 30, 4), np.uint8), ValueError, r"shape \(20, 30, 4\)"),
+    "a batch": (np.zeros((2, 20, 30, 3), np.uint8), ValueError, r"shape \(2, 20, 30, 3\)"),
+    "channels first": (np.zeros((3, 20, 30), np.uint8), ValueError, r"shape \(3, 20, 30\)"),
+    "no rows": (np.zeros((0, 30, 3), np.uint8), ValueError, r"shape \(0, 30, 3\)"),
+    "float": (picture(20, 30).astype(np.float32) / 255, TypeError, "is float32: expected uint8"),
+    "16 bit": (picture(20, 30).astype(np.uint16), TypeError, "is uint16: expected uint8"),
+    "bool": (picture(20, 30) > 9, TypeError, "is bool: expected uint8"),
+    "tensor": (torch.zeros(20, 30, 3, dtype=torch.uint8), TypeError, "is a Tensor: expected a numpy array"),
+    "path": ("image.jpg", TypeError, "is a str: expected a numpy array"),
+    "nothing": (None, TypeError, "is a NoneType: expected a numpy array"),
+}
+
+
+@pytest.mark.parametrize(("value", "error", "message"), NO_IMAGES.values(), ids=NO_IMAGES.keys())
+def test_what_is_no_image_is_named_by_index(
+    value: Any, error: type[Exception], message: str, predictor: Predictor
+) -> None:
+    with pytest.raises(error, match=f"image 1 (has )?{message}"):
+        predictor.predict([picture(20, 30), value, picture(20, 30)])
+
+
+def test_no_images(predictor: Predictor) -> None:
+    assert predictor.predict([]) == []
+
+
+ARRAYS = {
+    "mirrored view": lambda image: image[:, ::-1],
+    "every second pixel": lambda image: np.repeat(np.repeat(image, 2, 0), 2, 1)[::2, ::2],
+    "BGR view": lambda image: np.ascontiguousarray(image[..., ::-1])[..., ::-1],
+    "Fortran order": np.asfortranarray,
+    "channels first in memory": lambda image: np.ascontiguousarray(image.transpose(2, 0, 1)).transpose(1, 2, 0),
+}
+
+
+@pytest.mark.parametrize("view", ARRAYS.values(), ids=ARRAYS.keys())
+def test_memory_layout_does_not_matter(view: Any, predictor: Predictor) -> None:
+    image = view(picture(60, 90))
+    same(predictor.predict([image])[0], predictor.predict([image.copy(order="C")])[0])
+
+
+@pytest.mark.filterwarnings("error")
+def test_read_only_images_are_read_only(predictor: Predictor) -> None:
+    image = picture(60, 90)
+    before = image.copy()
+    expected = predictor.predict([image])[0]
+    image.flags.writeable = False
+    same(predictor.predict([image])[0], expected)
+    assert (image == before).all()
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+MIXED = [(60, 90), (111, 50), (60, 90), (30, 200), (60, 88), (111, 50), (60, 90), (96, 160)]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[np.ndarray]:
+    return [picture(*size, seed=i) for i, size in enumerate(MIXED)]
+
+
+@pytest.fixture(scope="module")
+def alone(predictor: Predictor, mixed: list[np.ndarray]) -> list[Detections]:
+    """Each image's result by itself."""
+    return [predictor.predict([image])[0] for image in mixed]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8])
+def test_results_do_not_depend_on_batch_mates(
+    batch_size: int, predictor: Predictor, mixed: list[np.ndarray], alone: list[Detections]
+) -> None:
+    found = predictor.predict(mixed, batch_size=batch_size)
+    assert len(found) == len(mixed)
+    for together, single, image in zip(found, alone, mixed, strict=True):
+        check(together, image)
+        same(together, single)
+        np.testing.assert_allclose(together.masks, single.masks, atol=1e-3)
+
+
+def test_order_of_images_is_order_of_results(
+    predictor: Predictor, mixed: list[np.ndarray], alone: list[Detections]
+) -> None:
+    for together, single in zip(predictor.predict(mixed[::-1]), alone[::-1], strict=True):
+        same(together, single)
+
+
+def test_images_of_one_padded_shape_share_a_batch(predictor: Predictor, mixed: list[np.ndarray]) -> None:
+    """And images of different ones never do: padding further would change the result."""
+    batches: list[tuple[int, ...]] = []
+    hook = predictor.detector.register_forward_pre_hook(lambda _, inputs: batches.append(tuple(inputs[0].shape)))
+    predictor.predict(mixed, batch_size=2)
+    hook.remove()
+    counts = Counter(input_shape(image.shape[:2], SMALL_SETTINGS) for image in mixed)
+    assert max(counts.values()) > 2
+    expected = [(n, 3, *shape) for shape, count in counts.items() for n in [2] * (count // 2) + [1] * (count % 2)]
+    assert sorted(batches) == sorted(expected)
+
+
+def test_images_resized_before_give_the_same(
+    predictor: Predictor, mixed: list[np.ndarray], alone: list[Detections]
+) -> None:
+    """Brought to the input size elsewhere, with the original size told, and mixed with others that were not."""
+    originals = [image.shape[:2] for image in mixed]
+    given = [at_input_size(image) if i % 3 else image for i, image in enumerate(mixed)]
+    for before, single in zip(predictor.predict(given, image_sizes=originals), alone, strict=True):
+        same(before, single)
+
+
+def at_input_size(image: np.ndarray) -> np.ndarray:
+    size = scaled_size(image.shape[:2], SMALL_SETTINGS.short_side, SMALL_SETTINGS.long_side)
+    return resize_bilinear_uint8(torch.from_numpy(image).permute(2, 0, 1), size).permute(1, 2, 0).numpy()
+
+
+def test_every_image_needs_its_original_size(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="1 image_sizes for 2 images"):
+        predictor.predict([picture(20, 30), picture(20, 30)], image_sizes=[(20, 30)])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_must_be_positive(batch_size: int, predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=f"batch_size={batch_size}: expected at least 1"):
+        predictor.predict([picture(20, 30)], batch_size=batch_size)
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+def test_settings_come_from_the_checkpoint_unless_given(small_checkpoint: Checkpoint) -> None:
+    assert load_model(small_checkpoint, "cpu").settings == SMALL_SETTINGS
+    other = replace(SMALL_SETTINGS, max_detections=3)
+    predictor = load_model(small_checkpoint, "cpu", settings=other)
+    assert predictor.settings == other
+    assert len(predictor.predict([picture(60, 90)])[0]) == 3
+
+
+def test_score_threshold(small_checkpoint: Checkpoint) -> None:
+    image = picture(60, 90)
+    every = load_model(small_checkpoint, "cpu", settings=replace(SMALL_SETTINGS, max_detections=1000))
+    high = load_model(small_checkpoint, "cpu", settings=replace(SMALL_SETTINGS, score_threshold=0.5))
+    expected = [score for score in every.predict([image])[0].scores if score > 0.5]
+    np.testing.assert_allclose(high.predict([image])[0].scores, expected[:30], atol=ROUNDING)
+    assert 0 < len(expected) < len(every.predict([image])[0])
+
+
+def test_nothing_found(small_checkpoint: Checkpoint) -> None:
+    settings = replace(SMALL_SETTINGS, score_threshold=1.0)
+    images = [picture(60, 90), picture(1, 1), picture(60, 90, seed=1)]
+    for found, image in zip(
+        load_model(small_checkpoint, "cpu", settings=settings).predict(images), images, strict=True
+    ):
+        assert len(found) == 0
+        check(found, image, settings)
+        assert found.rle() == []
+
+
+# ------------------------------------------------------------------------------------------------------------- loading
+def test_from_a_file(small_checkpoint: Checkpoint, predictor: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(small_checkpoint, path)
+    image, loaded = picture(60, 90), load_model(str(path), "cpu")
+    same(loaded.predict([image])[0], predictor.predict([image])[0])
+    assert loaded.categories == SMALL_CATEGORIES
+    assert loaded.variant == SMALL
+    assert loaded.weights_sha256 == small_checkpoint.weights_sha256
+
+
+def test_a_file_that_does_not_name_its_classes(small_state: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save(small_state, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="give their names"):
+        load_model(tmp_path / "model.pth", "cpu")
+    assert load_model(tmp_path / "model.pth", "cpu", categories=SMALL_CATEGORIES).categories == SMALL_CATEGORIES
+
+
+def test_loading_leaves_the_checkpoint_as_it_is(small_checkpoint: Checkpoint) -> None:
+    before = {name: weight.clone() for name, weight in small_checkpoint.weights.items()}
+    load_model(small_checkpoint, "cpu").predict([picture(20, 30)])
+    assert all(torch.equal(before[name], weight) for name, weight in small_checkpoint.weights.items())
+
+
+@pytest.mark.parametrize("precision", ["int8", "float32", "FP32", ""])
+def test_unknown_precision(precision: str, small_checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match=f"precision '{precision}': expected one of fp32, bf16, fp16"):
+        load_model(small_checkpoint, "cpu", precision=precision)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_no_gpu(small_checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="device cuda: this machine has no usable CUDA device"):
+        load_model(small_checkpoint, "cuda")
+    assert load_model(small_checkpoint).device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_runs(precision: str, small_checkpoint: Checkpoint) -> None:
+    """No word on accuracy: random weights amplify rounding beyond anything trained ones do."""
+    predictor = load_model(small_checkpoint, "cpu", precision=precision)
+    image = picture(60, 90)
+    found = predictor.predict([image, picture(1, 1)])
+    assert len(found[0]) > 0
+    check(found[0], image)
+    assert not torch.is_autocast_enabled("cpu")

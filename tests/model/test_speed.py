@@ -1,0 +1,100 @@
+"""Each rewrite by itself, and all together, leaves the detections of the golden weights as they are."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.model.cascade import BoxHead
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.detections import Detections
+from pipeline.model.layouts import to_native
+from pipeline.model.predictor import load_model
+from pipeline.model.speed import SpeedOptions, fold_batch_norm
+from tests.model.compare import assert_same
+from tests.model.golden_weights import official_weights
+from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
+from tests.model.test_golden import CASES, golden
+
+SWITCHES = [f.name for f in fields(SpeedOptions) if f.type in ("bool", bool) and f.name != "compile"]
+# Fewer proposals than in the published settings: the box heads' time is proportional to them.
+NUM_PROPOSALS = 200
+
+
+def only(*names: str) -> SpeedOptions:
+    """These switches on, all others off."""
+    return replace(SpeedOptions.none(), **dict.fromkeys(names, True))
+
+
+def detect(checkpoint: Checkpoint, speed: SpeedOptions) -> list[Detections]:
+    """A batch of two, and an image of another size."""
+    settings = replace(
+        checkpoint.settings, proposals=NUM_PROPOSALS, proposals_per_level=NUM_PROPOSALS, score_threshold=0.02
+    )
+    small, tall = (golden(case).image for case in CASES)
+    return load_model(checkpoint, "cpu", settings=settings, speed=speed).predict([small, tall, tall[:, ::-1]])
+
+
+@pytest.fixture(scope="module")
+def plain(golden_checkpoint: Checkpoint) -> list[Detections]:
+    found = detect(golden_checkpoint, SpeedOptions.none())
+    assert all(len(image) > 5 for image in found)
+    return found
+
+
+def test_none_means_none() -> None:
+    assert not any(getattr(SpeedOptions.none(), name) for name in [*SWITCHES, "compile"])
+    assert not SpeedOptions().compile
+
+
+CHOICES = {**{name: only(name) for name in SWITCHES}, "all": only(*SWITCHES)}
+
+
+@pytest.mark.parametrize("speed", CHOICES.values(), ids=CHOICES.keys())
+def test_detections_stay_the_same(speed: SpeedOptions, golden_checkpoint: Checkpoint, plain: list[Detections]) -> None:
+    found = detect(golden_checkpoint, speed)
+    differences = [assert_same(reference, image) for reference, image in zip(plain, found, strict=True)]
+    box_px, score = map(max, zip(*differences, strict=True))
+    masks = max(np.abs(np.sort(a.masks, 0) - np.sort(b.masks, 0)).max() for a, b in zip(plain, found, strict=True))
+    print(f"largest difference: box {box_px:.1e} px, score {score:.1e}, mask {masks:.1e}")
+    assert box_px < 0.01
+    assert score < 1e-4
+    assert masks < 1e-3
+
+
+def test_folded_batch_norm_equals_the_norm() -> None:
+    torch.manual_seed(0)
+    head = BoxHead(SMALL).eval().requires_grad_(False)
+    for module in head.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.01, 4)
+            module.weight.normal_()
+            module.bias.normal_()
+    pooled = torch.randn(8, SMALL.fpn_channels, 7, 7)
+    expected = head(pooled)
+    fold_batch_norm(head)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in head.modules())
+    for ours, reference in zip(head(pooled), expected, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
+def test_compiled_model_detects_the_same() -> None:
+    """One input shape: compiling takes the better part of a minute for each."""
+    variant = replace(SMALL, depths=(2, 1, 1, 1))
+    weights = to_native(official_weights(variant), "official")
+    checkpoint = Checkpoint(weights, variant, SMALL_CATEGORIES, SMALL_SETTINGS)
+    plain = load_model(checkpoint, "cpu", speed=SpeedOptions.none())
+    compiled = load_model(checkpoint, "cpu", speed=only("compile"))
+    for seed in range(2):
+        image = picture(60, 90, seed)
+        difference = assert_same(plain.predict([image])[0], compiled.predict([image])[0])
+        assert difference.box_px < 0.01
+        assert difference.score < 1e-3

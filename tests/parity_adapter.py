@@ -1,0 +1,57 @@
+"""Adapter of the parity kit: ``check_parity.py --adapter tests/parity_adapter.py`` (from the project root)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.model.categories import COCO_CATEGORIES
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.layouts import infer_variant, to_native
+from pipeline.model.predictor import Predictor
+from pipeline.model.predictor import load_model as load
+from pipeline.model.preprocess import preprocess as preprocess_image
+from pipeline.model.variants import TestSettings
+
+
+def load_model(state_dict: dict[str, torch.Tensor], variant: dict[str, Any]) -> Predictor:
+    native = to_native(state_dict, "official")
+    return load(Checkpoint(native, infer_variant(native), COCO_CATEGORIES, TestSettings()), device="cpu")
+
+
+def load_checkpoint(path: str, variant: dict[str, Any]) -> Predictor:
+    return load(path, device="cpu")
+
+
+def predict(model: Predictor, image_path: str, scale: tuple[int, int]) -> tuple[Any, ...]:
+    model.settings = _settings(scale)
+    found = model.predict([_read(image_path)])[0]
+    return found.boxes, found.scores, found.labels, found.rle()
+
+
+def preprocess(image_path: str, scale: tuple[int, int]) -> torch.Tensor:
+    return preprocess_image(_read(image_path), _settings(scale), torch.device("cpu"))[0][None]
+
+
+def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    with torch.inference_mode():
+        maps = model.detector.backbone(tensor)
+        return maps, model.detector.neck(maps)
+
+
+def proposals(model: Predictor, tensor: torch.Tensor, img_shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode():
+        pyramid = model.detector.neck(model.detector.backbone(tensor))
+        return model.detector.rpn(pyramid, torch.tensor([img_shape], dtype=torch.float32), model.settings)[0]
+
+
+def _read(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def _settings(scale: tuple[int, int]) -> TestSettings:
+    return TestSettings(short_side=min(scale), long_side=max(scale))
