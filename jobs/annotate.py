@@ -11,14 +11,17 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from pipeline.annotate import RunFailed, annotate, dry_run, summary
+from pipeline.annotate import RunFailed, annotate, summary
 from pipeline.cluster import ClusterError
 from pipeline.config_loading import ConfigError, load_config
 from pipeline.data.antijoin import DuplicateIdError
+from pipeline.data.download import DownloadError
 from pipeline.data.lock import LockHeld, LockLost
 from pipeline.data.manifest import ManifestError
+from pipeline.data.model_files import UnknownModelError
 from pipeline.data.output import OutputError
 from pipeline.data.uris import UriError
+from pipeline.dry_run import dry_run
 from pipeline.model.checkpoints import CheckpointError
 
 OK, FAILED, BAD_INPUT, TOO_MANY_FAILURES = 0, 1, 2, 3
@@ -48,11 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ManifestError,
         DuplicateIdError,
         CheckpointError,
+        DownloadError,
+        UnknownModelError,
         UriError,
         ClusterError,
         OutputError,
     ) as error:
         return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        logger.exception("the run stopped; what it wrote is kept, and the same command goes on from there")
+        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     print(summary(report))
     if report.state == "too_many_failures":
         allowed = config.output.max_failed_fraction

@@ -1,26 +1,30 @@
-"""A run from picture to masks in a minute: ``python -m jobs.demo --out demo-output``.
+"""The annotate job in a minute, on this machine: ``python -m jobs.demo --out demo-output``.
 
-Renders a few pictures, makes a small model with random weights and segments the pictures with it, through the
-same code as a real run. The weights know nothing, so the detections are decoration.
+Renders pictures (and damages one file), makes a small model with random weights, annotates the pictures through
+Ray into Parquet as a real run would, and draws what the Parquet files hold. The weights know nothing, so the
+detections are decoration.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset
 import torch
+import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
-from jobs import predict
+from jobs import annotate
+from pipeline.masks.runs import Rle
 from pipeline.model.categories import Category
 from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
 from pipeline.model.variants import TestSettings, Variant
-from pipeline.visualize import grid
+from pipeline.visualize import draw, grid
 
 VARIANT = Variant(
     "demo",
@@ -40,31 +44,71 @@ SETTINGS = TestSettings(
 MODEL_SEED = 10  # of the first few, one whose guesses are spread over the classes
 
 
+NUM_SCENES = 24
+GRID_SCENES = 12
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description="A small run with made-up pictures.")
     parser.add_argument("--out", default="demo-output", metavar="DIR")
     out = Path(parser.parse_args(argv).out)
-    images, model, results = out / "images", out / "random_model.safetensors", out / "predictions"
+    images, model, config, results = (
+        out / "images",
+        out / "random_model.safetensors",
+        out / "annotate.yaml",
+        out / "run",
+    )
     images.mkdir(parents=True, exist_ok=True)
-    for i in range(6):
-        Image.fromarray(render_scene(seed=i)).save(images / f"scene_{i}.png")
+    for i in range(NUM_SCENES):
+        Image.fromarray(render_scene(seed=i)).save(images / f"scene_{i:02d}.png")
+    (images / "damaged.png").write_bytes((images / "scene_00.png").read_bytes()[:5000])
     save_checkpoint(random_model(MODEL_SEED), model)
-    command = [str(images), "--model", str(model), "--out", str(results), "--device", "cpu"]
-    print("python -m jobs.predict " + " ".join(command))
-    code = predict.main(command)
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "manifest": {"uri": str(images), "format": "folder"},
+                "model": {"checkpoint": str(model), "batch_size": 4},
+                "output": {"uri": str(results), "max_failed_fraction": 0.1},
+                "log_interval_s": 10,
+            }
+        )
+    )
+    print(f"python -m jobs.annotate --config {config}", flush=True)
+    code = annotate.main(["--config", str(config)])
     if code:
         return code
-    drawn = sorted(results.glob("scene_*.png"))
-    sheet = grid([np.array(Image.open(path)) for path in drawn], 3, (240, 320), [path.name for path in drawn])
+    drawn = list(_draw_rows(results, images))
+    sheet = grid([picture for _, picture in drawn], 4, (240, 320), [name for name, _ in drawn])
     Image.fromarray(sheet).save(out / "contact_sheet.png")
     print(
         f"\nThe model's weights are random: these detections mean nothing. A trained checkpoint gives real ones:\n"
-        f"  python -m jobs.predict YOUR_IMAGES --model swin_b_coco --out {results}\n\n"
-        f"Pictures       {images}\nModel          {model}\nDetections     {results / 'predictions.json'}\n"
-        f"Drawn          {results}\nContact sheet  {out / 'contact_sheet.png'}"
+        f"  python -m jobs.predict YOUR_IMAGES --model swin_b_coco --out predictions\n\n"
+        f"Pictures       {images} (one of them damaged: its row says so)\nConfig         {config}\n"
+        f"Results        {results / 'data'} (Parquet), {results / 'run.json'}\n"
+        f"Contact sheet  {out / 'contact_sheet.png'}\n"
+        "Run it again: nothing is left to do, and it says so."
     )
     return 0
+
+
+def _draw_rows(results: Path, images: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The first annotated rows of the output, drawn on their pictures."""
+    rows = pyarrow.dataset.dataset(results / "data").to_table().sort_by("image_id").to_pylist()
+    labels = {category.id: label for label, category in enumerate(CATEGORIES)}
+    for row in [row for row in rows if row["status"] == "annotated"][:GRID_SCENES]:
+        found = row["detections"]
+        boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        picture = draw(
+            np.asarray(Image.open(images / row["image_id"])),
+            boxes,
+            np.array([labels[d["category_id"]] for d in found], np.int64),
+            np.array([d["score"] for d in found], np.float32),
+            [Rle(size=d["segmentation"]["size"], counts=d["segmentation"]["counts"].encode()) for d in found],
+            CATEGORIES,
+        )
+        yield row["image_id"], picture
 
 
 def random_model(seed: int) -> Checkpoint:

@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.data.output import Counts, Identity, OutputStore
 from pipeline.data.schema import output_schema
+from pipeline.data.storage import open_filesystem
 from pipeline.data.uris import redact
 from pipeline.graph import RunParts, build
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
@@ -89,13 +90,16 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
     config.model.label_thresholds([c.name for c in checkpoint.categories])
     identity = make_identity(config, checkpoint, run_id)
     store = OutputStore(config.output.uri)
-    with OutputLock(config.output.uri, run_id, config.output.lease_s) as lock, connect(config.resources.ray_address):
+    with ExitStack() as stack:
+        lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
+        stack.enter_context(connect(config.resources.ray_address))
         recovery = store.recover()
         if recovery:
             logger.info("recovered the output: %s", recovery)
         store.check_identity(identity)
         if retry_failed:
             logger.info("%d failed images are queued again", store.strip_failed())
+        stack.callback(remove_folder, store.scratch_uri)
         manifest = open_manifest(config.manifest, store.scratch_uri)
         run = _Run(config, checkpoint, identity, store, manifest, lock, run_id)
         pool = choose_pool(config.resources)
@@ -112,6 +116,13 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
             pool=pool,
         )
         return run.execute(parts)
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder and what is in it, if it is there."""
+    filesystem, path = open_filesystem(uri)
+    with suppress(FileNotFoundError):
+        filesystem.delete_dir(path)
 
 
 def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
@@ -268,12 +279,3 @@ def summary(report: RunReport) -> str:
             f"replicas busy {run['replica_busy_share']:.0%}"
         )
     return "\n".join(lines)
-
-
-def dry_run(config: AnnotateConfig) -> str:
-    """Check weights, manifest, output and resources, and say what a run would do. Writes nothing.
-
-    Raises:
-        As `annotate` does before it starts.
-    """
-    raise NotImplementedError

@@ -32,6 +32,10 @@ MAX_IMAGES_PER_BLOCK = 64
 _BATCHES_PER_BLOCK = 4
 
 
+class ConfigError(ValueError):
+    """A config that cannot be used. The message says where and what to do, and holds no secrets."""
+
+
 def _checked_uri(uri: str) -> str:
     try:
         split_uri(uri)
@@ -193,11 +197,11 @@ class ModelConfig(_Section):
         """The checkpoint's own settings with those of this config that are set.
 
         Raises:
-            ValueError: the two do not go together.
+            ConfigError: the two do not go together.
         """
         settings = replace(base, **self._overrides())
         if settings.short_side > settings.long_side:
-            raise ValueError(f"short_side {settings.short_side} exceeds long_side {settings.long_side}: set both")
+            raise ConfigError(f"short_side {settings.short_side} exceeds long_side {settings.long_side}: set both")
         self._check_thresholds(settings.score_threshold)
         return settings
 
@@ -208,12 +212,12 @@ class ModelConfig(_Section):
             names: the model's category names, in the order of its labels.
 
         Raises:
-            ValueError: a threshold names a category that the model does not have.
+            ConfigError: a threshold names a category that the model does not have.
         """
         self._check_file_was_read()
         for name in self.class_thresholds:
             if name not in names:
-                raise ValueError(f"class_thresholds: the model has no category {name!r}{did_you_mean(name, names)}")
+                raise ConfigError(f"class_thresholds: the model has no category {name!r}{did_you_mean(name, names)}")
         return tuple(self.class_thresholds.get(name, 0.0) for name in names)
 
     def _overrides(self) -> dict[str, Any]:
@@ -223,14 +227,14 @@ class ModelConfig(_Section):
     def _check_thresholds(self, score_threshold: float) -> None:
         for name, threshold in self.class_thresholds.items():
             if threshold < score_threshold:
-                raise ValueError(
+                raise ConfigError(
                     f"class_thresholds: {threshold} for {name!r} has no effect, because the model itself drops "
                     f"scores up to {score_threshold}: lower score_threshold"
                 )
 
     def _check_file_was_read(self) -> None:
         if self.class_thresholds_file is not None:
-            raise ValueError("class_thresholds_file has not been read: use load_config, or set class_thresholds")
+            raise ConfigError("class_thresholds_file has not been read: use load_config, or set class_thresholds")
 
 
 class ResourcesConfig(_Section):
@@ -339,8 +343,8 @@ class AnnotateConfig(_Section):
 
         Left out: where the manifest lies (it may grow or move), resources, time limits, how the output is
         laid out, batch size and compilation (rounding only), and the checkpoint's path (its weights have a
-        digest of their own). Limits have a key of their own: they decide which images fail, not what is
-        found in the others.
+        digest of their own). Nor do limits count: they decide which images fail, not what is found in the
+        others, so that a raised limit goes together with ``--retry-failed``.
 
         Args:
             base: the checkpoint's settings. With them the model's settings are complete, so that a default
@@ -357,7 +361,6 @@ class AnnotateConfig(_Section):
                 "carry": list(self.manifest.carry),
             },
             "images": {"apply_exif": self.images.apply_exif},
-            "limits": {"max_pixels": self.images.max_pixels, "max_object_bytes": self.images.max_object_bytes},
             "model": {
                 "precision": self.model.precision,
                 "settings": self.model._overrides() if base is None else asdict(self.model.settings(base)),

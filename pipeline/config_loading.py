@@ -15,7 +15,9 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import AnnotateConfig, Score, Text, did_you_mean
+from pipeline.config import AnnotateConfig, ConfigError, Score, Text, did_you_mean
+
+__all__ = ["ConfigError", "config_schema", "load_config"]
 
 KeyPath = tuple[str, ...]
 _EXPECTED = {
@@ -27,10 +29,6 @@ _EXPECTED = {
     "dict_type": "keys and values",
     "model_type": "keys and values",
 }
-
-
-class ConfigError(ValueError):
-    """A config that cannot be used. The message lists every problem, with file, line and key."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -63,7 +61,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnnotateConf
             ``{person: 0.5}``; an empty value is null.
 
     Raises:
-        ConfigError: the file cannot be read, or what it says cannot be used.
+        ConfigError: the file cannot be read, or what it says cannot be used; every problem is listed.
     """
     values, lines = _read_mapping(Path(path))
     sources: dict[KeyPath, str] = {key: f"{path}, line {line}" for key, line in lines.items()}

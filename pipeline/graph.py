@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,8 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
             **tables,
         )
         .map_batches(encode, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
-        .repartition(target_num_rows_per_block=parts.config.output.images_per_file)
+        # strict: without it, blocks smaller than a file are passed on as they are
+        .repartition(target_num_rows_per_block=parts.config.output.images_per_file, strict=True)
         .map_batches(write, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
     )
 
@@ -136,10 +138,11 @@ def _encode(rows: pa.Table, stage: Encode, monitor: Any) -> pa.Table:
 
 def _write(rows: pa.Table, parts: RunParts) -> pa.Table:
     client = _client(parts.monitor)
+    started = time.perf_counter()
     file = parts.store.write_rows(
         rows, parts.identity, compression_level=parts.config.output.compression_level, fence=parts.fence
     )
-    client.report({"written": file.num_rows, "files": 1})
+    client.report({"write_s": time.perf_counter() - started, "written": file.num_rows, "files": 1})
     return pa.table({"name": [file.name], "num_rows": [file.num_rows], "size_bytes": [file.size_bytes]})
 
 

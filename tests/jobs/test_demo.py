@@ -1,9 +1,12 @@
+"""The demo goes through the whole path, and a second run finds nothing to do."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset
 import pytest
 from PIL import Image
 
@@ -19,17 +22,21 @@ def test_scenes_are_reproducible_and_differ() -> None:
     assert (scenes[0] != scenes[1]).any()
 
 
+@pytest.mark.ray
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     assert demo.main(["--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "weights are random" in said
     assert str(out / "contact_sheet.png") in said
-    content = json.loads((out / "predictions" / "predictions.json").read_text())
-    assert len(content["images"]) == 6
-    assert all(sum(a["image_id"] == image["id"] for a in content["annotations"]) for image in content["images"])
-    assert content["info"]["weights_sha256"] == load_checkpoint(out / "random_model.safetensors").weights_sha256
-    sheet = Image.open(out / "contact_sheet.png")
-    assert sheet.width > 3 * 320
-    drawn = [np.array(Image.open(path)) for path in sorted((out / "predictions").glob("*.png"))]
-    assert all((image != demo.render_scene(seed)).any() for seed, image in enumerate(drawn))
+    rows = {row["image_id"]: row for row in pyarrow.dataset.dataset(out / "run" / "data").to_table().to_pylist()}
+    assert len(rows) == demo.NUM_SCENES + 1
+    assert rows["damaged.png"]["error_code"] == "corrupt_image"
+    assert all(row["detections"] for name, row in rows.items() if name != "damaged.png")
+    report = json.loads((out / "run" / "run.json").read_text())
+    assert report["images"] == {"manifest": demo.NUM_SCENES + 1, "annotated": demo.NUM_SCENES, "failed": 1}
+    weights = load_checkpoint(out / "random_model.safetensors").weights_sha256
+    assert report["identity"]["weights_sha256"] == weights
+    assert Image.open(out / "contact_sheet.png").width > 4 * 320
+    assert demo.main(["--out", str(out)]) == 0
+    assert json.loads((out / "run" / "run.json").read_text()) == report
