@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.manifest import Manifest, ManifestError, ReadUnit
+from pipeline.data.manifest import Manifest, ManifestError, ReadUnit, is_text
 from pipeline.data.uris import redact
 
 _NUM_EXAMPLES = 5
@@ -105,6 +105,7 @@ def find_pending(
         with tempfile.TemporaryDirectory(prefix="antijoin-", dir=tmp_dir) as folder:
             sides = _Partitions(folder, manifest, memory_rows)
             sides.deal("done", chain(in_memory, rest or ()))
+            in_memory.clear()
             sides.deal("manifest", ids_manifest)
             for partition in range(sides.num_partitions):
                 result.join(*sides.read("manifest", partition), sides.read("done", partition)[0])
@@ -126,23 +127,26 @@ class _Result:
     def join(self, ids: pa.Array, rows: Int64Array, done: pa.Array) -> None:
         """All of an id's rows of either side must be in the same call; ``rows`` are row numbers of the manifest."""
         self._find_twice(ids, rows)
-        encoded = done.dictionary_encode()
-        if len(encoded.dictionary) < len(done):
-            counts = np.bincount(encoded.indices.to_numpy(), minlength=len(encoded.dictionary))
-            self._num_duplicate_done += len(done) - len(encoded.dictionary)
-            self._duplicate_done += _examples(encoded.dictionary, np.flatnonzero(counts > 1), self._duplicate_done)
-        found = pc.index_in(encoded.dictionary, value_set=ids)
+        found = pc.index_in(done, value_set=ids)
+        known = found.drop_null().to_numpy()
+        self._pending[rows[known]] = False
+        self._count_duplicates(ids, np.bincount(known, minlength=len(ids)))
         if found.null_count:
-            unknown = np.flatnonzero(found.is_null().to_numpy(zero_copy_only=False))
-            self._num_unknown_done += len(unknown)
-            self._unknown_done += _examples(encoded.dictionary, unknown, self._unknown_done)
-        self._pending[rows[found.drop_null().to_numpy()]] = False
+            unknown = done.filter(found.is_null()).dictionary_encode()
+            different = unknown.dictionary
+            self._num_unknown_done += len(different)
+            self._unknown_done += _examples(different, np.arange(len(different)), self._unknown_done)
+            self._count_duplicates(different, np.bincount(unknown.indices.to_numpy()))
+
+    def _count_duplicates(self, ids: pa.Array, counts: Int64Array) -> None:
+        repeated = np.flatnonzero(counts > 1)
+        self._num_duplicate_done += int(counts[repeated].sum()) - len(repeated)
+        self._duplicate_done += _examples(ids, repeated, self._duplicate_done)
 
     def _find_twice(self, ids: pa.Array, rows: Int64Array) -> None:
-        num_different = pc.count_distinct(ids).as_py()
-        if num_different == len(ids):
-            return
         encoded = ids.dictionary_encode()
+        if len(encoded.dictionary) == len(ids):
+            return
         codes = encoded.indices.to_numpy()
         counts = np.bincount(codes)
         twice = np.flatnonzero(counts > 1)
@@ -278,11 +282,11 @@ def _mix(values: UInt64Array) -> UInt64Array:
 def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:
     if ids.null_count:
         raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
-    kind = ids.type.value_type if pa.types.is_dictionary(ids.type) else ids.type
-    if pa.types.is_integer(kind) != pa.types.is_integer(id_type):
+    is_right = pa.types.is_integer if pa.types.is_integer(id_type) else is_text
+    if not is_right(ids.type):
         raise ManifestError(
-            f"the output's image ids are {kind}, the manifest's are {id_type}: the output belongs to another manifest, "
-            "or the manifest's ids have changed their type"
+            f"the output's image ids are {ids.type}, the manifest's are {id_type}: the output belongs to another "
+            "manifest, or the manifest's ids have changed their type"
         )
     return _wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
 

@@ -184,8 +184,10 @@ def read_footer(objects: Objects, name: str, entry: Entry) -> Footer | None:
         NotParquet: the file is cut off or is no Parquet file.
         OSError: it cannot be read.
     """
+    if entry.size_bytes < 12:  # two magics and a length
+        raise NotParquet(name)
     tail = objects.read_range(name, max(0, entry.size_bytes - _TAIL_BYTES), entry.size_bytes)
-    if len(tail) < 12 or tail[-4:] != MAGIC:
+    if tail[-4:] != MAGIC:
         raise NotParquet(name)
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if footer_bytes > entry.size_bytes:

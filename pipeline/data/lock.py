@@ -134,7 +134,7 @@ class OutputLock:
             version = _take(objects, holder, watch)
             if version is not None:
                 break
-            time.sleep(max(0.02, min(2.0, self._lease_s / 10)))
+            time.sleep(watch.pause_s())
         self._holder, self._version, self._renewed_at = holder, version, started
         self._thread = threading.Thread(target=self._renew_until_stopped, name="output-lock", daemon=True)
         self._thread.start()
@@ -244,6 +244,14 @@ class _Watch:
         self._reported_at: float | None = None
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
+        self._watched_lease_s = own_lease_s
+
+    def pause_s(self) -> float:
+        """How long to wait before the next look: many looks a lease, and none much later than ``wait_s``."""
+        pause_s = min(2.0, self._watched_lease_s / 10)
+        if self._wait_s is not None:
+            pause_s = min(pause_s, self._began_at + self._wait_s - time.monotonic())
+        return max(0.02, pause_s)
 
     def may_take(self, holder: Holder | None, version: str) -> bool:
         """Look at the lock file.
@@ -263,6 +271,7 @@ class _Watch:
             return True
         # An unreadable file is watched like any other, with our own lease for want of a better.
         token, lease_s = (holder.token, holder.lease_s) if holder else ("", self._own_lease_s)
+        self._watched_lease_s = lease_s
         if self._seen != (token, version):
             lives = self._seen is not None and self._seen[0] == token
             self._seen, self._seen_at = (token, version), now

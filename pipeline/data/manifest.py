@@ -96,7 +96,7 @@ class Manifest:
         units: all row groups that have rows, in the order of files and rows.
         columns: names in the units' files.
         id_type: ``int64`` or ``string``.
-        carried: schema of the carried columns.
+        carried: schema of the carried columns: the types of the source, but plain ones for its view types.
         image_root: what relative URIs are relative to.
     """
 
@@ -140,7 +140,7 @@ class Manifest:
     def read_rows(
         self, unit: ReadUnit, rows: NDArray[np.bool_] | NDArray[np.integer], batch_rows: int = 1024
     ) -> Iterator[pa.Table]:
-        """Stream some of a unit's rows, in their order, without holding more than two batches of them.
+        """Stream some of a unit's rows, in their order, without holding more than two batches and a page of them.
 
         Args:
             unit: one of :attr:`units`.
@@ -161,7 +161,7 @@ class Manifest:
             for batch in batches:
                 first, last = np.searchsorted(chosen, [start, start + batch.num_rows])
                 if last > first:
-                    some = pa.Table.from_batches([batch]).take(pa.array(chosen[first:last] - start))
+                    some = _without_views(batch).take(pa.array(chosen[first:last] - start))
                     waiting = pa.concat_tables([waiting, self._finish(some)])
                 if waiting.num_rows >= batch_rows:
                     yield waiting.slice(0, batch_rows).combine_chunks()
@@ -204,6 +204,8 @@ def open_manifest(spec: Spec, scratch_uri: str) -> Manifest:
     """
     check_carry(spec.carry)
     try:
+        if spec.image_root:
+            split_uri(join(spec.image_root, "x"))
         kind = spec.format if spec.format != "auto" else _guess_format(spec.uri)
         if kind == "parquet":
             manifest = _open_parquet(spec, scratch_uri)
@@ -303,7 +305,7 @@ def _read_footer(spec: Spec, uri: str) -> _Footer:
         raise cannot_read(uri, error) from None
     columns = find_columns(spec, schema.names, uri, bytes_allowed=True)
     id_type = _id_type(schema.field(columns.id), uri) if columns.id else pa.string()
-    if columns.uri and not _is_text(schema.field(columns.uri).type):
+    if columns.uri and not is_text(schema.field(columns.uri).type):
         raise _wrong_type(schema.field(columns.uri), uri, "image URIs must be strings")
     if columns.bytes and not _is_binary(schema.field(columns.bytes).type):
         raise _wrong_type(schema.field(columns.bytes), uri, "image bytes must be binary")
@@ -315,26 +317,39 @@ def _read_footer(spec: Spec, uri: str) -> _Footer:
             has_all_bytes = _surely_filled(row_group, columns.bytes, empty_counts=True)
             units.append((ReadUnit(uri, index, row_group.num_rows), has_all_ids, has_all_bytes))
     # Without the files' own metadata on fields, which may differ from file to file.
-    carried = pa.schema([(name, schema.field(name).type) for name in spec.carry])
+    carried = pa.schema([(name, _without_view(schema.field(name).type)) for name in spec.carry])
     return _Footer(uri, columns, id_type, carried, tuple(units))
 
 
 def _id_type(field: pa.Field, file: str) -> pa.DataType:
     if pa.types.is_integer(field.type):
         return pa.int64()
-    if _is_text(field.type):
+    if is_text(field.type):
         return pa.string()
     raise _wrong_type(field, file, "ids must be integers or strings")
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are strings, in whichever encoding."""
     if pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
+        return is_text(kind.value_type)
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _without_view(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def _without_views(batch: pa.RecordBatch) -> pa.Table:
+    """View types as the plain ones: Arrow cannot pick rows of them."""
+    fields = [field.with_type(_without_view(field.type)) for field in batch.schema]
+    return pa.Table.from_batches([batch]).cast(pa.schema(fields))
 
 
 def _wrong_type(field: pa.Field, file: str, rule: str) -> ManifestError:

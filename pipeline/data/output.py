@@ -22,7 +22,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
@@ -120,6 +120,7 @@ class OutputStore:
     timeout_s: float = 60.0
     # What was read of the footers, by listing entry: checking, counting and so on read each footer once.
     _footers: dict[Entry, Footer] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kinds: list[Footer] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type[OutputStore], tuple[str, int, float]]:
         return type(self), (self.uri, self.concurrency, self.timeout_s)
@@ -168,10 +169,10 @@ class OutputStore:
         entries, temporary = self._list(objects)
         footers = list(self._map(lambda entry: self._footer_or_none(objects, entry), entries))
         half_written = tuple(e.name for e, footer in zip(entries, footers, strict=True) if footer is None)
-        names = {entry.name for entry in entries}
+        names = {entry.name for entry in entries} - set(half_written)
         replaced = []
         for entry, footer in zip(entries, footers, strict=True):
-            if footer is not None and footer.replaces in names - set(half_written):
+            if footer is not None and footer.replaces in names:
                 self._check_replacement(objects, entry, footer.replaces, entries)
                 replaced.append(footer.replaces)
         # A half-written file that was replaced is only half-written; the order does not matter.
@@ -312,8 +313,16 @@ class OutputStore:
                 return None
             if not entry.version:
                 return footer
-            self._footers[entry] = footer
+            self._footers[entry] = self._lean(footer)
         return self._footers[entry]
+
+    def _lean(self, footer: Footer) -> Footer:
+        """The same, sharing what nearly all files have in common: a footer of its own takes 10 kB."""
+        for kind in self._kinds:
+            if footer.identity == kind.identity and footer.schema.equals(kind.schema):
+                return replace(footer, identity=kind.identity, schema=kind.schema)
+        self._kinds.append(footer)
+        return footer
 
     def _all_footers(self) -> Iterator[tuple[Entry, Footer]]:
         objects = self._open()

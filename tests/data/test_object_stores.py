@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +102,15 @@ class TestConcurrency:
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(create, range(8))) == 1
 
-    def test_one_of_many_replaces(self, objects: Objects) -> None:
+    def test_one_of_many_replaces(self, objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+        rename = os.replace
+
+        def late_rename(source: str, target: str) -> None:
+            time.sleep(0.01)  # the time between look and change, in which the others look
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", late_rename)
+
         def replace(version: str, number: int) -> bool:
             try:
                 objects.replace("lock", b"%d" % number, version)

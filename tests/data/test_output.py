@@ -83,13 +83,14 @@ class TestEveryStore:
         whole = store.write_rows(output_table([1, 2]), IDENTITY)
         objects = open_objects(store.uri, 10.0)
         content = objects.read(f"data/{whole.name}")[0]
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
         cut = {
             "empty": b"",
             "only the head": content[:4],
             "half": content[: len(content) // 2],
             "without the last byte": content[:-1],
             "garbage before the magic": b"PAR1" + b"\xff" * 200 + b"PAR1",
-            "zeros in the footer": content[:-40] + bytes(32) + content[-8:],
+            "zeros where the footer begins": content[:footer] + bytes(64) + content[footer + 64 :],
         }
         names = {f"part-{n:020x}.parquet": text for n, text in enumerate(cut.values())}
         for name, text in names.items():
@@ -461,12 +462,12 @@ class TestKilledWriters:
         assert recovery.half_written == ()
         assert recovery.num_files == 2
         assert all_ids(local) == list(range(80))
-        assert not [p for p in Path(local.uri).rglob("*.tmp")]
+        assert not list(Path(local.uri).rglob("*.tmp"))
 
     def test_anywhere(self, local: OutputStore) -> None:
         code = WRITER.format(root=str(ROOT), die="")
         rng = random.Random(0)
-        for _ in range(4):
+        for _ in range(3):
             process = subprocess.Popen([sys.executable, "-c", code, local.uri], stdout=subprocess.PIPE)
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
