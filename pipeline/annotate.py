@@ -22,6 +22,7 @@ import ray
 
 from pipeline.cluster import choose_pool, connect, describe_cluster
 from pipeline.config import AnnotateConfig
+from pipeline.config_loading import ConfigError
 from pipeline.data.antijoin import Pending, find_pending
 from pipeline.data.lock import OutputLock
 from pipeline.data.manifest import Manifest, open_manifest
@@ -32,6 +33,7 @@ from pipeline.data.storage import open_filesystem
 from pipeline.data.uris import redact
 from pipeline.graph import RunParts, build
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.variants import TestSettings
 from pipeline.monitor import start_monitor
 from pipeline.progress import Progress, duration
 from pipeline.provenance import code_version, package_versions
@@ -81,33 +83,34 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
         ``too_many_failures``.
 
     Raises:
-        ManifestError, CheckpointError, LockHeld, IdentityMismatch, ...: before anything was started.
+        ConfigError, ManifestError, CheckpointError, LockHeld, IdentityMismatch, ...: before anything was started.
         RunFailed: the books do not close.
     """
     run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
-    settings = config.model.settings(checkpoint.settings)
-    config.model.label_thresholds([c.name for c in checkpoint.categories])
+    settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)
     store = OutputStore(config.output.uri)
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
-        stack.enter_context(connect(config.resources.ray_address))
         recovery = store.recover()
         if recovery:
             logger.info("recovered the output: %s", recovery)
         store.check_identity(identity)
-        if retry_failed:
-            logger.info("%d failed images are queued again", store.strip_failed())
         stack.callback(remove_folder, store.scratch_uri)
         manifest = open_manifest(config.manifest, store.scratch_uri)
-        run = _Run(config, checkpoint, identity, store, manifest, lock, run_id)
+        schema = output_schema(manifest.id_type, manifest.carried)
+        store.check_identity(identity, schema)
+        stack.enter_context(connect(config.resources.ray_address))
         pool = choose_pool(config.resources)
+        if retry_failed:
+            logger.info("%d failed images are queued again", store.strip_failed())
+        run = _Run(config, checkpoint, identity, store, manifest, lock, run_id)
         parts = RunParts(
             config=config,
             manifest=manifest,
             settings=settings,
-            encode=Encode(output_schema(manifest.id_type, manifest.carried), checkpoint.categories),
+            encode=Encode(schema, checkpoint.categories),
             store=store,
             identity=identity,
             fence=lock.fence(),
@@ -123,6 +126,19 @@ def remove_folder(uri: str) -> None:
     filesystem, path = open_filesystem(uri)
     with suppress(FileNotFoundError):
         filesystem.delete_dir(path)
+
+
+def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettings:
+    """The checkpoint's settings with those of the config.
+
+    Raises:
+        ConfigError: the config does not fit the checkpoint.
+    """
+    try:
+        config.model.label_thresholds([c.name for c in checkpoint.categories])
+        return config.model.settings(checkpoint.settings)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
 
 
 def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
@@ -171,6 +187,7 @@ class _Run:
             report.state = "nothing_to_do"
             self._close_books(report, self.store.counts(), pending)
             logger.info("the output is complete; nothing to do")
+            self._finish_report(report)
             return report
         seconds = time.monotonic() - started
         snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
@@ -186,6 +203,12 @@ class _Run:
         self._close_books(report, self.store.counts(), pending)
         self.store.write_report(vars(report))
         return report
+
+    def _finish_report(self, report: RunReport) -> None:
+        """A run that died after its last file left a report that says "running"; otherwise the old one stays."""
+        old = self.store.read_report()
+        if old is None or old.get("state") == "running":
+            self.store.write_report(vars(report))
 
     def _pending(self) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""

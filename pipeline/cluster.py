@@ -108,7 +108,7 @@ def choose_pool(config: ResourcesConfig) -> Pool:
                 "lower resources.actors, set resources.gpus_per_actor to 0 for the CPU, or start the GPU nodes first"
             )
         return Pool(low, high, gpus, config.cpus_per_actor or 0.0)
-    cpus = config.cpus_per_actor or 1.0
+    cpus = 1.0 if config.cpus_per_actor is None else config.cpus_per_actor
     if cpus == config.fetch_cpus_per_task:
         cpus -= _APART
     if cluster_cpus < cpus * low + config.fetch_cpus_per_task:

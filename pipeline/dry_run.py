@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from pipeline.annotate import make_identity, remove_folder
+from pipeline.annotate import make_identity, model_settings, remove_folder
 from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
 from pipeline.config import AnnotateConfig
 from pipeline.data.antijoin import Pending, find_pending
@@ -45,8 +45,7 @@ def dry_run(config: AnnotateConfig) -> str:
         What `annotate` raises before it starts; OSError where the output cannot be written.
     """
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
-    settings = config.model.settings(checkpoint.settings)
-    config.model.label_thresholds([c.name for c in checkpoint.categories])
+    settings = model_settings(config, checkpoint)
     store = OutputStore(config.output.uri)
     store.check_identity(make_identity(config, checkpoint, "dry-run"))
     objects = open_objects(store.uri, store.timeout_s)

@@ -38,9 +38,14 @@ class RunMonitor(InProcessGuard):
 
 
 def start_monitor() -> Any:
-    """A monitor on the driver's node, where it lives as long as the run does."""
+    """A monitor on the driver's node, where it lives as long as the run does.
+
+    Should its process be killed, another one starts with empty books, and the calls that waited go to that one:
+    the progress line begins again, and images that kill processes are suffered a little longer.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return ray.remote(RunMonitor).options(num_cpus=0, scheduling_strategy=here).remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(RunMonitor).options(**options).remote()
 
 
 class MonitorClient:

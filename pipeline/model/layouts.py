@@ -143,9 +143,11 @@ def infer_variant(native: Mapping[str, Tensor]) -> Variant:
         LayoutError: a tensor that the sizes are read from is missing, or the sizes make no model.
     """
 
-    def shape(key: str) -> torch.Size:
+    def shape(key: str, axes: int) -> torch.Size:
         if key not in native:
             raise LayoutError(f"the weights lack {key!r}: not a Cascade Mask R-CNN Swin, or only a part of one")
+        if native[key].dim() != axes:
+            raise LayoutError(f"{key!r} has shape {tuple(native[key].shape)}, expected {axes} axes")
         return native[key].shape
 
     def count(pattern: str) -> int:
@@ -153,23 +155,23 @@ def infer_variant(native: Mapping[str, Tensor]) -> Variant:
         return max(found) + 1 if found else 0
 
     depths = [count(rf"backbone\.stages\.{i}\.blocks\.(\d+)\.") for i in range(4)]
-    tables = [shape(f"backbone.stages.{i}.blocks.0.attn.relative_position_bias_table") for i in range(4)]
+    tables = [shape(f"backbone.stages.{i}.blocks.0.attn.relative_position_bias_table", 2) for i in range(4)]
     box_convs, mask_convs = (count(rf"{h}_heads\.stages\.0\.convs\.(\d+)\.") for h in ("box", "mask"))
-    box_fc, box_features = shape("box_heads.stages.0.fc.weight")
+    box_fc, box_features = shape("box_heads.stages.0.fc.weight", 2)
     try:
         variant = Variant(
             name="custom",
-            embed_dim=shape("backbone.patch_embed.proj.weight")[0],
+            embed_dim=shape("backbone.patch_embed.proj.weight", 4)[0],
             depths=(depths[0], depths[1], depths[2], depths[3]),
             num_heads=(tables[0][1], tables[1][1], tables[2][1], tables[3][1]),
             window_size=(round(tables[0][0] ** 0.5) + 1) // 2,
-            num_classes=shape("box_heads.stages.0.classify.weight")[0] - 1,
-            fpn_channels=shape("rpn.conv.weight")[0],
+            num_classes=shape("box_heads.stages.0.classify.weight", 2)[0] - 1,
+            fpn_channels=shape("rpn.conv.weight", 4)[0],
             box_convs=box_convs,
             box_channels=box_features // BOX_POOL_SIDE**2,
             box_fc=box_fc,
             mask_convs=mask_convs,
-            mask_channels=shape("mask_heads.stages.0.upsample.weight")[0],
+            mask_channels=shape("mask_heads.stages.0.upsample.weight", 4)[0],
         )
     except ValueError as error:
         raise LayoutError(f"the shapes of the weights make no model: {error}") from error
