@@ -9,11 +9,8 @@ Memory: about ``memory_rows`` ids of either side, plus one byte for each row of 
 
 from __future__ import annotations
 
-import os
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -22,16 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.manifest import Manifest, ManifestError, ReadUnit, is_text
+from pipeline.data.arrow_types import is_text
+from pipeline.data.id_partitions import IdPartitions, Int64Array, concat_ids, wide, wide_type
+from pipeline.data.manifest import Manifest, ManifestError, ReadUnit
+from pipeline.data.map_ahead import map_ahead
 from pipeline.data.uris import redact
 
 _NUM_EXAMPLES = 5
 _READ_AHEAD = 4  # units
-_MIN_PARTITIONS, _MAX_PARTITIONS = 16, 256  # as many open files
-_FLUSH_ROWS = 1 << 20
-
-Int64Array = NDArray[np.int64]
-UInt64Array = NDArray[np.uint64]
 
 
 class DuplicateIdError(ManifestError):
@@ -78,7 +73,7 @@ class Pending:
 
 
 def find_pending(
-    manifest: Manifest, done: Iterable[pa.Array], *, memory_rows: int = 4_000_000, tmp_dir: str | None = None
+    manifest: Manifest, done: Iterable[pa.Array], *, memory_rows: int = 1_000_000, tmp_dir: str | None = None
 ) -> Pending:
     """Join the manifest's ids with those of the output, and check both for duplicates.
 
@@ -94,16 +89,16 @@ def find_pending(
         ManifestError: a null id, or ids of the output that are not of the manifest's type.
     """
     ids_done = (_as_manifest_ids(ids, manifest.id_type) for ids in done)
-    ids_manifest = (_wide(ids) for ids in _read_ahead(manifest.read_ids, manifest.units))
+    ids_manifest = (wide(ids) for ids in map_ahead(manifest.read_ids, manifest.units, _READ_AHEAD, _READ_AHEAD))
     result = _Result(manifest)
     in_memory, rest = _take(ids_done, memory_rows)
     if manifest.num_rows <= memory_rows and rest is None:
-        kind = _wide_type(manifest.id_type)
+        kind = wide_type(manifest.id_type)
         rows = np.arange(manifest.num_rows)
-        result.join(_concat(list(ids_manifest), kind), rows, _concat(in_memory, kind))
+        result.join(concat_ids(list(ids_manifest), kind), rows, concat_ids(in_memory, kind))
     else:
         with tempfile.TemporaryDirectory(prefix="antijoin-", dir=tmp_dir) as folder:
-            sides = _Partitions(folder, manifest, memory_rows)
+            sides = IdPartitions(folder, manifest.id_type, manifest.num_rows, memory_rows)
             sides.deal("done", chain(in_memory, rest or ()))
             in_memory.clear()
             sides.deal("manifest", ids_manifest)
@@ -196,89 +191,6 @@ class _Result:
         raise AssertionError("a row behind the manifest's end")
 
 
-class _Partitions:
-    """Ids on disk, dealt by their hash: two files a partition, in the Arrow IPC stream format."""
-
-    def __init__(self, folder: str, manifest: Manifest, memory_rows: int) -> None:
-        # Hashes deal unevenly, and a join needs about as much again as the ids themselves.
-        wanted = max(1, 4 * manifest.num_rows // max(1, memory_rows))
-        self.num_partitions = min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, 1 << (wanted - 1).bit_length()))
-        self._folder = folder
-        self._flush_rows = max(1, min(_FLUSH_ROWS, memory_rows // 4))
-        self._schema = pa.schema([("id", _wide_type(manifest.id_type)), ("row", pa.int64())])
-
-    def deal(self, side: str, arrays: Iterable[pa.Array]) -> None:
-        """Write all ids of a side, with their running numbers."""
-        options = pa.ipc.IpcWriteOptions(compression="lz4" if pa.Codec.is_available("lz4") else None)
-        writers = []
-        try:
-            for partition in range(self.num_partitions):
-                path = self._path(side, partition)
-                writers.append(pa.ipc.new_stream(path, self._schema, options=options))
-            start = 0
-            for ids in _in_batches(arrays, self._flush_rows, self._schema.field("id").type):
-                self._deal_batch(ids, start, writers)
-                start += len(ids)
-        finally:
-            for writer in writers:
-                writer.close()
-
-    def _deal_batch(self, ids: pa.Array, start: int, writers: list[pa.RecordBatchWriter]) -> None:
-        partitions = (hash_ids(ids) % np.uint64(self.num_partitions)).astype(np.uint8)
-        order = np.argsort(partitions, kind="stable")
-        ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
-        dealt = pa.record_batch([ids.take(pa.array(order)), pa.array(order + start)], schema=self._schema)
-        first = 0
-        for writer, end in zip(writers, ends.tolist(), strict=True):
-            if end > first:
-                writer.write_batch(dealt.slice(first, end - first))
-            first = end
-
-    def read(self, side: str, partition: int) -> tuple[pa.Array, Int64Array]:
-        """A partition's ids and their running numbers, ascending."""
-        with pa.memory_map(self._path(side, partition)) as source, pa.ipc.open_stream(source) as reader:
-            table = reader.read_all()
-        ids = _concat(table["id"].chunks, self._schema.field("id").type)
-        return ids, table["row"].to_numpy()
-
-    def _path(self, side: str, partition: int) -> str:
-        return os.path.join(self._folder, f"{side}-{partition}.arrow")
-
-
-def hash_ids(ids: pa.Array) -> UInt64Array:
-    """64 well mixed bits of each id, equal for equal ids.
-
-    Args:
-        ids: ``int64`` or ``large_string``, without nulls.
-    """
-    if pa.types.is_int64(ids.type):
-        return _mix(ids.to_numpy().view(np.uint64))
-    _, offsets_buffer, data_buffer = ids.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
-    size = int(lengths.sum())
-    padded = np.zeros(size + 8, np.uint8)  # so that eight bytes may be read from anywhere
-    if size:
-        padded[:size] = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
-    words = np.ndarray((size + 1,), "<u8", buffer=padded, strides=(1,))
-    hashes = _mix(lengths.astype(np.uint64))
-    alive = np.arange(len(ids))
-    for at in range(0, int(lengths.max(initial=0)), 8):
-        alive = alive[lengths[alive] > at]
-        word = words[starts[alive] + at]
-        bits_behind_end = np.clip(at + 8 - lengths[alive], 0, 7).astype(np.uint64) * np.uint64(8)
-        hashes[alive] = _mix(hashes[alive] ^ (word << bits_behind_end))
-    return hashes
-
-
-def _mix(values: UInt64Array) -> UInt64Array:
-    """The finaliser of splitmix64: every bit of the input reaches every bit of the output."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
 def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:
     if ids.null_count:
         raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
@@ -288,19 +200,7 @@ def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> p
             f"the output's image ids are {ids.type}, the manifest's are {id_type}: the output belongs to another "
             "manifest, or the manifest's ids have changed their type"
         )
-    return _wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
-
-
-def _wide_type(id_type: pa.DataType) -> pa.DataType:
-    return pa.int64() if pa.types.is_integer(id_type) else pa.large_string()  # string ends at 2 GB an array
-
-
-def _wide(ids: pa.Array) -> pa.Array:
-    return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.large_string())
-
-
-def _concat(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array:
-    return pa.concat_arrays(arrays) if arrays else pa.array([], kind)
+    return wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
 
 
 def _examples(ids: pa.Array, indices: Int64Array, known: list[int | str]) -> list[int | str]:
@@ -316,30 +216,3 @@ def _take(arrays: Iterator[pa.Array], num_rows: int) -> tuple[list[pa.Array], It
         if num_rows < 0:
             return taken, arrays
     return taken, None
-
-
-def _in_batches(arrays: Iterable[pa.Array], num_rows: int, kind: pa.DataType) -> Iterator[pa.Array]:
-    """The same ids in arrays of about ``num_rows``: small ones together, long ones cut."""
-    waiting: list[pa.Array] = []
-    num_waiting = 0
-    for array in arrays:
-        for start in range(0, len(array), num_rows):
-            waiting.append(array.slice(start, num_rows))
-            num_waiting += len(waiting[-1])
-            if num_waiting >= num_rows:
-                yield _concat(waiting, kind)
-                waiting, num_waiting = [], 0
-    if waiting:
-        yield _concat(waiting, kind)
-
-
-def _read_ahead(read: Callable[[ReadUnit], pa.Array], units: Iterable[ReadUnit]) -> Iterator[pa.Array]:
-    """``read`` of each unit, in order, the next few already under way."""
-    with ThreadPoolExecutor(_READ_AHEAD) as pool:
-        reading: deque[Future[pa.Array]] = deque()
-        for unit in units:
-            reading.append(pool.submit(read, unit))
-            if len(reading) > _READ_AHEAD:
-                yield reading.popleft().result()
-        while reading:
-            yield reading.popleft().result()

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from pipeline.data.http_client import FileChanged, Response, TransferError, check_url, open_url
+from pipeline.data.ranged_download import FileChanged, Response, TransferError, check_url, open_url
 
 LOG = logging.getLogger(__name__)
 

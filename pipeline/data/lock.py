@@ -20,19 +20,17 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from pipeline.data.data_file import OutputError
-from pipeline.data.lock_holder import LOCK_NAME, Holder, is_dead, new_holder
+from pipeline.data.lock_holder import LOCK_NAME, Holder, new_holder
+from pipeline.data.lock_watch import LockHeld, Watch
 from pipeline.data.object_stores import open_objects
 from pipeline.data.objects import Changed, Objects
 from pipeline.data.uris import redact
 
+__all__ = ["Fence", "LockHeld", "LockLost", "OutputLock"]
+
 DEFAULT_LEASE_S = 60.0
-REPORT_EVERY_S = 30.0
 
 _LOG = logging.getLogger(__name__)
-
-
-class LockHeld(OutputError):
-    """Another run writes this output; the message says which."""
 
 
 class LockLost(OutputError):
@@ -127,7 +125,7 @@ class OutputLock:
         if self._holder is not None:
             raise RuntimeError("a lock is acquired once; make another one")
         objects = open_objects(self._uri, timeout_s=20.0)
-        watch = _Watch(self._uri, self._lease_s, self._wait_s, self._report)
+        watch = Watch(self._uri, self._lease_s, self._wait_s, self._report)
         while True:
             started = time.monotonic()
             holder = new_holder(self._run_id, self._lease_s)
@@ -232,75 +230,7 @@ class OutputLock:
             self._on_lost(reason)
 
 
-class _Watch:
-    """Decides when a lock that another run holds may be taken, from nothing but looking at it again and again."""
-
-    def __init__(self, uri: str, own_lease_s: float, wait_s: float | None, report: Callable[[str], None]) -> None:
-        self._uri = uri
-        self._own_lease_s = own_lease_s
-        self._wait_s = wait_s
-        self._report = report
-        self._began_at = time.monotonic()
-        self._reported_at: float | None = None
-        self._seen: tuple[str, str] | None = None
-        self._seen_at = 0.0
-        self._watched_lease_s = own_lease_s
-
-    def pause_s(self) -> float:
-        """How long to wait before the next look: many looks a lease, and none much later than ``wait_s``."""
-        pause_s = min(2.0, self._watched_lease_s / 10)
-        if self._wait_s is not None:
-            pause_s = min(pause_s, self._began_at + self._wait_s - time.monotonic())
-        return max(0.02, pause_s)
-
-    def may_take(self, holder: Holder | None, version: str) -> bool:
-        """Look at the lock file.
-
-        Args:
-            holder: what it says; ``None`` if that makes no sense.
-            version: of the file.
-
-        Raises:
-            LockHeld: there is no point in waiting any longer.
-        """
-        now = time.monotonic()
-        if holder is not None and holder.released:
-            return True
-        if holder is not None and is_dead(holder):
-            self._report(f"{redact(self._uri)} was left behind by {holder}, which is dead; taking its lock")
-            return True
-        # An unreadable file is watched like any other, with our own lease for want of a better.
-        token, lease_s = (holder.token, holder.lease_s) if holder else ("", self._own_lease_s)
-        self._watched_lease_s = lease_s
-        if self._seen != (token, version):
-            lives = self._seen is not None and self._seen[0] == token
-            self._seen, self._seen_at = (token, version), now
-            if lives and self._wait_s is None:
-                raise self._held(holder)
-        elif now - self._seen_at > lease_s:
-            self._report(f"{redact(self._uri)}: no sign of life for {lease_s:g} s of {_who(holder)}; taking its lock")
-            return True
-        if self._wait_s is not None and now - self._began_at >= self._wait_s:
-            raise self._held(holder)
-        self._say_so(holder, lease_s, now)
-        return False
-
-    def _held(self, holder: Holder | None) -> LockHeld:
-        return LockHeld(
-            f"{redact(self._uri)} is being written by {_who(holder)}. Wait for that run, stop it, or write to "
-            f"another output. If it is dead for certain, {LOCK_NAME} may be deleted."
-        )
-
-    def _say_so(self, holder: Holder | None, lease_s: float, now: float) -> None:
-        if self._reported_at is None or now - self._reported_at >= REPORT_EVERY_S:
-            self._reported_at = now
-            left_s = max(0.0, lease_s - (now - self._seen_at))
-            self._report(
-                f"{redact(self._uri)} is held by {_who(holder)}; waiting for its lease, {left_s:.0f} s if it is dead"
-            )
-
-
-def _take(objects: Objects, holder: Holder, watch: _Watch) -> str | None:
+def _take(objects: Objects, holder: Holder, watch: Watch) -> str | None:
     """Try once; the version of our lock file, or ``None`` if it is another's."""
     try:
         content, version = objects.read(LOCK_NAME)
@@ -315,7 +245,3 @@ def _take(objects: Objects, holder: Holder, watch: _Watch) -> str | None:
         return objects.replace(LOCK_NAME, holder.encode(), version)
     except Changed:
         return None
-
-
-def _who(holder: Holder | None) -> str:
-    return str(holder) if holder else "an unknown run (its lock file cannot be read)"

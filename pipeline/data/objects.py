@@ -6,6 +6,7 @@ it is still what one saw. ``object_stores`` has the implementations.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import uuid
@@ -85,6 +86,11 @@ def temporary_name(name: str) -> str:
     """A hidden name beside ``name`` that no other writer uses."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}.{base}.{uuid.uuid4().hex}.tmp"
+
+
+def digest(content: bytes) -> str:
+    """The version of a file where the storage has none of its own."""
+    return hashlib.sha256(content).hexdigest()
 
 
 class _RangeFile(io.RawIOBase):

@@ -19,27 +19,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.data.data_file import (
     Counts,
     Footer,
     Identity,
-    NotParquet,
     OutputError,
     data_file_name,
     differences,
     encode_data_file,
-    read_footer,
 )
+from pipeline.data.data_folder import DATA_FOLDER, DataFolder, map_files
 from pipeline.data.object_stores import open_objects
 from pipeline.data.objects import Entry, Objects
 from pipeline.data.schema import FAILED
@@ -47,18 +44,11 @@ from pipeline.data.uris import redact
 
 __all__ = ["Counts", "DataFile", "Identity", "IdentityMismatch", "OutputError", "OutputStore", "Recovery"]
 
-DATA_FOLDER = "data"
 REPORT_NAME = "run.json"
 COMPRESSION_LEVEL = 3
 
-_DATA_NAME = re.compile(r"part-[0-9a-f]{20}\.parquet")
 _REPORT_LEFTOVER = re.compile(r"\.run\.json\.[0-9a-f]{32}\.tmp")
-_TEMPORARY_NAME = re.compile(r"\.part-[0-9a-f]{20}\.parquet\.[0-9a-f]{32}\.tmp")
-_NAMED_AT_MOST = 10
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 class IdentityMismatch(OutputError):
@@ -118,12 +108,13 @@ class OutputStore:
     uri: str
     concurrency: int = 32
     timeout_s: float = 60.0
-    # What was read of the footers, by listing entry: checking, counting and so on read each footer once.
-    _footers: dict[Entry, Footer] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _kinds: list[Footer] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[type[OutputStore], tuple[str, int, float]]:
         return type(self), (self.uri, self.concurrency, self.timeout_s)
+
+    @cached_property
+    def _files(self) -> DataFolder:
+        return DataFolder(self.uri, self.concurrency)
 
     @property
     def scratch_uri(self) -> str:
@@ -166,8 +157,8 @@ class OutputStore:
                 hold what it should. Nothing was removed.
         """
         objects = self._open()
-        entries, temporary = self._list(objects)
-        footers = list(self._map(lambda entry: self._footer_or_none(objects, entry), entries))
+        entries, temporary = self._files.list(objects)
+        footers = list(map_files(lambda entry: self._files.footer_or_none(objects, entry), entries, self.concurrency))
         half_written = tuple(e.name for e, footer in zip(entries, footers, strict=True) if footer is None)
         names = {entry.name for entry in entries} - set(half_written)
         replaced = []
@@ -191,7 +182,7 @@ class OutputStore:
         Raises:
             OutputError: the files disagree.
         """
-        footer = self._common_footer()
+        footer = self._files.common_footer(self._open())
         return footer.identity if footer else None
 
     def check_identity(self, identity: Identity, schema: pa.Schema | None = None) -> None:
@@ -205,7 +196,7 @@ class OutputStore:
             IdentityMismatch: showing what changed.
             OutputError: the files disagree among themselves.
         """
-        footer = self._common_footer()
+        footer = self._files.common_footer(self._open())
         changed = differences(footer, identity, schema) if footer else []
         if changed:
             lines = "\n".join(f"  {line}" for line in changed)
@@ -222,7 +213,8 @@ class OutputStore:
             OutputError: see `recover`.
         """
         objects = self._open()
-        return self._map(lambda entry: self._read(objects, entry, list(columns)), self._list(objects)[0])
+        entries, _ = self._files.list(objects)
+        return map_files(lambda entry: self._files.read(objects, entry, columns), entries, self.concurrency)
 
     def counts(self) -> Counts:
         """Rows by kind, from the footers.
@@ -230,7 +222,7 @@ class OutputStore:
         Raises:
             OutputError: see `recover`; or a file is cut off.
         """
-        return Counts.total(footer.counts for _, footer in self._all_footers())
+        return Counts.total(footer.counts for _, footer in self._files.footers(self._open()))
 
     def strip_failed(self, compression_level: int = COMPRESSION_LEVEL) -> int:
         """Remove the failed rows, so that their images are pending again; how many there were.
@@ -243,18 +235,18 @@ class OutputStore:
             OutputError: see `recover`, which must have been called before.
         """
         objects = self._open()
-        with_failures = [(entry, footer) for entry, footer in self._all_footers() if footer.counts.failed]
+        with_failures = [(entry, footer) for entry, footer in self._files.footers(objects) if footer.counts.failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:
             entry, footer = item
-            rows = self._read(objects, entry, None)
+            rows = self._files.read(objects, entry, None)
             kept = rows.filter(pc.not_equal(rows["status"], FAILED))
             if kept.num_rows:
                 self._write(kept, footer.identity, compression_level, entry.name, None)
             objects.delete(f"{DATA_FOLDER}/{entry.name}")
             return rows.num_rows - kept.num_rows
 
-        return sum(self._map(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
+        return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Write ``run.json``; what JSON does not know is written as text."""
@@ -285,109 +277,13 @@ class OutputStore:
         self._open().put(f"{DATA_FOLDER}/{name}", content)
         return DataFile(name, table.num_rows, content.size)
 
-    def _list(self, objects: Objects) -> tuple[list[Entry], list[str]]:
-        """Data files, and names of temporary files."""
-        files, folders = objects.list(DATA_FOLDER)
-        visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
-        foreign = [entry.name for entry in visible if not _DATA_NAME.fullmatch(entry.name)]
-        foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
-        self._refuse(foreign)
-        return visible, [entry.name for entry in files if _TEMPORARY_NAME.fullmatch(entry.name)]
-
-    def _refuse(self, foreign: Sequence[str]) -> None:
-        if foreign:
-            raise OutputError(
-                f"{redact(self.uri)}/{DATA_FOLDER} holds files that this pipeline did not write: {_some(foreign)}. "
-                "Move them away, or choose another output."
-            )
-
-    def _footer_or_none(self, objects: Objects, entry: Entry) -> Footer | None:
-        """``None`` for a file that is cut off."""
-        if entry not in self._footers:
-            try:
-                footer = read_footer(objects, f"{DATA_FOLDER}/{entry.name}", entry)
-            except NotParquet:
-                return None
-            if footer is None:
-                self._refuse([entry.name])
-                return None
-            if not entry.version:
-                return footer
-            self._footers[entry] = self._lean(footer)
-        return self._footers[entry]
-
-    def _lean(self, footer: Footer) -> Footer:
-        """The same, sharing what nearly all files have in common: a footer of its own takes 10 kB."""
-        for kind in self._kinds:
-            if footer.identity == kind.identity and footer.schema.equals(kind.schema):
-                return replace(footer, identity=kind.identity, schema=kind.schema)
-        self._kinds.append(footer)
-        return footer
-
-    def _all_footers(self) -> Iterator[tuple[Entry, Footer]]:
-        objects = self._open()
-        entries, _ = self._list(objects)
-        for entry, footer in zip(entries, self._map(lambda e: self._footer_or_none(objects, e), entries), strict=True):
-            if footer is None:
-                raise OutputError(f"{redact(self.uri)}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
-            yield entry, footer
-
-    def _common_footer(self) -> Footer | None:
-        first: tuple[Entry, Footer] | None = None
-        odd: list[str] = []
-        for entry, footer in self._all_footers():
-            if first is None:
-                first = entry, footer
-            elif _key(footer) != _key(first[1]):
-                odd.append(entry.name)
-        if first is None:
-            return None
-        if odd:
-            raise OutputError(
-                f"the files in {redact(self.uri)}/{DATA_FOLDER} were made with different weights, settings or "
-                f"schemas: {_some(odd)} and {first[0].name} do not belong together"
-            )
-        return first[1]
-
     def _check_replacement(self, objects: Objects, new: Entry, old_name: str, entries: Iterable[Entry]) -> None:
         """Raise unless the new file holds all that is to be kept of the old one: no row may be lost by a mistake."""
         old = next(entry for entry in entries if entry.name == old_name)
-        rows = self._read(objects, old, ["image_id", "status"])
+        rows = self._files.read(objects, old, ["image_id", "status"])
         kept = rows.filter(pc.not_equal(rows["status"], FAILED))["image_id"]
         if data_file_name(kept) != new.name:
             raise OutputError(
                 f"{new.name} claims to replace {old_name} in {redact(self.uri)}/{DATA_FOLDER} but holds other rows; "
                 "remove one of them"
             )
-
-    def _read(self, objects: Objects, entry: Entry, columns: list[str] | None) -> pa.Table:
-        with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
-            table = pq.ParquetFile(source, pre_buffer=True).read(columns, use_threads=False)
-        return table.replace_schema_metadata(None)
-
-    def _map(
-        self, work: Callable[[Item], Result], items: Sequence[Item], concurrency: int | None = None
-    ) -> Iterator[Result]:
-        """Results in order; at most twice ``concurrency`` of them wait to be taken."""
-        concurrency = concurrency or self.concurrency
-        with ThreadPoolExecutor(max(1, min(concurrency, len(items)))) as pool:
-            running: deque[Future[Result]] = deque()
-            try:
-                for item in items:
-                    running.append(pool.submit(work, item))
-                    if len(running) > 2 * concurrency:
-                        yield running.popleft().result()
-                while running:
-                    yield running.popleft().result()
-            finally:
-                for future in running:
-                    future.cancel()
-
-
-def _key(footer: Footer) -> tuple[Any, ...]:
-    return footer.schema_version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(names[:_NAMED_AT_MOST]) + more

@@ -12,23 +12,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import antijoin
-from pipeline.data.antijoin import DuplicateIdError, Pending, find_pending, hash_ids
+from pipeline.data.antijoin import DuplicateIdError, Pending, find_pending
 from pipeline.data.manifest import Manifest, ManifestError, ManifestSpec, ReadUnit, open_manifest
-from pipeline.data.manifest_formats import Columns
+from pipeline.data.manifest_rules import Columns
+from tests.data.id_cases import texts
 
 Id = int | str
 MEMORY_ROWS = {"in memory": 10**6, "spilled": 1}
 both_ways = pytest.mark.parametrize("memory_rows", MEMORY_ROWS.values(), ids=MEMORY_ROWS.keys())
 
 integers = st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20)
-# Some ids that share most of their bytes, whatever the length.
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40) | st.builds(
-    lambda length, tail: "x" * length + tail, st.integers(0, 40), st.sampled_from(["a", "b", "\x00", "ä"])
-)
 
 
 def manifest_of(folder: Path, ids: Sequence[Id], rows_per_unit: int = 3) -> Manifest:
@@ -71,31 +68,6 @@ def test_equals_a_set_difference(data: st.DataObject, kind: st.SearchStrategy[Id
     for sample, everything in ((pending.unknown_done, unknown), (pending.duplicate_done, repeated)):
         assert len(set(sample.examples)) == len(sample.examples) == min(5, len(everything))
         assert set(sample.examples) <= everything
-
-
-@settings(max_examples=60, deadline=None)
-@given(ids=st.lists(texts, min_size=1, max_size=30), before=st.integers(0, 5), after=st.integers(0, 5))
-@example(ids=["", "a", "\x00", "\x00\x00", "a\x00", "b" * 8, "b" * 7, "b" * 9], before=1, after=1)
-def test_equal_ids_hash_alike_wherever_they_stand(ids: list[str], before: int, after: int) -> None:
-    alone = [hash_ids(pa.array([value], pa.large_string()))[0] for value in ids]
-    padded = pa.array(["other"] * before + ids + ["x"] * after, pa.large_string())
-    together = hash_ids(padded.slice(before, len(ids)))
-    assert together.tolist() == alone
-    assert len(set(alone)) == len(set(ids))
-
-
-@pytest.mark.parametrize(
-    "ids",
-    [
-        pa.array(np.arange(100_000)),
-        pa.array(np.arange(100_000) << 32),
-        pa.array([f"s3://bucket/some/long/prefix/{i:08d}/image.jpg" for i in range(100_000)], pa.large_string()),
-    ],
-    ids=["counting", "counting in the upper half", "texts that differ in the middle"],
-)
-def test_hash_deals_evenly(ids: pa.Array) -> None:
-    sizes = np.bincount((hash_ids(ids) % 64).astype(int), minlength=64)
-    assert 1300 < sizes.min() < sizes.max() < 1850  # 1562 each, 7 standard deviations
 
 
 class TestManifest:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import download, http_client, model_files
+from pipeline.data import download, model_files, ranged_download
 from pipeline.data.download import DownloadError, cache_directory, fetch_to_cache
 from pipeline.data.model_files import UnknownModelError, resolve_checkpoint
 from pipeline.model.zoo import KNOWN_MODELS, KnownModel
@@ -311,7 +311,7 @@ class TestArguments:
 
     @pytest.mark.parametrize("url", ["https://a.b/c", "http://127.0.0.1:80/w", "http://localhost/w", "http://[::1]/w"])
     def test_accepted(self, url: str) -> None:
-        http_client.check_url(url)
+        ranged_download.check_url(url)
 
     @pytest.mark.parametrize("name", ["../w", "a/b", "", ".."])
     def test_file_name_stays_in_the_cache(self, tmp_path: Path, name: str) -> None:

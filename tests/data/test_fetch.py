@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import pickle
 import socket
-import ssl
-import struct
 import subprocess
 import sys
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -26,163 +18,10 @@ from pipeline.data import fetch as fetch_module
 from pipeline.data import storage
 from pipeline.data.fetch import Fetcher, FetchError, FetchSettings
 from pipeline.data.uris import AccessPolicy
-from tests.s3_server import S3Server, s3_environment_variables, s3_server
+from tests.data.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
+from tests.s3_server import S3Server
 
-BODY = bytes(range(256)) * 40
-# Generous where only the outcome counts, so that a busy machine changes nothing; short where time must run out.
-QUICK = FetchSettings(
-    attempt_timeout_s=3, deadline_s=15, max_attempts=3, backoff_base_s=0.01, backoff_cap_s=0.02, concurrency=8
-)
-SHORT_TIMEOUT_S = 0.4
 RUNS_OUT_OF_TIME = {"silent", "drip", "dripheader"}
-SECRET = "T0PS3CRET"
-
-
-class FlakyHandler(BaseHTTPRequestHandler):
-    """Answers by the last part of the path; ``503-then-ok-1`` misbehaves on the first request only."""
-
-    protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # header and body in one segment
-    server: FlakyServer
-
-    def do_GET(self) -> None:
-        name = self.path.partition("?")[0].rpartition("/")[2]
-        self.server.requests[f"{self.command} {self.path}"] += 1
-        self.server.authorizations.append(self.headers.get("Authorization", ""))
-        behaviour, _, rest = name.partition("-then-ok-")
-        if rest and self.server.requests[f"{self.command} {self.path}"] > int(rest[0]):
-            behaviour = "ok"
-        if behaviour.isdigit():
-            self.answer(int(behaviour), f"<Error><Code>Odd</Code><Message>{SECRET}</Message></Error>".encode())
-        else:
-            getattr(self, f"do_{behaviour.partition('.')[0]}")()
-        self.wfile.flush()
-
-    do_HEAD = do_GET
-
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_ok(self) -> None:
-        self.answer(200, BODY)
-
-    def do_empty(self) -> None:
-        self.answer(200, b"")
-
-    def do_reset(self) -> None:
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.close_connection = True
-        self.connection.close()
-
-    def do_garbage(self) -> None:
-        self.wfile.write(b"SSH-2.0-OpenSSH\r\n\r\n")
-        self.close_connection = True
-
-    def do_short(self) -> None:
-        self.answer(200, BODY[:10], **{"Content-Length": "100"})
-        self.close_connection = True
-
-    def do_silent(self) -> None:
-        self.server.closing.wait(10)
-
-    def do_drip(self) -> None:
-        self.answer(200, b"", **{"Content-Length": "1000"})
-        self.drip()
-
-    def do_dripheader(self) -> None:
-        self.send_response(200)
-        self.flush_headers()
-        self.wfile.write(b"X-Slow: ")
-        self.drip()
-
-    def drip(self) -> None:
-        try:
-            while not self.server.closing.wait(0.05):
-                self.wfile.write(b"x")
-                self.wfile.flush()
-        except OSError:
-            self.close_connection = True
-
-    def do_huge(self) -> None:
-        self.answer(200, b"", **{"Content-Length": str(10**12)})
-        self.pour(lambda block: block)
-
-    def do_hugechunked(self) -> None:
-        self.send_response(200)
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        self.pour(lambda block: b"%x\r\n%s\r\n" % (len(block), block))
-
-    def pour(self, frame: Callable[[bytes], bytes]) -> None:
-        try:
-            while not self.server.closing.is_set():
-                self.wfile.write(frame(bytes(1 << 16)))
-                self.server.poured_bytes += 1 << 16
-        except OSError:
-            self.close_connection = True
-
-    def do_redirect(self) -> None:
-        self.answer(302, b"", Location=self.path.partition("?to=")[2])
-
-    def do_redirect301(self) -> None:
-        self.answer(301, b"<Error><Code>PermanentRedirect</Code></Error>")
-
-    def do_badregion(self) -> None:
-        self.answer(400, b"<Error><Code>AuthorizationHeaderMalformed</Code></Error>")
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-class FlakyServer(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), FlakyHandler)
-        self.requests: Counter[str] = Counter()
-        self.authorizations: list[str] = []
-        self.poured_bytes = 0
-        self.closing = threading.Event()
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-    def handle_error(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def flaky() -> Iterator[FlakyServer]:
-    server = FlakyServer()
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    with s3_environment_variables(server.url):
-        yield server
-    server.closing.set()
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
-
-
-def fetcher(flaky: FlakyServer | None = None, **changes: Any) -> Fetcher:
-    roots = (f"{flaky.url}/", "s3://bucket") if flaky else None
-    return Fetcher(FetchSettings(**{**QUICK.__dict__, **changes}), AccessPolicy(roots))
-
-
-def error_of(fetcher: Fetcher, uri: str) -> FetchError:
-    with pytest.raises(FetchError) as caught:
-        fetcher.fetch(uri)
-    assert SECRET not in str(caught.value)
-    assert SECRET not in repr(caught.value.__dict__)
-    return caught.value
 
 
 BAD_DAYS = [
@@ -359,129 +198,6 @@ class TestS3:
         assert opened == [("bucket",)]
 
 
-class TestHttp:
-    def test_query_is_sent_and_not_shown(self, flaky: FlakyServer) -> None:
-        assert fetcher(flaky).fetch(f"{flaky.url}/ok?X-Amz-Signature=a%2Fb&c=d e#fragment") == BODY
-        assert flaky.requests == {"GET /ok?X-Amz-Signature=a%2Fb&c=d%20e": 1}
-        error = error_of(fetcher(flaky), f"{flaky.url}/404?sig={SECRET}")
-        assert error.uri == f"{flaky.url}/404"
-
-    def test_non_ascii_path(self, flaky: FlakyServer) -> None:
-        error = error_of(fetcher(flaky), f"{flaky.url}/ünï/404")
-        assert error.code == "not_found"
-        assert flaky.requests == {"GET /%C3%BCn%C3%AF/404": 1}
-
-    def test_endless_body_of_unknown_size(self, flaky: FlakyServer) -> None:
-        assert error_of(fetcher(flaky, max_object_bytes=1 << 20), f"{flaky.url}/hugechunked").code == "too_large"
-        assert flaky.poured_bytes < 64 << 20
-
-    def test_redirect_inside_the_roots_is_followed(self, flaky: FlakyServer) -> None:
-        assert fetcher(flaky).fetch(f"{flaky.url}/redirect?to=/ok") == BODY
-        assert flaky.requests.total() == 2
-
-    @pytest.mark.parametrize(
-        "target",
-        [
-            "http://169.254.169.254/latest/meta-data/",
-            "http://[::ffff:127.0.0.1]/ok",
-            "//10.0.0.1/ok",
-            "http://localhost:{port}/ok",
-            "http://example.com/",
-            "file:///etc/passwd",
-            "s3://bucket/ok",
-            "http://user:" + SECRET + "@127.0.0.1/ok",
-        ],
-    )
-    def test_redirect_elsewhere_is_not(self, flaky: FlakyServer, target: str) -> None:
-        target = target.format(port=flaky.server_port)
-        error = error_of(fetcher(flaky), f"{flaky.url}/redirect?to={target}")
-        assert error.code == "uri_not_allowed"
-        assert flaky.requests.total() == 1
-
-    def test_redirect_loop_ends(self, flaky: FlakyServer) -> None:
-        flaky.RequestHandlerClass.do_loop = lambda self: self.answer(302, b"", Location="/loop")  # type: ignore[attr-defined]
-        assert error_of(fetcher(flaky), f"{flaky.url}/loop").code == "rejected"
-        assert flaky.requests.total() == 6
-
-    def test_from_https_to_http_is_not_followed(self) -> None:
-        get = fetch_module._HttpGet("https://host/a", QUICK, AccessPolicy())
-        with pytest.raises(FetchError) as caught:
-            get._next_hop("https://host/a", "http://host/a")
-        assert caught.value.code == "uri_not_allowed"
-        assert get._next_hop("http://host/a", "https://host/b") == "https://host/b"
-
-    def test_internal_hosts_are_refused(self, flaky: FlakyServer) -> None:
-        assert error_of(fetcher(), f"{flaky.url}/ok").code == "uri_not_allowed"
-
-    def test_name_that_resolves_to_an_internal_address(
-        self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def resolve(*_: Any, **__: Any) -> list[Any]:
-            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", flaky.server_port))]
-
-        monkeypatch.setattr(socket, "getaddrinfo", resolve)
-        uri = f"http://looks-public.example:{flaky.server_port}/ok"
-        assert error_of(fetcher(), uri).code == "uri_not_allowed"
-        assert not flaky.requests
-        assert Fetcher(QUICK, AccessPolicy((uri,))).fetch(uri) == BODY
-
-    def test_next_address_is_tried(self, flaky: FlakyServer) -> None:
-        get = fetch_module._HttpGet(flaky.url, QUICK, AccessPolicy())
-        nobody = ("127.0.0.1", 1)
-        get._first_that_answers([nobody, flaky.server_address]).close()
-        with pytest.raises(ConnectionRefusedError):
-            get._first_that_answers([nobody, nobody])
-
-    def test_plain_server_behind_https(self, flaky: FlakyServer) -> None:
-        uri = f"https://127.0.0.1:{flaky.server_port}/ok"
-        started = time.monotonic()
-        impatient = FetchSettings(attempt_timeout_s=SHORT_TIMEOUT_S, deadline_s=2, max_attempts=2)
-        error = error_of(Fetcher(impatient, AccessPolicy((uri,))), uri)
-        assert error.code in {"unavailable", "timeout"}
-        assert time.monotonic() - started < 2.5
-
-
-class TestHttps:
-    @pytest.fixture
-    def certificate(self, flaky: FlakyServer, tmp_path: Path) -> Path:
-        """Make the flaky server speak TLS with a self-signed certificate for 127.0.0.1; the PEM file."""
-        x509 = pytest.importorskip("cryptography.x509")
-        from cryptography.hazmat.primitives import hashes, serialization
-        from cryptography.hazmat.primitives.asymmetric import ec
-
-        key = ec.generate_private_key(ec.SECP256R1())
-        name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-        now = datetime.now(timezone.utc)
-        builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
-        alternative = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        pem = builder.add_extension(alternative, critical=False).sign(key, hashes.SHA256())
-        path = tmp_path / "server.pem"
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        path.write_bytes(private + pem.public_bytes(serialization.Encoding.PEM))
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(path)
-        flaky.socket = context.wrap_socket(flaky.socket, server_side=True)
-        flaky.url = flaky.url.replace("http:", "https:")
-        return path
-
-    def test_trusted(self, flaky: FlakyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        trusting = ssl.create_default_context(cafile=str(certificate))
-        monkeypatch.setattr(fetch_module, "_tls_context", lambda: trusting)
-        assert fetcher(flaky).fetch(f"{flaky.url}/ok?a=b") == BODY
-        assert flaky.requests == {"GET /ok?a=b": 1}
-        impatient = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S, max_attempts=1)
-        assert error_of(impatient, f"{flaky.url}/drip").code == "timeout"
-        assert error_of(fetcher(flaky), f"{flaky.url}/redirect?to=http://127.0.0.1/").code == "uri_not_allowed"
-
-    def test_not_trusted(self, flaky: FlakyServer, certificate: Path) -> None:
-        error = error_of(fetcher(flaky), f"{flaky.url}/ok")
-        assert (error.code, error.retryable) == ("bad_certificate", False)
-        assert not flaky.requests
-
-
 class TestLocal:
     def test_regular_files(self, tmp_path: Path) -> None:
         path = tmp_path / "a b?#.jpg"
@@ -588,17 +304,6 @@ def test_unforeseen_errors_are_values_too(monkeypatch: pytest.MonkeyPatch) -> No
     assert error_of(fetcher(), "/a").code == "failed"
 
 
-def test_error_pickles() -> None:
-    error = FetchError("timeout", f"https://host/a?{SECRET}", "no answer")
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301
-    assert (again.code, again.uri, again.retryable, str(again)) == (
-        "timeout",
-        "https://host/a",
-        True,
-        "timeout: https://host/a: no answer",
-    )
-
-
 def test_backoff_is_full_jitter_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     bounds: list[float] = []
@@ -619,20 +324,3 @@ def test_backoff_is_full_jitter_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> 
         Fetcher(settings).fetch("/a")
     assert waits == [1, 2, 4, 5, 5]
     assert bounds[:5] == waits
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"attempt_timeout_s": 0},
-        {"attempt_timeout_s": 10, "deadline_s": 9},
-        {"max_attempts": 0},
-        {"concurrency": 0},
-        {"max_object_bytes": 0},
-        {"backoff_base_s": -1},
-        {"backoff_base_s": 2, "backoff_cap_s": 1},
-    ],
-)
-def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        FetchSettings(**settings)

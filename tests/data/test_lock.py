@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.data import lock_holder
+from pipeline.data.local_objects import LocalObjects
 from pipeline.data.lock import Fence, LockHeld, LockLost, OutputLock
 from pipeline.data.lock_holder import LOCK_NAME, Holder, is_dead, new_holder
-from pipeline.data.object_stores import LocalObjects, open_objects
+from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
 from tests.data.output_cases import IDENTITY, output_table
 from tests.s3_server import S3Server, s3_server

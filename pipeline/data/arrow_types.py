@@ -1,0 +1,30 @@
+"""One kind of value in Arrow's several encodings: which types are text, which are bytes, which are views."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are strings, in whichever encoding."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether values of an Arrow type are bytes, in whichever encoding."""
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def without_view(kind: pa.DataType) -> pa.DataType:
+    """The plain type of a view type; other types as they are."""
+    if pa.types.is_string_view(kind):
+        return pa.string()
+    return pa.binary() if pa.types.is_binary_view(kind) else kind
+
+
+def without_views(batch: pa.RecordBatch) -> pa.Table:
+    """View types as the plain ones: Arrow cannot pick rows of them."""
+    fields = [field.with_type(without_view(field.type)) for field in batch.schema]
+    return pa.Table.from_batches([batch]).cast(pa.schema(fields))

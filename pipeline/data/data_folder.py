@@ -1,0 +1,144 @@
+"""The folder of an output's data files: which of its files are ours, and what their footers say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.data_file import Footer, NotParquet, OutputError, read_footer
+from pipeline.data.map_ahead import map_ahead
+from pipeline.data.objects import Entry, Objects
+from pipeline.data.uris import redact
+
+DATA_FOLDER = "data"
+
+_DATA_NAME = re.compile(r"part-[0-9a-f]{20}\.parquet")
+_TEMPORARY_NAME = re.compile(r"\.part-[0-9a-f]{20}\.parquet\.[0-9a-f]{32}\.tmp")
+_NAMED_AT_MOST = 10
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class DataFolder:
+    """The data files of an output, of which each footer is read once: for checking, counting and so on.
+
+    Args:
+        uri: the output folder.
+        concurrency: footers to read at a time.
+    """
+
+    def __init__(self, uri: str, concurrency: int) -> None:
+        self._uri = uri
+        self._concurrency = concurrency
+        self._footers: dict[Entry, Footer] = {}
+        self._kinds: list[Footer] = []
+
+    def list(self, objects: Objects) -> tuple[list[Entry], list[str]]:
+        """Data files, and names of temporary files.
+
+        Raises:
+            OutputError: there are files that this pipeline did not write.
+        """
+        files, folders = objects.list(DATA_FOLDER)
+        visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
+        foreign = [entry.name for entry in visible if not _DATA_NAME.fullmatch(entry.name)]
+        foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
+        self._refuse(foreign)
+        return visible, [entry.name for entry in files if _TEMPORARY_NAME.fullmatch(entry.name)]
+
+    def _refuse(self, foreign: Sequence[str]) -> None:
+        if foreign:
+            raise OutputError(
+                f"{redact(self._uri)}/{DATA_FOLDER} holds files that this pipeline did not write: {_some(foreign)}. "
+                "Move them away, or choose another output."
+            )
+
+    def footer_or_none(self, objects: Objects, entry: Entry) -> Footer | None:
+        """``None`` for a file that is cut off.
+
+        Raises:
+            OutputError: it is Parquet, but this pipeline did not write it.
+        """
+        if entry not in self._footers:
+            try:
+                footer = read_footer(objects, f"{DATA_FOLDER}/{entry.name}", entry)
+            except NotParquet:
+                return None
+            if footer is None:
+                self._refuse([entry.name])
+                return None
+            if not entry.version:
+                return footer
+            self._footers[entry] = self._lean(footer)
+        return self._footers[entry]
+
+    def _lean(self, footer: Footer) -> Footer:
+        """The same, sharing what nearly all files have in common: a footer of its own takes 10 kB."""
+        for kind in self._kinds:
+            if footer.identity == kind.identity and footer.schema.equals(kind.schema):
+                return replace(footer, identity=kind.identity, schema=kind.schema)
+        self._kinds.append(footer)
+        return footer
+
+    def footers(self, objects: Objects) -> Iterator[tuple[Entry, Footer]]:
+        """All data files with their footers.
+
+        Raises:
+            OutputError: see `list`; or a file is cut off.
+        """
+        entries, _ = self.list(objects)
+        footers = map_files(lambda entry: self.footer_or_none(objects, entry), entries, self._concurrency)
+        for entry, footer in zip(entries, footers, strict=True):
+            if footer is None:
+                raise OutputError(f"{redact(self._uri)}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
+            yield entry, footer
+
+    def common_footer(self, objects: Objects) -> Footer | None:
+        """What all files agree in, as the footer of one of them; ``None`` if there is no file.
+
+        Raises:
+            OutputError: see `footers`; or the files disagree.
+        """
+        first: tuple[Entry, Footer] | None = None
+        odd: list[str] = []
+        for entry, footer in self.footers(objects):
+            if first is None:
+                first = entry, footer
+            elif _key(footer) != _key(first[1]):
+                odd.append(entry.name)
+        if first is None:
+            return None
+        if odd:
+            raise OutputError(
+                f"the files in {redact(self._uri)}/{DATA_FOLDER} were made with different weights, settings or "
+                f"schemas: {_some(odd)} and {first[0].name} do not belong together"
+            )
+        return first[1]
+
+    def read(self, objects: Objects, entry: Entry, columns: Sequence[str] | None) -> pa.Table:
+        """Columns of a file, or all of them, without the footer's metadata."""
+        with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
+            table = pq.ParquetFile(source, pre_buffer=True).read(
+                None if columns is None else list(columns), use_threads=False
+            )
+        return table.replace_schema_metadata(None)
+
+
+def map_files(work: Callable[[Item], Result], items: Sequence[Item], concurrency: int) -> Iterator[Result]:
+    """Results in order; at most twice ``concurrency`` of them wait to be taken."""
+    return map_ahead(work, items, max(1, min(concurrency, len(items))), 2 * concurrency)
+
+
+def _key(footer: Footer) -> tuple[Any, ...]:
+    return footer.schema_version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
+    return ", ".join(names[:_NAMED_AT_MOST]) + more

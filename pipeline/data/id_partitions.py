@@ -1,0 +1,136 @@
+"""Ids dealt into files by a hash, so that two sides can be joined a partition at a time in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_MIN_PARTITIONS, _MAX_PARTITIONS = 16, 256  # as many open files
+_FLUSH_ROWS = 1 << 20
+
+Int64Array = NDArray[np.int64]
+UInt64Array = NDArray[np.uint64]
+
+
+class IdPartitions:
+    """Ids on disk, dealt by their hash: a file for each side and partition, in the Arrow IPC stream format.
+
+    Args:
+        folder: for the files; whoever gives it removes it.
+        id_type: of the manifest.
+        num_rows: of the manifest.
+        memory_rows: ids that fit into memory.
+    """
+
+    def __init__(self, folder: str, id_type: pa.DataType, num_rows: int, memory_rows: int) -> None:
+        # Hashes deal unevenly, and a join needs about as much again as the ids themselves.
+        wanted = max(1, 4 * num_rows // max(1, memory_rows))
+        self.num_partitions = min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, 1 << (wanted - 1).bit_length()))
+        self._folder = folder
+        self._flush_rows = max(1, min(_FLUSH_ROWS, memory_rows // 4))
+        self._schema = pa.schema([("id", wide_type(id_type)), ("row", pa.int64())])
+
+    def deal(self, side: str, arrays: Iterable[pa.Array]) -> None:
+        """Write all ids of a side, with their running numbers."""
+        options = pa.ipc.IpcWriteOptions(compression="lz4" if pa.Codec.is_available("lz4") else None)
+        writers = []
+        try:
+            for partition in range(self.num_partitions):
+                path = self._path(side, partition)
+                writers.append(pa.ipc.new_stream(path, self._schema, options=options))
+            start = 0
+            for ids in _in_batches(arrays, self._flush_rows, self._schema.field("id").type):
+                self._deal_batch(ids, start, writers)
+                start += len(ids)
+        finally:
+            for writer in writers:
+                writer.close()
+
+    def _deal_batch(self, ids: pa.Array, start: int, writers: list[pa.RecordBatchWriter]) -> None:
+        partitions = (hash_ids(ids) % np.uint64(self.num_partitions)).astype(np.uint8)
+        order = np.argsort(partitions, kind="stable")
+        ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
+        dealt = pa.record_batch([ids.take(pa.array(order)), pa.array(order + start)], schema=self._schema)
+        first = 0
+        for writer, end in zip(writers, ends.tolist(), strict=True):
+            if end > first:
+                writer.write_batch(dealt.slice(first, end - first))
+            first = end
+
+    def read(self, side: str, partition: int) -> tuple[pa.Array, Int64Array]:
+        """A partition's ids and their running numbers, ascending."""
+        with pa.memory_map(self._path(side, partition)) as source, pa.ipc.open_stream(source) as reader:
+            table = reader.read_all()
+        ids = concat_ids(table["id"].chunks, self._schema.field("id").type)
+        return ids, table["row"].to_numpy()
+
+    def _path(self, side: str, partition: int) -> str:
+        return os.path.join(self._folder, f"{side}-{partition}.arrow")
+
+
+def hash_ids(ids: pa.Array) -> UInt64Array:
+    """64 well mixed bits of each id, equal for equal ids.
+
+    Args:
+        ids: ``int64`` or ``large_string``, without nulls.
+    """
+    if pa.types.is_int64(ids.type):
+        return _mix(ids.to_numpy().view(np.uint64))
+    _, offsets_buffer, data_buffer = ids.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    starts, lengths = offsets[:-1] - offsets[0], np.diff(offsets)
+    size = int(lengths.sum())
+    padded = np.zeros(size + 8, np.uint8)  # so that eight bytes may be read from anywhere
+    if size:
+        padded[:size] = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
+    words = np.ndarray((size + 1,), "<u8", buffer=padded, strides=(1,))
+    hashes = _mix(lengths.astype(np.uint64))
+    alive = np.arange(len(ids))
+    for at in range(0, int(lengths.max(initial=0)), 8):
+        alive = alive[lengths[alive] > at]
+        word = words[starts[alive] + at]
+        bits_behind_end = np.clip(at + 8 - lengths[alive], 0, 7).astype(np.uint64) * np.uint64(8)
+        hashes[alive] = _mix(hashes[alive] ^ (word << bits_behind_end))
+    return hashes
+
+
+def _mix(values: UInt64Array) -> UInt64Array:
+    """The finaliser of splitmix64: every bit of the input reaches every bit of the output."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def wide_type(id_type: pa.DataType) -> pa.DataType:
+    """What ids of a manifest's type are joined as."""
+    return pa.int64() if pa.types.is_integer(id_type) else pa.large_string()  # string ends at 2 GB an array
+
+
+def wide(ids: pa.Array) -> pa.Array:
+    """Integers or texts of any width, as what they are joined as."""
+    return ids.cast(pa.int64() if pa.types.is_integer(ids.type) else pa.large_string())
+
+
+def concat_ids(arrays: list[pa.Array], kind: pa.DataType) -> pa.Array:
+    """One array of arrays of one type, of which there may be none."""
+    return pa.concat_arrays(arrays) if arrays else pa.array([], kind)
+
+
+def _in_batches(arrays: Iterable[pa.Array], num_rows: int, kind: pa.DataType) -> Iterator[pa.Array]:
+    """The same ids in arrays of about ``num_rows``: small ones together, long ones cut."""
+    waiting: list[pa.Array] = []
+    num_waiting = 0
+    for array in arrays:
+        for start in range(0, len(array), num_rows):
+            waiting.append(array.slice(start, num_rows))
+            num_waiting += len(waiting[-1])
+            if num_waiting >= num_rows:
+                yield concat_ids(waiting, kind)
+                waiting, num_waiting = [], 0
+    if waiting:
+        yield concat_ids(waiting, kind)
