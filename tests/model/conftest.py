@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 from torch import Tensor
 
 from pipeline.model.categories import COCO_CATEGORIES, Category
@@ -11,6 +14,16 @@ from pipeline.model.layouts import to_native
 from pipeline.model.variants import TestSettings
 from tests.model.golden_weights import GOLDEN_VARIANT, golden_weights, official_weights
 from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread for small tensors: several only wait for each other, for long where cores are shared."""
+    before = torch.get_num_threads()
+    if not getattr(request.module, "NEEDS_ALL_CORES", False):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from pipeline.model.variants import TestSettings
 from tests.model.compare import Found, assert_same, mask_iou, match
 from tests.model.golden_weights import GOLDEN_DIR, digest, save_mmdet3, save_modelscope, save_official
 
+NEEDS_ALL_CORES = True
 CASES = ("tiny_small_333x200", "tiny_tall_333x200")
 KIT = Path(__file__).parents[3] / "shared" / "parity"
 

@@ -262,9 +262,22 @@ def test_unknown_precision(precision: str, small_checkpoint: Checkpoint) -> None
         load_model(small_checkpoint, "cpu", precision=precision)
 
 
+# name: (device, part of the message)
+NO_DEVICES = {
+    "no such kind": ("gpu", "device 'gpu': expected cpu, cuda or cuda:N"),
+    "no such number": ("cuda:99", "device cuda:99: this machine has"),
+}
+
+
+@pytest.mark.parametrize(("device", "message"), NO_DEVICES.values(), ids=NO_DEVICES.keys())
+def test_no_such_device(device: str, message: str, small_checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(small_checkpoint, device)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_no_gpu(small_checkpoint: Checkpoint) -> None:
-    with pytest.raises(ValueError, match="device cuda: this machine has no usable CUDA device"):
+def test_without_gpu(small_checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match="device cuda: this machine has 0 usable CUDA devices"):
         load_model(small_checkpoint, "cuda")
     assert load_model(small_checkpoint).device == torch.device("cpu")
 

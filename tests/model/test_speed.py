@@ -21,6 +21,7 @@ from tests.model.golden_weights import official_weights
 from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.test_golden import CASES, golden
 
+NEEDS_ALL_CORES = True
 SWITCHES = [f.name for f in fields(SpeedOptions) if f.type in ("bool", bool) and f.name != "compile"]
 # Fewer proposals than in the published settings: the box heads' time is proportional to them.
 NUM_PROPOSALS = 200

@@ -1,0 +1,215 @@
+"""The disturbances. Each drives a job until it ends with exit code 0 and says what happened on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+
+import psutil
+import pyarrow.fs as pafs
+
+from benchmarks.chaos.flaky_proxy import flaky_proxy
+from benchmarks.chaos.poison import DEADLY_TO_DECODE, DEADLY_TO_SEGMENT
+from benchmarks.chaos.ray_nodes import ray_nodes
+from benchmarks.chaos.scene import ROOT, Hung, Job, Scene, command_line, png
+from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
+from tests.s3_server import s3_server
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went.
+
+    Attributes:
+        verdict: what its output is like.
+        attempts: how often the job was started.
+        story: what was done to it.
+    """
+
+    verdict: Verdict
+    attempts: int
+    story: str
+
+
+def run_kind(kind: str, scene: Scene, name: str, rng: random.Random, kills: int | None = None) -> Outcome:
+    """One disturbed job, to its end.
+
+    Args:
+        kind: of `KINDS`.
+        scene: with the images and what is expected of them.
+        name: unused so far; its log and output are called so.
+        rng: decides all that is random.
+        kills: how many drivers, workers or nodes; a random few if not given.
+    """
+    try:
+        return KINDS[kind](scene, name, rng, kills)
+    except (OSError, RuntimeError) as error:  # a test that could not be carried out was not passed
+        return Outcome(Verdict(0, 0, (f"not carried out: {type(error).__name__}: {error}",)), 0, "")
+
+
+def _finish(job: Job, expected: Rows, disturb: Callable[[], str]) -> Outcome:
+    """Disturb, then run until the job ends well, and judge."""
+    try:
+        try:
+            story = disturb()
+            code = job.run_to_the_end()
+        except Hung as hung:
+            story, code = str(hung), -1
+        verdict = judge(*job.read(), expected, code)
+    finally:
+        left = job.clean_up()
+    return Outcome(verdict, job.attempts, story + (f"; {left} processes left over" if left else ""))
+
+
+def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """SIGKILL to the driver, one to three times, at a random time or right after a random file."""
+    job = Job(scene.folder, name, scene.images.as_uri())
+
+    def kill(process: subprocess.Popen[bytes], deadline: float, files: int, pause_s: float) -> None:
+        while process.poll() is None and time.monotonic() < deadline and job.files() < files:
+            time.sleep(0.02)
+        time.sleep(pause_s)
+        job.remember(process.pid)
+        process.kill()
+
+    def disturb() -> str:
+        killed = []
+        for _ in range(kills or rng.randint(1, 3)):
+            by_time = rng.random() < 0.3
+            deadline = time.monotonic() + (rng.uniform(0.5, 25) if by_time else 240)
+            files = 10**6 if by_time else job.files() + rng.randint(1, 6)
+            if job.run(partial(kill, deadline=deadline, files=files, pause_s=rng.uniform(0, 0.4))) == 0:
+                break
+            killed.append(f"at {job.files()} files")
+        return f"{len(killed)} drivers killed: {', '.join(killed)}"
+
+    return _finish(job, scene.expected, disturb)
+
+
+def worker(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """SIGKILL to three to six of Ray's worker and actor processes, one after the other."""
+    actors = {"actors": rng.choice([1, 2]), "cpus_per_actor": 0.5}  # two of them fit on two cores
+    job = Job(scene.folder, name, scene.images.as_uri(), settings={"resources": actors})
+    killed: list[str] = []
+    wanted = kills or rng.randint(3, 6)
+
+    def kill_some(process: subprocess.Popen[bytes]) -> None:
+        pause_s = rng.uniform(0.5, 3)
+        while process.poll() is None and len(killed) < wanted:
+            busy = job.workers(process.pid)
+            if busy:
+                time.sleep(pause_s)
+                pause_s = rng.uniform(0.5, 3)
+                victim = rng.choice(sorted(busy, key=lambda w: w.pid))
+                title = command_line(victim)
+                with suppress(psutil.NoSuchProcess):
+                    victim.kill()
+                    killed.append(title.removeprefix("ray::").strip() or "one that had just ended")
+            time.sleep(0.1)
+
+    def disturb() -> str:
+        job.run(kill_some)
+        return f"killed {', '.join(killed) or 'none'}"
+
+    return _finish(job, scene.expected, disturb)
+
+
+def poison(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """Two images kill the process that decodes and the one that segments them, every time."""
+    images = scene.folder / f"{name}-images"
+    shutil.copytree(scene.images, images, copy_function=os.link)
+    middle = rng.randrange(len(scene.expected) - 6)
+    decode, segment = f"scene_{middle:04d}_deadly.jpg", f"scene_{rng.randrange(middle + 1):04d}_deadly.png"
+    (images / decode).write_bytes((scene.images / "scene_0000.jpg").read_bytes() + DEADLY_TO_DECODE)
+    (images / segment).write_bytes(png(*DEADLY_TO_SEGMENT))
+    hooks = scene.folder / "hooks"
+    hooks.mkdir(exist_ok=True)
+    (hooks / "sitecustomize.py").write_text("from benchmarks.chaos import poison\n\npoison.install()\n")
+    job = Job(scene.folder, name, images.as_uri(), environment={"PYTHONPATH": f"{hooks}{os.pathsep}{ROOT}"})
+    failed = {"status": "failed", "error_code": KILLED, "detections": []}
+    nothing = {"height": None, "width": None, "exif_orientation": None}
+    decoded = {"exif_orientation": scene.expected["scene_0000.jpg"]["exif_orientation"]}
+    height, width = DEADLY_TO_SEGMENT
+    expected = {
+        **scene.expected,
+        decode: {**failed, **nothing, "stage": "decode"},
+        segment: {**failed, **decoded, "height": height, "width": width, "stage": "segment"},
+    }
+    outcome = _finish(job, expected, lambda: f"{decode} and {segment} are deadly")
+    verdict = outcome.verdict
+    # Nobody else killed anything, so nothing else may have been given up.
+    innocent = tuple(f"{image_id}: {KILLED}" for image_id in verdict.killed)
+    return replace(outcome, verdict=replace(verdict, differences=verdict.differences + innocent, killed=()))
+
+
+def node(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """A cluster of a head and two nodes with the CPUs; one is removed without warning, another is added, twice."""
+    log = scene.folder / f"{name}-nodes.log"
+    with ray_nodes(log) as nodes:
+        job = Job(
+            scene.folder,
+            name,
+            scene.images.as_uri(),
+            environment={"RAY_ADDRESS": nodes.address},
+            settings={"resources": {"actors": 2}},
+        )
+        removed: list[str] = []
+
+        def remove(process: subprocess.Popen[bytes]) -> None:
+            for _ in range(kills or 2):
+                files = job.files() + rng.randint(1, 4)
+                while process.poll() is None and job.files() < files:
+                    time.sleep(0.05)
+                if process.poll() is not None:
+                    return
+                nodes.replace(rng.randrange(2))
+                removed.append(f"at {job.files()} files")
+
+        def disturb() -> str:
+            job.run(remove)
+            return f"{len(removed)} nodes removed: {', '.join(removed)}"
+
+        return _finish(job, scene.expected, disturb)
+
+
+def s3(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """Images and output on S3, where a share of all requests goes wrong."""
+    share = rng.choice([0.05, 0.1, 0.2])
+    with s3_server() as server, flaky_proxy(server.endpoint, share, rng.randrange(10**6)) as proxy:
+        server.create_bucket("chaos")
+        for path in scene.images.iterdir():
+            server.put("chaos", f"images/{path.name}", path.read_bytes())
+        job = Job(
+            scene.folder,
+            name,
+            "s3://chaos/images",
+            "s3://chaos/output",
+            environment={**server.environment, "AWS_ENDPOINT_URL": proxy.endpoint},
+            settings={"output": {"lease_s": 6.0}},
+        )
+        direct = pafs.S3FileSystem(endpoint_override=server.endpoint, region="us-east-1")
+        job.read = lambda: read_output(direct, "chaos/output")  # type: ignore[method-assign]
+        stumbles = proxy.requests
+
+        def disturb() -> str:
+            job.run_to_the_end()
+            wrong = ", ".join(f"{count} {what}" for what, count in sorted(stumbles.items()) if what != "passed")
+            return f"{sum(stumbles.values())} requests: {wrong}"
+
+        return _finish(job, scene.expected, disturb)
+
+
+KINDS: dict[str, Callable[[Scene, str, random.Random, int | None], Outcome]] = {
+    "driver": driver,
+    "worker": worker,
+    "node": node,
+    "s3": s3,
+    "poison": poison,
+}
