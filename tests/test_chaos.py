@@ -34,6 +34,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 def test_nothing_is_lost(kind: str, scene: Scene) -> None:
     outcome = run_kind(kind, scene, kind, random.Random(1), kills=1)
     verdict = outcome.verdict
+    assert outcome.disturbed, outcome
     assert (verdict.losses, verdict.duplicates) == (0, 0), outcome
     assert verdict.differences == (), outcome
     assert len(verdict.killed) <= 1, outcome

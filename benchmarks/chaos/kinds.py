@@ -30,11 +30,13 @@ class Outcome:
     Attributes:
         verdict: what its output is like.
         attempts: how often the job was started.
-        story: what was done to it.
+        disturbed: whether anything was done to it: fast machines end before the first kill, slow ones start late.
+        story: what was done.
     """
 
     verdict: Verdict
     attempts: int
+    disturbed: bool
     story: str
 
 
@@ -51,21 +53,27 @@ def run_kind(kind: str, scene: Scene, name: str, rng: random.Random, kills: int 
     try:
         return KINDS[kind](scene, name, rng, kills)
     except (OSError, RuntimeError) as error:  # a test that could not be carried out was not passed
-        return Outcome(Verdict(0, 0, (f"not carried out: {type(error).__name__}: {error}",)), 0, "")
+        return Outcome(Verdict(0, 0, (f"not carried out: {type(error).__name__}: {error}",)), 0, False, "")
 
 
-def _finish(job: Job, expected: Rows, disturb: Callable[[], str]) -> Outcome:
-    """Disturb, then run until the job ends well, and judge."""
+def _finish(job: Job, expected: Rows, disturb: Callable[[], tuple[bool, str]]) -> Outcome:
+    """Disturb, then run until the job ends well, and judge.
+
+    Args:
+        job: not yet started.
+        expected: see `judge`.
+        disturb: runs the job with something going on beside it; whether anything was done, and what.
+    """
     try:
         try:
-            story = disturb()
+            disturbed, story = disturb()
             code = job.run_to_the_end()
         except Hung as hung:
-            story, code = str(hung), -1
+            disturbed, story, code = True, str(hung), -1
         verdict = judge(*job.read(), expected, code)
     finally:
         left = job.clean_up()
-    return Outcome(verdict, job.attempts, story + (f"; {left} processes left over" if left else ""))
+    return Outcome(verdict, job.attempts, disturbed, story + (f"; {left} processes left over" if left else ""))
 
 
 def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
@@ -79,7 +87,7 @@ def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
         job.remember(process.pid)
         process.kill()
 
-    def disturb() -> str:
+    def disturb() -> tuple[bool, str]:
         killed = []
         for _ in range(kills or rng.randint(1, 3)):
             by_time = rng.random() < 0.3
@@ -88,7 +96,7 @@ def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
             if job.run(partial(kill, deadline=deadline, files=files, pause_s=rng.uniform(0, 0.4))) == 0:
                 break
             killed.append(f"at {job.files()} files")
-        return f"{len(killed)} drivers killed: {', '.join(killed)}"
+        return bool(killed), f"{len(killed)} drivers killed: {', '.join(killed)}"
 
     return _finish(job, scene.expected, disturb)
 
@@ -114,9 +122,11 @@ def worker(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
                     killed.append(title.removeprefix("ray::").strip() or "one that had just ended")
             time.sleep(0.1)
 
-    def disturb() -> str:
-        job.run(kill_some)
-        return f"killed {', '.join(killed) or 'none'}"
+    def disturb() -> tuple[bool, str]:
+        for _ in range(3):
+            if job.run(kill_some) == 0 or killed:
+                break  # otherwise it failed before there was anything to kill
+        return bool(killed), f"killed {', '.join(killed) or 'none'}"
 
     return _finish(job, scene.expected, disturb)
 
@@ -142,7 +152,7 @@ def poison(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
         decode: {**failed, **nothing, "stage": "decode"},
         segment: {**failed, **decoded, "height": height, "width": width, "stage": "segment"},
     }
-    outcome = _finish(job, expected, lambda: f"{decode} and {segment} are deadly")
+    outcome = _finish(job, expected, lambda: (True, f"{decode} and {segment} are deadly"))
     verdict = outcome.verdict
     # Nobody else killed anything, so nothing else may have been given up.
     innocent = tuple(f"{image_id}: {KILLED}" for image_id in verdict.killed)
@@ -172,9 +182,9 @@ def node(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outc
                 nodes.replace(rng.randrange(2))
                 removed.append(f"at {job.files()} files")
 
-        def disturb() -> str:
+        def disturb() -> tuple[bool, str]:
             job.run(remove)
-            return f"{len(removed)} nodes removed: {', '.join(removed)}"
+            return bool(removed), f"{len(removed)} nodes removed: {', '.join(removed)}"
 
         return _finish(job, scene.expected, disturb)
 
@@ -198,10 +208,10 @@ def s3(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcom
         job.read = lambda: read_output(direct, "chaos/output")  # type: ignore[method-assign]
         stumbles = proxy.requests
 
-        def disturb() -> str:
+        def disturb() -> tuple[bool, str]:
             job.run_to_the_end()
             wrong = ", ".join(f"{count} {what}" for what, count in sorted(stumbles.items()) if what != "passed")
-            return f"{sum(stumbles.values())} requests: {wrong}"
+            return bool(wrong), f"{sum(stumbles.values())} requests: {wrong}"
 
         return _finish(job, scene.expected, disturb)
 

@@ -9,8 +9,8 @@ column                type                meaning
 ``image_uri``         string              where it came from, without credentials and query; null for
                                           images that came as bytes
 ``height, width``     int32               of the original picture; null where it was not decoded
-``exif_orientation``  int8                1 to 8 as the file says; null where it says nothing, or was
-                                          not decoded
+``exif_orientation``  int8                1 to 8 as the file says, 1 where it says nothing; null where it
+                                          was not decoded
 ``status``            string              ``annotated`` or ``failed``
 ``detections``        list of struct      best score first; **empty, never null**, for failed images and
                                           for images on which nothing was found: ``status`` tells them apart
