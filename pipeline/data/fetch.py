@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import fsspec
@@ -93,8 +94,7 @@ class Fetcher:
         """Fetch concurrently; one entry per URI, in order, failures as values."""
         if not uris:
             return []
-        with ThreadPoolExecutor(min(self.settings.concurrency, len(uris))) as pool:
-            return list(pool.map(self._fetch_or_error, uris))
+        return list(_threads(self.settings.concurrency, os.getpid()).map(self._fetch_or_error, uris))
 
     def _fetch_or_error(self, uri: str) -> bytes | FetchError:
         try:
@@ -123,6 +123,15 @@ class Fetcher:
             raise FetchError("bad_uri", uri, "no such address can be formed in this scheme") from None
         except Exception as error:
             raise FetchError("failed", uri, type(error).__name__) from None
+
+
+@lru_cache(maxsize=4)
+def _threads(concurrency: int, process_id: int) -> ThreadPoolExecutor:
+    """One pool for all calls: starting threads for each block cost more than reading its files.
+
+    The process id is for forked children, in which the parent's threads do not run.
+    """
+    return ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
 
 
 def _read_local(path: str, uri: str, settings: FetchSettings) -> bytes:
