@@ -2,7 +2,7 @@
 
 The annotate job as it is, with a model that takes a fixed time for a batch and otherwise sleeps, like a thread
 that waits for its GPU. Ray runs a set-up hook in every worker process; it puts the stub in the place of
-`pipeline.graph.load_model`. The stub notes when each batch began and ended.
+`pipeline.replica.load_model`. The stub notes when each batch began and ended.
 
 Two shares, in the steady state (all replicas warm, none dry yet): *throughput* is the images done against what
 replicas that never wait would have done; *busy* is the time inside the model, oversleeping included.
@@ -29,7 +29,7 @@ import ray
 import torch
 from PIL import Image
 
-import pipeline.graph
+import pipeline.replica
 from benchmarks.bench_masks import random_boxes, soft_masks
 from benchmarks.machine import describe
 from jobs.demo import random_model
@@ -99,7 +99,7 @@ def install_stub() -> None:
     def load_stub(checkpoint: Checkpoint, *_: Any, **__: Any) -> StubPredictor:
         return StubPredictor(settings, checkpoint.categories)
 
-    pipeline.graph.load_model = load_stub  # type: ignore[assignment]
+    pipeline.replica.load_model = load_stub  # type: ignore[assignment]
 
 
 def start_ray(settings: StubSettings, **options: Any) -> None:

@@ -212,7 +212,7 @@ class _Run:
 
     def _pending(self) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""
-        done = (table["image_id"].combine_chunks() for table in self.store.iter_ids(("image_id",)))
+        done = (table["image_id"] for table in self.store.iter_ids())
         pending = find_pending(self.manifest, done)
         twice, unknown = pending.duplicate_done, pending.unknown_done
         if twice.count:

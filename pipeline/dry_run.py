@@ -15,16 +15,15 @@ from pipeline.annotate import make_identity, model_settings, remove_folder
 from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
 from pipeline.config import AnnotateConfig
 from pipeline.data.antijoin import Pending, find_pending
-from pipeline.data.fetch import Fetcher
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
+from pipeline.graph import fetch_decode_stage
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.variants import TestSettings
 from pipeline.plan import assumed_seconds_per_image, make_plan
-from pipeline.stages.fetch_decode import FetchDecode
 from pipeline.stages.guard import InProcessGuard
 from pipeline.stages.rows import binary_views
 
@@ -53,7 +52,7 @@ def dry_run(config: AnnotateConfig) -> str:
     remove_folder(store.scratch_uri)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, scratch)
-        pending = find_pending(manifest, (t["image_id"].combine_chunks() for t in store.iter_ids(("image_id",))))
+        pending = find_pending(manifest, (table["image_id"] for table in store.iter_ids()))
         decoded = _decode_sample(config, settings, manifest, pending)
     with connect(config.resources.ray_address):
         cluster, pool = describe_cluster(), choose_pool(config.resources)
@@ -90,13 +89,7 @@ def dry_run(config: AnnotateConfig) -> str:
 
 def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Manifest, pending: Pending) -> pa.Table:
     """The first few pending images, fetched and decoded as a run would; failures are rows."""
-    stage = FetchDecode(
-        Fetcher(config.images.fetch_settings(), config.images.access_policy()),
-        config.images.max_pixels,
-        config.images.apply_exif,
-        settings.short_side,
-        settings.long_side,
-    )
+    stage = fetch_decode_stage(config, settings)
     tables = (
         table
         for unit, rows in islice(pending.iter_units(), 1)

@@ -9,8 +9,6 @@ Decoded pictures cross as uint8 in blocks of a few model batches; results are ga
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-import torch
 from ray.data import DataContext, Dataset
 
 from pipeline.cluster import Pool
@@ -29,15 +26,10 @@ from pipeline.data.fetch import Fetcher
 from pipeline.data.manifest import Manifest, ReadUnit
 from pipeline.data.output import Identity, OutputStore
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.model.predictor import load_model
-from pipeline.model.speed import SpeedOptions
 from pipeline.model.variants import TestSettings
 from pipeline.monitor import MonitorClient
 from pipeline.stages.encode import Encode
 from pipeline.stages.fetch_decode import FetchDecode
-from pipeline.stages.segment import DeviceLost, Segment
-
-logger = logging.getLogger(__name__)
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
 ROWS_PER_READ_TASK = 4096
@@ -63,17 +55,15 @@ class RunParts:
 
 def build(parts: RunParts, pending: Pending) -> Dataset:
     """A lazy dataset of one row per written file: ``name``, ``num_rows``, ``size_bytes``."""
+    # Here and not above: the model's packages take seconds to import, and only replicas need them.
+    from pipeline.replica import SegmentActor
+
     _set_context(parts.config)
     resources, block = parts.config.resources, parts.config.images_per_block
-    fetch_decode = FetchDecode(
-        Fetcher(parts.config.images.fetch_settings(), parts.config.images.access_policy()),
-        parts.config.images.max_pixels,
-        parts.config.images.apply_exif,
-        parts.settings.short_side,
-        parts.settings.long_side,
-    )
     read = functools.partial(_read, manifest=parts.manifest, rows_per_block=block)
-    fetch = functools.partial(_fetch_decode, stage=fetch_decode, monitor=parts.monitor)
+    fetch = functools.partial(
+        _fetch_decode, stage=fetch_decode_stage(parts.config, parts.settings), monitor=parts.monitor
+    )
     encode = functools.partial(_encode, stage=parts.encode, monitor=parts.monitor)
     write = functools.partial(_write, parts=parts)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
@@ -83,7 +73,7 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
         .repartition(target_num_rows_per_block=block)
         .map_batches(fetch, batch_size=block, num_cpus=resources.fetch_cpus_per_task, **tables)
         .map_batches(
-            _SegmentActor,
+            SegmentActor,
             fn_constructor_args=(parts,),
             compute=parts.pool.strategy(),
             batch_size=block,
@@ -95,6 +85,17 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
         # strict: without it, blocks smaller than a file are passed on as they are
         .repartition(target_num_rows_per_block=parts.config.output.images_per_file, strict=True)
         .map_batches(write, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
+    )
+
+
+def fetch_decode_stage(config: AnnotateConfig, settings: TestSettings) -> FetchDecode:
+    """The stage as a config asks for it, for a model with these settings."""
+    return FetchDecode(
+        Fetcher(config.images.fetch_settings(), config.images.access_policy()),
+        config.images.max_pixels,
+        config.images.apply_exif,
+        settings.short_side,
+        settings.long_side,
     )
 
 
@@ -158,31 +159,3 @@ def _keep_freed_memory() -> bool:
 def _client(monitor: Any) -> MonitorClient:
     """One client for each worker process: metrics may be made only once."""
     return MonitorClient(monitor)
-
-
-class _SegmentActor:
-    """One replica of the model."""
-
-    def __init__(self, parts: RunParts) -> None:
-        model = parts.config.model
-        device = "cuda" if parts.pool.gpus else "cpu"
-        if device == "cpu":
-            torch.set_num_threads(max(1, round(parts.pool.cpus)))
-        predictor = load_model(
-            ray.get(parts.checkpoint),
-            device,
-            model.precision,
-            parts.settings,
-            speed=SpeedOptions(compile=model.compile),
-        )
-        client = MonitorClient(parts.monitor)
-        thresholds = model.label_thresholds([c.name for c in predictor.categories])
-        self._stage = Segment(predictor, model.batch_size, thresholds, client, client.report)
-
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        try:
-            return self._stage(rows)
-        except DeviceLost:
-            # A lost CUDA context poisons the process; Ray starts another one and gives it these rows again.
-            logger.exception("the device is lost; restarting this replica")
-            os._exit(1)
