@@ -263,7 +263,7 @@ class ResourcesConfig(_Section):
     images_per_block: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] | None = Field(
         default=None,
         description="Images that travel and are redone together. null: 4 batches, at most 64. A block of decoded "
-        "images should stay below 128 MiB (40 pictures of 1333 x 800); two to four batches keep a replica busiest.",
+        "images should stay below 128 MiB (40 pictures of 1333 x 800); fewer than four batches leave replicas waiting.",
     )
     fetch_cpus_per_task: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="CPUs a fetch-and-decode task reserves; below 1 where fetching is mostly waiting."

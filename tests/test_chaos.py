@@ -19,9 +19,8 @@ from benchmarks.chaos.kinds import run_kind
 from benchmarks.chaos.scene import Scene, make_scene
 from benchmarks.chaos.verdict import judge
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-KINDS = ["driver", "worker", "poison"]
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("node", "s3")]
+pytestmark = pytest.mark.timeout(900)
+KINDS = ["driver", "worker", "poison", "node", "s3"]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("kind", [*KINDS, *SLOW_KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost(kind: str, scene: Scene) -> None:
     outcome = run_kind(kind, scene, kind, random.Random(1), kills=1)
     verdict = outcome.verdict

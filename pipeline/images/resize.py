@@ -59,11 +59,6 @@ def resize_bilinear_uint8(image: Tensor, size: tuple[int, int]) -> Tensor:
     if (src_h, src_w) == (h, w):
         return image.clone()
     pixels = image.to(torch.int32)
-    if (src_h, src_w) == (2 * h, 2 * w):
-        # OpenCV hands exact halving to its area kernel: the rounded mean of 2x2 pixels.
-        even, odd = pixels[..., 0::2, :], pixels[..., 1::2, :]
-        total = even[..., 0::2] + even[..., 1::2] + odd[..., 0::2] + odd[..., 1::2]
-        return ((total + 2) >> 2).to(torch.uint8)
     left, right, w_left, w_right = _taps(src_w, w, True, image.device)
     top, bottom, w_top, w_bottom = _taps(src_h, h, False, image.device)
     rows = pixels.index_select(-1, left).mul_(w_left)

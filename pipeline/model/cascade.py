@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.boxes import decode_deltas, nms_by_group
-from pipeline.model.roi import RoIConvs, pool_rois
+from pipeline.model.roi import RoIConvs, image_index, pool_rois
 from pipeline.model.variants import TestSettings, Variant
 
 BOX_POOL_SIDE = 7
@@ -72,11 +72,7 @@ class CascadeBoxHeads(nn.Module):
             settings: thresholds and counts.
         """
         counts = [len(p) for p in proposals]
-        index = torch.repeat_interleave(
-            torch.arange(len(proposals), device=image_sizes.device),
-            torch.tensor(counts, device=image_sizes.device),
-            output_size=sum(counts),
-        )
+        index = image_index(counts, image_sizes.device)
         boxes, sizes = torch.cat(proposals), image_sizes[index]
         rows = torch.arange(len(boxes), device=boxes.device)
         total = boxes.new_zeros(())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.model.cascade import CascadeBoxHeads
 from pipeline.model.fpn import FeaturePyramid
 from pipeline.model.mask_head import CascadeMaskHeads
-from pipeline.model.roi import ROI_LEVELS
+from pipeline.model.roi import ROI_LEVELS, image_index
 from pipeline.model.rpn import RegionProposalNetwork
 from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import TestSettings, Variant
@@ -63,9 +63,7 @@ class Detector(nn.Module):
         pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
         found = self.box_heads(pyramid, proposals, image_sizes, scale_factors, settings)
         counts = [len(image.scores) for image in found]
-        index = torch.repeat_interleave(
-            torch.arange(len(found), device=images.device), torch.tensor(counts, device=images.device)
-        )
+        index = image_index(counts, images.device)
         boxes = torch.cat([f.boxes_image for f in found])
         scores, labels = torch.cat([f.scores for f in found]), torch.cat([f.labels for f in found])
         masks = self.mask_heads(pyramid, boxes * scale_factors[index].repeat(1, 2), index, labels)

@@ -18,6 +18,12 @@ from pipeline.model.rpn import STRIDES
 ROI_LEVELS = 4  # P2..P5
 
 
+def image_index(counts: list[int], device: torch.device) -> Tensor:
+    """For boxes laid end to end, image after image, the image each belongs to: int64 ``(sum(counts),)``."""
+    images = torch.arange(len(counts), device=device)
+    return images.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
+
+
 def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, side: int) -> Tensor:
     """RoIAlign (He et al. 2017, arXiv 1703.06870), each RoI from the level that fits its size.
 

@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import Rle, rasterise
 from pipeline.model.categories import Category
-from pipeline.stages.rows import DETECTION_FIELDS, RowError, binary_views, error_arrays
+from pipeline.stages.rows import DETECTION_FIELDS, ERROR_COLUMNS, RowError, binary_views, error_arrays, read_errors
 
 ENCODE = "encode"
 
@@ -33,12 +33,7 @@ class Encode:
     def __call__(self, rows: pa.Table, report: Callable[[dict[str, float]], None]) -> pa.Table:
         """Segmented rows become rows of the output's schema."""
         started = time.perf_counter()
-        errors: list[RowError | None] = [
-            None if code is None else RowError(stage, code, message)
-            for stage, code, message in zip(
-                *(rows[c].to_pylist() for c in ("stage", "error_code", "error_message")), strict=True
-            )
-        ]
+        errors = read_errors(rows)
         fields = {name: binary_views(rows[name]) for name, _ in DETECTION_FIELDS}
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
         found: list[ImageDetections | None] = []
@@ -77,7 +72,7 @@ class Encode:
     def _output_rows(
         self, rows: pa.Table, found: list[ImageDetections | None], errors: list[RowError | None]
     ) -> pa.Table:
-        made = dict(zip(("stage", "error_code", "error_message"), error_arrays(errors), strict=True))
+        made = dict(zip(ERROR_COLUMNS, error_arrays(errors), strict=True))
         made["status"] = pa.array([ANNOTATED if e is None else FAILED for e in errors], pa.string())
         ids, names = [c.id for c in self.categories], [c.name for c in self.categories]
         made["detections"] = detections_array(found, ids, names)

@@ -20,9 +20,7 @@ DECODED = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("exif_orientation", pa.int8()),
-        ("stage", pa.string()),
-        ("error_code", pa.string()),
-        ("error_message", pa.string()),
+        *((name, pa.string()) for name in ERROR_COLUMNS),
     ]
 )
 
@@ -48,6 +46,14 @@ def error_arrays(errors: Sequence[RowError | None]) -> list[pa.Array]:
     return [
         pa.array([None if e is None else getattr(e, field) for e in errors], pa.string())
         for field in ("stage", "code", "message")
+    ]
+
+
+def read_errors(rows: pa.Table) -> list[RowError | None]:
+    """What `error_arrays` made the columns of, for each row."""
+    columns = (rows[name].to_pylist() for name in ERROR_COLUMNS)
+    return [
+        None if code is None else RowError(stage, code, message) for stage, code, message in zip(*columns, strict=True)
     ]
 
 

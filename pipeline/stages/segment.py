@@ -12,7 +12,15 @@ import torch
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.stages.guard import Guard, run_guarded
-from pipeline.stages.rows import DETECTION_FIELDS, RowError, binary_array, binary_views, error_arrays
+from pipeline.stages.rows import (
+    DETECTION_FIELDS,
+    ERROR_COLUMNS,
+    RowError,
+    binary_array,
+    binary_views,
+    error_arrays,
+    read_errors,
+)
 
 SEGMENT = "segment"
 
@@ -91,21 +99,15 @@ class Segment:
 
 
 def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | RowError]) -> pa.Table:
-    dropped = ("pixels", "pixels_height", "pixels_width", "stage", "error_code", "error_message")
-    errors = [
-        RowError(stage, code, message) if code is not None else None
-        for stage, code, message in zip(
-            *(rows[c].to_pylist() for c in ("stage", "error_code", "error_message")), strict=True
-        )
-    ]
+    errors = read_errors(rows)
     found: list[Detections | None] = [None] * len(rows)
     for i, result in results.items():
         if isinstance(result, RowError):
             errors[i] = result
         else:
             found[i] = result
-    rows = rows.drop_columns(list(dropped))
-    for name, values in zip(("stage", "error_code", "error_message"), error_arrays(errors), strict=True):
+    rows = rows.drop_columns(["pixels", "pixels_height", "pixels_width", *ERROR_COLUMNS])
+    for name, values in zip(ERROR_COLUMNS, error_arrays(errors), strict=True):
         rows = rows.append_column(name, values)
     for name, dtype in DETECTION_FIELDS:
         arrays = [None if d is None else getattr(d, name).astype(dtype, copy=False) for d in found]

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,18 +21,10 @@ from pipeline.data.lock_holder import LOCK_NAME, Holder, is_dead, new_holder
 from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
 from tests.data.output_cases import IDENTITY, output_table
-from tests.s3_server import S3Server, s3_server
 
 ROOT = Path(__file__).parents[2]
 LEASE_S = 0.9
 LONG_LEASE_S = 60.0
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
 
 
 @pytest.fixture(params=["local", "s3", "memory"])

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +23,8 @@ from pipeline.data.object_stores import open_objects
 from pipeline.data.objects import Objects
 from pipeline.data.output import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
 from tests.data.output_cases import IDENTITY, all_ids, output_table
-from tests.s3_server import S3Server, s3_server
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
 
 
 @pytest.fixture(params=["local", "s3", "memory"])
