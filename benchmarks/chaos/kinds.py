@@ -102,19 +102,22 @@ def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
 
 
 def worker(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
-    """SIGKILL to three to six of Ray's worker and actor processes, one after the other."""
+    """SIGKILL to three to six of Ray's worker and actor processes, from the start or from the first file on."""
     actors = {"actors": rng.choice([1, 2]), "cpus_per_actor": 0.5}  # two of them fit on two cores
     job = Job(scene.folder, name, scene.images.as_uri(), settings={"resources": actors})
     killed: list[str] = []
     wanted = kills or rng.randint(3, 6)
+    first_file = rng.choice([0, 1])
 
     def kill_some(process: subprocess.Popen[bytes]) -> None:
-        pause_s = rng.uniform(0.5, 3)
+        while process.poll() is None and job.files() < first_file:
+            time.sleep(0.02)
+        pause_s = rng.uniform(0.2, 2)
         while process.poll() is None and len(killed) < wanted:
             busy = job.workers(process.pid)
             if busy:
                 time.sleep(pause_s)
-                pause_s = rng.uniform(0.5, 3)
+                pause_s = rng.uniform(0.2, 2)
                 victim = rng.choice(sorted(busy, key=lambda w: w.pid))
                 title = command_line(victim)
                 with suppress(psutil.NoSuchProcess):
