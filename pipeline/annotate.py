@@ -24,7 +24,7 @@ from pipeline.cluster import choose_pool, connect, describe_cluster
 from pipeline.config import AnnotateConfig
 from pipeline.config_loading import ConfigError
 from pipeline.data.antijoin import Pending, find_pending
-from pipeline.data.lock import OutputLock
+from pipeline.data.lock import LockLost, OutputLock
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.data.output import Counts, Identity, OutputStore
@@ -164,7 +164,7 @@ class _Run:
     run_id: str
 
     def execute(self, parts: RunParts) -> RunReport:
-        """Rounds of work until nothing is pending, then the report."""
+        """Annotate what is pending, and report; a run that fails says so in run.json."""
         started = time.monotonic()
         report = self._new_report()
         pending = self._pending()
@@ -172,9 +172,29 @@ class _Run:
             "%s images in the manifest, %s done, %s to do",
             *(f"{n:,}" for n in (pending.num_rows, pending.num_done, pending.num_pending)),
         )
+        todo = pending.num_pending
+        if todo == 0:
+            report.state = "nothing_to_do"
+            self._close_books(report, self.store.counts(), pending)
+            logger.info("the output is complete; nothing to do")
+            self._finish_report(report)
+            return report
+        self.store.write_report(vars(report))
+        try:
+            self._annotate_all(parts, pending, report, started)
+        except Exception as error:
+            report.state = "failed"
+            report.this_run["error"] = str(error) if isinstance(error, RunFailed) else type(error).__name__
+            with suppress(OSError, LockLost):
+                parts.fence()  # without the lock, the report is another run's
+                self.store.write_report(vars(report))
+            raise
+        self.store.write_report(vars(report))
+        return report
+
+    def _annotate_all(self, parts: RunParts, pending: Pending, report: RunReport, started: float) -> None:
+        """Rounds until nothing is pending; then the books."""
         todo, rounds = pending.num_pending, 0
-        if todo:
-            self.store.write_report(vars(report))
         while pending.num_pending:
             rounds += 1
             if rounds > MAX_ROUNDS:
@@ -183,12 +203,6 @@ class _Run:
                 logger.warning("the audit found %d images missing; they are queued again", pending.num_pending)
             self._work(parts, pending, started)
             pending = self._pending()
-        if todo == 0:
-            report.state = "nothing_to_do"
-            self._close_books(report, self.store.counts(), pending)
-            logger.info("the output is complete; nothing to do")
-            self._finish_report(report)
-            return report
         seconds = time.monotonic() - started
         snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
         progress = Progress(todo, snapshot, seconds, parts.pool.max_actors)
@@ -201,13 +215,11 @@ class _Run:
             "time_split_s": {name: round(s, 3) for name, s in progress.time_split().items()},
         }
         self._close_books(report, self.store.counts(), pending)
-        self.store.write_report(vars(report))
-        return report
 
     def _finish_report(self, report: RunReport) -> None:
-        """A run that died after its last file left a report that says "running"; otherwise the old one stays."""
+        """A run that died after its last file left a report that says otherwise; else the old one stays."""
         old = self.store.read_report()
-        if old is None or old.get("state") == "running":
+        if old is None or old.get("state") in ("running", "failed"):
             self.store.write_report(vars(report))
 
     def _pending(self) -> Pending:

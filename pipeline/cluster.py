@@ -66,8 +66,9 @@ def connect(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         ray.init(address=target, **options) if target else ray.init(include_dashboard=False, **options)
-    except (ConnectionError, ValueError) as error:
-        raise ClusterError(f"no Ray cluster answers at {target}: {error}") from error
+    except Exception as error:  # a node that does not start in time is a plain Exception
+        what = f"no Ray cluster answers at {target}" if target else "Ray does not start on this machine"
+        raise ClusterError(f"{what}: {error}") from error
     try:
         logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", describe_cluster())
         yield

@@ -603,8 +603,11 @@ class TestRounds:
         monkeypatch.setattr(job._Run, "_work", lambda self, parts, pending, started: rounds.append(pending.num_pending))
         ended = command(tmp_path, world.values(tmp_path / "out"))
         assert ended.code == 1
-        assert f"RunFailed: {len(world.table)} images are still missing after 3 rounds" in ended.log[-1]
+        message = f"{len(world.table)} images are still missing after 3 rounds"
+        assert f"RunFailed: {message}" in ended.log[-1]
         assert len(rounds) == 3
+        report = json.loads((tmp_path / "out" / "run.json").read_text())
+        assert (report["state"], report["this_run"]["error"]) == ("failed", message)
 
 
 class TestOtherRuns:

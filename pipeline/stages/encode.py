@@ -82,6 +82,5 @@ class Encode:
 
 def mask_areas(rles: Sequence[Rle]) -> np.ndarray:
     """Pixels of each mask, float32."""
-    if not rles:
-        return np.zeros(0, np.float32)
-    return mask_api.area(list(rles)).astype(np.float32)
+    # One at a time: with numpy 2, pycocotools takes no list of more than 255 masks.
+    return np.array([mask_api.area(rle) for rle in rles], np.float32)

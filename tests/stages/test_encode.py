@@ -160,3 +160,9 @@ def test_mask_areas() -> None:
     assert areas.dtype == np.float32
     assert areas.tolist() == [20.0, 0.0]
     assert mask_areas([]).shape == (0,)
+
+
+def test_more_masks_than_pycocotools_counts_in_one_call() -> None:
+    """It holds the number of masks of a list in 8 bits."""
+    rle = coco_mask.encode(np.asfortranarray(np.ones((3, 4), np.uint8)))
+    assert mask_areas([rle] * 300).tolist() == [12.0] * 300
