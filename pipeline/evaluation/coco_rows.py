@@ -1,0 +1,250 @@
+"""Checked rows of COCO files: what an image, an annotation and a result must have, and nothing else of them.
+
+The rules are those that pycocotools needs but does not check; where it would stop with a ``KeyError`` or compute
+nonsense, the message here says which value is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from pipeline.data.uris import redact
+from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluation.json_stream import Element
+
+BOX = pa.list_(pa.float64(), 4)
+_INT64 = range(-(1 << 63), 1 << 63)
+_NUMBERS = {int, float}
+
+ImageId = int | str
+
+
+class RowError(ValueError):
+    """What is wrong with a row, without its place."""
+
+
+class ImageRow(NamedTuple):
+    """An image of the ground truth; height and width in pixels, 0 where they are not known."""
+
+    image_id: ImageId
+    height: int
+    width: int
+
+
+class ObjectRow(NamedTuple):
+    """An annotation of the ground truth. Box: x, y, width, height in pixels; ``text``: the annotation in JSON."""
+
+    image_id: ImageId
+    id: int
+    category_id: int
+    box: list[float]
+    area: float
+    crowd: bool
+    text: str | None
+
+
+class ResultRow(NamedTuple):
+    """A detection of a results file. Box: x, y, width, height in pixels; ``text``: the result in JSON."""
+
+    image_id: ImageId
+    category_id: int
+    score: float
+    box: list[float] | None
+    text: str | None
+
+
+def image_schema(id_type: pa.DataType) -> pa.Schema:
+    """Of tables of `ImageRow`."""
+    return pa.schema([("image_id", id_type), ("height", pa.int32()), ("width", pa.int32())])
+
+
+def object_schema(id_type: pa.DataType) -> pa.Schema:
+    """Of tables of `ObjectRow`."""
+    columns = [("id", pa.int64()), ("category_id", pa.int64()), ("box", BOX), ("area", pa.float64())]
+    return pa.schema([("image_id", id_type), *columns, ("crowd", pa.bool_()), ("text", pa.large_string())])
+
+
+def result_schema(id_type: pa.DataType) -> pa.Schema:
+    """Of tables of `ResultRow`."""
+    columns = [("category_id", pa.int64()), ("score", pa.float64()), ("box", BOX), ("text", pa.large_string())]
+    return pa.schema([("image_id", id_type), *columns])
+
+
+def image_row(value: Any, needs_size: bool) -> ImageRow:
+    """Check an element of ``images``.
+
+    Args:
+        value: parsed JSON.
+        needs_size: for masks, without which polygons have no meaning.
+
+    Raises:
+        RowError: an id, or a size where it is needed, is missing or not what it must be.
+    """
+    image_id = _image_id(value, "id")
+    height, width = value.get("height"), value.get("width")
+    if height is None and width is None and not needs_size:
+        return ImageRow(image_id, 0, 0)
+    if type(height) is not int or type(width) is not int or not (0 < height < 1 << 31 and 0 < width < 1 << 31):
+        raise RowError(
+            f"height and width must be whole numbers of pixels above 0, not {_brief(height)} and {_brief(width)}"
+        )
+    return ImageRow(image_id, height, width)
+
+
+def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
+    """Check an element of ``annotations``; without ``iscrowd`` it is no crowd.
+
+    Args:
+        value: parsed JSON.
+        text: the same before.
+        masks: whether the segmentation is needed.
+
+    Raises:
+        RowError: a key is missing or its value not what it must be.
+    """
+    image_id = _image_id(value, "image_id")
+    crowd = value.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        raise RowError(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
+    if masks and not value.get("segmentation"):
+        raise RowError("it has no segmentation; evaluate boxes only, or add it")
+    return ObjectRow(
+        image_id,
+        _int(value, "id"),
+        _int(value, "category_id"),
+        _box(_get(value, "bbox")),
+        _number(value, "area"),
+        bool(crowd),
+        text if masks else None,
+    )
+
+
+def result_row(value: Any, text: str, masks: bool) -> ResultRow:
+    """Check an element of a results file; without a box, or with an empty one, it must have a segmentation.
+
+    Raises:
+        RowError: a key is missing or its value not what it must be.
+    """
+    image_id = _image_id(value, "image_id")
+    box, segmentation = value.get("bbox"), value.get("segmentation")
+    if masks and not segmentation:
+        raise RowError("it has no segmentation; evaluate boxes only")
+    if not box and not segmentation:
+        raise RowError("it has neither bbox nor segmentation")
+    return ResultRow(
+        image_id,
+        _int(value, "category_id"),
+        _number(value, "score"),
+        _box(box) if box else None,
+        text if masks or not box else None,
+    )
+
+
+def category_row(value: Any) -> tuple[int, str]:
+    """Id and name of an element of ``categories``.
+
+    Raises:
+        RowError: one of them is missing or not what it must be.
+    """
+    name = _get(value, "name")
+    if not isinstance(name, str):
+        raise RowError(f"name must be a string, not {_brief(name)}")
+    return _int(value, "id"), name
+
+
+def place(uri: str, element: Element) -> str:
+    """How messages call an element: ``instances.json, annotations[6] (id 7)``."""
+    has_id = isinstance(element.value, Mapping) and "id" in element.value
+    known = f" (id {_brief(element.value['id'])})" if has_id else ""
+    return f"{redact(uri)}, {element.key or 'result'}[{element.position}]{known}"
+
+
+class IdKind:
+    """Whether image ids are integers or strings: what the first one is, all must be.
+
+    Args:
+        uri: of the file, for messages.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self.first: ImageId | None = None
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """``int64`` or ``large_string``; the former as long as there is no id."""
+        return pa.large_string() if isinstance(self.first, str) else pa.int64()
+
+    def check(self, image_id: ImageId) -> None:
+        """Raise unless this id is of the type of those before.
+
+        Raises:
+            RowError: it is not.
+        """
+        if self.first is None:
+            self.first = image_id
+        if type(image_id) is not type(self.first):
+            raise RowError(
+                f"image ids must be all integers or all strings: {image_id!r} here, {self.first!r} before; the file "
+                "mixes both"
+            )
+
+
+def at_place(uri: str, element: Element, error: RowError) -> InputError:
+    """The same error with its place."""
+    return InputError(f"{place(uri, element)}: {error}")
+
+
+def _get(value: Any, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise RowError(f"it is {_brief(value)}, not an object")
+    if key not in value:
+        raise RowError(f"it has no key {key!r}; it has: {', '.join(value) or 'none'}")
+    return value[key]
+
+
+def _int(value: Any, key: str) -> int:
+    found = _get(value, key)
+    if type(found) is not int or found not in _INT64:
+        raise RowError(f"{key} must be an integer of at most 64 bits, not {_brief(found)}")
+    return found
+
+
+def _image_id(value: Any, key: str) -> ImageId:
+    found = _get(value, key)
+    if type(found) is str and found:
+        if not found.isascii() and found.encode(errors="replace").decode() != found:
+            raise RowError(f"{key} is not valid Unicode: {_brief(found)}")
+        return found
+    if type(found) is not int or found not in _INT64:
+        raise RowError(f"{key} must be an integer of at most 64 bits or a string, not {_brief(found)}")
+    return found
+
+
+def _number(value: Any, key: str) -> float:
+    found = _get(value, key)
+    if type(found) not in _NUMBERS or not _is_finite(found):
+        raise RowError(f"{key} must be a finite number, not {_brief(found)}")
+    return float(found)
+
+
+def _box(found: Any) -> list[float]:
+    if type(found) is not list or len(found) != 4 or not {*map(type, found)} <= _NUMBERS or not _is_finite(*found):
+        raise RowError(f"bbox must be four finite numbers (x, y, width, height), not {_brief(found)}")
+    return [float(number) for number in found]
+
+
+def _is_finite(*numbers: float) -> bool:
+    try:
+        return all(map(isfinite, numbers))
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+def _brief(value: Any) -> str:
+    text = repr(value).encode("ascii", "backslashreplace").decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,154 @@
+"""Tables dealt into parts on scratch storage: one file holds a slice of each part, which is read by its byte range.
+
+This is the shuffle of the evaluation. Whoever deals holds one buffer, however many parts there are, and writes it
+as one file when it is full; whoever reads a part asks each file for its slice. Rows of a part keep their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.data.id_partitions import hash_ids, wide
+from pipeline.data.map_ahead import map_ahead
+from pipeline.data.object_stores import open_objects
+
+BUFFER_BYTES = 64 << 20  # of rows, before a file is written
+_TIMEOUT_S = 60.0
+_READS_AT_ONCE = 16
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+
+
+@dataclass(frozen=True)
+class SliceFile:
+    """A file of slices.
+
+    Attributes:
+        name: below the store's URI.
+        offsets: [P + 1] bytes: slice ``p`` is ``offsets[p]`` to ``offsets[p + 1]``, empty where it has no rows.
+    """
+
+    name: str
+    offsets: NDArray[np.int64]
+
+    def part(self, number: int) -> Slice:
+        """The slice of a part."""
+        start, stop = self.offsets[number : number + 2].tolist()
+        return Slice(self.name, start, stop)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a slice is: bytes ``start`` to before ``stop`` of a file."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class SliceStore:
+    """A folder of slice files that all nodes reach. Picklable; whoever makes it removes the folder.
+
+    Attributes:
+        uri: of the folder; need not exist.
+    """
+
+    uri: str
+
+    def write(self, name: str, table: pa.Table, parts: NDArray[np.integer], num_parts: int) -> SliceFile:
+        """Write a file; the same name overwrites.
+
+        Args:
+            name: of the file.
+            table: N rows.
+            parts: [N] which part each row belongs to, 0 to ``num_parts - 1``.
+            num_parts: P.
+        """
+        order = np.argsort(parts, kind="stable")
+        ends = np.cumsum(np.bincount(parts, minlength=num_parts)).tolist()
+        dealt = table.combine_chunks().take(pa.array(order)).combine_chunks()
+        sink = pa.BufferOutputStream()
+        offsets, first = [0], 0
+        for end in ends:
+            if end > first:
+                with pa.ipc.new_stream(sink, dealt.schema, options=_OPTIONS) as writer:
+                    writer.write_table(dealt.slice(first, end - first))
+            offsets.append(sink.tell())
+            first = end
+        open_objects(self.uri, _TIMEOUT_S).put(name, sink.getvalue())
+        return SliceFile(name, np.array(offsets, np.int64))
+
+    def read(self, slices: Iterable[Slice], schema: pa.Schema) -> pa.Table:
+        """The rows of slices, one after the other.
+
+        Args:
+            slices: those of one part, in the order in which the files were written.
+            schema: of the rows, where there are none.
+        """
+        tables = list(self.read_each(slices))
+        return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
+
+    def read_each(self, slices: Iterable[Slice], reads_at_once: int = _READS_AT_ONCE) -> Iterator[pa.Table]:
+        """A table for each slice that has rows, some read ahead."""
+        objects = open_objects(self.uri, _TIMEOUT_S)
+        waiting = [s for s in slices if s.stop > s.start]
+        contents = map_ahead(
+            lambda s: objects.read_range(s.name, s.start, s.stop), waiting, reads_at_once, 2 * reads_at_once
+        )
+        for content in contents:
+            with pa.ipc.open_stream(content) as reader:
+                yield reader.read_all()
+
+
+class Dealer:
+    """Deals rows by a hash of an id, so that two tables can be joined a part at a time.
+
+    Args:
+        store: where the files go.
+        name: what their names begin with.
+        num_parts: P.
+    """
+
+    def __init__(self, store: SliceStore, name: str, num_parts: int) -> None:
+        self._store = store
+        self._name = name
+        self._num_parts = num_parts
+        self._tables: list[pa.Table] = []
+        self._parts: list[NDArray[np.int64]] = []
+        self._files: list[SliceFile] = []
+        self._size_bytes = 0
+
+    def deal(self, table: pa.Table, key: str) -> None:
+        """Append rows, which belong together with those of an equal ``key``: integers or strings, not null."""
+        self._tables.append(table)
+        self._parts.append(parts_of(table[key], self._num_parts))
+        self._size_bytes += table.nbytes
+        if self._size_bytes >= BUFFER_BYTES:
+            self._flush()
+
+    def close(self) -> tuple[SliceFile, ...]:
+        """All files, after the last rows."""
+        self._flush()
+        return tuple(self._files)
+
+    def _flush(self) -> None:
+        if self._tables:
+            name = f"{self._name}-{len(self._files):05d}.arrows"
+            table, parts = pa.concat_tables(self._tables), np.concatenate(self._parts)
+            self._tables, self._parts, self._size_bytes = [], [], 0
+            self._files.append(self._store.write(name, table, parts, self._num_parts))
+
+
+def parts_of(ids: pa.ChunkedArray, num_parts: int) -> NDArray[np.int64]:
+    """[N] the part of each id."""
+    return (hash_ids(wide(ids.combine_chunks())) % np.uint64(num_parts)).astype(np.int64)
+
+
+def slices_of(files: Sequence[SliceFile], part: int) -> list[Slice]:
+    """The slices of one part in all files."""
+    return [file.part(part) for file in files]

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.data.manifest_rules import ManifestError
+from pipeline.evaluation import json_stream
+from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluation.json_stream import Element, JsonLists
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def elements(path: Path, content: str | bytes) -> list[Element]:
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(JsonLists(str(path)))
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.dictionaries(st.text(), VALUES, max_size=4) | st.lists(VALUES, max_size=5),
+    chunk_bytes=st.integers(1, 9),
+    indent=st.sampled_from([None, 1]),
+    ascii_only=st.booleans(),
+)
+def test_equal_to_the_whole_parsed_at_once(
+    content: Any, chunk_bytes: int, indent: int | None, ascii_only: bool, tmp_path: Path
+) -> None:
+    text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "CHUNK_BYTES", chunk_bytes)
+        found = elements(tmp_path / "a.json", text.encode(errors="surrogatepass"))
+    lists = {None: content} if isinstance(content, list) else content
+    wanted = [(k, i, v) for k, items in lists.items() if isinstance(items, list) for i, v in enumerate(items)]
+    assert [element[:3] for element in found] == wanted
+    assert all(json.loads(element.text) == element.value for element in found)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_compressed_and_with_a_byte_order_mark(suffix: str, tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"a": [1, {"b": 2.5}], "c": []}'
+    found = JsonLists(str(tmp_path / f"a.json{suffix}"))
+    (tmp_path / f"a.json{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    assert [element.value for element in found] == [1, {"b": 2.5}]
+    assert found.keys == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "expected {, not the end of the file"),
+        (b"17", "expected {, not 1"),
+        (b'{"images": [{"id": 1}, {"id": 2', "at character 23: .*cut off"),
+        (b'{"images": [{"id": 1}', "at character 21: expected , or ], not the end of the file"),
+        (b'{"images": [1] "a": 2}', 'at character 15: expected , or }, not "'),
+        (b'{"images": [1, nonsense, 2]}', "at character 15: .*Expecting value"),
+        (b'{"images": [1], "images": [2]}', "the key 'images' is no string or comes twice"),
+        (b"[1] [2]", "at character 4: there is something after its end"),
+        (b'["\xff"]', "not UTF-8"),
+        (b"[" * 100_000, "recursion|cut off"),
+    ],
+)
+def test_what_is_not_json_is_an_error_with_its_place(content: bytes, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        elements(tmp_path / "a.json", content)
+
+
+def test_a_compressed_file_that_is_cut_off(tmp_path: Path) -> None:
+    content = gzip.compress(json.dumps(list(range(100_000))).encode())
+    with pytest.raises(InputError, match=r"cut off|cannot be read to its end|end of the file"):
+        elements(tmp_path / "a.json.gz", content[: len(content) // 2])
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="cannot be read"):
+        list(JsonLists(str(tmp_path / "none.json")))
+
+
+def test_only_one_element_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(json_stream, "LONGEST_ELEMENT", 5000)
+    windows = []
+    read_on = json_stream._Text._read_on
+
+    def watch(text: Any) -> bool:
+        more = read_on(text)
+        windows.append(len(text._window))
+        return more
+
+    monkeypatch.setattr(json_stream._Text, "_read_on", watch)
+    assert len(elements(tmp_path / "a.json", json.dumps(["x" * 3000] * 200))) == 200
+    assert max(windows) < 5000
+    damaged = '["' + "x" * 100_000
+    with pytest.raises(InputError, match="too long"):
+        elements(tmp_path / "b.json", damaged)
+    assert max(windows) <= 7000
