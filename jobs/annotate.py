@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pipeline.annotate import RunFailed, annotate, summary
 from pipeline.cluster import ClusterError
+from pipeline.config import AnnotateConfig
 from pipeline.config_loading import ConfigError, load_config
 from pipeline.data.antijoin import DuplicateIdError
 from pipeline.data.download import DownloadError
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        config = load_config(args.config, args.set)
+        config = load_config(AnnotateConfig, args.config, args.set)
         if args.dry_run:
             print(dry_run(config))
             return OK

@@ -1,19 +1,28 @@
-"""Print the JSON schema of the annotate config: ``python -m jobs.config_schema > configs/annotate.schema.json``.
+"""Print the JSON schema of a job's config: ``python -m jobs.config_schema annotate > configs/annotate.schema.json``.
 
 Editors that know the YAML language server complete and check the files in configs/ with it.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from collections.abc import Sequence
 
+from pipeline.config import AnnotateConfig
+from pipeline.config_base import Section
 from pipeline.config_loading import config_schema
+from pipeline.evaluate_config import EvaluateConfig
+
+JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": EvaluateConfig}
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print the schema."""
-    print(json.dumps(config_schema(), indent=2))
+    parser = argparse.ArgumentParser(prog="python -m jobs.config_schema", description="JSON schema of a config.")
+    parser.add_argument("job", choices=JOBS)
+    print(json.dumps(config_schema(JOBS[parser.parse_args(argv).job]), indent=2))
     return 0
 
 

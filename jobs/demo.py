@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow.dataset
 import torch
 import yaml
 from PIL import Image, ImageDraw, ImageFilter
 
 from jobs import annotate
-from pipeline.masks.runs import Rle
+from pipeline.drawn_rows import draw_rows
 from pipeline.model.categories import Category
 from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
 from pipeline.model.variants import TestSettings, Variant
-from pipeline.visualize import draw, grid
+from pipeline.output_rows import OutputRows
+from pipeline.pictures import PictureSource
+from pipeline.stages.rows import RowError
+from pipeline.visualize import Picture, grid
 
 VARIANT = Variant(
     "demo",
@@ -78,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = annotate.main(["--config", str(config)])
     if code:
         return code
-    drawn = list(_draw_rows(results, images))
-    sheet = grid([picture for _, picture in drawn], 4, (240, 320), [name for name, _ in drawn])
-    Image.fromarray(sheet).save(out / "contact_sheet.png")
+    Image.fromarray(_contact_sheet(results)).save(out / "contact_sheet.png")
     print(
         f"\nThe model's weights are random: these detections mean nothing. A trained checkpoint gives real ones:\n"
         f"  python -m jobs.predict YOUR_IMAGES --model swin_b_coco --out predictions\n\n"
@@ -92,23 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _draw_rows(results: Path, images: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """The first annotated rows of the output, drawn on their pictures."""
-    rows = pyarrow.dataset.dataset(results / "data").to_table().sort_by("image_id").to_pylist()
-    labels = {category.id: label for label, category in enumerate(CATEGORIES)}
-    for row in [row for row in rows if row["status"] == "annotated"][:GRID_SCENES]:
-        found = row["detections"]
-        boxes = np.array([d["bbox"] for d in found], np.float32).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        picture = draw(
-            np.asarray(Image.open(images / row["image_id"])),
-            boxes,
-            np.array([labels[d["category_id"]] for d in found], np.int64),
-            np.array([d["score"] for d in found], np.float32),
-            [Rle(size=d["segmentation"]["size"], counts=d["segmentation"]["counts"].encode()) for d in found],
-            CATEGORIES,
-        )
-        yield row["image_id"], picture
+def _contact_sheet(results: Path) -> Picture:
+    """The first rows of the output, drawn on their pictures."""
+    names = [f"scene_{i:02d}.png" for i in range(GRID_SCENES)]
+    drawn = draw_rows(OutputRows(str(results)).by_id(names), PictureSource())
+    pictures = [row.picture for row in drawn if not isinstance(row.picture, RowError)]
+    return grid(pictures, 4, (240, 320), names)
 
 
 def random_model(seed: int) -> Checkpoint:

@@ -24,12 +24,13 @@ from pipeline.cluster import choose_pool, connect, describe_cluster
 from pipeline.config import AnnotateConfig
 from pipeline.config_loading import ConfigError
 from pipeline.data.antijoin import Pending, find_pending
+from pipeline.data.coco_results import coco_categories
 from pipeline.data.lock import LockLost, OutputLock
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.data.output import Counts, Identity, OutputStore
 from pipeline.data.schema import output_schema
-from pipeline.data.storage import open_filesystem
+from pipeline.data.storage import remove_folder
 from pipeline.data.uris import redact
 from pipeline.graph import RunParts, build
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
@@ -60,6 +61,7 @@ class RunReport:
     identity: dict[str, Any]
     code: dict[str, Any]
     cluster: dict[str, Any]
+    categories: list[dict[str, Any]]
     images: dict[str, int] = field(default_factory=dict)
     failures: dict[str, int] = field(default_factory=dict)
     detections_per_category: dict[str, int] = field(default_factory=dict)
@@ -119,13 +121,6 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
             pool=pool,
         )
         return run.execute(parts)
-
-
-def remove_folder(uri: str) -> None:
-    """Remove a folder and what is in it, if it is there."""
-    filesystem, path = open_filesystem(uri)
-    with suppress(FileNotFoundError):
-        filesystem.delete_dir(path)
 
 
 def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettings:
@@ -254,6 +249,7 @@ class _Run:
             identity={**asdict(self.identity), "source": self.checkpoint.source},
             code={"version": code_version(), "packages": package_versions(), "python": sys.version.split()[0]},
             cluster={"driver": socket.gethostname(), **describe_cluster()},
+            categories=coco_categories(self.checkpoint.categories),
         )
 
     def _close_books(self, report: RunReport, counts: Counts, pending: Pending) -> None:

@@ -1,27 +1,30 @@
-"""The settings of the annotate job, as frozen pydantic models. `pipeline.config_loading` reads them from YAML.
-
-Every field says in its name or description what unit it has. Unknown keys, values of the wrong type and
-combinations that cannot work are refused before anything starts. Secrets have no field: credentials come
-from the environment, and URIs that hold any are refused or, for presigned queries, redacted in what is
-written down.
-
-Relative local paths are relative to the directory the job is started in, not to the YAML file.
-"""
+"""The settings of the annotate job. `pipeline.config_loading` reads them from YAML."""
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, Strict, model_validator
 
+from pipeline.config_base import (
+    ConfigError,
+    PositiveFloat,
+    PositiveInt,
+    Score,
+    Section,
+    Text,
+    Uri,
+    did_you_mean,
+    place,
+    resolved,
+    unique,
+)
 from pipeline.data.fetch import FetchSettings
-from pipeline.data.uris import AccessPolicy, UriError, redact, split_uri
+from pipeline.data.uris import AccessPolicy, redact
 from pipeline.model.variants import TestSettings
 
 _FETCH = FetchSettings()
@@ -32,49 +35,7 @@ MAX_IMAGES_PER_BLOCK = 64
 _BATCHES_PER_BLOCK = 4
 
 
-class ConfigError(ValueError):
-    """A config that cannot be used. The message says where and what to do, and holds no secrets."""
-
-
-def _checked_uri(uri: str) -> str:
-    try:
-        split_uri(uri)
-    except UriError as error:
-        raise ValueError(str(error)) from None
-    return uri
-
-
-def _place(uri: str) -> tuple[str, ...]:
-    """Scheme, host and path components, so that one place is below another if it starts with it."""
-    scheme, host, path = split_uri(uri)
-    if scheme == "file":
-        path = os.path.abspath(path)
-    return (scheme, host, *(part for part in path.split("/") if part not in ("", ".")))
-
-
-def _unique(names: tuple[str, ...]) -> tuple[str, ...]:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"{twice[0]!r} is listed twice")
-    return names
-
-
-Text = Annotated[str, Field(min_length=1)]
-Uri = Annotated[str, Field(min_length=1), AfterValidator(_checked_uri)]
-Score = Annotated[float, Field(ge=0, le=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-
-
-class _Section(BaseModel):
-    # strict: "yes" is no number and true no count; YAML has types of its own. Inputs stay out of error
-    # messages, because a URI that is refused for the password in it must not be printed.
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=True, validate_default=True
-    )
-
-
-class ManifestConfig(_Section):
+class ManifestConfig(Section):
     """Which images: a table with one row an image, a COCO file, or a folder."""
 
     uri: Uri = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
@@ -91,7 +52,7 @@ class ManifestConfig(_Section):
     )
     uri_column: Text = Field(default="image_uri", description="Column with the image's path or URI.")
     bytes_column: Text = Field(default="image_bytes", description="Column with encoded images, used instead of URIs.")
-    carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(_unique)] = Field(
+    carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
         default=(), description="Further columns to copy into the output, in this order."
     )
 
@@ -106,7 +67,7 @@ class ManifestConfig(_Section):
         return self
 
 
-class ImagesConfig(_Section):
+class ImagesConfig(Section):
     """How images are fetched and decoded. What exceeds a limit becomes a failed row, the run goes on."""
 
     max_pixels: PositiveInt = Field(
@@ -156,7 +117,7 @@ class ImagesConfig(_Section):
         return AccessPolicy(self.allowed_roots)
 
 
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """Which model, and how it is run. Sizes and thresholds left null are the checkpoint's own."""
 
     checkpoint: Text = Field(description="A checkpoint file, or the name of a published model (swin_t_coco, ...).")
@@ -237,7 +198,7 @@ class ModelConfig(_Section):
             raise ConfigError("class_thresholds_file has not been read: use load_config, or set class_thresholds")
 
 
-class ResourcesConfig(_Section):
+class ResourcesConfig(Section):
     """What the job takes of the cluster. None of it changes results."""
 
     ray_address: Text | None = Field(
@@ -291,7 +252,7 @@ class ResourcesConfig(_Section):
         return self.actors or 1, self.actors or 1
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where results go, and how they are written."""
 
     uri: Uri = Field(description="Folder or prefix of the Parquet files and run.json. It is also what a run resumes.")
@@ -307,7 +268,7 @@ class OutputConfig(_Section):
     )
 
 
-class AnnotateConfig(_Section):
+class AnnotateConfig(Section):
     """The annotate job: every image of a manifest to one row of instance masks."""
 
     manifest: ManifestConfig = Field(description="Which images.")
@@ -324,7 +285,7 @@ class AnnotateConfig(_Section):
         block, batch = self.resources.images_per_block, self.model.batch_size
         if block is not None and block < batch:
             raise ValueError(f"resources.images_per_block ({block}) must be at least model.batch_size ({batch})")
-        output, manifest = _place(self.output.uri), _place(self.manifest.uri)
+        output, manifest = place(self.output.uri), place(self.manifest.uri)
         if output[0] in ("http", "https"):
             raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
         if manifest[: len(output)] == output:
@@ -374,14 +335,8 @@ class AnnotateConfig(_Section):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def resolved(self) -> dict[str, Any]:
-        """All settings, defaults included, for people and run.json: JSON-able, URIs without their secrets."""
-        values = self.model_dump(mode="json")
-        for section, keys in _URI_KEYS.items():
-            for key in keys:
-                value = values[section][key]
-                if value is not None:
-                    values[section][key] = redact(value) if isinstance(value, str) else [redact(v) for v in value]
-        return values
+        """See `pipeline.config_base.resolved`."""
+        return resolved(self, _URI_KEYS)
 
 
 _URI_KEYS = {
@@ -391,9 +346,3 @@ _URI_KEYS = {
     "resources": ("ray_address",),
     "output": ("uri",),
 }
-
-
-def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """``"; did you mean 'x'?"`` where something known is close, else ``""``."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -1,4 +1,4 @@
-"""YAML file and ``--set`` overrides -> `AnnotateConfig`, with errors that say where and what to do.
+"""YAML file and ``--set`` overrides -> a job's config, with errors that say where and what to do.
 
 YAML is read by the 1.2 rules that editors follow too: only ``true`` and ``false`` are booleans (``no`` is a
 word), ``1e6`` is a number, nothing becomes a date or a base-60 number. Duplicate keys are errors.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config import AnnotateConfig, ConfigError, Score, Text, did_you_mean
+from pipeline.config_base import ConfigError, Score, Section, Text, did_you_mean
 
-__all__ = ["ConfigError", "config_schema", "load_config"]
+__all__ = ["ConfigError", "config_schema", "load_config", "read_class_thresholds"]
 
+Config = TypeVar("Config", bound=Section)
 KeyPath = tuple[str, ...]
 _EXPECTED = {
     "int_type": "a whole number without quotes, point or exponent",
@@ -52,10 +53,11 @@ for _tag, _pattern, _first_characters in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _firsts)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnnotateConfig:
+def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a config.
 
     Args:
+        kind: of the job.
         path: the YAML file.
         overrides: ``section.key=value``, later ones win. Values are YAML: ``[a, b]``, ``null``, ``0.3``,
             ``{person: 0.5}``; an empty value is null.
@@ -65,23 +67,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnnotateConf
     """
     values, lines = _read_mapping(Path(path))
     sources: dict[KeyPath, str] = {key: f"{path}, line {line}" for key, line in lines.items()}
-    for name in [key for key, value in values.items() if value is None and key in _sections()]:
+    for name in [key for key, value in values.items() if value is None and key in _sections(kind)]:
         del values[name]  # a section whose keys are all commented out
     for text in overrides:
         key, value = _parse_override(text)
         _put(values, key, value, text)
         sources = {k: v for k, v in sources.items() if k[: len(key)] != key}
         sources[key] = f"--set {'.'.join(key)}"
-    _read_class_thresholds(values, sources)
+    _put_class_thresholds(values)
     try:
-        return AnnotateConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_report(str(path), error, sources)) from None
+        raise ConfigError(_report(kind, str(path), error, sources)) from None
 
 
-def config_schema() -> dict[str, Any]:
-    """The JSON schema of the YAML file, for editors."""
-    schema = AnnotateConfig.model_json_schema()
+def config_schema(kind: type[Section]) -> dict[str, Any]:
+    """The JSON schema of a job's YAML file, for editors."""
+    schema = kind.model_json_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -156,32 +158,41 @@ def _put(values: dict[str, Any], path: KeyPath, value: Any, text: str) -> None:
     values[path[-1]] = value
 
 
-def _read_class_thresholds(values: dict[str, Any], sources: dict[KeyPath, str]) -> None:
+def read_class_thresholds(path: str | Path) -> dict[str, float]:
+    """Read a file of scores by category name, as ``model.class_thresholds_file`` and the export take it.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    found, _ = _read_mapping(Path(path))
+    try:
+        return TypeAdapter(dict[Text, Score]).validate_python(found, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {first['loc'][0]}: {_sentence(dict(first))} (expected 'name: score')") from None
+
+
+def _put_class_thresholds(values: dict[str, Any]) -> None:
     """Put the content of ``model.class_thresholds_file`` where thresholds belong; those given directly win."""
     model = values.get("model")
     name = model.get("class_thresholds_file") if isinstance(model, dict) else None
     if not isinstance(model, dict) or not isinstance(name, str) or not name:
         return
     direct = model.get("class_thresholds")
-    found, _ = _read_mapping(Path(name))
-    try:
-        TypeAdapter(dict[Text, Score]).validate_python(found, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{name}: {first['loc'][0]}: {_sentence(dict(first))} (expected 'name: score')") from None
+    found = read_class_thresholds(name)
     if direct is None or isinstance(direct, dict):
         model["class_thresholds"] = {**found, **(direct or {})}
         del model["class_thresholds_file"]
 
 
-def _report(path: str, error: ValidationError, sources: dict[KeyPath, str]) -> str:
-    problems = [_problem(dict(one), path, sources) for one in error.errors(include_url=False)]
+def _report(kind: type[Section], path: str, error: ValidationError, sources: dict[KeyPath, str]) -> str:
+    problems = [_problem(kind, dict(one), path, sources) for one in error.errors(include_url=False)]
     if len(problems) == 1:
         return problems[0]
     return "\n  ".join([f"{path}: {len(problems)} problems", *problems])
 
 
-def _problem(error: dict[str, Any], path: str, sources: dict[KeyPath, str]) -> str:
+def _problem(kind: type[Section], error: dict[str, Any], path: str, sources: dict[KeyPath, str]) -> str:
     key = tuple(str(part) for part in error["loc"] if part != "[key]")
     name = ".".join(key)
     known = [key[:n] for n in range(len(key), 0, -1) if key[:n] in sources]
@@ -189,10 +200,10 @@ def _problem(error: dict[str, Any], path: str, sources: dict[KeyPath, str]) -> s
     where = sources[known[0]] if known else below[0] if key and below else path
     subject = where if not name or where == f"--set {name}" else f"{where}: {name}"
     if error["type"] == "extra_forbidden":
-        fields = list(_fields(key[:-1]))
+        fields = list(_fields(kind, key[:-1]))
         return f"{subject}: no such setting" + (did_you_mean(key[-1], fields) or f"; known here: {', '.join(fields)}")
     if error["type"] == "missing":
-        return f"{subject} is missing: add it. {_fields(key[:-1])[key[-1]].description}"
+        return f"{subject} is missing: add it. {_fields(kind, key[:-1])[key[-1]].description}"
     return f"{subject}: {_sentence(error)}"
 
 
@@ -204,19 +215,20 @@ def _sentence(error: dict[str, Any]) -> str:
     return str(error["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
 
 
-def _sections() -> set[str]:
-    return {key for key in AnnotateConfig.model_fields if _fields((key,))}
+def _sections(kind: type[Section]) -> set[str]:
+    return {key for key in kind.model_fields if _fields(kind, (key,))}
 
 
-def _fields(path: KeyPath) -> dict[str, FieldInfo]:
+def _fields(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
     """The fields of a section; none for what is not a section."""
-    model: type[BaseModel] = AnnotateConfig
     for part in path:
         field = model.model_fields.get(part)
-        kind = field.annotation if field else None
-        if get_origin(kind) is not None or not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        annotation = field.annotation if field else None
+        if get_origin(annotation) is not None or not (
+            isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        ):
             return {}
-        model = kind
+        model = annotation
     return dict(model.model_fields)
 
 

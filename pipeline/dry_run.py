@@ -11,7 +11,7 @@ import pyarrow as pa
 import ray
 import torch
 
-from pipeline.annotate import make_identity, model_settings, remove_folder
+from pipeline.annotate import make_identity, model_settings
 from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
 from pipeline.config import AnnotateConfig
 from pipeline.data.antijoin import Pending, find_pending
@@ -19,6 +19,7 @@ from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
+from pipeline.data.storage import remove_folder
 from pipeline.graph import fetch_decode_stage
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.predictor import load_model

@@ -36,7 +36,7 @@ def load(tmp_path: Path) -> Any:
     def load_text(text: str, *overrides: str) -> AnnotateConfig:
         path = tmp_path / "c.yaml"
         path.write_text(text)
-        return load_config(path, overrides)
+        return load_config(AnnotateConfig, path, overrides)
 
     return load_text
 
@@ -77,7 +77,7 @@ def test_configs_are_frozen_and_pickle() -> None:
 
 
 def test_every_field_is_described() -> None:
-    for name, definition in [("top", config_schema()), *config_schema()["$defs"].items()]:
+    for name, definition in [("top", config_schema(AnnotateConfig)), *config_schema(AnnotateConfig)["$defs"].items()]:
         for key, field in definition["properties"].items():
             assert field.get("description") or "$ref" in field, f"{name}.{key}"
 
@@ -343,17 +343,17 @@ def test_errors_say_where_and_what(load: Any, text: str, overrides: list[str], e
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
-        load_config(tmp_path / "missing.yaml")
+        load_config(AnnotateConfig, tmp_path / "missing.yaml")
     with pytest.raises(ConfigError, match="Is a directory"):
-        load_config(tmp_path)
+        load_config(AnnotateConfig, tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"a: \xe9")
     with pytest.raises(ConfigError, match="not UTF-8"):
-        load_config(tmp_path / "latin.yaml")
+        load_config(AnnotateConfig, tmp_path / "latin.yaml")
 
 
 def test_byte_order_mark_is_no_key(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
-    assert load_config(tmp_path / "c.yaml") == config()
+    assert load_config(AnnotateConfig, tmp_path / "c.yaml") == config()
 
 
 def test_thresholds_file_is_read_and_overruled(load: Any, tmp_path: Path) -> None:
@@ -406,7 +406,7 @@ def test_five_configs_are_ready() -> None:
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)
 def test_ready_configs_are_valid(path: Path) -> None:
-    made = load_config(path)
+    made = load_config(AnnotateConfig, path)
     made.model.settings(TestSettings())
     made.model.label_thresholds(COCO_NAMES)
     assert made.images_per_block >= 2 * made.model.batch_size
@@ -416,21 +416,22 @@ def test_ready_configs_are_valid(path: Path) -> None:
 def test_editors_accept_ready_configs(path: Path) -> None:
     text = path.read_text()
     assert text.splitlines()[0] == "# yaml-language-server: $schema=annotate.schema.json"
-    jsonschema.validate(yaml.safe_load(text), config_schema())
+    jsonschema.validate(yaml.safe_load(text), config_schema(AnnotateConfig))
 
 
 def test_pseudo_labels_have_thresholds_by_class() -> None:
-    assert load_config(CONFIGS / "annotate_pseudo_labels.yaml").model.class_thresholds
+    assert load_config(AnnotateConfig, CONFIGS / "annotate_pseudo_labels.yaml").model.class_thresholds
 
 
 def test_editors_refuse_what_loading_refuses() -> None:
     bad = {"manifest": {"uri": "a", "typo": 1}, "model": {"checkpoint": "m"}, "output": {"uri": "o"}}
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(bad, config_schema())
+        jsonschema.validate(bad, config_schema(AnnotateConfig))
 
 
-def test_committed_schema_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert schema_command.main() == 0
-    committed = (CONFIGS / "annotate.schema.json").read_text()
-    assert capsys.readouterr().out == committed, "python -m jobs.config_schema > configs/annotate.schema.json"
+@pytest.mark.parametrize("job", schema_command.JOBS)
+def test_committed_schema_is_up_to_date(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert schema_command.main([job]) == 0
+    committed = (CONFIGS / f"{job}.schema.json").read_text()
+    assert capsys.readouterr().out == committed, f"python -m jobs.config_schema {job} > configs/{job}.schema.json"
     jsonschema.Draft202012Validator.check_schema(json.loads(committed))

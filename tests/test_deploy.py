@@ -44,7 +44,7 @@ def rayjob_config(tmp_path_factory: pytest.TempPathFactory) -> AnnotateConfig:
     config_map = next(d for d in documents("kuberay_rayjob.yaml") if d["kind"] == "ConfigMap")
     path = tmp_path_factory.mktemp("config") / "annotate.yaml"
     path.write_text(config_map["data"]["annotate.yaml"])
-    return load_config(path)
+    return load_config(AnnotateConfig, path)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_aws_cluster_has_head_cpu_and_gpu_nodes(aws: dict[str, Any]) -> None:
     assert aws["docker"]["image"] == IMAGE
     workers = [aws["available_node_types"][name] for name in ("cpu", "gpu")]
     assert sum(worker["max_workers"] for worker in workers) <= aws["max_workers"]
-    fewest, most = load_config(ROOT / "configs" / "annotate_cluster_s3.yaml").resources.actor_range
+    fewest, most = load_config(AnnotateConfig, ROOT / "configs" / "annotate_cluster_s3.yaml").resources.actor_range
     assert workers[1]["min_workers"] >= fewest
     assert workers[1]["max_workers"] >= most
 

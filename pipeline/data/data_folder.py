@@ -99,6 +99,17 @@ class DataFolder:
                 raise OutputError(f"{redact(self._uri)}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
             yield entry, footer
 
+    def current(self, objects: Objects) -> dict[Entry, Footer]:
+        """The files that count, with their footers. A run that died while it replaced a file has left both.
+
+        Raises:
+            OutputError: see `footers`; or the files disagree.
+        """
+        self.common_footer(objects)
+        footers = dict(self.footers(objects))
+        replaced = {footer.replaces for footer in footers.values()}
+        return {entry: footer for entry, footer in footers.items() if entry.name not in replaced}
+
     def common_footer(self, objects: Objects) -> Footer | None:
         """What all files agree in, as the footer of one of them; ``None`` if there is no file.
 

@@ -105,24 +105,23 @@ def open_annotated_output(uri: str) -> AnnotatedOutput:
     Raises:
         InputError: there are no data, files of other origin, or files that do not belong together.
     """
-    objects = open_objects(uri, _TIMEOUT_S)
-    folder = DataFolder(uri, _CONCURRENCY)
     try:
-        footer = folder.common_footer(objects)
-        files = [(entry, footer.counts.rows) for entry, footer in folder.footers(objects)]
+        footers = DataFolder(uri, _CONCURRENCY).current(open_objects(uri, _TIMEOUT_S))
     except OutputError as error:
         raise InputError(str(error)) from error
-    if footer is None:
+    if not footers:
         raise InputError(
             f"{redact(uri)} holds no predictions: there is no file in its folder {DATA_FOLDER}; "
             "give the output of annotate, or a COCO results file (.json)"
         )
+    footer = next(iter(footers.values()))
     if footer.schema_version != SCHEMA_VERSION:
         raise InputError(
             f"{redact(uri)} was written with schema {footer.schema_version}, this code reads {SCHEMA_VERSION}; "
             "evaluate it with the version that wrote it"
         )
     id_type = wide_type(footer.schema.field("image_id").type)
+    files = [(entry, footer.counts.rows) for entry, footer in footers.items()]
     return AnnotatedOutput(uri, id_type, tuple(_groups(files)))
 
 

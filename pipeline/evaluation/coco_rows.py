@@ -33,6 +33,7 @@ class ImageRow(NamedTuple):
     image_id: ImageId
     height: int
     width: int
+    file_name: str | None
 
 
 class ObjectRow(NamedTuple):
@@ -59,7 +60,7 @@ class ResultRow(NamedTuple):
 
 def image_schema(id_type: pa.DataType) -> pa.Schema:
     """Of tables of `ImageRow`."""
-    return pa.schema([("image_id", id_type), ("height", pa.int32()), ("width", pa.int32())])
+    return pa.schema([("image_id", id_type), ("height", pa.int32()), ("width", pa.int32()), ("file_name", pa.string())])
 
 
 def object_schema(id_type: pa.DataType) -> pa.Schema:
@@ -86,13 +87,16 @@ def image_row(value: Any, needs_size: bool) -> ImageRow:
     """
     image_id = _image_id(value, "id")
     height, width = value.get("height"), value.get("width")
+    file_name = value.get("file_name")
+    if not isinstance(file_name, str):  # nothing but the pictures of the report needs it
+        file_name = None
     if height is None and width is None and not needs_size:
-        return ImageRow(image_id, 0, 0)
+        return ImageRow(image_id, 0, 0, file_name)
     if type(height) is not int or type(width) is not int or not (0 < height < 1 << 31 and 0 < width < 1 << 31):
         raise RowError(
             f"height and width must be whole numbers of pixels above 0, not {_brief(height)} and {_brief(width)}"
         )
-    return ImageRow(image_id, height, width)
+    return ImageRow(image_id, height, width, file_name)
 
 
 def object_row(value: Any, text: str, masks: bool) -> ObjectRow:

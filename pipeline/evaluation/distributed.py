@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -146,6 +146,8 @@ def _pair(request: Request, report: Callable[[str], None]) -> tuple[ShardPlan, l
     pair = functools.partial(pair_part, truth, listed, store, num_groups=predictions.num_groups, images=request.images)
     paired = list(_tasks(pair, list(range(truth.num_parts)), "paired", report))
     inputs = sum((part.report for part in paired), inputs)
+    if "bbox" not in request.iou_types:
+        inputs = replace(inputs, without_box=0)  # which matters to nobody then
     if problems := inputs.problems():
         raise InputError("; ".join(problems))
     plan = ShardPlan(truth, predictions, store, request.iou_types, request.protocol, request.analysis)

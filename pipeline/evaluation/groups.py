@@ -84,6 +84,7 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
         areas=objects.field("area").to_numpy(),
         crowd=objects.field("crowd").to_numpy(zero_copy_only=False).astype(np.bool_),
         rles=_rles(truth.uri, objects.field("text"), np.repeat(sizes, lengths, axis=0)) if truth.masks else None,
+        file_names=images["file_name"].to_pylist(),
     )
 
 

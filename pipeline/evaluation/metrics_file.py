@@ -150,7 +150,7 @@ def _counts(category: Mapping[str, Any]) -> dict[str, int]:
 def _curves(arrays: Arrays, limit: int, names: Sequence[str]) -> dict[str, Any]:
     """Precision at each recall, objects of any size."""
     precision = arrays.precision[..., 0, limit]  # [T, R, K]
-    at = {f"{iou:.2f}": precision[int(np.flatnonzero(IOU_THRESHOLDS == iou)[0])] for iou in _CURVE_IOUS}
+    at = {f"{iou:.2f}": precision[int(np.flatnonzero(iou == IOU_THRESHOLDS)[0])] for iou in _CURVE_IOUS}
     defined = precision[0, 0] > -1
     everything = {**at, f"{IOU_THRESHOLDS[0]:.2f}:{IOU_THRESHOLDS[-1]:.2f}": precision.mean(axis=0)}
     overall = {key: _numbers(values[:, defined].mean(axis=1)) for key, values in everything.items() if defined.any()}

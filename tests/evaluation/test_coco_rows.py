@@ -34,8 +34,8 @@ CATEGORY = {"id": 2, "name": "cat"}
 
 
 def test_good_rows() -> None:
-    assert image_row(IMAGE, True) == ImageRow(1, 4, 5)
-    assert image_row({"id": "a"}, False) == ImageRow("a", 0, 0)
+    assert image_row(IMAGE, True) == ImageRow(1, 4, 5, IMAGE.get("file_name"))
+    assert image_row({"id": "a"}, False) == ImageRow("a", 0, 0, None)
     assert object_row(OBJECT, "text", True) == ObjectRow(1, 7, 2, [0.0, 1.5, 2.0, 3.0], 6.0, True, "text")
     without = {key: value for key, value in OBJECT.items() if key not in ("iscrowd", "segmentation")}
     assert object_row(without, "text", False) == ObjectRow(1, 7, 2, [0.0, 1.5, 2.0, 3.0], 6.0, False, None)

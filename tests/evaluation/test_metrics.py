@@ -50,9 +50,7 @@ def test_ap_at_the_last_limit_where_there_is_no_100(max_dets, capsys):
     expected, lines = by_pycocotools(arrays, (1, 10, 100), capsys)
     stats = coco_stats(arrays, max_dets)
     assert stats[0] == expected[0]
-    assert coco_summary_lines(stats, max_dets)[0] == lines[0].replace(
-        "maxDets=100", f"maxDets={max_dets[2]:>3}"
-    )
+    assert coco_summary_lines(stats, max_dets)[0] == lines[0].replace("maxDets=100", f"maxDets={max_dets[2]:>3}")
 
 
 def test_nothing_defined(capsys):

@@ -1,0 +1,57 @@
+"""Evaluate annotations against ground truth: ``python -m jobs.evaluate --config configs/evaluate.yaml``.
+
+Writes metrics.json, report.html, thresholds.yaml and matches/ (Parquet) to ``output.uri``, and prints COCO's figures.
+Exit codes: 0 done, 1 failed, 2 bad configuration or input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from pipeline.cluster import ClusterError
+from pipeline.config_loading import ConfigError, load_config
+from pipeline.data.lock import LockHeld, LockLost
+from pipeline.data.manifest import ManifestError
+from pipeline.data.output import OutputError
+from pipeline.data.uris import UriError
+from pipeline.evaluate import REPORT, evaluate, summary
+from pipeline.evaluate_config import EvaluateConfig
+from pipeline.evaluation.input_checks import InputError
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+logger = logging.getLogger("jobs.evaluate")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, evaluate, and say in the last line how it ended."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="YAML file; see configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. metrics.iou_types=[bbox]")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        config = load_config(EvaluateConfig, args.config, args.set)
+        evaluation = evaluate(config)
+    except (LockHeld, LockLost) as error:
+        return _end(FAILED, f"{type(error).__name__}: {error}")
+    except (ConfigError, InputError, ManifestError, UriError, ClusterError, OutputError) as error:
+        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        logger.exception("the evaluation stopped; run it again")
+        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    print(summary(evaluation))
+    return _end(OK, f"finished: {config.resolved()['output']['uri'].rstrip('/')}/{REPORT}")
+
+
+def _end(code: int, message: str) -> int:
+    """The last line of the log: `ray job status` knows only success and failure."""
+    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

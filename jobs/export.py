@@ -1,0 +1,73 @@
+"""Annotations in other tools' formats: ``python -m jobs.export --annotations OUTPUT --format coco --out labels.json``.
+
+coco          a COCO data set of pseudo-labels, with scores and where they come from. Exact. OUT is a file.
+coco-results  COCO results, for pycocotools' loadRes. Exact, every detection. OUT is a file.
+yolo-seg      a polygon an object. Lossy: the summary says how much. OUT is a folder.
+label-studio  pre-annotations with brush masks. Exact. OUT is a folder.
+cvat          CVAT for images 1.1, with masks. Exact. OUT is a file.
+
+Annotated images without objects are exported as such; failed images are left out and counted. The result appears
+whole or not at all; a folder in an object store is whole once its export.json says "finished". Exit codes: 0 done,
+1 failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from pipeline.config_loading import ConfigError
+from pipeline.data.output import OutputError
+from pipeline.data.uris import UriError, redact
+from pipeline.export.errors import ExportError
+from pipeline.export.run import FORMATS, Export, export
+from pipeline.export.selection import read_selection
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+logger = logging.getLogger("jobs.export")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, export, print a summary."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        selection = read_selection(args.class_thresholds, args.min_score)
+        summary = export(Export(args.annotations, args.format, args.out, selection, args.overwrite))
+    except (ConfigError, ExportError, OutputError, UriError) as error:
+        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        logger.exception("the export stopped")
+        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    print(summary.text())
+    return _end(OK, f"{args.format}: {redact(args.out)}")
+
+
+def _end(code: int, message: str) -> int:
+    """The last line of the log, as the other jobs have it."""
+    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--annotations", required=True, metavar="URI", help="the annotate job's output")
+    parser.add_argument("--format", required=True, choices=FORMATS)
+    parser.add_argument("--out", required=True, metavar="OUT", help="local path or URI of the result")
+    parser.add_argument(
+        "--class-thresholds", metavar="FILE", help="YAML {class name: lowest score}, as the annotate config takes it"
+    )
+    parser.add_argument(
+        "--min-score", type=float, default=0.0, metavar="S", help="lowest score of the other classes (default: 0)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""Draw what an annotate job found: ``python -m jobs.visualize --annotations OUTPUT --out DIR``.
+
+Reads the pictures as the run did (its limits, its access policy, its EXIF setting) and draws boxes, labels, scores
+and masks, into a file for each image or into contact sheets.
+
+Exit code: 0 if every chosen image was drawn, 1 if some could not be, 2 if there was nothing to draw or to write to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data.output import OutputStore
+from pipeline.data.uris import redact
+from pipeline.drawn_rows import DrawnRow, draw_rows, drawable
+from pipeline.output_rows import OutputRows, Row
+from pipeline.pictures import PictureSource
+from pipeline.stages.rows import RowError
+from pipeline.visualize import DrawOptions, Picture, grid
+
+DEFAULT_LIMIT = 16
+CELL = (360, 480)  # height, width of a picture in a contact sheet
+_NAME_LENGTH = 100
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    args = _parser().parse_args(argv)
+    out = Path(args.out)
+    options = DrawOptions(args.boxes, args.labels, args.scores, args.masks, min_score=args.min_score)
+    try:
+        report = _report(args.annotations)
+        _check_categories(args.categories, report)
+        source = PictureSource.of_run(report, args.image_root)
+        rows = _chosen(OutputRows(args.annotations), args, options)
+        out.mkdir(parents=True, exist_ok=True)
+        book = _Book()
+        drawn = book.keep(draw_rows(rows, source, options, args.categories))
+        if args.grid is None:
+            _write_files(drawn, out)
+        else:
+            _write_sheets(drawn, args.grid, out)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f"visualize: error: {error}", file=sys.stderr)
+        return 2
+    if book.drawn + book.failed == 0:
+        print("visualize: error: nothing to draw: no annotated image matches", file=sys.stderr)
+        return 2
+    print(f"{book.drawn} images drawn, {book.objects} objects, {book.failed} images could not be drawn: {out}")
+    return 1 if book.failed else 0
+
+
+class GridSize(NamedTuple):
+    """Of a contact sheet."""
+
+    rows: int
+    columns: int
+
+
+class _Book:
+    """Counts what was drawn, and names what was not."""
+
+    def __init__(self) -> None:
+        self.drawn = self.failed = self.objects = 0
+
+    def keep(self, rows: Iterable[DrawnRow]) -> Iterator[tuple[DrawnRow, Picture]]:
+        """Those that could be drawn."""
+        for row in rows:
+            if isinstance(row.picture, RowError):
+                self.failed += 1
+                error = row.picture
+                print(f"{row.image_id}: not drawn: {error.code}: {error.message}", file=sys.stderr, flush=True)
+            else:
+                self.drawn += 1
+                self.objects += row.num_objects
+                yield row, row.picture
+
+
+class _FileNames:
+    """A name for each image id that any file system takes, and a number where an earlier one has the same."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of(self, image_id: int | str) -> str:
+        """Without folders; ids that differ in case only differ in more here."""
+        stem = re.sub(r"[^\w.-]+", "_", str(image_id).encode("utf-8", "replace").decode())
+        stem = re.sub(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", "", stem, flags=re.IGNORECASE)[-_NAME_LENGTH:].lstrip(".")
+        name, number = stem, 1
+        while not name or name.lower() in self._taken:
+            number += 1
+            name = f"{stem or 'image'}_{number}"
+        self._taken.add(name.lower())
+        return f"{name}.png"
+
+
+def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
+    names = _FileNames()
+    for row, picture in drawn:
+        name = names.of(row.image_id)
+        Image.fromarray(picture).save(out / name)
+        print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
+
+
+def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out: Path) -> None:
+    small = ((str(row.image_id), _fitted(picture)) for row, picture in drawn)
+    number = 0
+    while page := list(islice(small, size.rows * size.columns)):
+        number += 1
+        name = f"sheet_{number:03d}.png"
+        sheet = grid([picture for _, picture in page], size.columns, CELL, [image_id for image_id, _ in page])
+        Image.fromarray(sheet).save(out / name)
+        print(f"{len(page)} images: {name}", flush=True)
+
+
+def _fitted(picture: Picture) -> Picture:
+    """Not larger than a cell: a sheet's pictures are in memory together."""
+    image = Image.fromarray(picture)
+    image.thumbnail((CELL[1], CELL[0]), Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _report(uri: str) -> dict[str, Any]:
+    report = OutputStore(uri).read_report()
+    if report is None:
+        raise ValueError(f"{redact(uri)} has no run.json: is it the output of an annotate job?")
+    return report
+
+
+def _check_categories(names: Sequence[str], report: dict[str, Any]) -> None:
+    known = report.get("detections_per_category")
+    for name in names:
+        if known and name not in known:
+            raise ValueError(f"there are no detections of {name!r} in this output, only of: {', '.join(known)}")
+
+
+def _chosen(rows: OutputRows, args: argparse.Namespace, options: DrawOptions) -> Iterable[Row]:
+    if args.ids is not None:
+        return rows.by_id(args.ids)
+    limit = args.limit or (args.grid.rows * args.grid.columns if args.grid else DEFAULT_LIMIT)
+    found = rows.annotated()
+    if args.categories:
+        found = (row for row in found if drawable(row, options, args.categories))
+    return islice(found, limit)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m jobs.visualize", description="Draw the rows of an output.")
+    add = parser.add_argument
+    add("--annotations", required=True, metavar="URI", help="output folder of an annotate job")
+    add("--out", required=True, metavar="DIR", help="where the drawn pictures go (PNG)")
+    add("--image-root", default="", metavar="URI", help="what relative image URIs are relative to (default: here)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--ids", type=_names, metavar="A,B", help='image ids; one with a comma in it: "a,b" in quotes')
+    which.add_argument(
+        "--limit", type=_positive, metavar="N", help=f"first N images (default: {DEFAULT_LIMIT}, or one full sheet)"
+    )
+    add("--grid", type=_grid_size, metavar="ROWSxCOLS", help="contact sheets of this size, not a file an image")
+    add("--min-score", type=_score, default=0.0, metavar="SCORE", help="lowest score that is drawn, 0 to 1")
+    add("--categories", type=_names, default=[], metavar="A,B", help="only these, and only images that have them")
+    for part in ("boxes", "labels", "scores", "masks"):
+        add(f"--no-{part}", dest=part, action="store_false", help=f"draw no {part}")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    names = [name for name in next(csv.reader([text]), []) if name]
+    if not names:
+        raise argparse.ArgumentTypeError("there is no name in it")
+    return list(dict.fromkeys(names))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _score(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a score from 0 to 1")
+    return value
+
+
+def _grid_size(text: str) -> GridSize:
+    match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxCOLS, such as 3x4")
+    return GridSize(int(match[1]), int(match[2]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

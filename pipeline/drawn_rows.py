@@ -1,0 +1,101 @@
+"""Rows of an output drawn on their pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.schema import ANNOTATED
+from pipeline.masks.runs import Rle
+from pipeline.model.categories import Category
+from pipeline.output_rows import Row
+from pipeline.pictures import PictureSource
+from pipeline.stages.rows import RowError
+from pipeline.visualize import DrawOptions, Picture, draw
+
+_ROWS_AT_ONCE = 8  # fetched concurrently, and in memory together
+
+
+@dataclass(frozen=True)
+class DrawnRow:
+    """What became of a row.
+
+    Attributes:
+        image_id: the row's.
+        picture: RGB uint8 ``(H, W, 3)``; or why there is none.
+        num_objects: what was drawn of its detections.
+    """
+
+    image_id: int | str
+    picture: Picture | RowError
+    num_objects: int
+
+
+def draw_rows(
+    rows: Iterable[Row],
+    source: PictureSource,
+    options: DrawOptions | None = None,
+    categories: Collection[str] = (),
+) -> Iterator[DrawnRow]:
+    """Draw rows, in order. One that cannot be drawn has its reason in the place of the picture.
+
+    Args:
+        rows: as `pipeline.output_rows.OutputRows` gives them.
+        source: of the pictures.
+        options: what is drawn; everything by default.
+        categories: names of those that are drawn; all if empty.
+    """
+    options = options or DrawOptions()
+    waiting = iter(rows)
+    while block := list(islice(waiting, _ROWS_AT_ONCE)):
+        usable = [row for row in block if row["status"] == ANNOTATED]
+        pictures = iter(source.read_many([row["image_uri"] for row in usable]))
+        for row in block:
+            picture = next(pictures) if row["status"] == ANNOTATED else _row_failed(row)
+            yield _drawn(row, picture, options, categories)
+
+
+def drawable(row: Row, options: DrawOptions, categories: Collection[str] = ()) -> list[Row]:
+    """The row's detections that these options and categories leave."""
+    return [
+        found
+        for found in row["detections"]
+        if found["score"] >= options.min_score and (not categories or found["category_name"] in categories)
+    ]
+
+
+def _row_failed(row: Row) -> RowError:
+    return RowError("annotate", row["error_code"], f"failed when it was annotated: {row['error_message']}")
+
+
+def _drawn(
+    row: Row, picture: NDArray[np.uint8] | RowError, options: DrawOptions, categories: Collection[str]
+) -> DrawnRow:
+    if isinstance(picture, RowError):
+        return DrawnRow(row["image_id"], picture, 0)
+    if picture.shape[:2] != (row["height"], row["width"]):
+        size = f"{picture.shape[0]} x {picture.shape[1]}"
+        reason = f"the picture is now {size} (height x width), and was {row['height']} x {row['width']} when annotated"
+        return DrawnRow(row["image_id"], RowError("draw", "another_size", reason), 0)
+    found = drawable(row, options, categories)
+    return DrawnRow(row["image_id"], _draw_detections(picture, found, options), len(found))
+
+
+def _draw_detections(picture: NDArray[np.uint8], found: Sequence[Row], options: DrawOptions) -> Picture:
+    boxes = np.array([d["bbox"] for d in found], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    names = {d["category_id"]: d["category_name"] for d in found}
+    labels = {category_id: label for label, category_id in enumerate(names)}
+    return draw(
+        picture,
+        boxes,
+        np.array([labels[d["category_id"]] for d in found], np.int64),
+        np.array([d["score"] for d in found], np.float32),
+        [Rle(size=d["segmentation"]["size"], counts=d["segmentation"]["counts"].encode()) for d in found],
+        [Category(category_id, name) for category_id, name in names.items()],
+        options=options,
+    )

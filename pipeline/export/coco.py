@@ -1,0 +1,106 @@
+"""COCO's two files: results (detections with scores) and data sets (pseudo-labels). Masks stay as they are, in RLE.
+
+Boxes are the model's own, not those around the masks. Numbers are exact: a float32 of the output is written as the
+double that equals it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
+
+from pipeline.export.labels import ImageInfo, ImageLabels, Labels
+
+
+def write_coco_results(labels: Labels, file: BinaryIO) -> None:
+    """A list of results, as ``COCO.loadRes`` takes it; image ids as in the output, integers or strings."""
+    ids = [category.id for category in labels.source.categories]
+    _write_list(file, (_results(image, ids) for image in labels.images()))
+
+
+def write_coco(labels: Labels, file: BinaryIO) -> None:
+    """A data set: ``info``, ``categories``, ``images`` and ``annotations``, in this order.
+
+    COCO's tools want integer image ids. Where the output has strings, the images are numbered from 1 in the order
+    of the output, and the string stays beside the number as ``maskfleet_image_id``.
+    """
+    categories = [{"id": category.id, "name": category.name} for category in labels.source.categories]
+    file.write(b'{"info":' + to_json(_info(labels)))
+    file.write(b',\n"categories":' + to_json(categories) + b',\n"images":')
+    _write_list(file, ([_image(number, image)] for number, image in enumerate(labels.image_infos(), 1)))
+    file.write(b',\n"annotations":')
+    _write_list(file, _annotations(labels))
+    file.write(b"}\n")
+
+
+def to_json(value: object) -> bytes:
+    """Compact, strict JSON in UTF-8.
+
+    Raises:
+        ValueError: a number that JSON does not have.
+    """
+    return json.dumps(value, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def _write_list(file: BinaryIO, groups: Iterable[list[dict[str, Any]]]) -> None:
+    """One JSON list out of many, each of these on a line."""
+    separator = b"[\n"
+    for group in groups:
+        if group:
+            file.write(separator + to_json(group)[1:-1])
+            separator = b",\n"
+    file.write(b"[]" if separator == b"[\n" else b"\n]")
+
+
+def _results(image: ImageLabels, ids: list[int]) -> list[dict[str, Any]]:
+    size = list(image.image.size)
+    found = zip(image.categories.tolist(), image.boxes.tolist(), image.scores.tolist(), image.counts, strict=True)
+    return [
+        {
+            "image_id": image.image.id,
+            "category_id": ids[category],
+            "bbox": box,
+            "score": score,
+            "segmentation": {"size": size, "counts": counts},
+        }
+        for category, box, score, counts in found
+    ]
+
+
+def _annotations(labels: Labels) -> Iterator[list[dict[str, Any]]]:
+    ids = [category.id for category in labels.source.categories]
+    annotation_id = 1
+    for number, image in enumerate(labels.images(), 1):
+        annotations = _results(image, ids)
+        for annotation, area in zip(annotations, image.areas.tolist(), strict=True):
+            annotation |= {
+                "id": annotation_id,
+                "image_id": _image_number(number, image.image),
+                "area": int(area),
+                "iscrowd": 0,
+            }
+            annotation_id += 1
+        yield annotations
+
+
+def _image_number(number: int, image: ImageInfo) -> int:
+    return image.id if isinstance(image.id, int) else number
+
+
+def _image(number: int, image: ImageInfo) -> dict[str, Any]:
+    height, width = image.size
+    entry: dict[str, Any] = {"id": _image_number(number, image), "file_name": image.path}
+    entry |= {"height": height, "width": width}
+    if image.uri is not None:
+        entry["image_uri"] = image.uri
+        if image.uri.startswith(("http://", "https://")):
+            entry["coco_url"] = image.uri
+    if isinstance(image.id, str):
+        entry["maskfleet_image_id"] = image.id
+    return entry
+
+
+def _info(labels: Labels) -> dict[str, Any]:
+    """Where the labels come from. No date of its own: the same input gives the same bytes."""
+    return {"description": "Pseudo-labels: detections of a model, not checked by people", **labels.report()}

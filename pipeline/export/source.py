@@ -1,0 +1,122 @@
+"""The output of an annotate job as exports read it: a few rows at a time, in the order of the file names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.data.data_file import Counts, Footer, OutputError
+from pipeline.data.data_folder import DATA_FOLDER, DataFolder
+from pipeline.data.object_stores import open_objects
+from pipeline.data.objects import Entry
+from pipeline.data.output import OutputStore
+from pipeline.data.uris import redact
+from pipeline.model.categories import Category
+
+ROWS_PER_BATCH = 256
+
+_CONCURRENCY = 16
+_TIMEOUT_S = 60.0
+_ID, _NAME = (f"detections.list.element.{name}" for name in ("category_id", "category_name"))
+
+
+@dataclass(frozen=True)
+class Source:
+    """An output that was looked over: it has rows, and all its files belong together.
+
+    Attributes:
+        uri: of the output folder.
+        entries: its data files by name.
+        counts: rows by kind.
+        categories: what the model tells apart, in the order of its labels; or, in the order of the ids, what it found.
+        all_categories: whether ``categories`` are all of the model's: ``run.json`` lists them.
+        string_ids: whether image ids are strings, not integers.
+        image_root: what the manifest's URIs were relative to, where ``run.json`` knows.
+        finished: whether the last run came to its end.
+        provenance: what made the rows; strings and lists of strings.
+    """
+
+    uri: str
+    entries: tuple[Entry, ...]
+    counts: Counts
+    categories: tuple[Category, ...]
+    all_categories: bool
+    string_ids: bool
+    image_root: str | None
+    finished: bool
+    provenance: dict[str, Any]
+
+    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time."""
+        objects = open_objects(self.uri, _TIMEOUT_S)
+        for entry in self.entries:
+            with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as file:
+                parquet = pq.ParquetFile(file, pre_buffer=True)
+                yield from parquet.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False)
+
+
+def open_source(uri: str) -> Source:
+    """Look an output over.
+
+    Raises:
+        OutputError: there are no data, or files that do not belong together, are cut off or are not ours.
+        UriError: it cannot be opened.
+    """
+    objects = open_objects(uri, _TIMEOUT_S)
+    folder = DataFolder(uri, _CONCURRENCY)
+    footers = folder.current(objects)
+    if not footers:
+        raise OutputError(f"{redact(uri)} holds no data: is it the output of an annotate job?")
+    schema = next(iter(footers.values())).schema
+    report = OutputStore(uri).read_report() or {}
+    counts = Counts.total(footer.counts for footer in footers.values())
+    listed = tuple(Category(int(entry["id"]), str(entry["name"])) for entry in report.get("categories") or ())
+    source = Source(
+        uri=uri,
+        entries=tuple(footers),
+        counts=counts,
+        categories=listed,
+        all_categories=bool(listed),
+        string_ids=pa.types.is_string(schema.field("image_id").type),
+        image_root=_image_root(report),
+        finished=report.get("state") != "running",
+        provenance=_provenance(uri, list(footers.values())),
+    )
+    return source if listed else _with_categories_found(source, footers)
+
+
+def _with_categories_found(source: Source, footers: dict[Entry, Footer]) -> Source:
+    """The footers tell the ids of what was found; the names stand in the rows."""
+    missing = set(source.counts.detections_by_category)
+    names: dict[int, str] = {}
+    for entry, footer in footers.items():
+        if missing.isdisjoint(footer.counts.detections_by_category):
+            continue
+        for batch in replace(source, entries=(entry,)).batches([_ID, _NAME]):
+            found = batch.column("detections").flatten()
+            pairs = pa.table({name: found.field(name) for name in ("category_id", "category_name")})
+            unique = pairs.group_by(["category_id", "category_name"]).aggregate([]).to_pylist()
+            names.update((pair["category_id"], pair["category_name"]) for pair in unique)
+        missing -= names.keys()
+    return replace(source, categories=tuple(Category(i, name) for i, name in sorted(names.items())))
+
+
+def _image_root(report: dict[str, Any]) -> str | None:
+    manifest = report.get("config", {}).get("manifest", {})
+    return manifest.get("image_root") or (manifest.get("uri") if manifest.get("format") in ("folder", "auto") else None)
+
+
+def _provenance(uri: str, footers: Sequence[Footer]) -> dict[str, Any]:
+    identities = [footer.identity for footer in footers]
+    return {
+        "annotations": redact(uri),
+        "model": identities[0].model_name,
+        "weights_sha256": identities[0].weights_sha256,
+        "config_digest": identities[0].config_digest,
+        "code_versions": sorted({identity.code_version for identity in identities}),
+        "run_ids": sorted({identity.run_id for identity in identities}),
+    }

@@ -1,0 +1,204 @@
+"""Where an export goes: a file or a folder, local or in an object store, that appears whole or not at all.
+
+A local result is made under a hidden name beside its place and renamed at the end. In an object store a file is one
+multipart upload, which shows nothing before it is complete; a folder is complete when its ``export.json``, written
+last, says ``"state": "finished"``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, BinaryIO
+
+import fsspec
+
+from pipeline.data.object_stores import open_objects
+from pipeline.data.storage import fsspec_class
+from pipeline.data.uris import UriError, redact, split_uri
+from pipeline.export.errors import ExportError
+
+MARKER = "export.json"
+_TIMEOUT_S = 60.0
+_BUFFER_BYTES = 1 << 20
+
+
+class Folder(ABC):
+    """A folder that is being written. Names are relative, with ``/``."""
+
+    @abstractmethod
+    def put(self, name: str, content: bytes) -> None:
+        """Write a small file; several threads may call it."""
+
+    @abstractmethod
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        """Write a file bit by bit."""
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Write the file that says that all others are there."""
+        self.put(MARKER, _marker("finished", report))
+
+
+@contextmanager
+def whole_file(uri: str, overwrite: bool) -> Iterator[BinaryIO]:
+    """A file to write to; it is there once the block ends without an error.
+
+    Raises:
+        ExportError: it exists, and ``overwrite`` is not set.
+        UriError: nothing can be written there.
+        OSError: the storage fails.
+    """
+    location = split_uri(uri)
+    writing: AbstractContextManager[BinaryIO]
+    if location.scheme == "file":
+        path = os.path.abspath(location.path)
+        _refuse(os.path.isdir(path) or (os.path.exists(path) and not overwrite), uri, os.path.isdir(path))
+        writing = _local_file(path)
+    else:
+        filesystem, path = _remote(uri)
+        _refuse(not overwrite and filesystem.exists(path), uri)
+        writing = _remote_file(filesystem, path)
+    with writing as file:
+        yield file
+
+
+@contextmanager
+def whole_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
+    """A folder to write to.
+
+    Args:
+        uri: of the folder.
+        overwrite: replace the folder with all that is in it, provided that it is an earlier export.
+
+    Raises:
+        ExportError: there is something, and it may not be replaced.
+        UriError: nothing can be written there.
+        OSError: the storage fails.
+    """
+    location = split_uri(uri)
+    if location.scheme == "file":
+        writing = _local_folder(os.path.abspath(location.path), uri, overwrite)
+    else:
+        writing = _remote_folder(uri, overwrite)
+    with writing as folder:
+        yield folder
+
+
+def _refuse(exists: bool, uri: str, is_folder: bool = False) -> None:
+    if exists:
+        advice = "give the name of a file" if is_folder else "--overwrite replaces it"
+        raise ExportError(f"{redact(uri)} exists{' and is a folder' if is_folder else ''}: {advice}")
+
+
+def _refuse_foreign(uri: str, overwrite: bool, is_export: bool) -> None:
+    """For a place that is not empty."""
+    if not overwrite:
+        raise ExportError(f"{redact(uri)} exists: --overwrite replaces it")
+    if not is_export:
+        raise ExportError(f"{redact(uri)} is no earlier export (it has no {MARKER}): remove it yourself")
+
+
+@contextmanager
+def _local_file(path: str) -> Iterator[BinaryIO]:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = _hidden(path)
+    try:
+        with open(temporary, "xb", buffering=_BUFFER_BYTES) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+@contextmanager
+def _local_folder(path: str, uri: str, overwrite: bool) -> Iterator[Folder]:
+    if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
+        _refuse_foreign(uri, overwrite, os.path.isfile(os.path.join(path, MARKER)))
+    staging, old = _hidden(path), _hidden(path)
+    os.makedirs(staging)
+    try:
+        yield _LocalFolder(staging)
+        with suppress(FileNotFoundError):
+            os.rename(path, old)
+        os.rename(staging, path)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _hidden(path: str) -> str:
+    folder, base = os.path.split(path)
+    return os.path.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
+
+
+class _LocalFolder(Folder):
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def put(self, name: str, content: bytes) -> None:
+        with self.open(name) as file:
+            file.write(content)
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        path = os.path.join(self._path, *name.split("/"))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "xb") as file:
+            yield file
+
+
+def _remote(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI, and the path in it."""
+    location = split_uri(uri)
+    if location.scheme in ("http", "https"):
+        raise UriError("nothing can be written to http(s): give a local path or an object store")
+    fsspec_class(location.scheme)
+    if location.scheme == "s3":
+        uri = f"s3://{location.host}/{location.path}"
+    try:
+        # Not one of fsspec's cached instances: it may have been opened under another environment.
+        return fsspec.core.url_to_fs(uri.rstrip("/"), skip_instance_cache=True)
+    except Exception as error:  # constructors raise whatever their SDK does
+        raise UriError(f"{redact(uri)!r} cannot be opened: {type(error).__name__}") from None
+
+
+@contextmanager
+def _remote_file(filesystem: Any, path: str) -> Iterator[BinaryIO]:
+    with filesystem.transaction, filesystem.open(path, "wb") as file:
+        yield file
+
+
+@contextmanager
+def _remote_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
+    filesystem, path = _remote(uri)
+    if filesystem.exists(path):
+        _refuse_foreign(uri, overwrite, filesystem.exists(f"{path}/{MARKER}"))
+        filesystem.rm(path, recursive=True)
+    folder = _RemoteFolder(uri, filesystem, path)
+    folder.put(MARKER, _marker("unfinished", {}))
+    yield folder
+
+
+class _RemoteFolder(Folder):
+    def __init__(self, uri: str, filesystem: Any, path: str) -> None:
+        self._objects = open_objects(uri.rstrip("/"), _TIMEOUT_S)
+        self._filesystem = filesystem
+        self._path = path
+
+    def put(self, name: str, content: bytes) -> None:
+        self._objects.put(name, content)
+
+    def open(self, name: str) -> AbstractContextManager[BinaryIO]:
+        return _remote_file(self._filesystem, f"{self._path}/{name}")
+
+
+def _marker(state: str, report: dict[str, Any]) -> bytes:
+    return json.dumps({"state": state, **report}, indent=2, ensure_ascii=False).encode()

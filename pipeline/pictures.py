@@ -1,0 +1,89 @@
+"""The pictures behind an output's rows, read as the run itself read them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import ImagesConfig
+from pipeline.data.fetch import Fetcher, FetchError
+from pipeline.data.uris import AccessPolicy, UriError, join
+from pipeline.images.decode import ImageError, decode_image
+from pipeline.stages.rows import RowError
+
+FETCH, DECODE = "fetch", "decode"
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """Fetches and decodes pictures by URI.
+
+    Attributes:
+        fetcher: gets the bytes, and decides what may be read.
+        max_pixels: pictures of more are refused before they are decoded.
+        apply_exif: turn pictures as their EXIF orientation says.
+        image_root: what relative URIs are relative to; "" for the current directory.
+    """
+
+    fetcher: Fetcher = field(default_factory=Fetcher)
+    max_pixels: int = 100_000_000
+    apply_exif: bool = True
+    image_root: str = ""
+
+    @classmethod
+    def of_config(cls, config: ImagesConfig, image_root: str = "") -> PictureSource:
+        """With the limits and the access policy of a config.
+
+        Args:
+            config: of a run.
+            image_root: as above. It may be read from, whatever the policy says.
+        """
+        policy = config.access_policy()
+        if image_root and policy.roots is not None:
+            policy = AccessPolicy((*policy.roots, image_root))
+        return cls(Fetcher(config.fetch_settings(), policy), config.max_pixels, config.apply_exif, image_root)
+
+    @classmethod
+    def of_run(cls, report: Mapping[str, Any], image_root: str = "") -> PictureSource:
+        """As the run that wrote this ``run.json`` read its images.
+
+        Raises:
+            ValueError: the report holds no usable ``config.images``.
+        """
+        try:
+            config = ImagesConfig.model_validate(report["config"]["images"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                "run.json does not say how images were read (config.images): it is not an annotate job's"
+            ) from None
+        return cls.of_config(config, image_root)
+
+    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | RowError]:
+        """RGB ``(H, W, 3)`` pictures in order, fetched concurrently; failures as values.
+
+        Args:
+            uris: None, as an output has it for images that came as bytes, is a failure too.
+        """
+        places = [self._place(uri) for uri in uris]
+        blobs = iter(self.fetcher.fetch_many([place for place in places if isinstance(place, str)]))
+        return [place if isinstance(place, RowError) else self._decode(next(blobs)) for place in places]
+
+    def _place(self, uri: str | None) -> str | RowError:
+        if uri is None:
+            return RowError(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
+        try:
+            return join(self.image_root, uri) if self.image_root else uri
+        except UriError as error:
+            return RowError(FETCH, error.code, str(error))
+
+    def _decode(self, blob: bytes | FetchError) -> NDArray[np.uint8] | RowError:
+        if isinstance(blob, FetchError):
+            return RowError(FETCH, blob.code, f"{blob.uri}: {blob.detail}")
+        try:
+            return decode_image(blob, max_pixels=self.max_pixels, apply_exif=self.apply_exif).pixels
+        except ImageError as error:
+            return RowError(DECODE, error.code, str(error))

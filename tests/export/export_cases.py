@@ -1,0 +1,148 @@
+"""Outputs of an annotate job with masks of every awkward kind, to be exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as st_numpy
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from pipeline.data.output import Identity, OutputStore
+from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.export.labels import Labels
+from pipeline.export.selection import Selection
+from pipeline.export.source import open_source
+from pipeline.model.categories import Category
+
+Mask = NDArray[np.bool_]
+
+CATEGORIES = (Category(7, 'a "quoted" <b> & ünï'), Category(3, "cat"), Category(12, "never found"))
+IDENTITY = Identity("tiny (a.safetensors)", "a" * 64, "c" * 64, "{}", "0.1", "20260101T000000-run1")
+RESOLVED = {"manifest": {"uri": "s3://pictures", "format": "folder", "image_root": None}}
+
+
+def _ring() -> Mask:
+    mask = np.ones((7, 9), bool)
+    mask[2:5, 3:6] = False
+    mask[3, 4] = True  # a part inside the hole
+    return mask
+
+
+# Name, mask.
+MASKS: dict[str, Mask] = {
+    "full": np.ones((5, 4), bool),
+    "one pixel": np.eye(1, 12, 5, dtype=bool).reshape(3, 4),
+    "first pixel": np.eye(1, 12, 0, dtype=bool).reshape(3, 4),
+    "last pixel": np.eye(1, 12, 11, dtype=bool).reshape(3, 4),
+    "a whole column": np.tile(np.arange(6) == 2, (5, 1)),
+    "a whole row": np.tile(np.arange(5) == 4, (6, 1)).T,
+    "a hole with a part in it": _ring(),
+    "parts": np.array([[1, 1, 0, 0, 1], [1, 0, 0, 0, 1], [0, 0, 1, 0, 0]], bool),
+    "touching corners": np.eye(5, dtype=bool),
+    "touching corners, other way": np.eye(5, dtype=bool)[::-1],
+    "checkerboard": np.indices((6, 7)).sum(0) % 2 == 0,
+    "1 x 1": np.ones((1, 1), bool),
+    "1 x N": np.array([[1, 0, 1, 1, 0, 1]], bool),
+    "N x 1": np.array([[0], [1], [1], [0]], bool),
+}
+EMPTY: Mask = np.zeros((5, 4), bool)
+
+any_mask = st_numpy.arrays(
+    bool, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.booleans(), fill=st.booleans()
+)
+
+
+# The first example of a test takes long where imports and caches are cold.
+unhurried = settings(deadline=None)
+
+
+def counts_of(mask: Mask) -> str:
+    """COCO's run-length string, by pycocotools."""
+    return coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+
+
+def mask_of(counts: str, image_size: Sequence[int]) -> Mask:
+    return coco_mask.decode({"size": list(image_size), "counts": counts.encode()}).astype(bool)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image of the output; without masks if it failed."""
+
+    id: int | str
+    masks: Sequence[Mask] | None
+    scores: Sequence[float] = ()
+    labels: Sequence[int] = ()
+    uri: str | None = ""
+
+    def detections(self) -> ImageDetections | None:
+        if self.masks is None:
+            return None
+        encoded = [coco_mask.encode(np.asfortranarray(mask, np.uint8)) for mask in self.masks]
+        return ImageDetections(
+            # Numbers that need all digits of a float32.
+            boxes=np.array([coco_mask.toBbox(rle) for rle in encoded]).reshape(-1, 4) + np.float32(1 / 3),
+            scores=np.array(self.scores or [0.9 / (i + 1) for i in range(len(encoded))], np.float32),
+            labels=np.array(self.labels or [i % 2 for i in range(len(encoded))], np.int64),
+            areas=np.array([coco_mask.area(rle) for rle in encoded], np.float32),
+            image_size=self.masks[0].shape if len(self.masks) else (8, 9),
+            counts=[rle["counts"] for rle in encoded],
+        )
+
+    def where(self) -> str | None:
+        return f"s3://pictures/{self.id}.jpg" if self.uri == "" else self.uri
+
+
+def table_of(pictures: Sequence[Picture]) -> pa.Table:
+    found = [picture.detections() for picture in pictures]
+    failed = [one is None for one in found]
+    sizes = [(None, None) if one is None else one.image_size for one in found]
+    ids = pa.array([picture.id for picture in pictures])
+    columns = [
+        ids,
+        pa.array([picture.where() for picture in pictures], pa.string()),
+        pa.array([height for height, _ in sizes], pa.int32()),
+        pa.array([width for _, width in sizes], pa.int32()),
+        pa.array([None] * len(pictures), pa.int8()),
+        pa.array([FAILED if bad else ANNOTATED for bad in failed]),
+        detections_array(found, [c.id for c in CATEGORIES], [c.name for c in CATEGORIES]),
+        *(pa.array([text if bad else None for bad in failed], pa.string()) for text in ("fetch", "not_found", "gone")),
+    ]
+    return pa.table(columns, schema=output_schema(ids.type))
+
+
+def write_output(
+    folder: Path | str, *files: Sequence[Picture], list_categories: bool = True, state: str = "finished"
+) -> str:
+    """An output with these data files; its URI."""
+    store = OutputStore(str(folder))
+    for number, pictures in enumerate(files):
+        store.write_rows(table_of(pictures), replace(IDENTITY, run_id=f"20260101T00000{number}-run"))
+    report: dict[str, Any] = {"state": state, "config": RESOLVED}
+    if list_categories:
+        report["categories"] = [{"id": c.id, "name": c.name} for c in CATEGORIES]
+    store.write_report(report)
+    return store.uri
+
+
+def labels_of(uri: str, selection: Selection | None = None, keep_empty: bool = False) -> Labels:
+    return Labels(open_source(uri), selection or Selection(), keep_empty)
+
+
+def awkward_pictures() -> list[Picture]:
+    """One for each kind of mask, one with several masks, one without, and one that failed."""
+    pictures = [Picture(number, [mask]) for number, mask in enumerate(MASKS.values(), 100)]
+    several = [np.roll(MASKS["checkerboard"], n, axis=0) & (np.indices((6, 7))[1] > n) for n in range(4)]
+    return [*pictures, Picture(1, several), Picture(2, []), Picture(3, None)]
+
+
+def masks_by_image(pictures: Sequence[Picture]) -> dict[int | str, list[Mask]]:
+    return {picture.id: list(picture.masks) for picture in pictures if picture.masks is not None}

@@ -1,0 +1,170 @@
+"""COCO files, read back with json and with pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pycocotools.coco import COCO
+
+from pipeline.export.coco import to_json, write_coco, write_coco_results
+from pipeline.export.selection import Selection
+from tests.export.export_cases import (
+    CATEGORIES,
+    EMPTY,
+    MASKS,
+    Mask,
+    Picture,
+    any_mask,
+    awkward_pictures,
+    labels_of,
+    mask_of,
+    masks_by_image,
+    write_output,
+)
+
+FULL = MASKS["full"]
+
+
+def results(uri: str, **options: Any) -> list[dict[str, Any]]:
+    file = io.BytesIO()
+    write_coco_results(labels_of(uri, keep_empty=True, **options), file)
+    return json.loads(file.getvalue())
+
+
+def dataset(uri: str, **options: Any) -> dict[str, Any]:
+    file = io.BytesIO()
+    write_coco(labels_of(uri, **options), file)
+    return json.loads(file.getvalue())
+
+
+def masks_in(entries: list[dict[str, Any]]) -> dict[Any, list[Mask]]:
+    found: dict[Any, list[Mask]] = {}
+    for entry in entries:
+        mask = mask_of(entry["segmentation"]["counts"], entry["segmentation"]["size"])
+        found.setdefault(entry["image_id"], []).append(mask)
+    return found
+
+
+def assert_same_masks(found: dict[Any, list[Mask]], wanted: dict[Any, list[Mask]]) -> None:
+    assert found.keys() == {key for key, masks in wanted.items() if masks}
+    for key, masks in found.items():
+        for one, other in zip(masks, wanted[key], strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+class TestResults:
+    def test_masks_come_back(self, tmp_path: Path) -> None:
+        pictures = awkward_pictures()
+        uri = write_output(tmp_path / "out", pictures[:5], pictures[5:])
+        assert_same_masks(masks_in(results(uri)), masks_by_image(pictures))
+
+    def test_numbers_are_exact(self, tmp_path: Path) -> None:
+        picture = Picture(11, [FULL, EMPTY], scores=[1 / 3, 0.1])
+        first, second = results(write_output(tmp_path / "out", [picture]))
+        wanted = picture.detections()
+        assert wanted is not None
+        assert [first["score"], second["score"]] == [float(np.float32(1 / 3)), float(np.float32(0.1))]
+        assert first["bbox"] == wanted.boxes.astype(np.float32)[0].tolist()
+        assert (first["image_id"], first["category_id"], second["category_id"]) == (11, 7, 3)
+        assert set(first) == {"image_id", "category_id", "bbox", "score", "segmentation"}
+
+    def test_pycocotools_loads_them(self, tmp_path: Path) -> None:
+        pictures = awkward_pictures()
+        uri = write_output(tmp_path / "out", pictures)
+        file = tmp_path / "results.json"
+        with file.open("wb") as out:
+            write_coco_results(labels_of(uri, keep_empty=True), out)
+        truth = COCO()
+        truth.dataset = {"images": [{"id": p.id} for p in pictures], "categories": [{"id": c.id} for c in CATEGORIES]}
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth.createIndex()
+            loaded = truth.loadRes(str(file))
+        assert len(loaded.anns) == sum(len(p.masks or ()) for p in pictures)
+
+    def test_string_ids_stay(self, tmp_path: Path) -> None:
+        uri = write_output(tmp_path / "out", [Picture("b/ä\n.png", [FULL])])
+        assert results(uri)[0]["image_id"] == "b/ä\n.png"
+
+    def test_nothing_found(self, tmp_path: Path) -> None:
+        assert results(write_output(tmp_path / "out", [Picture(1, []), Picture(2, None)])) == []
+
+    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.lists(st.tuples(any_mask), max_size=4))
+    def test_any_masks(self, tmp_path_factory: pytest.TempPathFactory, masks: list[tuple[Mask]]) -> None:
+        pictures = [Picture(0, []), *(Picture(i, list(one)) for i, one in enumerate(masks, 1))]
+        uri = write_output(tmp_path_factory.mktemp("any") / "out", pictures)
+        assert_same_masks(masks_in(results(uri)), masks_by_image(pictures))
+
+
+class TestDataset:
+    def test_masks_come_back(self, tmp_path: Path) -> None:
+        pictures = awkward_pictures()
+        found = dataset(write_output(tmp_path / "out", pictures[:5], pictures[5:]))
+        assert_same_masks(masks_in(found["annotations"]), masks_by_image(pictures))
+
+    def test_fields(self, tmp_path: Path) -> None:
+        found = dataset(write_output(tmp_path / "out", [Picture(5, [EMPTY, FULL, FULL]), Picture(6, None)]))
+        assert found["categories"] == [{"id": c.id, "name": c.name} for c in CATEGORIES]
+        (image,) = found["images"]
+        assert image == {"id": 5, "file_name": "5.jpg", "height": 5, "width": 4, "image_uri": "s3://pictures/5.jpg"}
+        assert [(a["id"], a["image_id"], a["iscrowd"], a["area"]) for a in found["annotations"]] == [
+            (1, 5, 0, 20),
+            (2, 5, 0, 20),
+        ]
+        assert found["annotations"][0]["score"] == float(np.float32(0.45))
+
+    def test_images_without_labels_are_negatives(self, tmp_path: Path) -> None:
+        uri = write_output(tmp_path / "out", [Picture(1, []), Picture(2, [FULL], scores=[0.1]), Picture(3, None)])
+        found = dataset(uri, selection=Selection(0.5))
+        assert [image["id"] for image in found["images"]] == [1, 2]
+        assert found["annotations"] == []
+
+    def test_string_ids_are_numbered(self, tmp_path: Path) -> None:
+        uri = write_output(tmp_path / "out", [Picture("x", [FULL]), Picture("y", None), Picture("z", [FULL])])
+        found = dataset(uri)
+        assert {image["id"]: image["maskfleet_image_id"] for image in found["images"]} == {1: "x", 2: "z"}
+        assert [annotation["image_id"] for annotation in found["annotations"]] == [1, 2]
+
+    def test_where_they_come_from(self, tmp_path: Path) -> None:
+        uri = write_output(tmp_path / "out", [Picture(1, [FULL])], [Picture(2, [])])
+        info = dataset(uri, selection=Selection(0.25, {"cat": 0.5}))["info"]
+        assert info["model"] == "tiny (a.safetensors)"
+        assert info["weights_sha256"] == "a" * 64
+        assert info["run_ids"] == ["20260101T000000-run", "20260101T000001-run"]
+        assert (info["min_score"], info["class_thresholds"]) == (0.25, {"cat": 0.5})
+
+    @pytest.mark.parametrize(
+        ("uri", "fields"),
+        [
+            (None, {"file_name": "1"}),
+            ("https://h/a/1.png", {"file_name": "h/a/1.png", "coco_url": "https://h/a/1.png"}),
+        ],
+    )
+    def test_uris(self, tmp_path: Path, uri: str | None, fields: dict[str, str]) -> None:
+        (image,) = dataset(write_output(tmp_path / "out", [Picture(1, [], uri=uri)]))["images"]
+        assert image.items() >= fields.items()
+        assert image.get("image_uri") == uri
+
+    def test_pycocotools_indexes_it(self, tmp_path: Path) -> None:
+        pictures = awkward_pictures()
+        file = tmp_path / "labels.json"
+        with file.open("wb") as out:
+            write_coco(labels_of(write_output(tmp_path / "out", pictures)), out)
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(file))
+        for picture in pictures:
+            for annotation, mask in zip(coco.imgToAnns[picture.id], picture.masks or (), strict=True):
+                np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+
+
+def test_json_is_strict() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        to_json([float("nan")])

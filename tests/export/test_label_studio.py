@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from pipeline.export import label_studio
+from pipeline.export.errors import ExportError
+from pipeline.export.label_studio import write_label_studio
+from pipeline.export.target import whole_folder
+from tests.export.export_cases import CATEGORIES, EMPTY, MASKS, Picture, awkward_pictures, labels_of, write_output
+from tests.export.test_brush_rle import decode_brush
+
+FULL = MASKS["full"]
+
+
+def export(tmp_path: Path, pictures: list[Picture]) -> Path:
+    out = tmp_path / "studio"
+    with whole_folder(str(out), overwrite=False) as folder:
+        assert write_label_studio(labels_of(write_output(tmp_path / "out", pictures)), folder) == ()
+    return out
+
+
+def tasks_in(out: Path) -> list[dict[str, Any]]:
+    return [task for file in sorted((out / "tasks").iterdir()) for task in json.loads(file.read_text("utf-8"))]
+
+
+def test_masks_come_back(tmp_path: Path) -> None:
+    pictures = awkward_pictures()
+    tasks = {task["data"]["image_id"]: task for task in tasks_in(export(tmp_path, pictures))}
+    assert tasks.keys() == {picture.id for picture in pictures if picture.masks is not None}
+    for picture in pictures:
+        if picture.masks is None:
+            continue
+        (prediction,) = tasks[picture.id]["predictions"]
+        for region, mask in zip(prediction["result"], picture.masks, strict=True):
+            size = region["original_height"], region["original_width"]
+            assert size == mask.shape
+            alpha = decode_brush(region["value"]["rle"], size)[..., 3]
+            np.testing.assert_array_equal(alpha, mask * np.uint8(255))
+
+
+def test_fields(tmp_path: Path) -> None:
+    out = export(tmp_path, [Picture(1, [EMPTY, FULL, FULL], scores=[0.9, 0.5, 0.25], labels=[0, 1, 0])])
+    (task,) = tasks_in(out)
+    assert task["data"] == {"image": "s3://pictures/1.jpg", "image_id": 1}
+    (prediction,) = task["predictions"]
+    assert (prediction["model_version"], prediction["score"]) == ("tiny (a.safetensors)", 0.375)
+    first, second = prediction["result"]
+    assert (first["score"], second["score"]) == (0.5, 0.25)
+    assert (first["type"], first["value"]["format"]) == ("brushlabels", "rle")
+    assert [region["value"]["brushlabels"] for region in (first, second)] == [["cat"], [CATEGORIES[0].name]]
+    assert first["id"] != second["id"]
+    config = ElementTree.parse(out / "labeling_config.xml").getroot()
+    image, brush = config.findall("*")
+    assert (image.tag, image.attrib["name"], image.attrib["value"]) == ("Image", first["to_name"], "$image")
+    assert (brush.tag, brush.attrib["name"], brush.attrib["toName"]) == ("BrushLabels", first["from_name"], "image")
+    assert [label.attrib["value"] for label in brush] == [category.name for category in CATEGORIES]
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    (task,) = tasks_in(export(tmp_path, [Picture(1, []), Picture(2, None)]))
+    assert task["predictions"] == [{"model_version": "tiny (a.safetensors)", "result": []}]
+
+
+def test_files_of_limited_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_studio, "FILE_BYTES", 1000)
+    out = export(tmp_path, [Picture(i, [FULL] * 2) for i in range(7)])
+    sizes = [file.stat().st_size for file in (out / "tasks").iterdir()]
+    assert len(sizes) > 1
+    assert max(sizes) < 1100
+    assert sorted(task["data"]["image_id"] for task in tasks_in(out)) == list(range(7))
+
+
+def test_an_image_that_could_not_be_shown(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="image 1 came as bytes"):
+        export(tmp_path, [Picture(1, [FULL], uri=None)])

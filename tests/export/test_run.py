@@ -1,0 +1,97 @@
+"""All formats through one function: what is refused, what is said, and that the same input gives the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.export.errors import ExportError
+from pipeline.export.run import FOLDERS, FORMATS, Export, export
+from pipeline.export.selection import Selection
+from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
+
+FULL = MASKS["full"]
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_same_input_same_bytes(tmp_path: Path, format: str) -> None:
+    pictures = awkward_pictures()
+    uri = write_output(tmp_path / "annotations", pictures[:5], pictures[5:])
+    for name in ("one", "two"):
+        summary = export(Export(uri, format, str(tmp_path / name), Selection(0.2)))
+        assert (summary.tally.images, summary.tally.failed_images) == (len(pictures) - 1, 1)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") != {}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_old_export_stays_unless_asked_for(tmp_path: Path, format: str) -> None:
+    uri = write_output(tmp_path / "annotations", [Picture(1, [FULL])])
+    out = str(tmp_path / "out")
+    export(Export(uri, format, out, Selection()))
+    before = contents(tmp_path / "out")
+    with pytest.raises(ExportError, match="--overwrite"):
+        export(Export(uri, format, out, Selection(1.0)))
+    assert contents(tmp_path / "out") == before
+    export(Export(uri, format, out, Selection(1.0), overwrite=True))
+    assert contents(tmp_path / "out") != before or format == "coco-results"
+
+
+@pytest.mark.parametrize("below", ["", "/data/labels.json", "/../annotations/x"])
+def test_an_export_into_the_annotations(tmp_path: Path, below: str) -> None:
+    uri = write_output(tmp_path / "annotations", [Picture(1, [FULL])])
+    with pytest.raises(ExportError, match="lies in the annotations"):
+        export(Export(uri, "coco", uri + below, Selection(), overwrite=True))
+
+
+@pytest.mark.parametrize("format", sorted(FOLDERS))
+def test_the_record_of_a_folder(tmp_path: Path, format: str) -> None:
+    uri = write_output(tmp_path / "annotations", [Picture(1, [FULL, EMPTY]), Picture(2, None)])
+    export(Export(uri, format, str(tmp_path / "out"), Selection(0.1, {"cat": 0.2})))
+    record = json.loads((tmp_path / "out" / "export.json").read_text("utf-8"))
+    expected = {
+        "state": "finished",
+        "format": format,
+        "images": 1,
+        "failed_images": 1,
+        "labels": 1,
+        "empty_masks": 1,
+        "class_thresholds": {"cat": 0.2},
+        "weights_sha256": "a" * 64,
+    }
+    assert record.items() >= expected.items()
+
+
+class TestSummary:
+    def said(self, tmp_path: Path, format: str, picture: Picture, selection: Selection, **options: object) -> str:
+        uri = write_output(tmp_path / "annotations", [picture, Picture("f", None)], **options)  # type: ignore[arg-type]
+        return export(Export(uri, format, str(tmp_path / "out"), selection)).text()
+
+    def test_counts(self, tmp_path: Path) -> None:
+        text = self.said(tmp_path, "coco", Picture("a", [FULL, EMPTY, FULL]), Selection(0.31))
+        assert text.startswith("1 images, 1 labels; left out: 1 failed images, 1 detections below their threshold")
+        assert "1 detections with masks without a pixel were left out" in text
+        assert "numbered from 1" in text
+        assert "no score threshold" not in text
+        assert "run.json lists" not in text
+        assert "not finished" not in text
+
+    def test_results_keep_everything(self, tmp_path: Path) -> None:
+        text = self.said(tmp_path, "coco-results", Picture("a", [FULL, EMPTY]), Selection(), list_categories=False)
+        assert text.splitlines() == [
+            "1 images, 2 labels; left out: 1 failed images, 0 detections below their threshold",
+            "1 detections with masks without a pixel were kept",
+        ]
+
+    def test_what_one_should_know(self, tmp_path: Path) -> None:
+        picture = Picture("a", [FULL])
+        text = self.said(tmp_path, "cvat", picture, Selection(), list_categories=False, state="running")
+        assert "no score threshold was given" in text
+        assert "the 1 of which something was found" in text
+        assert "has not finished" in text

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.config_loading import ConfigError
+from pipeline.export.errors import ExportError
+from pipeline.export.selection import Selection, read_selection
+from tests.export.export_cases import CATEGORIES
+
+
+def test_a_file_and_a_score_for_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "thresholds.yaml"
+    file.write_text("cat: 0.7\n", encoding="utf-8")
+    thresholds = read_selection(file, 0.25).thresholds(CATEGORIES)
+    assert thresholds.tolist() == [0.25, float(np.float32(0.7)), 0.25]
+
+
+def test_unknown_names() -> None:
+    assert Selection(0, {"cats": 0.5, "cat": 0.1}).unknown_names(CATEGORIES) == ["'cats'; did you mean 'cat'?"]
+
+
+@pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
+def test_no_score(score: float) -> None:
+    with pytest.raises(ExportError, match="from 0 to 1"):
+        read_selection(None, score)
+
+
+@pytest.mark.parametrize("text", ["cat: 2", "cat: high", "- cat", "", "cat: .nan"])
+def test_bad_file(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "thresholds.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"thresholds\.yaml"):
+        read_selection(file, 0)

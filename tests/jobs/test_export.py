@@ -1,0 +1,97 @@
+"""The export command: exit codes, and what it says."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import export
+from tests.export.export_cases import MASKS, Picture, write_output
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> str:
+    return write_output(
+        tmp_path / "annotations", [Picture(1, [MASKS["full"]] * 2, scores=[0.9, 0.4]), Picture(2, None)]
+    )
+
+
+def test_done(annotations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholds = tmp_path / "thresholds.yaml"
+    thresholds.write_text("cat: 0.5", encoding="utf-8")
+    out = tmp_path / "labels.json"
+    arguments = ["--annotations", annotations, "--format", "coco", "--out", str(out)]
+    assert export.main([*arguments, "--class-thresholds", str(thresholds), "--min-score", "0.2"]) == 0
+    assert "1 images, 1 labels; left out: 1 failed images, 1 detections" in capsys.readouterr().out
+    found = json.loads(out.read_text("utf-8"))
+    assert len(found["annotations"]) == 1
+    assert (found["info"]["min_score"], found["info"]["class_thresholds"]) == (0.2, {"cat": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param(["--annotations", "{tmp}/gone"], "OutputError: {tmp}/gone holds no data", id="no annotations"),
+        pytest.param(["--annotations", "s3://key:SECRET@b/x"], "UriError: ", id="bad URI"),
+        pytest.param(["--out", "{tmp}"], "ExportError: {tmp} exists and is a folder", id="a folder"),
+        pytest.param(["--out", "https://host/x?SECRET"], "UriError: nothing can be written", id="http"),
+        pytest.param(["--min-score", "2"], "ExportError: a minimum score must be from 0 to 1", id="no score"),
+        pytest.param(["--class-thresholds", "{tmp}/gone.yaml"], "ConfigError: {tmp}/gone.yaml", id="no thresholds"),
+        pytest.param(["--class-thresholds", "{tmp}/typo.yaml"], "did you mean 'cat'?", id="unknown class"),
+    ],
+)
+def test_bad_input(
+    annotations: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: list[str], message: str
+) -> None:
+    (tmp_path / "typo.yaml").write_text("cta: 0.5", encoding="utf-8")
+    arguments = ["--annotations", annotations, "--format", "coco", "--out", str(tmp_path / "out.json")]
+    with caplog.at_level(logging.INFO):
+        assert export.main([*arguments, *(text.format(tmp=tmp_path) for text in changes)]) == 2
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("exit code 2: ")
+    assert message.format(tmp=tmp_path) in last
+    assert "SECRET" not in caplog.text
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_a_storage_that_fails(annotations: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("in the way")
+    out = str(tmp_path / "file" / "out.json")
+    with caplog.at_level(logging.INFO):
+        assert export.main(["--annotations", annotations, "--format", "coco", "--out", out]) == 1
+    assert caplog.records[-1].getMessage().startswith("exit code 1: ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["--annotations", "x", "--format", "voc", "--out", "y"]])
+def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        export.main(arguments)
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_as_a_process(annotations: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "studio")
+    command = [
+        sys.executable,
+        "-m",
+        "jobs.export",
+        "--annotations",
+        annotations,
+        "--format",
+        "label-studio",
+        "--out",
+        out,
+    ]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("1 images, 2 labels")
+    assert f"exit code 0: label-studio: {out}" in ended.stderr.splitlines()[-1]
+    assert (tmp_path / "studio" / "labeling_config.xml").exists()

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import visualize
+from pipeline.config import ImagesConfig
+from tests.drawn_cases import GREY, SIZE, write_output, write_picture
+
+IDS = ["a/1.jpg", "b/1.jpg", "A/1.jpg", "c"]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """Four images that can be read, of which ``c`` has no cat, and one that failed."""
+    uris = [str(tmp_path / f"{i}.png") for i in range(4)]
+    for uri in uris:
+        write_picture(Path(uri))
+    write_output(tmp_path / "run", [*IDS, "failed"], [*uris, "x"], failed=["failed"], without_cat=["c"])
+    return tmp_path / "run"
+
+
+def run(output: Path, out: Path, *options: str) -> int:
+    return visualize.main(["--annotations", str(output), "--out", str(out), *options])
+
+
+def changed(file: Path) -> np.ndarray:
+    return (np.asarray(Image.open(file)) != GREY).any(axis=2)
+
+
+def names(out: Path) -> list[str]:
+    return sorted(file.name for file in out.iterdir())
+
+
+def test_a_file_for_each_image(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(output, tmp_path / "out") == 0
+    assert names(tmp_path / "out") == ["A_1_2.png", "a_1.png", "b_1.png", "c.png"]
+    said = capsys.readouterr().out
+    assert "a/1.jpg: 2 objects: a_1.png" in said
+    assert "4 images drawn, 7 objects, 0 images could not be drawn" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--ids", "c,a/1.jpg"], ["a_1.png", "c.png"]),
+        (["--limit", "2"], ["a_1.png", "b_1.png"]),
+        (["--categories", "cat"], ["A_1_2.png", "a_1.png", "b_1.png"]),
+        (["--categories", "Äpfel", "--min-score", "0.2", "--limit", "1"], ["a_1.png"]),
+    ],
+)
+def test_which_images(output: Path, tmp_path: Path, options: list[str], expected: list[str]) -> None:
+    assert run(output, tmp_path / "out", *options) == 0
+    assert names(tmp_path / "out") == expected
+
+
+def test_each_part_can_be_left_out(output: Path, tmp_path: Path) -> None:
+    parts = {"boxes", "labels", "scores", "masks"}
+    pixels = {}
+    for part in sorted(parts):
+        off = [f"--no-{other}" for other in parts - {part}]
+        assert run(output, tmp_path / part, "--ids", "a/1.jpg", *off) == 0
+        pixels[part] = changed(tmp_path / part / "a_1.png")
+    assert pixels["masks"].sum() == 700
+    assert pixels["boxes"].sum() == 2 * (20 + 30) - 4 + 2 * (10 + 10) - 4  # two outlines a pixel wide
+    assert not (pixels["labels"] == pixels["scores"]).all()
+    assert run(output, tmp_path / "none", "--ids", "a/1.jpg", *(f"--no-{part}" for part in parts)) == 0
+    assert not changed(tmp_path / "none" / "a_1.png").any()
+
+
+def test_sheets(output: Path, tmp_path: Path) -> None:
+    assert run(output, tmp_path / "out", "--grid", "1x3", "--ids", ",".join(IDS)) == 0
+    assert names(tmp_path / "out") == ["sheet_001.png", "sheet_002.png"]
+    first, second = (Image.open(tmp_path / "out" / name) for name in names(tmp_path / "out"))
+    assert first.width > 3 * visualize.CELL[1]
+    assert second.width < 2 * visualize.CELL[1]
+
+
+def test_a_sheet_is_filled_by_default(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(output, tmp_path / "out", "--grid", "1x2") == 0
+    assert "2 images drawn" in capsys.readouterr().out
+
+
+def test_what_cannot_be_drawn_is_named_and_the_rest_is_drawn(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.png").unlink()
+    Image.new("RGB", SIZE).save(tmp_path / "3.png")
+    assert run(output, tmp_path / "out", "--ids", ",".join([*IDS, "failed"])) == 1
+    said = capsys.readouterr()
+    assert "b/1.jpg: not drawn: not_found" in said.err
+    assert "c: not drawn: another_size" in said.err
+    assert "failed: not drawn: not_found: failed when it was annotated" in said.err
+    assert "2 images drawn, 4 objects, 3 images could not be drawn" in said.out
+    assert names(tmp_path / "out") == ["A_1_2.png", "a_1.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--ids", "nobody"], "has no image nobody"),
+        (["--categories", "dog"], "no detections of 'dog'.*only of: cat, Äpfel"),
+        (["--categories", "cat", "--min-score", "0.95"], "nothing to draw"),
+    ],
+)
+def test_nothing_to_draw(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert run(output, tmp_path / "out", *options) == 2
+    assert re.match(f"visualize: error: .*{message}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "options", [["--grid", "0x3"], ["--grid", "3"], ["--min-score", "2"], ["--limit", "0"], ["--ids", ""]]
+)
+def test_options_that_make_no_sense(output: Path, tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(output, tmp_path / "out", *options)
+    assert stopped.value.code == 2
+
+
+def test_images_below_a_root(tmp_path: Path) -> None:
+    (tmp_path / "moved").mkdir()
+    write_picture(tmp_path / "moved" / "1.png")
+    write_output(tmp_path / "run", [1], ["1.png"], images=ImagesConfig(allowed_roots=()))
+    assert run(tmp_path / "run", tmp_path / "out", "--image-root", str(tmp_path / "moved")) == 0
+    assert names(tmp_path / "out") == ["1.png"]
+
+
+def test_no_output_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, tmp_path / "out") == 2
+    assert "has no run.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_folder_that_cannot_be_made(output: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(output, tmp_path / "file" / "out") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("a,b", ["a", "b"]), ('"x, y.jpg",z', ["x, y.jpg", "z"]), ("a,,a", ["a"])]
+)
+def test_names(text: str, expected: list[str]) -> None:
+    assert visualize._names(text) == expected
+
+
+@pytest.mark.parametrize("image_id", [7, "..", ".hidden", "x" * 300, "a\nb\0", "\ud800", "///", "猫.jpg", ""])
+def test_any_id_gives_a_file_name(tmp_path: Path, image_id: int | str) -> None:
+    files = visualize._FileNames()
+    first, second = files.of(image_id), files.of(image_id)
+    assert first.lower() != second.lower()
+    for name in (first, second):
+        assert not name.startswith(".")
+        (tmp_path / name).write_bytes(b"")
+    assert len(names(tmp_path)) == 2
