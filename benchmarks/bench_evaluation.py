@@ -1,6 +1,14 @@
-"""COCO evaluation against pycocotools and faster-coco-eval, on one thread: ``python -m benchmarks.bench_evaluation``.
+"""The evaluation job from files to figures: ``python -m benchmarks.bench_evaluation``.
 
-CPU time from the parsed JSON to the twelve figures, one after the other in one process; the figures must be equal.
+A set like val2017 is written as COCO JSON and as the Parquet output of the annotate job. Measured in one run:
+
+- CPU time of the job's stages in one process, scratch files and all, against pycocotools and faster-coco-eval on
+  the same JSON files, load included;
+- the time on Ray with one CPU and with more;
+- bytes between map and reduce;
+- the peak memory of each process on Ray, for the set and for one that is larger.
+
+From these an evaluation of ten million images is estimated.
 """
 
 from __future__ import annotations
@@ -10,121 +18,273 @@ import contextlib
 import importlib
 import importlib.util
 import io
-import pickle
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import psutil
+import pyarrow as pa
+import ray
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from benchmarks.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.machine import describe
-from pipeline.evaluation.local import evaluate_blocks
+from pipeline.data.output import Identity, OutputStore
+from pipeline.data.schema import ANNOTATED, ImageDetections, detections_array, output_schema
+from pipeline.evaluation.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluation.metrics import coco_stats
-from pipeline.evaluation.protocol import IOU_TYPES, IouType, Protocol
-from tests.evaluation.coco_cases import blocks_of
+from pipeline.evaluation.metrics_file import arrays_of
+from pipeline.evaluation.protocol import IouType, Protocol
+from pipeline.evaluation.shards import AnalysisPlan
+from pipeline.ray_tasks import RayTasks
 
-Stats = NDArray[np.float64]
-Timed = tuple[Stats, dict[str, float]]  # the twelve figures, and CPU seconds by step
-Engine = Callable[[EvaluationSet, IouType], Timed]
-
-
-def ours(case: EvaluationSet, iou_type: IouType) -> Timed:
-    """Blocks from the dicts, then the evaluation proper."""
-    protocol = Protocol()
-    start = time.process_time()
-    blocks = blocks_of(*case, iou_type)
-    built = time.process_time()
-    arrays = evaluate_blocks(blocks, iou_type, len(case.dataset["categories"]), protocol)
-    stats = coco_stats(arrays, protocol.max_dets)
-    return stats, {"load": built - start, "evaluate": time.process_time() - built}
+IMAGES_PER_FILE = 2048
+TEN_MILLION = 10_000_000
+MIB = 1 << 20
 
 
-def pycocotools_engine(case: EvaluationSet, iou_type: IouType) -> Timed:
-    """``COCO``, ``loadRes``, ``evaluate``, ``accumulate``, ``summarize``."""
-    start = time.process_time()
-    truth = COCO()
-    truth.dataset = case.dataset
-    truth.createIndex()
-    return _coco_eval(COCOeval, truth, case.results, iou_type, start)
+def write_files(folder: Path, case: EvaluationSet, copies: int) -> None:
+    """``truth.json`` and ``run/``, of as many copies of the set under new ids; ``results.json`` of the set itself."""
+    (folder / "results.json").write_text(json.dumps(case.results))
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for row in case.results:
+        by_image.setdefault(row["image_id"], []).append(row)
+    images, annotations = case.dataset["images"], case.dataset["annotations"]
+    step, object_step = len(images), len(annotations)
+    with open(folder / "truth.json", "w") as file:
+        file.write('{"categories": ' + json.dumps(case.dataset["categories"]))
+        for key, rows, fields in (
+            ("images", images, {"id": step}),
+            ("annotations", annotations, {"id": object_step, "image_id": step}),
+        ):
+            file.write(f', "{key}": [')
+            for copy in range(copies):
+                for number, row in enumerate(rows):
+                    comma = "," if copy or number else ""
+                    file.write(comma + json.dumps({**row, **{f: row[f] + copy * s for f, s in fields.items()}}))
+            file.write("]")
+        file.write("}")
+    store = OutputStore(str(folder / "run"))
+    identity = Identity("made up", "0" * 64, "0" * 64, "{}", "0", "bench")
+    for copy in range(copies):
+        for start in range(0, len(images), IMAGES_PER_FILE):
+            some = images[start : start + IMAGES_PER_FILE]
+            store.write_rows(_output_rows(some, by_image, copy * step, case.dataset["categories"]), identity)
 
 
-def faster_coco_eval_engine(case: EvaluationSet, iou_type: IouType) -> Timed:
-    """The same calls of faster-coco-eval."""
-    faster_coco_eval = importlib.import_module("faster_coco_eval")
-    start = time.process_time()
-    truth = faster_coco_eval.COCO(case.dataset)
-    return _coco_eval(faster_coco_eval.COCOeval_faster, truth, case.results, iou_type, start)
-
-
-def _coco_eval(evaluator: Any, truth: Any, results: list[dict[str, Any]], iou_type: IouType, start: float) -> Timed:
-    evaluation = evaluator(truth, truth.loadRes(results), iou_type)
-    loaded = time.process_time()
-    evaluation.evaluate()
-    evaluation.accumulate()
-    evaluation.summarize()
-    stats = np.asarray(evaluation.stats, np.float64)[:12]
-    return stats, {"load": loaded - start, "evaluate": time.process_time() - loaded}
-
-
-def without(case: EvaluationSet, key: str) -> EvaluationSet:
-    """Results with masks only or with boxes only: pycocotools takes areas from boxes where it finds some."""
-    return case._replace(results=[{name: row[name] for name in row if name != key} for row in case.results])
-
-
-def engines() -> dict[str, Engine]:
-    """Those that are installed; the first is the reference."""
-    found: dict[str, Engine] = {"pycocotools": pycocotools_engine}
-    if importlib.util.find_spec("faster_coco_eval"):
-        found["faster-coco-eval"] = faster_coco_eval_engine
-    return {**found, "ours": ours}
-
-
-def compare(case: EvaluationSet, iou_type: IouType) -> bool:
-    """Print one table; whether ours are the reference's figures to the last bit."""
-    # pycocotools and faster-coco-eval write into what they are given, so each gets a copy.
-    frozen = pickle.dumps(without(case, "bbox" if iou_type == "segm" else "segmentation"))
-    num_images = len(case.dataset["images"])
-    reference, base = np.empty(0), {"load": 0.0, "evaluate": 0.0}
-    print(f"\n{iou_type:<18}{'load s':>9}{'evaluate s':>12}{'total s':>9}{'ms/image':>10}{'ratio':>8}{'evaluate':>10}")
-    same = False
-    for name, engine in engines().items():
-        copy = pickle.loads(frozen)  # noqa: S301  made three lines above
-        with contextlib.redirect_stdout(io.StringIO()):
-            stats, seconds = engine(copy, iou_type)
-        total = sum(seconds.values())
-        if not reference.size:
-            reference, base = stats, seconds
-        same = np.array_equal(stats, reference)
-        verdict = "equal" if same else f"differ by up to {np.abs(stats - reference).max():.1e}"
-        print(
-            f"{name:<18}{seconds['load']:>9.2f}{seconds['evaluate']:>12.2f}{total:>9.2f}"
-            f"{total / num_images * 1e3:>10.2f}{sum(base.values()) / total:>7.1f}x"
-            f"{base['evaluate'] / seconds['evaluate']:>9.1f}x  {verdict}"
+def _output_rows(
+    images: list[dict[str, Any]], by_image: dict[int, list[dict[str, Any]]], shift: int, categories: list[Any]
+) -> pa.Table:
+    found = []
+    for image in images:
+        rows = by_image.get(image["id"], [])
+        found.append(
+            ImageDetections(
+                boxes=np.array([row["bbox"] for row in rows], np.float32).reshape(-1, 4),
+                scores=np.array([row["score"] for row in rows], np.float32),
+                labels=np.array([row["category_id"] - 1 for row in rows], np.int64),
+                areas=np.zeros(len(rows), np.float32) + [row["area"] for row in rows],
+                image_size=(image["height"], image["width"]),
+                counts=[row["segmentation"]["counts"].encode() for row in rows],
+            )
         )
-    return same
+    ids = [image["id"] + shift for image in images]
+    names = [category["name"] for category in categories]
+    columns = [
+        pa.array(ids, pa.int64()),
+        pa.array([image["file_name"] for image in images]),
+        pa.array([image["height"] for image in images], pa.int32()),
+        pa.array([image["width"] for image in images], pa.int32()),
+        pa.array([1] * len(ids), pa.int8()),
+        pa.array([ANNOTATED] * len(ids)),
+        detections_array(found, [category["id"] for category in categories], names),
+        *(pa.nulls(len(ids), pa.string()) for _ in range(3)),
+    ]
+    return pa.table(columns, schema=output_schema(pa.int64()))
+
+
+def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -> Request:
+    """What the job asks for, with scratch and match table in a folder of their own."""
+    scratch = tempfile.mkdtemp(dir=folder, prefix="scratch-")
+    plan = AnalysisPlan(iou_type, 0.3, 3, f"{scratch}/matches") if analysis else None
+    return Request(
+        predictions_uri=str(folder / predictions),
+        truth_uri=str(folder / "truth.json"),
+        images="all",
+        iou_types=(iou_type,),
+        protocol=Protocol(),
+        analysis=plan,
+        wanted_precision=0.9,
+        scratch_uri=scratch,
+    )
+
+
+def ours(folder: Path, iou_type: IouType, analysis: bool = False) -> Measured:
+    """All stages in this process."""
+    return measure(request(folder, "run", iou_type, analysis), in_this_process, lambda line: None)
+
+
+def reference(folder: Path, iou_type: IouType, package: str) -> np.ndarray:
+    """The twelve figures of another package. Of results with a box, it would take the area for the masks as well."""
+    rows = json.loads((folder / "results.json").read_text())
+    dropped = "bbox" if iou_type == "segm" else "segmentation"
+    for row in rows:
+        del row[dropped], row["area"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        if package == "pycocotools":
+            truth, evaluator = COCO(str(folder / "truth.json")), COCOeval
+        else:
+            module = importlib.import_module("faster_coco_eval")
+            truth, evaluator = module.COCO(str(folder / "truth.json")), module.COCOeval_faster
+        evaluation = evaluator(truth, truth.loadRes(rows), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return np.asarray(evaluation.stats, np.float64)[:12]
+
+
+def compare(folder: Path, iou_type: IouType, num_images: int) -> tuple[Measured, float]:
+    """A table of CPU times in this process; the job's sums, and its CPU seconds with the analysis.
+
+    Raises:
+        RuntimeError: the figures are not pycocotools'.
+    """
+    packages = ["pycocotools", *(["faster-coco-eval"] if importlib.util.find_spec("faster_coco_eval") else [])]
+    print(f"\n| {iou_type}, one process | CPU s | ms/image | ratio | stats |\n|--|--:|--:|--:|--|")
+    wanted, base = np.empty(0), 0.0
+    for package in packages:
+        start = time.process_time()
+        stats = reference(folder, iou_type, package)
+        seconds = time.process_time() - start
+        if package == "pycocotools":
+            wanted, base = stats, seconds
+        _row(package, seconds, num_images, base, np.array_equal(stats, wanted))
+    for name, analysis in (("ours", False), ("ours, with analysis", True)):
+        start = time.process_time()
+        measured = ours(folder, iou_type, analysis)
+        seconds = time.process_time() - start
+        stats = coco_stats(arrays_of(measured, iou_type), Protocol().max_dets)
+        _row(name, seconds, num_images, base, np.array_equal(stats, wanted))
+        if not np.array_equal(stats, wanted):
+            raise RuntimeError(f"{stats.tolist()}, not {wanted.tolist()}")
+    return measured, seconds
+
+
+def _row(name: str, seconds: float, num_images: int, base: float, same: bool) -> None:
+    per_image = seconds / num_images * 1e3
+    print(
+        f"| {name} | {seconds:.1f} | {per_image:.2f} | {base / seconds:.1f}x | {'equal' if same else 'differ'} |",
+        flush=True,
+    )
+
+
+@contextmanager
+def sampled_memory() -> Iterator[dict[int, int]]:
+    """Peak resident bytes by process: this one and all that it has started."""
+    peaks: dict[int, int] = {}
+    stop = threading.Event()
+
+    def loop() -> None:
+        me = psutil.Process()
+        while not stop.wait(0.2):
+            for process in (me, *me.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    if process == me or process.cmdline()[:1] == [] or "ray::" in " ".join(process.cmdline()):
+                        memory = process.memory_info()
+                        peaks[process.pid] = max(peaks.get(process.pid, 0), memory.rss - memory.shared)
+
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        stop.set()
+        thread.join()
+
+
+def on_ray(folder: Path, num_cpus: int, num_images: int) -> None:
+    """One evaluation of masks with the analysis in a Ray of its own: a row of the table."""
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+    ray.init(num_cpus=num_cpus, object_store_memory=512 * MIB, **options)
+    try:
+        list(RayTasks(lambda line: None)(str, list(range(num_cpus)), "warmed up"))
+        with sampled_memory() as peaks:
+            started = time.monotonic()
+            measure(request(folder, "run", "segm", True), RayTasks(lambda line: None), lambda line: None)
+            seconds = time.monotonic() - started
+    finally:
+        ray.shutdown()
+    driver, workers = peaks.pop(os.getpid()) / MIB, max(peaks.values()) / MIB
+    print(f"| {num_images} | {num_cpus} | {seconds:.1f} | {driver:.0f} | {workers:.0f} |", flush=True)
+
+
+def _on_ray_apart(folder: Path, num_cpus: int, num_images: int) -> None:
+    """In a process that does not hold the set."""
+    command = [sys.executable, "-m", "benchmarks.bench_evaluation", "--on-ray", str(folder)]
+    subprocess.run([*command, "--cpus", str(num_cpus), "--images", str(num_images)], check=True)
 
 
 def main() -> None:
-    """Time every engine on boxes and on masks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure all of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--on-ray", type=Path, help="measure only this: files that a run of this command has written")
+    parser.add_argument("--cpus", type=int, help="of Ray, with --on-ray")
     parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--grow", type=int, default=10, help="copies of the larger set")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.on_ray:
+        on_ray(args.on_ray, args.cpus, args.images)
+        return
     case = evaluation_set(args.images, args.seed)
-    crowds = sum(item["iscrowd"] for item in case.dataset["annotations"])
-    print(describe())
+    _add_areas(case)
+    print(f"{describe()}\n{args.images} images, {len(case.dataset['annotations'])} objects, ", end="")
+    print(f"{len(case.results)} detections, seed {args.seed}")
+    with tempfile.TemporaryDirectory(prefix="bench-evaluation-") as name:
+        small, large = Path(name, "small"), Path(name, "large")
+        small.mkdir()
+        write_files(small, case, 1)
+        compare(small, "bbox", args.images)
+        measured, seconds = compare(small, "segm", args.images)
+        state = measured.record_bytes / args.images
+        print(
+            f"\nbetween map and reduce, with the analysis: {measured.num_records} records, {state:.0f} bytes an image"
+        )
+        print("\n| images | CPUs | s on Ray | driver MiB | largest worker MiB |\n|--:|--:|--:|--:|--:|")
+        num_cpus = len(os.sched_getaffinity(0))
+        for cpus in sorted({1, num_cpus}):
+            _on_ray_apart(small, cpus, args.images)
+        if args.grow > 1:
+            large.mkdir()
+            write_files(large, case, args.grow)
+            _on_ray_apart(large, num_cpus, args.grow * args.images)
+    hours = seconds / args.images * TEN_MILLION / 3600
     print(
-        f"{args.images} images, {len(case.dataset['annotations'])} objects ({crowds} crowds), "
-        f"{len(case.dataset['categories'])} categories, {len(case.results)} detections, seed {args.seed}; CPU time"
+        f"\nten million such images: {hours:.1f} CPU hours with the analysis, {state * TEN_MILLION / 1e9:.0f} GB of "
+        "records on scratch storage"
     )
-    same = [compare(case, iou_type) for iou_type in IOU_TYPES]
-    if not all(same):
-        raise SystemExit("the figures are not those of pycocotools")
+
+
+def _add_areas(case: EvaluationSet) -> None:
+    """The results as the annotate job would hold them: with areas, and float32 boxes."""
+    for row in case.results:
+        segmentation = {**row["segmentation"], "counts": row["segmentation"]["counts"].encode()}
+        row["area"] = float(coco_mask.area(segmentation))
+        row["bbox"] = np.float32(row["bbox"]).tolist()
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
     main()

@@ -21,7 +21,7 @@ from pipeline.data.storage import remove_folder
 from pipeline.data.uris import redact
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation.annotated_output import AnnotatedOutput
-from pipeline.evaluation.distributed import Measured, Request, measure
+from pipeline.evaluation.measure import Measured, Request, measure
 from pipeline.evaluation.metrics import coco_summary_lines
 from pipeline.evaluation.metrics_file import analysis_figures, class_thresholds, figures
 from pipeline.evaluation.predictions import Predictions
@@ -29,6 +29,7 @@ from pipeline.evaluation.shards import AnalysisPlan
 from pipeline.evaluation.thresholds_file import thresholds_yaml
 from pipeline.gallery import gallery_images
 from pipeline.provenance import code_version, package_versions
+from pipeline.ray_tasks import RayTasks
 from pipeline.report import render_report
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         stack.enter_context(connect(config.resources.ray_address))
         _remove_old(output)
         stack.callback(remove_folder, scratch)
-        measured = measure(_request(config, scratch), _reporter())
+        report = _reporter()
+        measured = measure(_request(config, scratch), RayTasks(report), report)
         metrics = _metrics(config, measured)
         metrics["run"] = {
             "run_id": run_id,

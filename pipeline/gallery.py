@@ -14,7 +14,7 @@ from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
 from pipeline.evaluate_config import GalleryConfig
 from pipeline.evaluation.annotated_output import AnnotatedOutput
-from pipeline.evaluation.distributed import Measured
+from pipeline.evaluation.measure import Measured
 from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.scenes import Scene, SceneObjects
 from pipeline.evaluation.slices import Slice

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.blocks import Float64s
 from pipeline.evaluation.calibration import BIN_EDGES, Calibration
-from pipeline.evaluation.distributed import Measured
 from pipeline.evaluation.hits import HIT_IOU
 from pipeline.evaluation.input_checks import InputReport
+from pipeline.evaluation.measure import Measured
 from pipeline.evaluation.metrics import Arrays, ap_limit, coco_stats, mmdet_metrics, per_class, stat_names
 from pipeline.evaluation.outcomes import BACKGROUND_IOU, ERRORS, POSITIVE_IOU
 from pipeline.evaluation.protocol import IOU_THRESHOLDS, RECALL_THRESHOLDS, IouType

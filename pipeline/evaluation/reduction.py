@@ -1,6 +1,6 @@
 """The sorted records of one category -> its curves, calibration and threshold: the reduce of the evaluation.
 
-A plain function on picklable values; `distributed` runs it as tasks.
+A plain function on picklable values; `measure` has it run as tasks.
 """
 
 from __future__ import annotations

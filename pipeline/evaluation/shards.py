@@ -1,6 +1,6 @@
 """One group of images -> records on scratch storage, rows of the match table, and sums: the map of the evaluation.
 
-Plain functions on picklable values; `distributed` runs them as tasks.
+Plain functions on picklable values; `measure` has them run as tasks.
 """
 
 from __future__ import annotations

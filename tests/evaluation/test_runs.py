@@ -54,9 +54,7 @@ def test_merged_runs_are_one_sorted_sequence(
 def test_a_piece_holds_no_more_than_a_chunk_of_each_run(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
     rng = np.random.default_rng(0)
-    runs = [
-        write_runs(objects, f"{i}", np.zeros(500, np.int64), some_records(rng, 500, 1000 * i))[0] for i in range(5)
-    ]
+    runs = [write_runs(objects, f"{i}", np.zeros(500, np.int64), some_records(rng, 500, 1000 * i))[0] for i in range(5)]
     sizes = [len(piece) for piece in merge_runs(objects, runs, RECORD)]
     assert sum(sizes) == 2500
     assert max(sizes) <= 50

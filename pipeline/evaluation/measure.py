@@ -1,4 +1,4 @@
-"""The evaluation on Ray Data; the only module of the package that imports Ray.
+"""The stages of the evaluation, one after the other; where their tasks run is for others to say.
 
     ground truth ── deal by image id ──┐
     predictions ── list images ────────┴─► pair a hash part ─► evaluate a group ─► reduce a category
@@ -14,11 +14,9 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
+from typing import Protocol as TypingProtocol
 
 import numpy as np
-import ray
-from ray import cloudpickle
-from ray.data import DataContext
 
 from pipeline.evaluation.annotated_output import open_annotated_output
 from pipeline.evaluation.blocks import Int64s
@@ -40,6 +38,24 @@ Result = TypeVar("Result")
 
 _RESULTS_SUFFIXES = (".json", ".json.gz", ".json.bz2", ".json.zst")
 _REDUCE_TASKS = 128
+
+
+class TaskRunner(TypingProtocol):
+    """Runs tasks somewhere, each by itself."""
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
+        """``work`` of each item, results in any order; what it raises as InputError is raised here.
+
+        Args:
+            work: picklable, as are items and results.
+            items: at least one.
+            verb: what is done, in the past tense, for progress.
+        """
+
+
+def in_this_process(work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
+    """A `TaskRunner` without others."""
+    return map(work, items)
 
 
 @dataclass(frozen=True)
@@ -98,23 +114,24 @@ class Measured:
     record_bytes: int
 
 
-def measure(request: Request, report: Callable[[str], None]) -> Measured:
-    """Evaluate; Ray is connected already.
+def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], None]) -> Measured:
+    """Evaluate.
 
     Args:
         request: see there.
+        run_tasks: where the tasks run.
         report: takes a line for people now and then.
 
     Raises:
         InputError: the inputs cannot be evaluated; every reason is in the message.
     """
-    plan, slices, inputs = _pair(request, report)
+    plan, slices, inputs = _pair(request, run_tasks, report)
     evaluate = functools.partial(_evaluate, plan)
-    shards = list(_tasks(evaluate, list(enumerate(slices)), "evaluated", report))
+    shards = list(run_tasks(evaluate, list(enumerate(slices)), "evaluated"))
     works = _reduce_works(request, shards, len(plan.truth.categories.ids))
     reduce = functools.partial(_reduce, protocol=request.protocol, scratch_uri=plan.store.uri)
     reduced: dict[str, list[Reduced]] = {}
-    for batch in _tasks(reduce, _balanced(works), "reduced", report):
+    for batch in run_tasks(reduce, _balanced(works), "reduced"):
         for each in batch:
             reduced.setdefault(each.stream, []).append(each)
     chunks = [chunk for work in works for run in work.runs for chunk in run.chunks]
@@ -133,7 +150,9 @@ def measure(request: Request, report: Callable[[str], None]) -> Measured:
     )
 
 
-def _pair(request: Request, report: Callable[[str], None]) -> tuple[ShardPlan, list[Any], InputReport]:
+def _pair(
+    request: Request, run_tasks: TaskRunner, report: Callable[[str], None]
+) -> tuple[ShardPlan, list[Any], InputReport]:
     """Deal, list and join: the plan, the ground truth of each group, and the books."""
     masks = "segm" in request.iou_types
     store = SliceStore(f"{request.scratch_uri}/truth")
@@ -141,10 +160,10 @@ def _pair(request: Request, report: Callable[[str], None]) -> tuple[ShardPlan, l
     report(f"ground truth: {truth.num_images:,} images, {truth.num_objects:,} objects")
     predictions = _open_predictions(request, masks)
     listing = functools.partial(_list, predictions, store=store, num_parts=truth.num_parts)
-    listed = list(_tasks(listing, group_batches(predictions), "listed", report))
+    listed = list(run_tasks(listing, group_batches(predictions), "listed"))
     inputs = check_sides(truth, predictions, listed, request.images)
     pair = functools.partial(pair_part, truth, listed, store, num_groups=predictions.num_groups, images=request.images)
-    paired = list(_tasks(pair, list(range(truth.num_parts)), "paired", report))
+    paired = list(run_tasks(pair, list(range(truth.num_parts)), "paired"))
     inputs = sum((part.report for part in paired), inputs)
     if "bbox" not in request.iou_types:
         inputs = replace(inputs, without_box=0)  # which matters to nobody then
@@ -227,40 +246,3 @@ def _evaluate(plan: ShardPlan, numbered: tuple[int, Any]) -> ShardResult:
 
 def _reduce(batch: Sequence[CategoryWork], **how: Any) -> list[Reduced]:
     return [reduce_category(work, **how) for work in batch]
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """Inputs that a task could not evaluate."""
-
-    message: str
-
-
-def _tasks(
-    work: Callable[[Item], Result], items: Sequence[Item], verb: str, report: Callable[[str], None]
-) -> Iterator[Result]:
-    """``work`` of each item as a task of its own, on one CPU; results as they come.
-
-    Raises:
-        InputError: a task raised it.
-    """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-
-    # As bytes, which Ray Data leaves as they are: it would make columns of what is in them.
-    def run(row: dict[str, bytes]) -> dict[str, bytes]:
-        try:
-            result: Any = work(cloudpickle.loads(row["packed"]))
-        except InputError as error:
-            result = _Failed(str(error))
-        return {"packed": cloudpickle.dumps(result)}
-
-    rows = [{"packed": cloudpickle.dumps(item)} for item in items]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=1)
-    for done, row in enumerate(dataset.iter_rows(), start=1):
-        result = cloudpickle.loads(row["packed"])
-        if isinstance(result, _Failed):
-            raise InputError(result.message)
-        report(f"{done} of {len(items)} parts {verb}")
-        yield result
