@@ -63,19 +63,19 @@ def difference(row: Mapping[str, Any], found: Detections, checkpoint: Checkpoint
 
 def annotated_rows(server: S3Server, checkpoint_path: Path, actors: int, batch_size: int) -> list[dict[str, Any]]:
     """The job's rows."""
-    output = f"s3://{BUCKET}/output-{actors}"
+    output = f"s3://{BUCKET}/output-{actors}-actors"
     config = AnnotateConfig.model_validate(
         {
             "manifest": {"uri": f"s3://{BUCKET}/images", "format": "folder"},
             "model": {"checkpoint": str(checkpoint_path), "batch_size": batch_size},
-            "resources": {"actors": actors, "cpus_per_actor": 0.8, "fetch_cpus_per_task": 0.4},
+            "resources": {"actors": actors, "cpus_per_actor": 0.5},
             "output": {"uri": output},
         }
     )
     report = annotate(config)
     print(f"{actors} actors: {report.images}, {report.this_run['seconds']:.0f} s", flush=True)
     filesystem = pafs.S3FileSystem(endpoint_override=server.endpoint, region="us-east-1")
-    return ds.dataset(f"{BUCKET}/output-{actors}/data", filesystem=filesystem).to_table().to_pylist()
+    return ds.dataset(f"{BUCKET}/output-{actors}-actors/data", filesystem=filesystem).to_table().to_pylist()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

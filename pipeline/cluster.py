@@ -16,6 +16,9 @@ from pipeline.config import ResourcesConfig
 
 logger = logging.getLogger(__name__)
 
+# Ray Data repartitions blocks in tasks of one CPU, whatever the stages around it ask for. Where replicas leave less
+# than that free, nothing ever moves.
+_REPARTITION_CPUS = 1.0
 # Ray Data fuses a task stage into an actor stage that asks for exactly the same resources; fetching must stay
 # in tasks of its own.
 _APART = 0.01
@@ -102,19 +105,20 @@ def choose_pool(config: ResourcesConfig) -> Pool:
     if gpus is None:
         gpus = 1.0 if cluster_gpus >= 1 else 0.0
     low, high = config.actor_range
-    if gpus:
-        if cluster_gpus < gpus * low:
-            raise ClusterError(
-                f"{low} replicas of {gpus:g} GPU need {gpus * low:g} GPUs and the cluster has {cluster_gpus:g}: "
-                "lower resources.actors, set resources.gpus_per_actor to 0 for the CPU, or start the GPU nodes first"
-            )
-        return Pool(low, high, gpus, config.cpus_per_actor or 0.0)
-    cpus = 1.0 if config.cpus_per_actor is None else config.cpus_per_actor
-    if cpus == config.fetch_cpus_per_task:
-        cpus -= _APART
-    if cluster_cpus < cpus * low + config.fetch_cpus_per_task:
+    if cluster_gpus < gpus * low:
         raise ClusterError(
-            f"{low} replicas of {cpus:g} CPUs and one fetch task of {config.fetch_cpus_per_task:g} do not fit on "
+            f"{low} replicas of {gpus:g} GPU need {gpus * low:g} GPUs and the cluster has {cluster_gpus:g}: "
+            "lower resources.actors, set resources.gpus_per_actor to 0 for the CPU, or start the GPU nodes first"
+        )
+    cpus = config.cpus_per_actor
+    if cpus is None:
+        cpus = 0.0 if gpus else 1.0
+    if not gpus and cpus == config.fetch_cpus_per_task:
+        cpus -= _APART
+    others = max(config.fetch_cpus_per_task, _REPARTITION_CPUS)
+    if cluster_cpus < cpus * low + others:
+        raise ClusterError(
+            f"{low} replicas of {cpus:g} CPUs and {others:g} for fetching and moving images do not fit on "
             f"{cluster_cpus:g} CPUs: lower resources.actors, cpus_per_actor or fetch_cpus_per_task"
         )
-    return Pool(low, high, 0.0, cpus)
+    return Pool(low, high, gpus, cpus)

@@ -203,7 +203,8 @@ def _problem(kind: type[Section], error: dict[str, Any], path: str, sources: dic
         fields = list(_fields(kind, key[:-1]))
         return f"{subject}: no such setting" + (did_you_mean(key[-1], fields) or f"; known here: {', '.join(fields)}")
     if error["type"] == "missing":
-        return f"{subject} is missing: add it. {_fields(kind, key[:-1])[key[-1]].description}"
+        field = _fields(kind, key[:-1]).get(key[-1])  # none for an item of a list
+        return f"{subject} is missing: add it. {field.description if field else ''}".rstrip()
     return f"{subject}: {_sentence(error)}"
 
 

@@ -166,8 +166,8 @@ def summary(evaluation: Evaluation) -> str:
     metrics = evaluation.metrics
     images = metrics["images"]
     lines = [
-        f"{images['ground_truth']:,} images in the ground truth, {images['evaluated']:,} evaluated; "
-        f"{images['annotated']:,} annotated, {images['failed']:,} failed, {images['without_result']:,} without result"
+        f"images: {images['ground_truth']:,} in the ground truth = {images['annotated']:,} annotated + "
+        f"{images['failed']:,} failed + {images['without_result']:,} without result; {images['evaluated']:,} evaluated"
     ]
     lines += [f"note: {text}" for text in metrics["decisions"]]
     for kind, values in metrics["summary"].items():

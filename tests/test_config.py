@@ -19,7 +19,7 @@ from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.variants import TestSettings
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-READY = sorted(CONFIGS.glob("*.yaml"))
+READY = sorted(CONFIGS.glob("annotate_*.yaml"))
 COCO_NAMES = [category.name for category in COCO_CATEGORIES]
 MINIMAL = "manifest:\n  uri: a.csv\nmodel:\n  checkpoint: m\noutput:\n  uri: out\n"
 

@@ -131,26 +131,26 @@ class InputReport:
             (not self.detections, "there are no detections"),
             (
                 self.missing.count,
-                f"{self.missing.count:,} images of the ground truth have no predictions and {counts_as}: "
-                f"{self.missing}",
+                f"images of the ground truth without predictions {counts_as}: {self.missing.count:,} ({self.missing})",
             ),
             (
                 self.failed.count,
-                f"{self.failed.count:,} images could not be annotated and {counts_as}: {self.failed}",
+                f"images that could not be annotated {counts_as}: {self.failed.count:,} ({self.failed})",
             ),
             (
                 self.unknown.count,
-                f"{self.unknown.count:,} images have predictions but no ground truth and are left out: {self.unknown}",
+                "images with predictions and without ground truth are left out: "
+                f"{self.unknown.count:,} ({self.unknown})",
             ),
             (
                 self.foreign,
-                f"{sum(self.foreign.values()):,} detections of categories that the ground truth lacks are left out: "
-                f"{foreign}",
+                "detections of categories that the ground truth lacks are left out: "
+                f"{sum(self.foreign.values()):,}: {foreign}",
             ),
             (
                 self.without_box,
-                f"{self.without_box:,} results have no box and get the smallest one about their mask; whether it is "
-                "small, medium or large is then decided by the box (pycocotools takes the mask's area)",
+                "results without a box get the smallest one about their mask; whether it is small, medium or large is "
+                f"then decided by the box (pycocotools takes the mask's area): {self.without_box:,}",
             ),
         ]
         return [text for applies, text in found if applies]
