@@ -22,7 +22,8 @@ from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.output_batch import OutputBatch
 from pipeline.evaluation.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
 
-GROUP_IMAGES = 8192
+# Small sets are cut finely enough for all cores of a machine; a group is never less than a file.
+GROUP_IMAGES, MIN_GROUPS = 8192, 64
 # The number of range reads grows with it; beyond 32 million images the groups grow.
 MAX_GROUPS = 4096
 
@@ -126,7 +127,8 @@ def open_annotated_output(uri: str) -> AnnotatedOutput:
 
 
 def _groups(files: Sequence[tuple[Entry, int]]) -> Iterator[tuple[Entry, ...]]:
-    wanted = max(GROUP_IMAGES, -(-sum(rows for _, rows in files) // MAX_GROUPS))
+    total = sum(rows for _, rows in files)
+    wanted = max(min(GROUP_IMAGES, total // MIN_GROUPS), -(-total // MAX_GROUPS))
     waiting: list[Entry] = []
     num_images = 0
     for entry, rows in files:
