@@ -78,7 +78,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             "packages": package_versions(),
             "config": config.resolved(),
         }
-        _write(config, measured, metrics, scratch)
+        _write(config, measured, metrics)
     return Evaluation(metrics, measured)
 
 
@@ -136,29 +136,37 @@ def _model(predictions: Predictions) -> dict[str, str]:
     return {key: getattr(identity, key) for key in keys}
 
 
-def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any], scratch: str) -> None:
+def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) -> None:
     objects = open_objects(config.output.uri, _TIMEOUT_S)
     if measured.analysis is not None:
-        objects.put(THRESHOLDS, _thresholds(config, measured).encode())
+        try:
+            objects.put(THRESHOLDS, _thresholds(config, measured).encode())
+        except ValueError as error:  # several categories of one name: no reason to lose the figures
+            metrics["decisions"].append(f"{THRESHOLDS} was not written: {error}")
     logger.info("drawing the report")
-    gallery = gallery_images(config.gallery, measured, f"{scratch}/truth")
+    gallery = gallery_images(config.gallery, measured)
     objects.put(REPORT, render_report(metrics, gallery).encode())
     objects.put(METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode())
 
 
 def _thresholds(config: EvaluateConfig, measured: Measured) -> str:
     """Of the categories that the model has: the annotate job refuses others."""
-    known = _model_categories(measured.predictions)
-    every = zip(measured.categories.names, class_thresholds(measured, config.metrics.main_iou_type), strict=True)
-    kept = {name: threshold for name, threshold in every if known is None or name in known}
-    return thresholds_yaml(list(kept), list(kept.values()), config.analysis.wanted_precision)
+    names, thresholds = measured.categories.names, class_thresholds(measured, config.metrics.main_iou_type)
+    by_id = _model_categories(measured.predictions) or dict(zip(measured.categories.ids, names, strict=True))
+    kept = [k for k, category_id in enumerate(measured.categories.ids) if category_id in by_id]
+    return thresholds_yaml(
+        [by_id[measured.categories.ids[k]] for k in kept],
+        [thresholds[k] for k in kept],
+        config.analysis.wanted_precision,
+    )
 
 
-def _model_categories(predictions: Predictions) -> set[str] | None:
+def _model_categories(predictions: Predictions) -> dict[int, str]:
+    """Id to name as the model has it; empty where the predictions do not say."""
     if not isinstance(predictions, AnnotatedOutput):
-        return None
+        return {}
     report = OutputStore(predictions.uri).read_report() or {}
-    return {category["name"] for category in report.get("categories", ())} or None
+    return {category["id"]: category["name"] for category in report.get("categories", ())}
 
 
 def summary(evaluation: Evaluation) -> str:

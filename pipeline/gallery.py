@@ -34,19 +34,18 @@ class _Example(NamedTuple):
     row: Mapping[str, Any]
 
 
-def gallery_images(config: GalleryConfig, measured: Measured, scratch_uri: str) -> Iterator[GalleryImage]:
+def gallery_images(config: GalleryConfig, measured: Measured) -> Iterator[GalleryImage]:
     """Image after image, class by class, worst first; one that cannot be read comes without pixels.
 
     Args:
         config: where the pictures are. The output of an annotate job knows itself where its images came from;
             otherwise the ground truth's file names count.
-        measured: with the images that were picked.
-        scratch_uri: where the evaluation left their objects.
+        measured: with the images that were picked, while its scratch folder is there.
     """
     if measured.analysis is None:
         return
     examples = list(_examples(measured.analysis.top, len(measured.categories.ids)))
-    scenes = _Scenes(scratch_uri, measured.analysis.scenes)
+    scenes = _Scenes(measured.scratch_uri, measured.analysis.scenes)
     source, uris = _source(config, measured.predictions, [example.row["image_id"] for example in examples])
     waiting = iter(examples)
     while some := list(islice(waiting, _PICTURES_AT_ONCE)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,27 @@ def test_a_second_evaluation_replaces_the_first(ray_cluster: None, world: World,
     assert not (tmp_path / "thresholds.yaml").exists()
     assert not (tmp_path / "matches").exists()
     assert "confusion" not in json.loads((tmp_path / "metrics.json").read_text())
+
+
+def test_thresholds_of_categories_that_cannot_be_told_apart(ray_cluster: None, world: World, tmp_path: Path) -> None:
+    categories = [{**category, "name": "thing"} for category in world.case.dataset["categories"]]
+    truth = write_json(tmp_path / "truth.json", {**world.case.dataset, "categories": categories})
+    sections = {"predictions": {"uri": str(world.folder / "results.json")}, "ground_truth": {"uri": truth}}
+    done = evaluate(world.config(tmp_path / "out", **sections))
+    assert "thresholds.yaml was not written" in done.metrics["decisions"][-1]
+    assert not (tmp_path / "out" / "thresholds.yaml").exists()
+
+
+def test_thresholds_have_the_model_s_names(ray_cluster: None, world: World, tmp_path: Path) -> None:
+    """Of those categories that it has."""
+    run = tmp_path / "run"
+    shutil.copytree(world.folder / "run", run)
+    kept = sorted(world.names)[:2]
+    report = {"categories": [{"id": id_, "name": world.names[id_].upper()} for id_ in kept]}
+    (run / "run.json").write_text(json.dumps(report))
+    evaluate(world.config(tmp_path / "out", predictions={"uri": str(run)}))
+    thresholds = yaml.safe_load((tmp_path / "out" / "thresholds.yaml").read_text())
+    assert list(thresholds) == [world.names[id_].upper() for id_ in kept]
 
 
 def test_images_without_result_and_failed_ones(ray_cluster: None, world: World, tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class Measured:
         analysis: sums over all images; ``None`` without.
         num_records: that went from the map to the reduce.
         record_bytes: of them, packed.
+        scratch_uri: where the scenes of the analysis lie.
     """
 
     categories: Categories
@@ -112,6 +113,7 @@ class Measured:
     analysis: AnalysisSums | None
     num_records: int
     record_bytes: int
+    scratch_uri: str
 
 
 def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], None]) -> Measured:
@@ -147,6 +149,7 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
         analysis=_add_up([shard.analysis for shard in shards if shard.analysis]),
         num_records=sum(chunk.num_records for chunk in chunks),
         record_bytes=sum(chunk.stop - chunk.start for chunk in chunks),
+        scratch_uri=plan.store.uri,
     )
 
 
