@@ -6,7 +6,7 @@ A set like val2017 is written as COCO JSON and as the Parquet output of the anno
   the same JSON files, load included;
 - the time on Ray with one CPU and with more;
 - bytes between map and reduce;
-- the peak memory of each process on Ray, for the set and for one that is larger.
+- the peak memory of each process on Ray, for the set and for larger ones.
 
 From these an evaluation of ten million images is estimated.
 """
@@ -21,6 +21,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -242,7 +243,7 @@ def main() -> None:
     parser.add_argument("--on-ray", type=Path, help="measure only this: files that a run of this command has written")
     parser.add_argument("--cpus", type=int, help="of Ray, with --on-ray")
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--grow", type=int, default=10, help="copies of the larger set")
+    parser.add_argument("--grow", type=int, nargs="*", default=[5, 50], help="copies of the set in larger ones")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if args.on_ray:
@@ -253,7 +254,7 @@ def main() -> None:
     print(f"{describe()}\n{args.images} images, {len(case.dataset['annotations'])} objects, ", end="")
     print(f"{len(case.results)} detections, seed {args.seed}")
     with tempfile.TemporaryDirectory(prefix="bench-evaluation-") as name:
-        small, large = Path(name, "small"), Path(name, "large")
+        small = Path(name, "small")
         small.mkdir()
         write_files(small, case, 1)
         compare(small, "bbox", args.images)
@@ -266,10 +267,12 @@ def main() -> None:
         num_cpus = len(os.sched_getaffinity(0))
         for cpus in sorted({1, num_cpus}):
             _on_ray_apart(small, cpus, args.images)
-        if args.grow > 1:
+        for copies in args.grow:
+            large = Path(name, f"large-{copies}")
             large.mkdir()
-            write_files(large, case, args.grow)
-            _on_ray_apart(large, num_cpus, args.grow * args.images)
+            write_files(large, case, copies)
+            _on_ray_apart(large, num_cpus, copies * args.images)
+            shutil.rmtree(large)
     hours = seconds / args.images * TEN_MILLION / 3600
     print(
         f"\nten million such images: {hours:.1f} CPU hours with the analysis, {state * TEN_MILLION / 1e9:.0f} GB of "

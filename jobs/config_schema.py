@@ -14,8 +14,9 @@ from pipeline.config import AnnotateConfig
 from pipeline.config_base import Section
 from pipeline.config_loading import config_schema
 from pipeline.evaluate_config import EvaluateConfig
+from pipeline.train_config import TrainConfig
 
-JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": EvaluateConfig}
+JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": EvaluateConfig, "train": TrainConfig}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,17 +19,16 @@ MAX_LOG_RATIO = abs(math.log(16 / 1000))
 _NMS_SPLIT = 10_000
 
 
-def decode_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float, float], sizes: Tensor) -> Tensor:
-    """Apply regression deltas to boxes and clip them to the image (R-CNN parametrisation, arXiv 1311.2524).
+def apply_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float, float]) -> Tensor:
+    """Apply regression deltas to boxes (R-CNN parametrisation, arXiv 1311.2524), wherever that takes them.
 
     Args:
         boxes: ``(..., 4)`` xyxy.
         deltas: ``(..., 4)`` as ``(dx, dy, dw, dh)``, centre shifts in box sides and log scale factors.
         stds: what the deltas were divided by in training.
-        sizes: ``(..., 2)`` the ``(H, W)`` to clip to, broadcastable over the boxes.
 
     Returns:
-        ``(..., 4)`` xyxy within ``[0, W] x [0, H]``.
+        ``(..., 4)`` xyxy.
     """
     deltas = deltas * deltas.new_tensor(stds)
     shift, log_scale = deltas[..., :2], deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
@@ -37,10 +36,24 @@ def decode_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float
     side = boxes[..., 2:] - boxes[..., :2]
     centre = centre + side * shift
     half = side * log_scale.exp() * 0.5
+    return torch.cat([centre - half, centre + half], dim=-1)
+
+
+def decode_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float, float], sizes: Tensor) -> Tensor:
+    """`apply_deltas`, then clip to the image.
+
+    Args:
+        boxes: ``(..., 4)`` xyxy.
+        deltas: ``(..., 4)``.
+        stds: what the deltas were divided by in training.
+        sizes: ``(..., 2)`` the ``(H, W)`` to clip to, broadcastable over the boxes.
+
+    Returns:
+        ``(..., 4)`` xyxy within ``[0, W] x [0, H]``.
+    """
+    moved = apply_deltas(boxes, deltas, stds).clamp(min=0)
     limit = sizes.flip(-1)
-    low = torch.minimum((centre - half).clamp(min=0), limit)
-    high = torch.minimum((centre + half).clamp(min=0), limit)
-    return torch.cat([low, high], dim=-1)
+    return torch.minimum(moved, torch.cat([limit, limit], dim=-1))
 
 
 def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:

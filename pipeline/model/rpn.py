@@ -57,29 +57,41 @@ class RegionProposalNetwork(nn.Module):
     def forward(
         self, features: list[Tensor], image_sizes: Tensor, settings: TestSettings
     ) -> list[tuple[Tensor, Tensor]]:
-        """Proposals of each image.
+        """Proposals of each image from P2..P6, each ``(B, C, H, W)``; the rest as for `propose`."""
+        return propose(self.head(features), level_anchors(features), image_sizes, settings)
 
-        Args:
-            features: P2..P6, each ``(B, C, H, W)``.
-            image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
-            settings: how many proposals to keep.
 
-        Returns:
-            Per image ``(n, 4)`` xyxy in input pixels, clipped to the unpadded image, and their scores
-            ``(n,)``, best first. Boxes of no size are kept: they take their places as in the reference.
-        """
-        boxes, scores, levels = [], [], []
-        for level, (feature, (logits, deltas)) in enumerate(zip(features, self.head(features), strict=True)):
-            top, index = logits.sigmoid().topk(min(settings.proposals_per_level, logits.shape[1]))
-            grid = anchors(*feature.shape[-2:], STRIDES[level], feature.device)
-            deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode_deltas(grid[index], deltas, _UNIT_STDS, image_sizes[:, None]))
-            scores.append(top)
-            levels.append(torch.full_like(index[0], level))
-        all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels)
-        proposals = []
-        for image_boxes, image_scores in zip(all_boxes, all_scores, strict=True):
-            keep = nms_by_group(image_boxes, image_scores, all_levels, settings.rpn_nms_iou)
-            keep = keep[: settings.proposals]
-            proposals.append((image_boxes[keep], image_scores[keep]))
-        return proposals
+def level_anchors(features: list[Tensor]) -> list[Tensor]:
+    """The anchors of P2..P6: per level ``(A, 4)`` xyxy in input pixels, in the order of the head's outputs."""
+    return [anchors(*f.shape[-2:], stride, f.device) for f, stride in zip(features, STRIDES, strict=True)]
+
+
+def propose(
+    outputs: list[tuple[Tensor, Tensor]], grids: list[Tensor], image_sizes: Tensor, settings: TestSettings
+) -> list[tuple[Tensor, Tensor]]:
+    """The best of what the head found in each image.
+
+    Args:
+        outputs: of `RegionProposalNetwork.head`.
+        grids: of `level_anchors`.
+        image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
+        settings: how many proposals to keep.
+
+    Returns:
+        Per image ``(n, 4)`` xyxy in input pixels, clipped to the unpadded image, and their scores
+        ``(n,)``, best first. Boxes of no size are kept: they take their places as in the reference.
+    """
+    boxes, scores, levels = [], [], []
+    for level, ((logits, deltas), grid) in enumerate(zip(outputs, grids, strict=True)):
+        top, index = logits.sigmoid().topk(min(settings.proposals_per_level, logits.shape[1]))
+        deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+        boxes.append(decode_deltas(grid[index], deltas, _UNIT_STDS, image_sizes[:, None]))
+        scores.append(top)
+        levels.append(torch.full_like(index[0], level))
+    all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels)
+    proposals = []
+    for image_boxes, image_scores in zip(all_boxes, all_scores, strict=True):
+        keep = nms_by_group(image_boxes, image_scores, all_levels, settings.rpn_nms_iou)
+        keep = keep[: settings.proposals]
+        proposals.append((image_boxes[keep], image_scores[keep]))
+    return proposals

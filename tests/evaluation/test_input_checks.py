@@ -59,7 +59,7 @@ def test_problems(report: InputReport, problem: str) -> None:
         (InputReport(images=1, objects=1), "there are no detections"),
         (CLEAN + InputReport(missing=Tally.of("7")), r"images .* without predictions count as .* detections: 1 \(7\)"),
         (CLEAN + InputReport(failed=Tally.of("7")), r"images that could not be annotated count as .*: 1 \(7\)"),
-        (CLEAN + InputReport(unknown=Tally.of("7")), r"images with predictions and without ground truth .* left out: 1 \(7\)"),
+        (CLEAN + InputReport(unknown=Tally.of("7")), r"images .* without ground truth .* left out: 1 \(7\)"),
         (CLEAN + InputReport(foreign={"cat": 2, "dog": 3000}), r"detections .*: 3,002: cat \(2\), dog \(3,000\)"),
         (CLEAN + InputReport(without_box=2), "results without a box .*: 2$"),
     ],

@@ -1,0 +1,266 @@
+"""The training job: Ray Train starts the workers, and each runs `pipeline.training.loop` on its part of the data."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from pipeline.cluster import ClusterError, connect
+from pipeline.config_base import ConfigError
+from pipeline.data.lock import OutputLock
+from pipeline.data.model_files import resolve_checkpoint
+from pipeline.data.object_stores import open_objects
+from pipeline.data.uris import redact
+from pipeline.model.detector import Detector
+from pipeline.progress import duration
+from pipeline.provenance import code_version, package_versions
+from pipeline.train_config import TrainConfig
+from pipeline.train_inputs import Inputs, read_inputs, worker_data
+from pipeline.training.checkpoint import BEST, LAST, CheckpointFolder, Position, Saved
+from pipeline.training.detector_loss import NonFiniteLoss
+from pipeline.training.labelled import DataError
+from pipeline.training.loop import train as run_loop
+from pipeline.training.start import Start, published_drop_path, start_from
+from pipeline.worker_log import listening, tell
+
+logger = logging.getLogger(__name__)
+
+REPORT = "training.json"
+_TIMEOUT_S = 60.0
+
+
+class TrainingFailed(RuntimeError):
+    """A worker stopped for a reason that is not the user's data; the message has its error."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a training ended.
+
+    Attributes:
+        position: with the figures of all validations.
+        seconds: that this run of the job took.
+    """
+
+    position: Position
+    seconds: float
+
+
+def train(config: TrainConfig) -> Trained:
+    """Train, or go on with a training whose output is there.
+
+    Raises:
+        DataError, InputError, CheckpointError, ConfigError, ClusterError, UriError, OutputError: what the config
+            names cannot be used; nothing was started.
+        LockHeld: another run writes there.
+        NonFiniteLoss: the message has the images.
+        TrainingFailed: anything else; the same command goes on from the last checkpoint.
+    """
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(OutputLock(config.output.uri, time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:8]))
+        inputs = read_inputs(config.data, config.model.classes)
+        for name, books in zip(_names(config), inputs.reports, strict=True):
+            logger.info("%s: %s", name, books)
+        saved = CheckpointFolder(config.output.uri).load_last()
+        start = _fresh(config, inputs) if saved is None else _continued(config, inputs, saved)
+        for line in start.said:
+            logger.info("%s", line)
+        if saved is not None and saved.position.iteration >= _num_iterations(config, inputs):
+            position = saved.position
+        else:
+            del saved  # workers read it themselves
+            stack.enter_context(connect(config.resources.ray_address))
+            position = _fit(config, inputs, start)
+        trained = Trained(position, round(time.monotonic() - started, 3))
+        _write_report(config, inputs, trained)
+    return trained
+
+
+def _names(config: TrainConfig) -> list[str]:
+    names = [f"source {redact(source.uri)}" for source in config.data.train]
+    return names + ([] if config.data.validation is None else [f"validation {redact(config.data.validation.uri)}"])
+
+
+def _fresh(config: TrainConfig, inputs: Inputs) -> Start:
+    model = config.model
+    path = None if model.start is None else resolve_checkpoint(model.start)
+    start = start_from(path, model.architecture(), inputs.categories, model.drop_path, config.seed)
+    return replace(start, settings=model.settings(start.settings))
+
+
+def _continued(config: TrainConfig, inputs: Inputs, saved: Saved) -> Start:
+    """The architecture of what was saved; the loop fills in the weights.
+
+    Raises:
+        ConfigError: the run was begun with other settings, or its data have other classes now.
+    """
+    here = f"{redact(config.output.uri).rstrip('/')}/{LAST}"
+    changed = list(_differences(saved.settings, _record(config, inputs)))
+    if changed:
+        raise ConfigError(
+            f"{here} was made with other settings: {'; '.join(changed)}. Put them back to go on exactly, or give "
+            "another output.uri"
+        )
+    if saved.checkpoint.categories != inputs.categories:
+        raise ConfigError(f"{here} is of other classes than the data have now: give another output.uri")
+    variant = saved.checkpoint.variant
+    rate = published_drop_path(variant) if config.model.drop_path is None else config.model.drop_path
+    checkpoint = saved.checkpoint
+    said = f"going on with {here} after step {saved.position.iteration}"
+    source = {key: value for key, value in checkpoint.source.items() if key != "iteration"}
+    return Start(Detector(variant, rate), checkpoint.categories, checkpoint.settings, source, said=(said,))
+
+
+def _record(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
+    """What a run that goes on must have in common with the one that began; data that changed show in their counts."""
+    return {**config.content(), "counts": [asdict(books) for books in inputs.reports]}
+
+
+def _num_iterations(config: TrainConfig, inputs: Inputs) -> int:
+    cpu, workers = torch.device("cpu"), config.resources.workers
+    data, _ = worker_data(config.data, inputs, config.augment.steps(), config.seed, 0, workers, cpu)
+    return config.schedule.epochs * data.iterations_per_epoch
+
+
+def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
+    """Where two JSON-able values differ, as ``key: old, now new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{at}.{key}" if at else key)
+    elif old != new:
+        yield f"{at}: {json.dumps(old)}, now {json.dumps(new)}"
+
+
+def _fit(config: TrainConfig, inputs: Inputs, start: Start) -> Position:
+    with tempfile.TemporaryDirectory() as storage, listening() as listener:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={
+                "config": config,
+                "inputs": ray.put(inputs),
+                "start": ray.put(start),
+                "listener": listener,
+                "folder": os.getcwd(),
+            },
+            scaling_config=_scaling(config),
+            torch_config=TorchConfig(),
+            # Nothing is stored through Ray: the loop writes its checkpoints itself, and goes on from them.
+            run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=0)),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            raise _reason(error) from error
+        return ray.get(listener.result.remote())
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    """What Ray Train is asked for.
+
+    Raises:
+        ClusterError: the cluster has no room for it; Ray would wait for ever.
+    """
+    wanted, there = config.resources, ray.cluster_resources()
+    gpus = wanted.gpus_per_worker
+    if gpus is None:
+        gpus = 1 if there.get("GPU", 0.0) >= 1 else 0
+    for kind, each in (("GPU", gpus), ("CPU", wanted.cpus_per_worker)):
+        if each * wanted.workers > there.get(kind, 0.0):
+            raise ClusterError(
+                f"{wanted.workers} workers of {each:g} {kind}s do not fit on the {there.get(kind, 0.0):g} of the "
+                f"cluster: lower resources.workers or resources.{kind.lower()}s_per_worker"
+            )
+    return ScalingConfig(
+        num_workers=wanted.workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": wanted.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
+    )
+
+
+def _work(values: dict[str, Any]) -> None:
+    """One worker."""
+    config: TrainConfig = values["config"]
+    # Ray Train changes to a folder of its own; relative paths are meant as on the driver.
+    with suppress(OSError):
+        os.chdir(values["folder"])
+    torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
+    context, device = get_context(), get_device()
+    if context.get_world_rank() == 0:
+        tell(values["listener"], "pipeline")
+    inputs: Inputs = ray.get(values["inputs"])
+    data, validation = worker_data(
+        config.data,
+        inputs,
+        config.augment.steps(),
+        config.seed,
+        context.get_world_rank(),
+        context.get_world_size(),
+        device,
+    )
+    position = run_loop(
+        ray.get(values["start"]),
+        data,
+        validation,
+        CheckpointFolder(config.output.uri),
+        config.loop_settings(),
+        device,
+        record=_record(config, inputs),
+        curves_uri=config.output.uri,
+    )
+    if context.get_world_rank() == 0:
+        ray.get(values["listener"].end.remote(position))
+
+
+def _reason(error: WorkerGroupError) -> Exception:
+    """What a person can act on: the error of a worker itself, the data's before any that followed from it."""
+    found = [getattr(failure, "_base_exc", failure) for _, failure in sorted(error.worker_failures.items())]
+    for one in found:
+        if isinstance(one, NonFiniteLoss | DataError):
+            return one
+    first = found[0] if found else error
+    lines = str(first).splitlines() or [""]
+    return TrainingFailed(f"worker: {type(first).__name__}: {lines[0]}")
+
+
+def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None:
+    content = {
+        "iterations": trained.position.iteration,
+        "best": trained.position.best,
+        "history": trained.position.history,
+        "seconds": trained.seconds,
+        "categories": [asdict(category) for category in inputs.categories],
+        "data": {name: asdict(books) for name, books in zip(_names(config), inputs.reports, strict=True)},
+        "code": code_version(),
+        "packages": package_versions(),
+        "config": config.resolved(),
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    open_objects(config.output.uri, _TIMEOUT_S).put(REPORT, text.encode())
+
+
+def summary(config: TrainConfig, trained: Trained) -> str:
+    """The closing words."""
+    position = trained.position
+    lines = [f"{position.iteration:,} steps done, {duration(trained.seconds)} in this run"]
+    figures = ("segm_mAP", "segm_mAP_50", "bbox_mAP", "bbox_mAP_50")
+    lines += [
+        f"epoch {row['epoch']}: " + ", ".join(f"{name} {row[name]:.4f}" for name in figures) for row in position.history
+    ]
+    place = redact(config.output.uri).rstrip("/")
+    lines.append(f"model: {place}/{LAST if position.best is None else BEST}")
+    return "\n".join(lines)

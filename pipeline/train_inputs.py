@@ -1,0 +1,167 @@
+"""From the config of a training to what is learnt from and what is validated on, checked before anything starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pipeline.config_loading import read_class_thresholds
+from pipeline.export.selection import Selection
+from pipeline.model.categories import Category
+from pipeline.pictures import PictureSource
+from pipeline.stages.rows import RowError
+from pipeline.train_config import DataConfig, SourceConfig
+from pipeline.training.augment import Augment
+from pipeline.training.coco_data import read_coco
+from pipeline.training.collate import collate
+from pipeline.training.data_report import DataReport
+from pipeline.training.labelled import DataError, LabelledImage
+from pipeline.training.loading import load_sample
+from pipeline.training.pseudo_labels import ScoreBands, read_pseudo_labels
+from pipeline.training.samples import Batch, Sample
+from pipeline.training.stream import SampleStream
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that is known of the data before a picture is read; picklable.
+
+    Attributes:
+        sources: images of each source.
+        validation: images; ``None``: there is no such set.
+        categories: what labels are positions in.
+        reports: the books of the sources, then of the validation set.
+    """
+
+    sources: tuple[tuple[LabelledImage, ...], ...]
+    validation: tuple[LabelledImage, ...] | None
+    categories: tuple[Category, ...]
+    reports: tuple[DataReport, ...]
+
+
+def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
+    """Read all annotations.
+
+    Args:
+        config: of the run.
+        classes: names in the order of the labels; ``None``: those of the first COCO source.
+
+    Raises:
+        DataError, InputError: data that cannot be used, or without a source that names the classes.
+        OutputError, OSError: a source cannot be read.
+    """
+    categories = None if classes is None else tuple(Category(i + 1, name) for i, name in enumerate(classes))
+    read: dict[int, tuple[LabelledImage, ...]] = {}
+    reports: dict[int, DataReport] = {}
+    # COCO files first: they name the classes.
+    for at, source in sorted(enumerate(config.train), key=lambda item: not item[1].is_coco):
+        if source.is_coco:
+            images, categories, report = read_coco(source.uri, source.image_root or "", categories, source.keep_empty)
+        elif categories is None:
+            raise DataError("no COCO source names the classes: give them in model.classes")
+        else:
+            bands = _bands(source)
+            images, report = read_pseudo_labels(source.uri, bands, categories, source.image_root, source.keep_empty)
+        read[at], reports[at] = tuple(images), report
+    assert categories is not None
+    books = [reports[at] for at in range(len(read))]
+    validation = None
+    if config.validation is not None:
+        images, _, report = read_coco(config.validation.uri, config.validation.image_root, categories)
+        validation = tuple(images)
+        books.append(report)
+    return Inputs(tuple(read[at] for at in range(len(read))), validation, categories, tuple(books))
+
+
+def _bands(source: SourceConfig) -> ScoreBands:
+    thresholds = {} if source.class_thresholds_file is None else read_class_thresholds(source.class_thresholds_file)
+    # A class that needs less than the common lower bound has no uncertain detections.
+    uncertain = {name: score for name, score in thresholds.items() if score < source.ignored_score}
+    return ScoreBands(Selection(source.object_score, thresholds), Selection(source.ignored_score, uncertain))
+
+
+@dataclass(frozen=True)
+class WorkerData:
+    """A `pipeline.training.loop.TrainingData` in this process.
+
+    Attributes:
+        stream: of this worker.
+        device: where batches lie.
+    """
+
+    stream: SampleStream
+    device: torch.device
+
+    @property
+    def iterations_per_epoch(self) -> int:
+        """See there."""
+        return self.stream.num_steps
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """See there."""
+        for samples in self.stream.epoch(epoch, start):
+            yield collate(samples, self.device)
+
+
+@dataclass(frozen=True)
+class ValidationImages:
+    """A `pipeline.training.validate.ValidationSet` that reads its pictures when they are asked for."""
+
+    images: Sequence[LabelledImage]
+    pictures: PictureSource
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Sample:
+        """The sample.
+
+        Raises:
+            DataError: its picture cannot be read: figures over what is left would not be those of the set.
+        """
+        sample = load_sample(self.images[index], self.pictures)
+        if isinstance(sample, RowError):
+            raise DataError(f"validation image {self.images[index].image_id!r} cannot be read: {sample.message}")
+        return sample
+
+
+def picture_source(config: DataConfig) -> PictureSource:
+    """Reads the pictures of all sources; their image roots may be read from, whatever ``allowed_roots`` says."""
+    images = config.images
+    if images.allowed_roots is not None:
+        roots = [source.image_root for source in (*config.train, config.validation) if source and source.image_root]
+        images = images.model_copy(update={"allowed_roots": (*images.allowed_roots, *roots)})
+    return PictureSource.of_config(images)
+
+
+def worker_data(
+    config: DataConfig,
+    inputs: Inputs,
+    augment: Augment,
+    seed: int,
+    rank: int,
+    world: int,
+    device: torch.device,
+) -> tuple[WorkerData, ValidationImages | None]:
+    """What one of ``world`` workers trains and validates on."""
+    pictures = picture_source(config)
+    weights = [source.weight for source in config.train if source.weight is not None]
+    stream = SampleStream(
+        sources=inputs.sources,
+        weights=weights or None,
+        pictures=pictures,
+        augment=augment,
+        batch=config.batch_size,
+        seed=seed,
+        rank=rank,
+        world=world,
+        epoch_size=config.epoch_size,
+        num_threads=config.threads,
+    )
+    validation = None if inputs.validation is None else ValidationImages(inputs.validation, pictures)
+    return WorkerData(stream, device), validation

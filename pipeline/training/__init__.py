@@ -1,0 +1,1 @@
+"""Training of the detector: targets, losses, augmentation, and the loop."""
