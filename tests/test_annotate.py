@@ -370,7 +370,7 @@ class TestFirstRun:
     def test_run_json(self, first: First, world: World, checkpoint: Checkpoint) -> None:
         report = first.report
         assert set(report) == {
-            *("run_id", "state", "config", "identity", "code", "cluster"),
+            *("run_id", "state", "config", "identity", "code", "cluster", "categories"),
             *("images", "failures", "detections_per_category", "this_run"),
         }
         assert report["config"]["manifest"]["uri"] == str(world.folder / "manifest.parquet")
@@ -378,6 +378,7 @@ class TestFirstRun:
         assert report["config"]["images"]["apply_exif"] is True  # a default, written out
         assert report["identity"]["weights_sha256"] == checkpoint.weights_sha256
         assert report["identity"]["model_name"] == "custom (made up)"
+        assert report["categories"] == [{"id": c.id, "name": c.name} for c in checkpoint.categories]
         assert report["identity"]["run_id"] == report["run_id"]
         assert report["identity"]["source"] == {"file": "made up"}
         assert report["code"]["version"] == report["identity"]["code_version"]
