@@ -34,7 +34,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.evaluation.blocks import FoundBlock, TruthBlock
+from pipeline.evaluation.blocks import Bools, FoundBlock, TruthBlock
 from pipeline.evaluation.outcomes import Judgement, Outcome
 from pipeline.evaluation.overlaps import image_indices
 
@@ -76,7 +76,7 @@ def match_table(
         category_names: K.
         id_type: of ``image_id``: int64 or string.
     """
-    missed = np.flatnonzero(judgement.missed)
+    missed = np.flatnonzero(judgement.missed | ~(truth.crowd | _named(judgement, len(truth.crowd))))
     images = np.concatenate([image_indices(found.offsets), image_indices(truth.offsets)[missed]])
     order = np.argsort(images, kind="stable")
     of_missed = np.arange(len(images)) >= len(found.scores)
@@ -99,6 +99,16 @@ def match_table(
         _boxes(np.concatenate([found.boxes, truth.boxes[missed]])[order]),
     ]
     return pa.Table.from_arrays(columns, schema=match_schema(id_type))
+
+
+def _named(judgement: Judgement, num_objects: int) -> Bools:
+    """[G] the objects that some detection's row names.
+
+    TIDE also accounts for an object by an error on it that is not shown: of a detection in a crowd region.
+    """
+    named = np.zeros(num_objects, np.bool_)
+    named[judgement.partners.objects[judgement.partners.present]] = True
+    return named
 
 
 def _boxes(values: np.ndarray) -> pa.FixedSizeListArray:

@@ -7,7 +7,7 @@ import io
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.match_table import match_schema, match_table
@@ -66,6 +66,7 @@ def test_parquet_gives_it_back() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(random_images())
+@example([Image([0, 1, 0], [(0, 0.5)], [(0.0, 0.5, 0.6)], crowd=[0, 2])])
 def test_a_row_for_everything(images: list[Image]) -> None:
     truth, found, ious = block(*images)
     table = _table((truth, found, ious))
