@@ -93,7 +93,6 @@ def _with_areas(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small sets take the way of large ones: several parts and groups."""
     monkeypatch.setattr(annotated_output, "GROUP_IMAGES", 8)
-    monkeypatch.setattr(annotated_output, "MIN_GROUPS", 1)
     monkeypatch.setattr(ground_truth, "PART_BYTES", 8000)
     monkeypatch.setattr(predictions, "BLOCK_IMAGES", 3)
     monkeypatch.setattr(measure, "_REDUCE_TASKS", 3)

@@ -22,9 +22,9 @@ from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.output_batch import OutputBatch
 from pipeline.evaluation.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
 
-# Small sets are cut finely enough for all cores of a machine; a group is never less than a file.
-GROUP_IMAGES, MIN_GROUPS = 8192, 64
-# The number of range reads grows with it; beyond 32 million images the groups grow.
+# A group is never less than a file.
+GROUP_IMAGES = 2048
+# The number of range reads grows with it; beyond 8 million images the groups grow.
 MAX_GROUPS = 4096
 
 _TIMEOUT_S = 60.0
@@ -127,8 +127,7 @@ def open_annotated_output(uri: str) -> AnnotatedOutput:
 
 
 def _groups(files: Sequence[tuple[Entry, int]]) -> Iterator[tuple[Entry, ...]]:
-    total = sum(rows for _, rows in files)
-    wanted = max(min(GROUP_IMAGES, total // MIN_GROUPS), -(-total // MAX_GROUPS))
+    wanted = max(GROUP_IMAGES, -(-sum(rows for _, rows in files) // MAX_GROUPS))
     waiting: list[Entry] = []
     num_images = 0
     for entry, rows in files:

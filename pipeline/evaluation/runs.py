@@ -19,7 +19,8 @@ from pipeline.evaluation.records import sort_order
 
 # The records of each kind of IoU are a stream of runs; so are those of the errors.
 ERRORS_STREAM = "errors"
-CHUNK_RECORDS = 4096
+# A merge holds two chunks of each group: thousands of groups must fit into memory.
+CHUNK_RECORDS = 1024
 _CODEC = "zstd"
 _READ_THREADS = 16
 

@@ -17,7 +17,7 @@ from pipeline.data.id_partitions import hash_ids, wide
 from pipeline.data.map_ahead import map_ahead
 from pipeline.data.object_stores import open_objects
 
-BUFFER_BYTES = 64 << 20  # of rows, before a file is written
+BUFFER_BYTES = 16 << 20  # of rows, before a file is written
 _TIMEOUT_S = 60.0
 _READS_AT_ONCE = 16
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")

@@ -29,8 +29,6 @@ class TestOpening:
         dataset, results = random_case(1, num_images=20)
         names = {category["id"]: category["name"] for category in dataset["categories"]} | {999: "ghost"}
         write_output(str(tmp_path), dataset, results, names, rows_per_file=3)
-        assert [len(files) for files in open_annotated_output(str(tmp_path)).groups] == [1] * 7  # few: one group each
-        monkeypatch.setattr(annotated_output, "MIN_GROUPS", 1)
         whole = open_annotated_output(str(tmp_path))
         assert [len(files) for files in whole.groups] == [7]
         monkeypatch.setattr(annotated_output, "GROUP_IMAGES", 6)

@@ -38,7 +38,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground_truth, "_ROWS_AT_ONCE", 4)
     monkeypatch.setattr(slices, "BUFFER_BYTES", 2000)
     monkeypatch.setattr(annotated_output, "GROUP_IMAGES", 5)
-    monkeypatch.setattr(annotated_output, "MIN_GROUPS", 1)
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from tests.evaluation.input_cases import write_json, write_output
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(annotated_output, "GROUP_IMAGES", 6)
-    monkeypatch.setattr(annotated_output, "MIN_GROUPS", 1)
     monkeypatch.setattr(ground_truth, "PART_BYTES", 6000)
     monkeypatch.setattr(predictions, "BLOCK_IMAGES", 2)
     monkeypatch.setattr(runs, "CHUNK_RECORDS", 16)

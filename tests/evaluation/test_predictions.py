@@ -16,7 +16,6 @@ from tests.evaluation.input_cases import write_output
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Ten images in five groups."""
     monkeypatch.setattr(annotated_output, "GROUP_IMAGES", 2)
-    monkeypatch.setattr(annotated_output, "MIN_GROUPS", 1)
     dataset, results = random_case(1, num_images=10)
     names = {category["id"]: category["name"] for category in dataset["categories"]} | {999: "ghost"}
     write_output(str(tmp_path / "out"), dataset, results, names, rows_per_file=2)
