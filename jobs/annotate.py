@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.annotate import RunFailed, annotate, summary
 from pipeline.cluster import ClusterError
 from pipeline.config import AnnotateConfig
@@ -25,7 +26,7 @@ from pipeline.data.uris import UriError
 from pipeline.dry_run import dry_run
 from pipeline.model.checkpoints import CheckpointError
 
-OK, FAILED, BAD_INPUT, TOO_MANY_FAILURES = 0, 1, 2, 3
+TOO_MANY_FAILURES = 3
 
 logger = logging.getLogger("jobs.annotate")
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
     parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_up_log()
     try:
         config = load_config(AnnotateConfig, args.config, args.set)
         if args.dry_run:
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return OK
         report = annotate(config, retry_failed=args.retry_failed)
     except (LockHeld, LockLost, RunFailed) as error:
-        return _end(FAILED, f"{type(error).__name__}: {error}")
+        return end_with(logger, FAILED, error)
     except (
         ConfigError,
         ManifestError,
@@ -58,25 +59,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         ClusterError,
         OutputError,
     ) as error:
-        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+        return end_with(logger, BAD_INPUT, error)
     except Exception as error:
-        logger.exception("the run stopped; what it wrote is kept, and the same command goes on from there")
-        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return end_unforeseen(
+            logger, error, "the run stopped; what it wrote is kept, and the same command goes on from there"
+        )
     print(summary(report))
     if report.state == "too_many_failures":
         allowed = config.output.max_failed_fraction
-        return _end(
+        return end(
+            logger,
             TOO_MANY_FAILURES,
             f"{report.failed_fraction:.2%} of the images failed, more than the {allowed:.2%} of "
             "output.max_failed_fraction; all results were kept",
         )
-    return _end(OK, f"{report.state}: {config.output.uri}")
-
-
-def _end(code: int, message: str) -> int:
-    """The last line of the log: `ray job status` knows only success and failure."""
-    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
-    return code
+    return end(logger, OK, f"{report.state}: {config.output.uri}")
 
 
 if __name__ == "__main__":

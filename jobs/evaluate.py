@@ -11,6 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.cluster import ClusterError
 from pipeline.config_loading import ConfigError, load_config
 from pipeline.data.lock import LockHeld, LockLost
@@ -21,8 +22,6 @@ from pipeline.evaluate import REPORT, evaluate, summary
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation.input_checks import InputError
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
-
 logger = logging.getLogger("jobs.evaluate")
 
 
@@ -32,25 +31,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. metrics.iou_types=[bbox]")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_up_log()
     try:
         config = load_config(EvaluateConfig, args.config, args.set)
         evaluation = evaluate(config)
     except (LockHeld, LockLost) as error:
-        return _end(FAILED, f"{type(error).__name__}: {error}")
+        return end_with(logger, FAILED, error)
     except (ConfigError, InputError, ManifestError, UriError, ClusterError, OutputError) as error:
-        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+        return end_with(logger, BAD_INPUT, error)
     except Exception as error:
-        logger.exception("the evaluation stopped; run it again")
-        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return end_unforeseen(logger, error, "the evaluation stopped; run it again")
     print(summary(evaluation))
-    return _end(OK, f"finished: {config.resolved()['output']['uri'].rstrip('/')}/{REPORT}")
-
-
-def _end(code: int, message: str) -> int:
-    """The last line of the log: `ray job status` knows only success and failure."""
-    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
-    return code
+    return end(logger, OK, f"finished: {config.resolved()['output']['uri'].rstrip('/')}/{REPORT}")
 
 
 if __name__ == "__main__":

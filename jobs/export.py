@@ -18,6 +18,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.ending import BAD_INPUT, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.config_loading import ConfigError
 from pipeline.data.output import OutputError
 from pipeline.data.uris import UriError, redact
@@ -25,31 +26,22 @@ from pipeline.export.errors import ExportError
 from pipeline.export.run import FORMATS, Export, export
 from pipeline.export.selection import read_selection
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
-
 logger = logging.getLogger("jobs.export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, export, print a summary."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_up_log()
     try:
         selection = read_selection(args.class_thresholds, args.min_score)
         summary = export(Export(args.annotations, args.format, args.out, selection, args.overwrite))
     except (ConfigError, ExportError, OutputError, UriError) as error:
-        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+        return end_with(logger, BAD_INPUT, error)
     except Exception as error:
-        logger.exception("the export stopped")
-        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return end_unforeseen(logger, error, "the export stopped")
     print(summary.text())
-    return _end(OK, f"{args.format}: {redact(args.out)}")
-
-
-def _end(code: int, message: str) -> int:
-    """The last line of the log, as the other jobs have it."""
-    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
-    return code
+    return end(logger, OK, f"{args.format}: {redact(args.out)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.cluster import ClusterError
 from pipeline.config_loading import ConfigError, load_config
 from pipeline.data.download import DownloadError
@@ -27,8 +28,6 @@ from pipeline.train_config import TrainConfig
 from pipeline.training.detector_loss import NonFiniteLoss
 from pipeline.training.labelled import DataError
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
-
 logger = logging.getLogger("jobs.train")
 
 
@@ -38,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. schedule.epochs=12")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    set_up_log()
     try:
         config = load_config(TrainConfig, args.config, args.set)
         trained = train(config)
     except (LockHeld, LockLost, NonFiniteLoss, TrainingFailed) as error:
-        return _end(FAILED, f"{type(error).__name__}: {error}")
+        return end_with(logger, FAILED, error)
     except (
         ConfigError,
         DataError,
@@ -56,18 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ClusterError,
         OutputError,
     ) as error:
-        return _end(BAD_INPUT, f"{type(error).__name__}: {error}")
+        return end_with(logger, BAD_INPUT, error)
     except Exception as error:
-        logger.exception("the training stopped; the same command goes on from the last checkpoint")
-        return _end(FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        return end_unforeseen(logger, error, "the training stopped; the same command goes on from the last checkpoint")
     print(summary(config, trained))
-    return _end(OK, f"finished: {config.resolved()['output']['uri']}")
-
-
-def _end(code: int, message: str) -> int:
-    """The last line of the log: `ray job status` knows only success and failure."""
-    logger.log(logging.INFO if code == OK else logging.ERROR, "exit code %d: %s", code, message)
-    return code
+    return end(logger, OK, f"finished: {config.resolved()['output']['uri']}")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,6 @@ from pipeline.report import render_report
 logger = logging.getLogger(__name__)
 
 METRICS, REPORT, THRESHOLDS, MATCHES = "metrics.json", "report.html", "thresholds.yaml", "matches"
-_TIMEOUT_S = 60.0
 _LOG_INTERVAL_S = 10.0
 
 
@@ -84,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 def _remove_old(output: str) -> None:
     """metrics.json first: where it is, everything is."""
-    objects = open_objects(output, _TIMEOUT_S)
+    objects = open_objects(output)
     for name in (METRICS, REPORT, THRESHOLDS):
         objects.delete(name)
     for folder in (MATCHES, "_scratch"):
@@ -137,7 +136,7 @@ def _model(predictions: Predictions) -> dict[str, str]:
 
 
 def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) -> None:
-    objects = open_objects(config.output.uri, _TIMEOUT_S)
+    objects = open_objects(config.output.uri)
     if measured.analysis is not None:
         try:
             objects.put(THRESHOLDS, _thresholds(config, measured).encode())

@@ -25,7 +25,6 @@ from pipeline.report.gallery import GalleryImage, Overlay
 from pipeline.stages.rows import RowError
 
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together
-_TIMEOUT_S = 60.0
 
 
 class _Example(NamedTuple):
@@ -67,7 +66,7 @@ class _Scenes:
     """The images' objects on scratch storage."""
 
     def __init__(self, uri: str, slices: Mapping[int, Slice]) -> None:
-        self._objects, self._slices = open_objects(uri, _TIMEOUT_S), slices
+        self._objects, self._slices = open_objects(uri), slices
 
     def read(self, order: int) -> Scene:
         where = self._slices[order]

@@ -20,7 +20,6 @@ Row = dict[str, Any]
 COLUMNS = ("image_id", "image_uri", "height", "width", "status", "detections", "error_code", "error_message")
 _ROWS_PER_BATCH = 64
 _CONCURRENCY = 32
-_TIMEOUT_S = 60.0
 _NAMED_AT_MOST = 10
 
 
@@ -38,7 +37,7 @@ class OutputRows:
     def __init__(self, uri: str) -> None:
         self._uri = uri
         self._filesystem, path = open_filesystem(uri)
-        files = DataFolder(uri, _CONCURRENCY).current(open_objects(uri, _TIMEOUT_S))
+        files = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
         if not files:
             raise ValueError(f"{redact(uri)} has no data files: is it the output of an annotate job?")
         self._data = self._open([f"{path}/{DATA_FOLDER}/{entry.name}" for entry in files])

@@ -40,7 +40,6 @@ from pipeline.worker_log import listening, tell
 logger = logging.getLogger(__name__)
 
 REPORT = "training.json"
-_TIMEOUT_S = 60.0
 
 
 class TrainingFailed(RuntimeError):
@@ -250,7 +249,7 @@ def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None
         "config": config.resolved(),
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
-    open_objects(config.output.uri, _TIMEOUT_S).put(REPORT, text.encode())
+    open_objects(config.output.uri).put(REPORT, text.encode())
 
 
 def summary(config: TrainConfig, trained: Trained) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -105,8 +105,8 @@ class DataFolder:
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
-        self.common_footer(objects)
         footers = dict(self.footers(objects))
+        self._agreed(footers.items())
         replaced = {footer.replaces for footer in footers.values()}
         return {entry: footer for entry, footer in footers.items() if entry.name not in replaced}
 
@@ -116,9 +116,12 @@ class DataFolder:
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
+        return self._agreed(self.footers(objects))
+
+    def _agreed(self, footers: Iterable[tuple[Entry, Footer]]) -> Footer | None:
         first: tuple[Entry, Footer] | None = None
         odd: list[str] = []
-        for entry, footer in self.footers(objects):
+        for entry, footer in footers:
             if first is None:
                 first = entry, footer
             elif _key(footer) != _key(first[1]):

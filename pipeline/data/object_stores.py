@@ -11,12 +11,13 @@ from pipeline.data.s3_objects import S3Objects
 from pipeline.data.storage import open_filesystem
 from pipeline.data.uris import split_uri
 
+TIMEOUT_S = 60.0
 MAX_ATTEMPTS = 6
 # Their puts show nothing before the last byte; a move would be a copy and a deletion.
 _ATOMIC_PUTS = frozenset({"gs", "gcs", "abfs", "abfss", "az", "memory"})
 
 
-def open_objects(uri: str, timeout_s: float, max_attempts: int = MAX_ATTEMPTS) -> Objects:
+def open_objects(uri: str, timeout_s: float = TIMEOUT_S, max_attempts: int = MAX_ATTEMPTS) -> Objects:
     """The files below a URI. Nothing is created before the first write.
 
     Args:

@@ -27,7 +27,6 @@ GROUP_IMAGES = 2048
 # The number of range reads grows with it; beyond 8 million images the groups grow.
 MAX_GROUPS = 4096
 
-_TIMEOUT_S = 60.0
 _CONCURRENCY = 32
 _ELEMENT = "detections.list.element."
 _LISTED = ["image_id", "status", "height", "width", _ELEMENT + "category_id", _ELEMENT + "category_name"]
@@ -66,7 +65,7 @@ class AnnotatedOutput:
 
     def list_group(self, group: int) -> tuple[pa.Table, Counter[CategoryKey]]:
         """See `Predictions`."""
-        objects = open_objects(self.uri, _TIMEOUT_S)
+        objects = open_objects(self.uri)
         folder = DataFolder(self.uri, _CONCURRENCY)
         tables, counts = [], Counter[CategoryKey]()
         for entry in self.groups[group]:
@@ -77,7 +76,7 @@ class AnnotatedOutput:
 
     def read_group(self, group: int, masks: bool) -> Iterator[FoundBatch]:
         """See `Predictions`."""
-        objects = open_objects(self.uri, _TIMEOUT_S)
+        objects = open_objects(self.uri)
         for entry in self.groups[group]:
             place = f"{redact(self.uri)}/{DATA_FOLDER}/{entry.name}"
             with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
@@ -107,7 +106,7 @@ def open_annotated_output(uri: str) -> AnnotatedOutput:
         InputError: there are no data, files of other origin, or files that do not belong together.
     """
     try:
-        footers = DataFolder(uri, _CONCURRENCY).current(open_objects(uri, _TIMEOUT_S))
+        footers = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
     except OutputError as error:
         raise InputError(str(error)) from error
     if not footers:

@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pipeline.evaluation.blocks import Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.protocol import IouType
+from pipeline.evaluation.ragged import image_indices
 from pipeline.masks.runs import Rle
 
 
@@ -88,7 +89,7 @@ def _slices(offsets: Int64s) -> list[slice]:
 
 def _check_sizes(rles: Sequence[Rle], offsets: Int64s, truth: TruthBlock, owner: str) -> None:
     sizes = np.fromiter(chain.from_iterable(rle["size"] for rle in rles), np.int64, 2 * len(rles)).reshape(-1, 2)
-    image_of = np.repeat(np.arange(len(truth)), np.diff(offsets))
+    image_of = image_indices(offsets)
     wrong = np.flatnonzero((sizes != truth.image_sizes[image_of]).any(axis=1))
     if wrong.size:
         image = int(image_of[wrong[0]])

@@ -11,7 +11,7 @@ again writes the same files again.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from typing import Protocol as TypingProtocol
@@ -130,7 +130,9 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
     plan, slices, inputs = _pair(request, run_tasks, report)
     evaluate = functools.partial(_evaluate, plan)
     shards = list(run_tasks(evaluate, list(enumerate(slices)), "evaluated"))
-    works = _reduce_works(request, shards, len(plan.truth.categories.ids))
+    num_objects = {kind: np.sum([shard.num_objects[kind] for shard in shards], axis=0) for kind in request.iou_types}
+    analysis = _add_up([shard.analysis for shard in shards if shard.analysis])
+    works = _reduce_works(request, shards, num_objects, analysis)
     reduce = functools.partial(_reduce, protocol=request.protocol, scratch_uri=plan.store.uri)
     reduced: dict[str, list[Reduced]] = {}
     for batch in run_tasks(reduce, _balanced(works), "reduced"):
@@ -144,9 +146,9 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
         num_images=sum(shard.num_images for shard in shards),
         num_detections=np.sum([shard.num_detections for shard in shards], axis=0),
         num_crowd=np.sum([shard.num_crowd for shard in shards], axis=0),
-        num_objects={kind: _num_objects(shards, kind) for kind in request.iou_types},
+        num_objects=num_objects,
         reduced={stream: sorted(parts, key=lambda each: each.category) for stream, parts in reduced.items()},
-        analysis=_add_up([shard.analysis for shard in shards if shard.analysis]),
+        analysis=analysis,
         num_records=sum(chunk.num_records for chunk in chunks),
         record_bytes=sum(chunk.stop - chunk.start for chunk in chunks),
         scratch_uri=plan.store.uri,
@@ -183,10 +185,14 @@ def _open_predictions(request: Request, masks: bool) -> Predictions:
     return open_annotated_output(request.predictions_uri)
 
 
-def _reduce_works(request: Request, shards: Sequence[ShardResult], num_categories: int) -> list[CategoryWork]:
+def _reduce_works(
+    request: Request,
+    shards: Sequence[ShardResult],
+    num_objects: Mapping[IouType, Int64s],
+    analysis: AnalysisSums | None,
+) -> list[CategoryWork]:
     """Every category of every stream, also those without records."""
-    objects: dict[str, Int64s] = {kind: _num_objects(shards, kind) for kind in request.iou_types}
-    analysis = _add_up([shard.analysis for shard in shards if shard.analysis])
+    objects: dict[str, Int64s] = dict(num_objects.items())
     if analysis and analysis.errors:
         objects[ERRORS_STREAM] = analysis.errors.num_objects
     main = request.analysis.iou_type if request.analysis else None
@@ -195,11 +201,11 @@ def _reduce_works(request: Request, shards: Sequence[ShardResult], num_categorie
             category,
             stream,
             tuple(_runs(shards, stream, category)),
-            num_objects[category],
+            counts[category],
             request.wanted_precision if stream == main else None,
         )
-        for stream, num_objects in objects.items()
-        for category in range(num_categories)
+        for stream, counts in objects.items()
+        for category in range(len(counts))
     ]
 
 
@@ -208,10 +214,6 @@ def _runs(shards: Sequence[ShardResult], stream: str, category: int) -> Iterator
         run = shard.runs.get(stream, {}).get(category)
         if run is not None:
             yield run
-
-
-def _num_objects(shards: Sequence[ShardResult], kind: IouType) -> Int64s:
-    return np.sum([shard.num_objects[kind] for shard in shards], axis=0)
 
 
 def _add_up(parts: Sequence[AnalysisSums]) -> AnalysisSums | None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.blocks import Float64s
 from pipeline.evaluation.calibration import BIN_EDGES, Calibration
+from pipeline.evaluation.confusion import MATCH_IOU
 from pipeline.evaluation.hits import HIT_IOU
 from pipeline.evaluation.input_checks import InputReport
 from pipeline.evaluation.measure import Measured
@@ -84,7 +85,7 @@ def analysis_figures(
     return {
         "confusion": {
             "score_threshold": score_threshold,
-            "iou_threshold": HIT_IOU,
+            "iou_threshold": MATCH_IOU,
             "labels": [*names, "background"],
             "matrix": analysis.confusion.tolist(),
         },

@@ -30,10 +30,10 @@ from pipeline.evaluation.overlaps import (
     Overlaps,
     Partners,
     best_partners,
-    image_indices,
     match_in_order,
     score_positions,
 )
+from pipeline.evaluation.ragged import image_indices
 
 POSITIVE_IOU = 0.5
 BACKGROUND_IOU = 0.1

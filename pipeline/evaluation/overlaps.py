@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.evaluation.ragged import image_indices, owners_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def block_overlaps(truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s
     flat = np.concatenate([np.empty(0), *(matrix.reshape(-1) for matrix in ious)])
     assert flat.size == sizes.sum(), "the matrices do not fit the block"
     where = np.flatnonzero(flat > 0)
-    images = np.repeat(np.arange(sizes.size), sizes)[where]
+    images = owners_of(sizes)[where]
     rows, columns = np.divmod(where - (np.cumsum(sizes) - sizes)[images], num_objects[images])
     return Overlaps(found.offsets[images] + rows, truth.offsets[images] + columns, flat[where])
 
@@ -94,11 +95,6 @@ def match_in_order(overlaps: Overlaps, num_detections: int, num_objects: int) ->
         if objects[detection] < 0 and not taken[candidate]:
             objects[detection], ious[detection], taken[candidate] = candidate, iou, 1
     return Partners(np.array(objects, np.int64), np.array(ious, np.float64))
-
-
-def image_indices(offsets: Int64s) -> Int64s:
-    """For each entry of a block the image that it belongs to."""
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
 def score_positions(found: FoundBlock) -> Int64s:

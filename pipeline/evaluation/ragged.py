@@ -18,6 +18,11 @@ def owners_of(lengths: NDArray[np.integer]) -> Int64s:
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
+def image_indices(offsets: Int64s) -> Int64s:
+    """[D] which image each element is of."""
+    return owners_of(np.diff(offsets))
+
+
 def positions_in(lengths: NDArray[np.integer]) -> Int64s:
     """[D] place of each element in its list."""
     offsets = offsets_of(lengths)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.matching import Objects, Pairs, match
 from pipeline.evaluation.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, IouType, Protocol
+from pipeline.evaluation.ragged import image_indices
 
 Records = NDArray[Any]
 
@@ -71,7 +72,7 @@ def block_records(
     Raises:
         ValueError: masks are compared and the detections have none.
     """
-    image_of = np.repeat(np.arange(len(found)), np.diff(found.offsets))
+    image_of = image_indices(found.offsets)
     order, ranks = _ranked(image_of, found)
     kept = order[ranks[order] < protocol.max_dets[-1]]
     ignored = truth.crowd[:, None] | _outside(truth.areas)

@@ -18,8 +18,6 @@ from pipeline.evaluation.runs import ERRORS_STREAM, Run, merge_runs
 from pipeline.evaluation.thresholds import ClassThreshold, ThresholdTracker
 from pipeline.evaluation.tide import MAX_DETECTIONS, VARIANT_RECORD
 
-_TIMEOUT_S = 60.0
-
 
 @dataclass(frozen=True)
 class CategoryWork:
@@ -65,7 +63,7 @@ def reduce_category(work: CategoryWork, protocol: Protocol, scratch_uri: str) ->
     counter = tracker = None
     if work.wanted_precision is not None:
         counter, tracker = CalibrationCounter(), ThresholdTracker(work.wanted_precision, int(work.num_objects[0]))
-    for records in merge_runs(open_objects(scratch_uri, _TIMEOUT_S), work.runs, dtype):
+    for records in merge_runs(open_objects(scratch_uri), work.runs, dtype):
         accumulator.push(records)
         if counter and tracker:
             counter.push(records)

@@ -30,8 +30,6 @@ from pipeline.evaluation.slices import Slice, SliceStore
 from pipeline.evaluation.tide import ErrorTotals, block_errors
 from pipeline.evaluation.top_images import TopImages
 
-_TIMEOUT_S = 60.0
-
 
 @dataclass(frozen=True)
 class AnalysisPlan:
@@ -164,7 +162,7 @@ class _Shard:
 
     def _write_runs(self, stream: str) -> dict[int, Run]:
         categories, records = (np.concatenate(parts) for parts in zip(*self._streams[stream], strict=True))
-        objects = open_objects(self._plan.store.uri, _TIMEOUT_S)
+        objects = open_objects(self._plan.store.uri)
         return write_runs(objects, f"{stream}-{self._group:05d}.runs", categories, records)
 
 
@@ -201,7 +199,7 @@ class _Analysis:
         self._writer.close()
         if self._errors is not None:
             name = f"part-{self._group:05d}.parquet"
-            open_objects(self._analysis.matches_uri, _TIMEOUT_S).put(name, self._matches.getvalue())
+            open_objects(self._analysis.matches_uri).put(name, self._matches.getvalue())
         return AnalysisSums(self._errors, self._confusion, self._top, self._write_scenes())
 
     def _keep_scenes(self, truth: TruthBlock, found: FoundBlock) -> None:
@@ -217,7 +215,7 @@ class _Analysis:
         if not self._scenes:
             return {}
         name = f"scenes-{self._group:05d}.json"
-        open_objects(self._store.uri, _TIMEOUT_S).put(name, b"".join(self._scenes.values()))
+        open_objects(self._store.uri).put(name, b"".join(self._scenes.values()))
         stops = accumulate(map(len, self._scenes.values()))
         lengths = zip(self._scenes.items(), stops, strict=True)
         return {order: Slice(name, stop - len(scene), stop) for (order, scene), stop in lengths}

@@ -18,7 +18,6 @@ from pipeline.data.map_ahead import map_ahead
 from pipeline.data.object_stores import open_objects
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
-_TIMEOUT_S = 60.0
 _READS_AT_ONCE = 16
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
@@ -80,7 +79,7 @@ class SliceStore:
                     writer.write_table(dealt.slice(first, end - first))
             offsets.append(sink.tell())
             first = end
-        open_objects(self.uri, _TIMEOUT_S).put(name, sink.getvalue())
+        open_objects(self.uri).put(name, sink.getvalue())
         return SliceFile(name, np.array(offsets, np.int64))
 
     def read(self, slices: Iterable[Slice], schema: pa.Schema) -> pa.Table:
@@ -95,7 +94,7 @@ class SliceStore:
 
     def read_each(self, slices: Iterable[Slice], reads_at_once: int = _READS_AT_ONCE) -> Iterator[pa.Table]:
         """A table for each slice that has rows, some read ahead."""
-        objects = open_objects(self.uri, _TIMEOUT_S)
+        objects = open_objects(self.uri)
         waiting = [s for s in slices if s.stop > s.start]
         contents = map_ahead(
             lambda s: objects.read_range(s.name, s.start, s.stop), waiting, reads_at_once, 2 * reads_at_once

@@ -27,7 +27,8 @@ import numpy as np
 from pipeline.evaluation.accumulate import CategoryResult
 from pipeline.evaluation.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.outcomes import ERRORS, MAX_DETECTIONS, Judgement, Outcome, judge
-from pipeline.evaluation.overlaps import block_overlaps, image_indices, score_positions
+from pipeline.evaluation.overlaps import block_overlaps, score_positions
+from pipeline.evaluation.ragged import image_indices
 from pipeline.evaluation.records import Records, record_dtype
 
 __all__ = [

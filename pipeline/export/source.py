@@ -20,7 +20,6 @@ from pipeline.model.categories import Category
 ROWS_PER_BATCH = 256
 
 _CONCURRENCY = 16
-_TIMEOUT_S = 60.0
 _ID, _NAME = (f"detections.list.element.{name}" for name in ("category_id", "category_name"))
 
 
@@ -52,7 +51,7 @@ class Source:
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time."""
-        objects = open_objects(self.uri, _TIMEOUT_S)
+        objects = open_objects(self.uri)
         for entry in self.entries:
             with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as file:
                 parquet = pq.ParquetFile(file, pre_buffer=True)
@@ -66,7 +65,7 @@ def open_source(uri: str) -> Source:
         OutputError: there are no data, or files that do not belong together, are cut off or are not ours.
         UriError: it cannot be opened.
     """
-    objects = open_objects(uri, _TIMEOUT_S)
+    objects = open_objects(uri)
     folder = DataFolder(uri, _CONCURRENCY)
     footers = folder.current(objects)
     if not footers:

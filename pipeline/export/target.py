@@ -24,7 +24,6 @@ from pipeline.data.uris import UriError, redact, split_uri
 from pipeline.export.errors import ExportError
 
 MARKER = "export.json"
-_TIMEOUT_S = 60.0
 _BUFFER_BYTES = 1 << 20
 
 
@@ -189,7 +188,7 @@ def _remote_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
 
 class _RemoteFolder(Folder):
     def __init__(self, uri: str, filesystem: Any, path: str) -> None:
-        self._objects = open_objects(uri.rstrip("/"), _TIMEOUT_S)
+        self._objects = open_objects(uri.rstrip("/"))
         self._filesystem = filesystem
         self._path = path
 

@@ -21,7 +21,6 @@ from pipeline.training.parallel import mean_over_workers, num_workers, worker_ra
 logger = logging.getLogger(__name__)
 
 FOLDER = "tensorboard"
-_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Curves:
 
     def __init__(self, uri: str, first: int) -> None:
         location = split_uri(uri)
-        self._remote = None if location.scheme == "file" else open_objects(uri, _TIMEOUT_S)
+        self._remote = None if location.scheme == "file" else open_objects(uri)
         self._scratch = tempfile.TemporaryDirectory() if self._remote else None
         folder = self._scratch.name if self._scratch else os.path.join(os.path.abspath(location.path), FOLDER)
         self._folder = Path(folder)

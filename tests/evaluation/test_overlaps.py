@@ -9,10 +9,10 @@ from pipeline.evaluation.overlaps import (
     Overlaps,
     best_partners,
     block_overlaps,
-    image_indices,
     match_in_order,
     score_positions,
 )
+from pipeline.evaluation.ragged import image_indices
 from tests.evaluation.block_cases import Image, block, random_images
 
 
