@@ -26,6 +26,7 @@ CATEGORIES = tuple(Category(number, name) for number, name in enumerate(CLASSES,
 # Of the shorter side of the scene.
 SMALLEST_RADIUS, LARGEST_RADIUS = 0.08, 0.22
 MOST_OBJECTS = 8
+SMALLEST_SIDE = 64  # pixels
 # Less than this share of an object, or fewer pixels, must not be left to see: it would be a riddle, not a label.
 VISIBLE_SHARE, VISIBLE_PIXELS = 0.3, 24
 _TRIES = 4
@@ -52,10 +53,10 @@ def render_scene(seed: int | Sequence[int], size: tuple[int, int] = (160, 160)) 
 
     Args:
         seed: equal ones give equal scenes, whatever was rendered before.
-        size: ``(H, W)`` in pixels, at least 64 each.
+        size: ``(H, W)`` in pixels, at least `SMALLEST_SIDE` each.
     """
-    if min(size) < 64:
-        raise ValueError(f"a scene needs at least 64 pixels a side, not {size[0]} x {size[1]}")
+    if min(size) < SMALLEST_SIDE:
+        raise ValueError(f"a scene needs at least {SMALLEST_SIDE} pixels a side, not {size[0]} x {size[1]}")
     rng = np.random.default_rng(seed)
     canvas = background(rng, size)
     masks: list[NDArray[np.bool_]] = []

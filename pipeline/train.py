@@ -9,14 +9,13 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
-import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.cluster import ClusterError, connect
@@ -29,13 +28,14 @@ from pipeline.model.detector import Detector
 from pipeline.progress import duration
 from pipeline.provenance import code_version, package_versions
 from pipeline.train_config import TrainConfig
-from pipeline.train_inputs import Inputs, read_inputs, worker_data
+from pipeline.train_inputs import Inputs, draws_of, read_inputs, validation_of
+from pipeline.train_worker import Work
 from pipeline.training.checkpoint import BEST, LAST, CheckpointFolder, Position, Saved
 from pipeline.training.detector_loss import NonFiniteLoss
+from pipeline.training.draws import Draws
 from pipeline.training.labelled import DataError
-from pipeline.training.loop import train as run_loop
 from pipeline.training.start import Start, published_drop_path, start_from
-from pipeline.worker_log import listening, tell
+from pipeline.worker_log import listening
 
 logger = logging.getLogger(__name__)
 
@@ -79,12 +79,14 @@ def train(config: TrainConfig) -> Trained:
         start = _fresh(config, inputs) if saved is None else _continued(config, inputs, saved)
         for line in start.said:
             logger.info("%s", line)
-        if saved is not None and saved.position.iteration >= _num_iterations(config, inputs):
+        draws = draws_of(config.data, inputs, config.augment.steps(), config.seed)
+        per_epoch = draws.steps_of(config.data.batch_size * config.resources.workers)
+        if saved is not None and saved.position.iteration >= config.schedule.epochs * per_epoch:
             position = saved.position
         else:
             del saved  # workers read it themselves
             stack.enter_context(connect(config.resources.ray_address))
-            position = _fit(config, inputs, start)
+            position = _fit(config, inputs, start, draws, per_epoch)
         trained = Trained(position, round(time.monotonic() - started, 3))
         _write_report(config, inputs, trained)
     return trained
@@ -130,12 +132,6 @@ def _record(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:
     return {**config.content(), "counts": [asdict(books) for books in inputs.reports]}
 
 
-def _num_iterations(config: TrainConfig, inputs: Inputs) -> int:
-    cpu, workers = torch.device("cpu"), config.resources.workers
-    data, _ = worker_data(config.data, inputs, config.augment.steps(), config.seed, 0, workers, cpu)
-    return config.schedule.epochs * data.iterations_per_epoch
-
-
 def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
     """Where two JSON-able values differ, as ``key: old, now new``."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -145,17 +141,20 @@ def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
         yield f"{at}: {json.dumps(old)}, now {json.dumps(new)}"
 
 
-def _fit(config: TrainConfig, inputs: Inputs, start: Start) -> Position:
+def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterations_per_epoch: int) -> Position:
     with tempfile.TemporaryDirectory() as storage, listening() as listener:
+        work = Work(
+            config=config,
+            record=_record(config, inputs),
+            iterations_per_epoch=iterations_per_epoch,
+            draws=ray.put(draws),
+            validation=ray.put(validation_of(config.data, inputs)),
+            start=ray.put(start),
+            listener=listener,
+            folder=os.getcwd(),
+        )
         trainer = TorchTrainer(
-            _work,
-            train_loop_config={
-                "config": config,
-                "inputs": ray.put(inputs),
-                "start": ray.put(start),
-                "listener": listener,
-                "folder": os.getcwd(),
-            },
+            work,
             scaling_config=_scaling(config),
             torch_config=TorchConfig(),
             # Nothing is stored through Ray: the loop writes its checkpoints itself, and goes on from them.
@@ -178,51 +177,22 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     gpus = wanted.gpus_per_worker
     if gpus is None:
         gpus = 1 if there.get("GPU", 0.0) >= 1 else 0
-    for kind, each in (("GPU", gpus), ("CPU", wanted.cpus_per_worker)):
-        if each * wanted.workers > there.get(kind, 0.0):
-            raise ClusterError(
-                f"{wanted.workers} workers of {each:g} {kind}s do not fit on the {there.get(kind, 0.0):g} of the "
-                f"cluster: lower resources.workers or resources.{kind.lower()}s_per_worker"
-            )
+    if gpus * wanted.workers > there.get("GPU", 0.0):
+        raise ClusterError(
+            f"{wanted.workers} workers of {gpus} GPU do not fit on the {there.get('GPU', 0.0):g} of the cluster: "
+            "lower resources.workers, or set resources.gpus_per_worker to 0 for the CPU"
+        )
+    cpus, for_data = wanted.cpus_per_worker, wanted.data_cpus_per_task
+    if cpus * wanted.workers + for_data > there.get("CPU", 0.0):
+        raise ClusterError(
+            f"{wanted.workers} workers of {cpus:g} CPUs, and {for_data:g} to read pictures with, do not fit on the "
+            f"{there.get('CPU', 0.0):g} of the cluster: lower resources.workers, cpus_per_worker or data_cpus_per_task"
+        )
     return ScalingConfig(
         num_workers=wanted.workers,
         use_gpu=gpus > 0,
         resources_per_worker={"CPU": wanted.cpus_per_worker, **({"GPU": gpus} if gpus else {})},
     )
-
-
-def _work(values: dict[str, Any]) -> None:
-    """One worker."""
-    config: TrainConfig = values["config"]
-    # Ray Train changes to a folder of its own; relative paths are meant as on the driver.
-    with suppress(OSError):
-        os.chdir(values["folder"])
-    torch.set_num_threads(max(1, int(config.resources.cpus_per_worker)))
-    context, device = get_context(), get_device()
-    if context.get_world_rank() == 0:
-        tell(values["listener"], "pipeline")
-    inputs: Inputs = ray.get(values["inputs"])
-    data, validation = worker_data(
-        config.data,
-        inputs,
-        config.augment.steps(),
-        config.seed,
-        context.get_world_rank(),
-        context.get_world_size(),
-        device,
-    )
-    position = run_loop(
-        ray.get(values["start"]),
-        data,
-        validation,
-        CheckpointFolder(config.output.uri),
-        config.loop_settings(),
-        device,
-        record=_record(config, inputs),
-        curves_uri=config.output.uri,
-    )
-    if context.get_world_rank() == 0:
-        ray.get(values["listener"].end.remote(position))
 
 
 def _reason(error: WorkerGroupError) -> Exception:

@@ -26,11 +26,12 @@ from pipeline.training.augment import Augment
 from pipeline.training.loop import LoopSettings
 from pipeline.training.multi_scale import MultiScale
 from pipeline.training.optimizer import OptimizerSettings, Schedule
+from pipeline.training.sampling import PUBLISHED, Sampling
 from pipeline.training.scale_jitter import ScaleJitter
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=0)]
-_OPTIMIZER, _SCHEDULE = OptimizerSettings(), Schedule()
+_OPTIMIZER, _SCHEDULE, _SAMPLING = OptimizerSettings(), Schedule(), PUBLISHED
 
 
 class SourceConfig(Section):
@@ -97,7 +98,6 @@ class DataConfig(Section):
     epoch_size: PositiveInt | None = Field(
         default=None, description="Images of an epoch, all workers together. null: as many as the sources have."
     )
-    threads: PositiveInt = Field(default=2, description="Threads of each worker that read and augment ahead.")
 
     @model_validator(mode="after")
     def _weights_for_all(self) -> DataConfig:
@@ -213,6 +213,22 @@ class AugmentConfig(Section):
         return Augment(MultiScale() if self.scale == "multi_scale" else None, self.flip, self.copy_paste)
 
 
+class SamplingConfig(Section):
+    """How much of each image the losses look at. Defaults are the published numbers."""
+
+    anchors: PositiveInt = Field(default=_SAMPLING.anchors.count, description="Anchors of the RPN, half positive.")
+    proposals: PositiveInt = Field(default=_SAMPLING.proposals, description="Proposals that the first stage is given.")
+    rois: PositiveInt = Field(
+        default=_SAMPLING.rois.count, description="RoIs of each stage, a quarter positive. Small pictures need fewer."
+    )
+
+    def of_loop(self) -> Sampling:
+        """As the loop takes it; the shares of positives stay."""
+        return Sampling(
+            replace(_SAMPLING.anchors, count=self.anchors), self.proposals, replace(_SAMPLING.rois, count=self.rois)
+        )
+
+
 class OptimizerConfig(Section):
     """AdamW, and how the learning rate goes. Defaults are the published ones."""
 
@@ -268,6 +284,9 @@ class TrainResourcesConfig(Section):
         default=None, description="0 or 1. null: 1 where the cluster has GPUs, else 0."
     )
     cpus_per_worker: PositiveFloat = Field(default=1.0, description="CPUs that each worker reserves and computes with.")
+    data_cpus_per_task: PositiveFloat = Field(
+        default=1.0, description="CPUs that a task reserves which reads and augments pictures."
+    )
 
 
 class TrainOutputConfig(Section):
@@ -288,6 +307,7 @@ class TrainConfig(Section):
     data: DataConfig = Field(description="What is learnt from, and how it is read.")
     model: TrainModelConfig = Field(description="What is trained.")
     augment: AugmentConfig = Field(default=AugmentConfig(), description="What happens to a picture before.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How much of each image the losses look at.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How long.")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: faster on GPUs, by autocast.")
@@ -318,6 +338,7 @@ class TrainConfig(Section):
             seed=self.seed,
             optimizer=OptimizerSettings(**optimizer),
             schedule=Schedule(**self.schedule.model_dump()),
+            sampling=self.sampling.of_loop(),
             precision=self.precision,
             activation_checkpointing=self.activation_checkpointing,
             ema_decay=self.optimizer.ema_decay,
@@ -335,8 +356,7 @@ class TrainConfig(Section):
         for key in ("evaluate_every", "log_every", "output", "activation_checkpointing"):
             del values[key]
         values["resources"] = {"workers": self.resources.workers}
-        for key in ("images", "threads"):
-            del values["data"][key]
+        del values["data"]["images"]
         return values
 
     def resolved(self) -> dict[str, Any]:

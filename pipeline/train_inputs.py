@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-import torch
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pipeline.config_loading import read_class_thresholds
+from pipeline.data.uris import split_uri
 from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.pictures import PictureSource
@@ -16,20 +16,19 @@ from pipeline.stages.rows import RowError
 from pipeline.train_config import DataConfig, SourceConfig
 from pipeline.training.augment import Augment
 from pipeline.training.coco_data import read_coco
-from pipeline.training.collate import collate
 from pipeline.training.data_report import DataReport
-from pipeline.training.labelled import DataError, LabelledImage
+from pipeline.training.draws import Draws
+from pipeline.training.labelled import DataError, LabelledImage, LabelledTable
 from pipeline.training.loading import load_sample
 from pipeline.training.pseudo_labels import ScoreBands, read_pseudo_labels
-from pipeline.training.samples import Batch, Sample
-from pipeline.training.stream import SampleStream
+from pipeline.training.samples import Sample
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that is known of the data before a picture is read; picklable.
+    """Everything that is known of the data before a picture is read.
 
     Attributes:
         sources: images of each source.
@@ -38,8 +37,8 @@ class Inputs:
         reports: the books of the sources, then of the validation set.
     """
 
-    sources: tuple[tuple[LabelledImage, ...], ...]
-    validation: tuple[LabelledImage, ...] | None
+    sources: tuple[LabelledTable, ...]
+    validation: LabelledTable | None
     categories: tuple[Category, ...]
     reports: tuple[DataReport, ...]
 
@@ -56,7 +55,7 @@ def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
         OutputError, OSError: a source cannot be read.
     """
     categories = None if classes is None else tuple(Category(i + 1, name) for i, name in enumerate(classes))
-    read: dict[int, tuple[LabelledImage, ...]] = {}
+    read: dict[int, LabelledTable] = {}
     reports: dict[int, DataReport] = {}
     # COCO files first: they name the classes.
     for at, source in sorted(enumerate(config.train), key=lambda item: not item[1].is_coco):
@@ -67,15 +66,25 @@ def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
         else:
             bands = _bands(source)
             images, report = read_pseudo_labels(source.uri, bands, categories, source.image_root, source.keep_empty)
-        read[at], reports[at] = tuple(images), report
+        read[at], reports[at] = _table(images), report
     assert categories is not None
     books = [reports[at] for at in range(len(read))]
     validation = None
     if config.validation is not None:
         images, _, report = read_coco(config.validation.uri, config.validation.image_root, categories)
-        validation = tuple(images)
+        validation = _table(images)
         books.append(report)
     return Inputs(tuple(read[at] for at in range(len(read))), validation, categories, tuple(books))
+
+
+def _table(images: Sequence[LabelledImage]) -> LabelledTable:
+    """Local paths made absolute: tasks and workers have folders of their own."""
+    return LabelledTable.of(replace(image, uri=_absolute(image.uri)) for image in images)
+
+
+def _absolute(uri: str) -> str:
+    location = split_uri(uri)
+    return os.path.abspath(location.path) if location.scheme == "file" else uri
 
 
 def _bands(source: SourceConfig) -> ScoreBands:
@@ -83,29 +92,6 @@ def _bands(source: SourceConfig) -> ScoreBands:
     # A class that needs less than the common lower bound has no uncertain detections.
     uncertain = {name: score for name, score in thresholds.items() if score < source.ignored_score}
     return ScoreBands(Selection(source.object_score, thresholds), Selection(source.ignored_score, uncertain))
-
-
-@dataclass(frozen=True)
-class WorkerData:
-    """A `pipeline.training.loop.TrainingData` in this process.
-
-    Attributes:
-        stream: of this worker.
-        device: where batches lie.
-    """
-
-    stream: SampleStream
-    device: torch.device
-
-    @property
-    def iterations_per_epoch(self) -> int:
-        """See there."""
-        return self.stream.num_steps
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """See there."""
-        for samples in self.stream.epoch(epoch, start):
-            yield collate(samples, self.device)
 
 
 @dataclass(frozen=True)
@@ -135,33 +121,17 @@ def picture_source(config: DataConfig) -> PictureSource:
     images = config.images
     if images.allowed_roots is not None:
         roots = [source.image_root for source in (*config.train, config.validation) if source and source.image_root]
-        images = images.model_copy(update={"allowed_roots": (*images.allowed_roots, *roots)})
+        absolute = tuple(_absolute(root) for root in (*images.allowed_roots, *roots))
+        images = images.model_copy(update={"allowed_roots": absolute})
     return PictureSource.of_config(images)
 
 
-def worker_data(
-    config: DataConfig,
-    inputs: Inputs,
-    augment: Augment,
-    seed: int,
-    rank: int,
-    world: int,
-    device: torch.device,
-) -> tuple[WorkerData, ValidationImages | None]:
-    """What one of ``world`` workers trains and validates on."""
-    pictures = picture_source(config)
-    weights = [source.weight for source in config.train if source.weight is not None]
-    stream = SampleStream(
-        sources=inputs.sources,
-        weights=weights or None,
-        pictures=pictures,
-        augment=augment,
-        batch=config.batch_size,
-        seed=seed,
-        rank=rank,
-        world=world,
-        epoch_size=config.epoch_size,
-        num_threads=config.threads,
-    )
-    validation = None if inputs.validation is None else ValidationImages(inputs.validation, pictures)
-    return WorkerData(stream, device), validation
+def draws_of(config: DataConfig, inputs: Inputs, augment: Augment, seed: int) -> Draws:
+    """What is learnt from, in which order."""
+    weights = tuple(source.weight for source in config.train if source.weight is not None)
+    return Draws(inputs.sources, weights or None, picture_source(config), augment, seed, config.epoch_size)
+
+
+def validation_of(config: DataConfig, inputs: Inputs) -> ValidationImages | None:
+    """What is validated on, if anything."""
+    return None if inputs.validation is None else ValidationImages(inputs.validation, picture_source(config))

@@ -5,17 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.model.categories import Category
 from pipeline.train_config import DataConfig
-from pipeline.train_inputs import picture_source, read_inputs, worker_data
-from pipeline.training.augment import Augment
+from pipeline.train_inputs import picture_source, read_inputs, validation_of
 from pipeline.training.labelled import DataError
-from pipeline.training.samples import Batch
 from tests.evaluation.input_cases import write_output
 from tests.test_train import write_set
-from tests.training.loop_cases import CPU, scene
+from tests.training.loop_cases import scene
 
 
 @pytest.fixture
@@ -25,10 +22,6 @@ def coco(tmp_path: Path) -> dict[str, str]:
 
 def config(**values: Any) -> DataConfig:
     return DataConfig.model_validate(values)
-
-
-def same(one: Batch, other: Batch) -> bool:
-    return one.image_ids == other.image_ids and torch.equal(one.images, other.images)
 
 
 def test_classes_come_from_the_coco_file(coco: dict[str, str]) -> None:
@@ -100,27 +93,9 @@ def test_nothing_names_the_classes(run: str) -> None:
         read_inputs(config(train=[{"uri": run}]), None)
 
 
-def test_batches_of_workers(coco: dict[str, str]) -> None:
-    """Two workers see together what one sees with twice the batch, from any step on."""
-    inputs = read_inputs(config(train=[coco]), None)
-
-    def data(batch: int, rank: int, world: int) -> Any:
-        own = config(train=[coco], batch_size=batch)
-        return worker_data(own, inputs, Augment(flip=0.5), 7, rank, world, CPU)[0]
-
-    one, two = data(2, 0, 1), [data(1, rank, 2) for rank in range(2)]
-    assert one.iterations_per_epoch == two[0].iterations_per_epoch == 3
-    whole = list(one.batches(1, 0))
-    parts = [list(worker.batches(1, 0)) for worker in two]
-    for step, batch in enumerate(whole):
-        assert batch.image_ids == tuple(part[step].image_ids[0] for part in parts)
-        assert torch.equal(batch.images, torch.cat([part[step].images for part in parts]))
-    assert all(same(*pair) for pair in zip(one.batches(1, 2), whole[2:], strict=True))
-
-
 def test_validation_images(coco: dict[str, str], tmp_path: Path) -> None:
     own = config(train=[coco], validation=coco)
-    _, validation = worker_data(own, read_inputs(own, None), Augment(), 0, 0, 1, CPU)
+    validation = validation_of(own, read_inputs(own, None))
     assert validation is not None
     assert len(validation) == 6
     assert np.array_equal(validation[3].pixels, scene(3).pixels)

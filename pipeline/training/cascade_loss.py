@@ -20,6 +20,7 @@ from pipeline.training.assign import Objects
 from pipeline.training.box_losses import giou
 from pipeline.training.mask_targets import mask_targets
 from pipeline.training.normalisers import per_worker
+from pipeline.training.sampling import Quota
 from pipeline.training.stage_samples import NO_LABEL, StageSamples, draw_samples, refine
 
 STAGE_IOUS = (0.5, 0.6, 0.7)
@@ -37,6 +38,7 @@ def cascade_losses(
     image_sizes: Tensor,
     objects: Sequence[Objects],
     generators: Sequence[Generator],
+    quota: Quota,
 ) -> dict[str, Tensor]:
     """Class, box and mask loss of each stage, weighted; a stage samples from what the one before it refined.
 
@@ -48,6 +50,7 @@ def cascade_losses(
         image_sizes: ``(B, 2)``, ``(H, W)`` before padding.
         objects: B.
         generators: B.
+        quota: RoIs that each stage draws of an image.
 
     Returns:
         ``stage1_class``, ``stage1_box``, ``stage1_mask`` to ``stage3_mask``, float32 scalars.
@@ -55,7 +58,8 @@ def cascade_losses(
     losses: dict[str, Tensor] = {}
     stages = zip(box_heads.stages, mask_heads.stages, STAGE_STDS, STAGE_IOUS, STAGE_WEIGHTS, strict=True)
     for stage, (box_head, mask_head, stds, min_iou, weight) in enumerate(stages, start=1):
-        samples = draw_samples(proposals, objects, min_iou, cast(int, box_head.num_classes), generators)
+        num_classes = cast(int, box_head.num_classes)
+        samples = draw_samples(proposals, objects, min_iou, num_classes, generators, quota)
         logits, deltas = box_head(pool_rois(features, samples.boxes, samples.images, BOX_POOL_SIDE))
         sampled, pixels = per_worker(
             (samples.labels != NO_LABEL).sum(), samples.positive.sum() * MASK_SIDE**2, device=logits.device

@@ -16,9 +16,7 @@ from pipeline.training.assign import Objects
 from pipeline.training.cascade_loss import cascade_losses
 from pipeline.training.rpn_loss import rpn_losses
 from pipeline.training.samples import Batch
-from pipeline.training.sampling import image_generators
-
-_PROPOSALS = TestSettings(proposals_per_level=2000, proposals=2000)
+from pipeline.training.sampling import PUBLISHED, Sampling, image_generators
 
 
 class NonFiniteLoss(ValueError):
@@ -35,11 +33,18 @@ class DetectorLoss(nn.Module):
     The box heads' norms normalise over the sampled RoIs of a batch, up to 512 an image; the published detectors
     synchronise them over workers (see `sync_batch_norm`). No batch is too small for them: there is always a RoI,
     and a RoI has 49 positions. A batch with nothing to sample leaves one empty RoI in their running statistics.
+
+    Args:
+        detector: on its device.
+        sampling: how much of an image is looked at.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, sampling: Sampling = PUBLISHED) -> None:
         super().__init__()
         self.detector = detector
+        self._sampling = sampling
+        count = sampling.proposals
+        self._proposals = TestSettings(proposals_per_level=count, proposals=count)
 
     def forward(self, batch: Batch, generator: Generator) -> dict[str, Tensor]:
         """The weighted parts of the loss; the total is their sum.
@@ -57,12 +62,20 @@ class DetectorLoss(nn.Module):
         generators = image_generators(batch.image_ids, generator)
         features = detector.neck(detector.backbone(batch.images))
         outputs, grids = detector.rpn.head(features), level_anchors(features)
-        losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators)
+        losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators, self._sampling.anchors)
         with torch.no_grad():
-            proposals = [boxes for boxes, _ in propose(outputs, grids, batch.image_sizes, _PROPOSALS)]
+            proposals = [boxes for boxes, _ in propose(outputs, grids, batch.image_sizes, self._proposals)]
         pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
-        heads = detector.box_heads, detector.mask_heads
-        return losses | cascade_losses(*heads, pyramid, proposals, batch.image_sizes, objects, generators)
+        return losses | cascade_losses(
+            detector.box_heads,
+            detector.mask_heads,
+            pyramid,
+            proposals,
+            batch.image_sizes,
+            objects,
+            generators,
+            self._sampling.rois,
+        )
 
 
 def check_finite(losses: Mapping[str, Tensor], batch: Batch) -> None:

@@ -6,9 +6,9 @@ known before the first step and not in the fifth hour.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -43,18 +43,6 @@ class LabelledImage:
     ignored: tuple[bool, ...]
     counts: tuple[bytes, ...]
 
-    @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> LabelledImage:
-        """From a row of `labelled_table`."""
-        return cls(
-            image_id=row["image_id"],
-            uri=row["image_uri"],
-            size=(int(row["height"]), int(row["width"])),
-            labels=tuple(int(label) for label in row["labels"]),
-            ignored=tuple(bool(ignored) for ignored in row["ignored"]),
-            counts=tuple(bytes(text) for text in row["counts"]),
-        )
-
     def sample(self, pixels: NDArray[np.uint8]) -> Sample:
         """With its picture, RGB ``(H, W, 3)``. Boxes are those of the masks.
 
@@ -86,18 +74,54 @@ class LabelledImage:
             raise DataError(f"image {self.image_id!r}: the run lengths of a mask are damaged: {error}") from None
 
 
-def labelled_table(images: Sequence[LabelledImage]) -> pa.Table:
-    """Rows for ``ray.data``: image_id, image_uri, height, width, and the lists labels, ignored and counts."""
-    columns = {
-        "image_id": pa.array([image.image_id for image in images]),
-        "image_uri": pa.array([image.uri for image in images], pa.string()),
-        "height": pa.array([image.size[0] for image in images], pa.int32()),
-        "width": pa.array([image.size[1] for image in images], pa.int32()),
-        "labels": pa.array([image.labels for image in images], pa.list_(pa.int64())),
-        "ignored": pa.array([image.ignored for image in images], pa.list_(pa.bool_())),
-        "counts": pa.array([image.counts for image in images], pa.list_(pa.binary())),
-    }
-    return pa.table(columns)
+@dataclass(frozen=True)
+class LabelledTable(Sequence[LabelledImage]):
+    """Images as columns: in Ray's object store all processes of a node share one copy.
+
+    Attributes:
+        rows: image_id, image_uri, height, width, and the lists labels, ignored and counts.
+    """
+
+    rows: pa.Table
+
+    @classmethod
+    def of(cls, images: Iterable[LabelledImage]) -> LabelledTable:
+        """Of images whose ids are all numbers or all texts."""
+        images = list(images)
+        columns = {
+            "image_id": pa.array([image.image_id for image in images]),
+            "image_uri": pa.array([image.uri for image in images], pa.large_string()),
+            "height": pa.array([image.size[0] for image in images], pa.int32()),
+            "width": pa.array([image.size[1] for image in images], pa.int32()),
+            "labels": pa.array([image.labels for image in images], pa.large_list(pa.int32())),
+            "ignored": pa.array([image.ignored for image in images], pa.large_list(pa.bool_())),
+            "counts": pa.array([image.counts for image in images], pa.large_list(pa.large_binary())),
+        }
+        return cls(pa.table(columns))
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> LabelledImage: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LabelledTable: ...
+
+    def __getitem__(self, index: int | slice) -> LabelledImage | LabelledTable:
+        if isinstance(index, slice):
+            return LabelledTable(self.rows.take(pa.array(range(*index.indices(len(self))), pa.int64())))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"no image {index} of {len(self)}")
+        (row,) = self.rows.slice(index % len(self), 1).to_pylist()
+        return LabelledImage(
+            row["image_id"],
+            row["image_uri"],
+            (row["height"], row["width"]),
+            tuple(row["labels"]),
+            tuple(row["ignored"]),
+            tuple(row["counts"]),
+        )
 
 
 def is_visible(counts: bytes, size: tuple[int, int]) -> bool:

@@ -30,6 +30,7 @@ from pipeline.training.ema import WeightAverage
 from pipeline.training.optimizer import OptimizerSettings, Schedule, make_optimizer, set_lr
 from pipeline.training.parallel import parallel, worker_rank
 from pipeline.training.samples import Batch
+from pipeline.training.sampling import PUBLISHED, Sampling
 from pipeline.training.start import Start
 from pipeline.training.telemetry import Curves, Step, Telemetry
 from pipeline.training.validate import ValidationSet, validate
@@ -57,6 +58,7 @@ class LoopSettings:
     Attributes:
         seed: of sampling and drop path.
         optimizer, schedule: see there.
+        sampling: anchors and RoIs that the losses look at.
         precision: ``bf16`` runs convolutions and matrix products in bfloat16 by autocast; losses are float32.
         activation_checkpointing: the backbone's blocks are computed again in the backward pass: less memory, slower.
         ema_decay: of the average of the weights, which is then what is validated and written; ``None``: no average.
@@ -69,6 +71,7 @@ class LoopSettings:
     seed: int = 0
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     schedule: Schedule = field(default_factory=Schedule)
+    sampling: Sampling = PUBLISHED
     precision: Literal["fp32", "bf16"] = "fp32"
     activation_checkpointing: bool = False
     ema_decay: float | None = None
@@ -89,7 +92,7 @@ def train(
     record: Mapping[str, Any] | None = None,
     curves_uri: str | None = None,
     on_step: Callable[[Step], None] | None = None,
-    make_loss: Callable[[Detector], nn.Module] = DetectorLoss,
+    make_loss: Callable[[Detector, Sampling], nn.Module] = DetectorLoss,
 ) -> Position:
     """Train to the end, from where ``folder`` stands.
 
@@ -146,7 +149,7 @@ class _Trainer:
         folder: CheckpointFolder,
         settings: LoopSettings,
         device: torch.device,
-        make_loss: Callable[[Detector], nn.Module],
+        make_loss: Callable[[Detector, Sampling], nn.Module],
         record: Mapping[str, Any],
     ) -> None:
         self._start, self._data, self._folder = start, data, folder
@@ -158,7 +161,7 @@ class _Trainer:
         if settings.activation_checkpointing:
             checkpoint_activations(self._detector)
         self._detector.to(device).train()
-        self._loss = parallel(make_loss(self._detector), device)
+        self._loss = parallel(make_loss(self._detector, settings.sampling), device)
         self._optimizer = make_optimizer(self._detector, settings.optimizer)
         self._average = None
         if settings.ema_decay is not None:

@@ -1,4 +1,4 @@
-"""Which image is in which batch: several sources by weight, the same for the same seed, dealt to any number of workers.
+"""In which order the images of several sources are visited: by weight, and the same for the same seed.
 
 Every image has a place: ``0 .. n0 - 1`` those of the first source, ``n0 .. n0 + n1 - 1`` those of the second, and
 so on.
@@ -19,7 +19,7 @@ _WITHIN, _ACROSS, _IMAGE = 0, 1, 2
 def epoch_order(
     sizes: Sequence[int], weights: Sequence[float] | None, epoch: int, seed: int, epoch_size: int | None = None
 ) -> NDArray[np.int64]:
-    """Places in the order in which an epoch visits them, before they are dealt.
+    """Places in the order in which an epoch visits them.
 
     Each source is gone through in a random order, then in another one, and so on; an epoch goes on where the one
     before stopped. So no image comes a second time before all others of its source came once, whatever the weights.
@@ -49,38 +49,9 @@ def epoch_order(
     return np.random.default_rng((seed, _ACROSS, epoch)).permutation(np.concatenate(drawn))
 
 
-def deal(order: NDArray[np.int64], batch: int, rank: int, world: int) -> NDArray[np.int64]:
-    """What one worker takes of an order: ``(steps, batch)``.
-
-    All workers' batches of a step are consecutive, so two workers see together what one with twice the batch
-    sees. The last step is filled up from the start of the order: every worker takes as many steps.
-
-    Raises:
-        ValueError: not a batch size, or not a worker.
-    """
-    if batch < 1 or not 0 <= rank < world:
-        raise ValueError(f"no batches of {batch} for worker {rank} of {world}")
-    steps = -(-len(order) // (batch * world))
-    return np.resize(order, steps * batch * world).reshape(steps, world, batch)[:, rank]
-
-
 def image_rng(seed: int, epoch: int, position: int) -> np.random.Generator:
     """For what happens to the image at a position of an epoch's order: the same however many workers there are."""
     return np.random.default_rng((seed, _IMAGE, epoch, position))
-
-
-def plan_epoch(
-    sizes: Sequence[int],
-    weights: Sequence[float] | None,
-    epoch: int,
-    seed: int,
-    batch: int,
-    rank: int = 0,
-    world: int = 1,
-    epoch_size: int | None = None,
-) -> NDArray[np.int64]:
-    """Places ``(steps, batch)`` that a worker visits in an epoch: `deal` of `epoch_order`."""
-    return deal(epoch_order(sizes, weights, epoch, seed, epoch_size), batch, rank, world)
 
 
 def _counts(total: int, shares: NDArray[np.float64]) -> list[int]:

@@ -17,7 +17,6 @@ from pipeline.training.normalisers import per_worker
 from pipeline.training.sampling import Quota, sample
 
 RULE = Rule(positive=0.7, negative=0.3, best_match=0.3)
-QUOTA = Quota(256, positive_fraction=0.5)
 
 
 def rpn_losses(
@@ -26,6 +25,7 @@ def rpn_losses(
     image_sizes: Tensor,
     objects: Sequence[Objects],
     generators: Sequence[Generator],
+    quota: Quota,
 ) -> dict[str, Tensor]:
     """Objectness and boxes of sampled anchors, each summed and divided by the number of sampled anchors.
 
@@ -35,6 +35,7 @@ def rpn_losses(
         image_sizes: ``(B, 2)``, ``(H, W)`` before padding.
         objects: B.
         generators: B.
+        quota: anchors of each image.
 
     Returns:
         ``rpn_class`` and ``rpn_box``, float32 scalars.
@@ -45,7 +46,7 @@ def rpn_losses(
     image_logits, truths, found_deltas, wanted_deltas = [], [], [], []
     for i, (size, image_objects, generator) in enumerate(zip(image_sizes, objects, generators, strict=True)):
         assigned = assign_anchors(anchors, size, image_objects)
-        positives, negatives = sample(assigned, QUOTA, generator)
+        positives, negatives = sample(assigned, quota, generator)
         image_logits += [logits[i, positives], logits[i, negatives]]
         truths += [torch.ones_like(image_logits[-2]), torch.zeros_like(image_logits[-1])]
         found_deltas.append(deltas[i, positives])

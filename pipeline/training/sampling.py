@@ -20,6 +20,24 @@ class Quota:
     positive_fraction: float
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How much of an image the losses look at; the defaults are the published numbers.
+
+    Attributes:
+        anchors: of the RPN.
+        proposals: that the RPN hands to the first stage, of each level and then of the image.
+        rois: of each stage of the cascade.
+    """
+
+    anchors: Quota = Quota(256, positive_fraction=0.5)
+    proposals: int = 2000
+    rois: Quota = Quota(512, positive_fraction=0.25)
+
+
+PUBLISHED = Sampling()
+
+
 def sample(assigned: Tensor, quota: Quota, generator: Generator) -> tuple[Tensor, Tensor]:
     """Draw positives and negatives at random; negatives fill up what positives leave free.
 

@@ -15,7 +15,6 @@ from pipeline.model.boxes import decode_deltas
 from pipeline.training.assign import Objects, Rule, assign
 from pipeline.training.sampling import Quota, sample
 
-QUOTA = Quota(512, positive_fraction=0.25)
 NO_LABEL = -100  # what `cross_entropy` leaves out
 
 
@@ -50,6 +49,7 @@ def draw_samples(
     min_iou: float,
     num_classes: int,
     generators: Sequence[Generator],
+    quota: Quota,
 ) -> StageSamples:
     """Add the objects' own boxes to the proposals, assign, and sample.
 
@@ -59,22 +59,29 @@ def draw_samples(
         min_iou: at this IoU or above a RoI belongs to an object, below it is background.
         num_classes: K.
         generators: one an image.
+        quota: RoIs of each image.
     """
     rule = Rule(positive=min_iou, negative=min_iou)
     parts = []
     for i, image in enumerate(zip(proposals, objects, generators, strict=True)):
-        parts.append(_draw_image(i, *image, rule, num_classes))
+        parts.append(_draw_image(i, *image, rule, quota, num_classes))
     names = ("boxes", "images", "labels", "owners", "is_object")
     samples = StageSamples(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
     return samples if len(samples.boxes) else _nothing(samples)
 
 
 def _draw_image(
-    index: int, proposals: Tensor, objects: Objects, generator: Generator, rule: Rule, num_classes: int
+    index: int,
+    proposals: Tensor,
+    objects: Objects,
+    generator: Generator,
+    rule: Rule,
+    quota: Quota,
+    num_classes: int,
 ) -> StageSamples:
     boxes = torch.cat([objects.boxes, proposals])
     assigned = assign(boxes, objects, rule)
-    positives, negatives = sample(assigned, QUOTA, generator)
+    positives, negatives = sample(assigned, quota, generator)
     chosen = torch.cat([positives, negatives])
     owners = assigned[chosen]
     labels = torch.full_like(owners, num_classes)

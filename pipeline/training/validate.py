@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Protocol as Interface
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from pipeline.data.map_ahead import map_ahead
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.local import evaluate_blocks
 from pipeline.evaluation.metrics import coco_stats, mmdet_metrics
@@ -19,6 +21,8 @@ from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.training.parallel import from_first, gather_to_first, num_workers, worker_rank
 from pipeline.training.samples import Sample
+
+_THREADS = 4  # that read pictures while the device computes
 
 
 class ValidationSet(Interface):
@@ -64,9 +68,10 @@ def _figures(blocks: list[list[tuple[TruthBlock, FoundBlock]]], num_classes: int
 
 def _blocks(predictor: Predictor, images: ValidationSet, batch_size: int) -> Iterator[tuple[TruthBlock, FoundBlock]]:
     own = range(worker_rank(), len(images), num_workers())
+    ahead = map_ahead(images.__getitem__, own, _THREADS, 2 * batch_size)
     for start in range(0, len(own), batch_size):
         part = own[start : start + batch_size]
-        samples = [images[index] for index in part]
+        samples = list(islice(ahead, len(part)))
         found = predictor.predict([sample.pixels for sample in samples], batch_size)
         yield truth_block(samples, list(part)), found_block(found)
 

@@ -9,6 +9,7 @@ from pipeline.model.detector import Detector
 from pipeline.training.assign import Objects
 from pipeline.training.detector_loss import DetectorLoss
 from pipeline.training.samples import Batch, Target
+from pipeline.training.sampling import PUBLISHED, Sampling
 from tests.model.small import SMALL
 
 SIDE = 64
@@ -52,9 +53,9 @@ def batch(*targets: Target, ids: tuple[int | str, ...] | None = None) -> Batch:
     return Batch(ids or tuple(range(10, 10 + len(targets))), torch.stack(images), sizes, targets)
 
 
-def small_loss(seed: int = 0) -> DetectorLoss:
+def small_loss(seed: int = 0, sampling: Sampling = PUBLISHED) -> DetectorLoss:
     torch.manual_seed(seed)
-    return DetectorLoss(Detector(SMALL)).train()
+    return DetectorLoss(Detector(SMALL), sampling).train()
 
 
 def seeded(seed: int = 0) -> torch.Generator:

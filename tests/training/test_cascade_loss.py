@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pipeline.training import cascade_loss
 from pipeline.training.assign import Objects
 from pipeline.training.cascade_loss import cascade_losses
+from pipeline.training.sampling import PUBLISHED
 from tests.training.loss_cases import TWO, boxes_of, objects, seeded
 
 K = 2
@@ -69,7 +70,7 @@ def no_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(proposals: list[tuple[float, ...]], image: Objects, shift: float = 0.0) -> Run:
     box, mask = Heads(*(BoxTable(shift) for _ in range(3))), Heads(*(MaskTable() for _ in range(3)))
-    losses = cascade_losses(box, mask, [], [boxes_of(*proposals)], SIZES, [image], [seeded()])  # type: ignore[arg-type]
+    losses = cascade_losses(box, mask, [], [boxes_of(*proposals)], SIZES, [image], [seeded()], PUBLISHED.rois)  # type: ignore[arg-type]
     return losses, box, mask
 
 
@@ -91,7 +92,9 @@ def test_box_loss_on_decoded_boxes() -> None:
         Heads(*(BoxTable(2 / 24 / unit) for unit in (0.1, 0.05, 0.033))),
         Heads(*(MaskTable() for _ in "123")),
     )
-    losses = cascade_losses(boxes, masks, [], [boxes_of(FAR)], SIZES, [objects(TWO[0])], [seeded()])  # type: ignore[arg-type]
+    losses = cascade_losses(  # type: ignore[arg-type]
+        boxes, masks, [], [boxes_of(FAR)], SIZES, [objects(TWO[0])], [seeded()], PUBLISHED.rois
+    )
     # IoU 22 / 26, and the hull is the union: divided by the 2 RoIs of each stage, times 10.
     for stage, weight in enumerate((1, 0.5, 0.25), start=1):
         assert losses[f"stage{stage}_box"].item() == pytest.approx(weight * 10 * (1 - 22 / 26) / 2, rel=1e-4)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.training import cascade_loss, rpn_loss, stage_samples
+from pipeline.training import cascade_loss, rpn_loss
 from pipeline.training.detector_loss import DetectorLoss, NonFiniteLoss, check_finite
 from pipeline.training.samples import Batch
-from pipeline.training.sampling import Quota
+from pipeline.training.sampling import Quota, Sampling
 from tests.training.loss_cases import SIDE, TWO, batch, seeded, small_loss, target
 
 ALL = (0.0, 0.0, 64.0, 64.0)
@@ -79,26 +79,21 @@ def test_ignored_objects_teach_no_background() -> None:
     assert ignored["stage1_mask"] != as_object["stage1_mask"]
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quotas below what such small images have to offer."""
-    monkeypatch.setattr(rpn_loss, "QUOTA", Quota(16, 0.5))
-    monkeypatch.setattr(stage_samples, "QUOTA", Quota(32, 0.25))
+# Below what such small images have to offer.
+FEW = Sampling(Quota(16, 0.5), 2000, Quota(32, 0.25))
 
 
-@pytest.mark.usefixtures("few")
 def test_the_generator_decides() -> None:
-    model, images = small_loss().eval(), BATCHES["two objects"]
+    model, images = small_loss(sampling=FEW).eval(), BATCHES["two objects"]
     first, again, other = (total(model(images, seeded(s))).item() for s in (1, 1, 2))
     assert first == again != other
 
 
-@pytest.mark.usefixtures("few")
 def test_two_workers_equal_one_with_both_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """What each image adds, divided by what two workers have on average, and averaged."""
     first, second = target(*TWO), target((10.0, 40.0, 34.0, 60.0))
     both = batch(first, second, ids=("a", "b"))
-    model, counts = small_loss().eval(), []
+    model, counts = small_loss(sampling=FEW).eval(), []
     original = cascade_loss.per_worker
 
     def remember(*values: int | Tensor, device: torch.device) -> Tensor:

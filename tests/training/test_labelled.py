@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.training.labelled import DataError, LabelledImage, is_visible, labelled_table
+from pipeline.training.labelled import DataError, LabelledImage, LabelledTable, is_visible
 from tests.training.sample_cases import assert_equal, random_sample
 
 
@@ -23,7 +23,13 @@ def test_a_sample_is_what_was_encoded(num_objects: int) -> None:
 
 def test_rows_of_a_table_are_the_images_again() -> None:
     images = [_labelled(seed, seed % 4)[0] for seed in range(6)]
-    assert [LabelledImage.of_row(row) for row in labelled_table(images).to_pylist()] == images
+    table = LabelledTable.of(images)
+    assert list(table) == images
+    assert len(table) == 6
+    assert list(table[1:5:2]) == images[1:5:2]
+    assert table[-1] == images[-1]
+    with pytest.raises(IndexError, match="no image 6 of 6"):
+        table[6]
 
 
 def test_a_picture_of_another_size_is_an_error_that_names_the_image() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,11 +9,10 @@ import pytest
 from pipeline.pictures import PictureSource
 from pipeline.stages.rows import RowError
 from pipeline.training.coco_data import read_coco
-from pipeline.training.labelled import labelled_table
-from pipeline.training.loading import PictureRows, load_sample, row_sample
+from pipeline.training.loading import load_sample
 from tests.s3_server import S3Server, s3_server
 from tests.training.data_cases import annotation, empty_images, write_coco
-from tests.training.sample_cases import assert_equal, assert_sound
+from tests.training.sample_cases import assert_sound
 
 PICTURES = PictureSource()
 
@@ -36,26 +34,12 @@ def test_a_sample_is_the_picture_with_its_objects(tmp_path: Path) -> None:
     assert sample.boxes.tolist() == [[4, 5, 14, 13]]
 
 
-def test_rows_with_pictures_give_the_same_samples(tmp_path: Path) -> None:
-    uri = write_coco(tmp_path, [annotation(1, 1, [4, 5, 10, 8]), annotation(2, 1, [0, 0, 9, 9], 7)], num_images=2)
-    images, _, _ = read_coco(uri, str(tmp_path))
-    stage = pickle.loads(pickle.dumps(PictureRows(PICTURES)))  # noqa: S301  (our own)
-    for image, row in zip(images, labelled_table(images).to_pylist(), strict=True):
-        sample, expected = row_sample(stage(row)), load_sample(image, PICTURES)
-        assert not isinstance(sample, RowError)
-        assert not isinstance(expected, RowError)
-        assert_equal(sample, expected)
-
-
 def test_a_missing_picture_is_a_value(tmp_path: Path) -> None:
     (image,) = empty_images(tmp_path, 1)
     gone = replace(image, uri=str(tmp_path / "gone.png"))
     found = load_sample(gone, PICTURES)
     assert isinstance(found, RowError)
     assert found.code == "not_found"
-    row = PictureRows(PICTURES)(labelled_table([gone]).to_pylist()[0])
-    assert row["pixels"].shape == (0, 0, 3)
-    assert isinstance(row_sample(row), RowError)
 
 
 def test_objects_and_pictures_may_lie_in_s3(tmp_path: Path, s3: S3Server) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.training.mix import epoch_order, image_rng, plan_epoch
+from pipeline.training.mix import epoch_order, image_rng
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 
@@ -20,22 +20,6 @@ def test_without_weights_an_epoch_visits_every_image_once(sizes: list[int], epoc
 def test_epochs_and_seeds_differ() -> None:
     orders = [tuple(epoch_order([50], None, epoch, seed)) for epoch in range(3) for seed in range(3)]
     assert len(set(orders)) == 9
-
-
-@given(SIZES, st.integers(1, 9), st.integers(1, 4))
-def test_workers_share_each_step_as_one_worker_with_a_larger_batch_has_it(
-    sizes: list[int], batch: int, world: int
-) -> None:
-    whole = plan_epoch(sizes, None, 2, 7, batch * world)
-    parts = [plan_epoch(sizes, None, 2, 7, batch, rank, world) for rank in range(world)]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
-    assert set(whole.ravel().tolist()) == set(range(sum(sizes)))
-    assert whole.size - sum(sizes) < batch * world or len(whole) == 1
-
-
-def test_a_set_smaller_than_a_batch_is_repeated() -> None:
-    (step,) = plan_epoch([3], None, 0, 0, 8)
-    assert np.bincount(step).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
 
 
 def test_weights_are_shares_of_what_is_visited() -> None:
@@ -67,12 +51,6 @@ def test_shares_that_do_not_divide_add_up(total: int) -> None:
 def test_sources_and_weights_are_checked(sizes: list[int], weights: list[float] | None) -> None:
     with pytest.raises(ValueError, match=r"every source|positive weights"):
         epoch_order(sizes, weights, 0, 0)
-
-
-@pytest.mark.parametrize(("batch", "rank", "world"), [(0, 0, 1), (1, 1, 1), (1, -1, 2)])
-def test_workers_are_checked(batch: int, rank: int, world: int) -> None:
-    with pytest.raises(ValueError, match="no batches"):
-        plan_epoch([5], None, 0, 0, batch, rank, world)
 
 
 def test_images_have_random_numbers_of_their_own() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pipeline.training.assign import NEGATIVE, UNUSED, Objects
 from pipeline.training.rpn_loss import assign_anchors, rpn_losses
+from pipeline.training.sampling import PUBLISHED
 from tests.training.loss_cases import boxes_of, objects, seeded
 
 ANCHORS = boxes_of((0, 0, 20, 20), (0, 0, 20, 15), (30, 30, 50, 50), (30, 30, 60, 60), (40, 40, 64, 64))
@@ -28,7 +29,7 @@ def outputs(images: int = 1) -> list[tuple[Tensor, Tensor]]:
 
 def losses(out: list[tuple[Tensor, Tensor]], *each: Objects) -> dict[str, Tensor]:
     sizes = SIZE.expand(len(each), 2)
-    return rpn_losses(out, [ANCHORS[:3], ANCHORS[3:]], sizes, each, [seeded() for _ in each])
+    return rpn_losses(out, [ANCHORS[:3], ANCHORS[3:]], sizes, each, [seeded() for _ in each], PUBLISHED.anchors)
 
 
 def test_which_anchor_is_what() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.training.sampling import PUBLISHED
 from pipeline.training.stage_samples import NO_LABEL, StageSamples, draw_samples, refine
 from tests.training.loss_cases import TWO, boxes_of, objects, seeded
 
@@ -18,7 +19,8 @@ UNITS = (0.1, 0.1, 0.2, 0.2)
 def draw(*images: tuple[list[tuple[float, ...]], object], min_iou: float = 0.5) -> StageSamples:
     proposals = [boxes_of(*rows) for rows, _ in images]
     each = [one for _, one in images]
-    return draw_samples(proposals, each, min_iou, K, [seeded() for _ in images])  # type: ignore[arg-type]
+    generators = [seeded() for _ in images]
+    return draw_samples(proposals, each, min_iou, K, generators, PUBLISHED.rois)  # type: ignore[arg-type]
 
 
 def test_objects_join_the_proposals() -> None:

@@ -1,0 +1,80 @@
+"""What each worker of Ray Train does: the loop, on its part of the data."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from ray.train import get_context
+from ray.train.torch import get_device
+
+from pipeline.model.host_memory import keep_freed_memory
+from pipeline.train_config import TrainConfig
+from pipeline.train_feed import Feed
+from pipeline.training.checkpoint import CheckpointFolder
+from pipeline.training.loop import train
+from pipeline.worker_log import tell
+
+
+@dataclass(frozen=True)
+class Work:
+    """The same for all workers. What is large is a reference.
+
+    Attributes:
+        config: of the run.
+        record: see `pipeline.training.loop.train`.
+        iterations_per_epoch: of all workers.
+        draws: reference to a `pipeline.training.draws.Draws`.
+        validation: reference to a `pipeline.train_inputs.ValidationImages`, or to ``None``.
+        start: reference to a `pipeline.training.start.Start`.
+        listener: what worker 0 says goes there.
+        folder: of the driver; relative paths are meant from there.
+    """
+
+    config: TrainConfig
+    record: Mapping[str, Any]
+    iterations_per_epoch: int
+    draws: ray.ObjectRef
+    validation: ray.ObjectRef
+    start: ray.ObjectRef
+    listener: Any
+    folder: str
+
+    def __call__(self) -> None:
+        """Train, in a process that Ray Train started."""
+        config, context, device = self.config, get_context(), get_device()
+        # Ray Train changes to a folder of its own.
+        with suppress(OSError):
+            os.chdir(self.folder)
+        torch.set_num_threads(math.ceil(config.resources.cpus_per_worker))
+        if device.type == "cpu":
+            keep_freed_memory()
+        if context.get_world_rank() == 0:
+            tell(self.listener, "pipeline")
+        feed = Feed(
+            draws=self.draws,
+            iterations_per_epoch=self.iterations_per_epoch,
+            batch=config.data.batch_size,
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            cpus_per_task=config.resources.data_cpus_per_task,
+            device=device,
+        )
+        position = train(
+            ray.get(self.start),
+            feed,
+            ray.get(self.validation),
+            CheckpointFolder(config.output.uri),
+            config.loop_settings(),
+            device,
+            record=self.record,
+            curves_uri=config.output.uri,
+        )
+        if context.get_world_rank() == 0:
+            ray.get(self.listener.end.remote(position))
