@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.lively_weights import lively_checkpoint
 from benchmarks.machine import describe
-from jobs.demo import MODEL_SEED, random_model
+from benchmarks.random_model import MODEL_SEED, random_model
 from jobs.image_files import find_images
 from pipeline.annotate import annotate
 from pipeline.config import AnnotateConfig

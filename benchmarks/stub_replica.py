@@ -26,7 +26,7 @@ from PIL import Image
 
 import pipeline.replica
 from benchmarks.bench_masks import random_boxes, soft_masks
-from jobs.demo import random_model
+from benchmarks.random_model import random_model
 from pipeline.annotate import RunReport, annotate
 from pipeline.config import AnnotateConfig
 from pipeline.graph import RunParts

@@ -29,7 +29,7 @@ from pipeline.progress import duration
 from pipeline.provenance import code_version, package_versions
 from pipeline.train_config import TrainConfig
 from pipeline.train_inputs import Inputs, draws_of, read_inputs, validation_of
-from pipeline.train_worker import Work
+from pipeline.train_worker import Result, Work
 from pipeline.training.checkpoint import BEST, LAST, CheckpointFolder, Position, Saved
 from pipeline.training.detector_loss import NonFiniteLoss
 from pipeline.training.draws import Draws
@@ -53,10 +53,12 @@ class Trained:
     Attributes:
         position: with the figures of all validations.
         seconds: that this run of the job took.
+        unreadable: images that this run could not read and replaced by others, and why.
     """
 
     position: Position
     seconds: float
+    unreadable: dict[int | str, str]
 
 
 def train(config: TrainConfig) -> Trained:
@@ -82,12 +84,12 @@ def train(config: TrainConfig) -> Trained:
         draws = draws_of(config.data, inputs, config.augment.steps(), config.seed)
         per_epoch = draws.steps_of(config.data.batch_size * config.resources.workers)
         if saved is not None and saved.position.iteration >= config.schedule.epochs * per_epoch:
-            position = saved.position
+            result = Result(saved.position, {})
         else:
             del saved  # workers read it themselves
             stack.enter_context(connect(config.resources.ray_address))
-            position = _fit(config, inputs, start, draws, per_epoch)
-        trained = Trained(position, round(time.monotonic() - started, 3))
+            result = _fit(config, inputs, start, draws, per_epoch)
+        trained = Trained(result.position, round(time.monotonic() - started, 3), result.unreadable)
         _write_report(config, inputs, trained)
     return trained
 
@@ -141,7 +143,7 @@ def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
         yield f"{at}: {json.dumps(old)}, now {json.dumps(new)}"
 
 
-def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterations_per_epoch: int) -> Position:
+def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterations_per_epoch: int) -> Result:
     with tempfile.TemporaryDirectory() as storage, listening() as listener:
         work = Work(
             config=config,
@@ -164,7 +166,8 @@ def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterat
             trainer.fit()
         except WorkerGroupError as error:
             raise _reason(error) from error
-        return ray.get(listener.result.remote())
+        result: Result = ray.get(listener.result.remote())
+        return result
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
@@ -214,6 +217,7 @@ def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None
         "seconds": trained.seconds,
         "categories": [asdict(category) for category in inputs.categories],
         "data": {name: asdict(books) for name, books in zip(_names(config), inputs.reports, strict=True)},
+        "unreadable": [{"image_id": image_id, "reason": reason} for image_id, reason in trained.unreadable.items()],
         "code": code_version(),
         "packages": package_versions(),
         "config": config.resolved(),
@@ -226,6 +230,10 @@ def summary(config: TrainConfig, trained: Trained) -> str:
     """The closing words."""
     position = trained.position
     lines = [f"{position.iteration:,} steps done, {duration(trained.seconds)} in this run"]
+    if trained.unreadable:
+        lines.append(
+            f"{len(trained.unreadable):,} images could not be read, and others took their places: see {REPORT}"
+        )
     figures = ("segm_mAP", "segm_mAP_50", "bbox_mAP", "bbox_mAP_50")
     lines += [
         f"epoch {row['epoch']}: " + ", ".join(f"{name} {row[name]:.4f}" for name in figures) for row in position.history

@@ -44,7 +44,7 @@ class Feed:
         rank, world: this worker, and how many there are.
         cpus_per_task: that a task reserves.
         device: where batches lie.
-        unreadable: ids of images that could not be read so far.
+        unreadable: images that could not be read so far, and why.
     """
 
     draws: ray.ObjectRef
@@ -54,7 +54,7 @@ class Feed:
     world: int
     cpus_per_task: float
     device: torch.device
-    unreadable: set[int | str] = field(default_factory=set)
+    unreadable: dict[int | str, str] = field(default_factory=dict)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Those of an epoch from iteration ``start`` of it on.
@@ -81,7 +81,7 @@ class Feed:
             for image_id, reason in drawn.unreadable:
                 if image_id not in self.unreadable:
                     logger.warning("image %r is skipped: %s", image_id, reason)
-                self.unreadable.add(image_id)
+                self.unreadable[image_id] = reason
             yield drawn.sample
 
 

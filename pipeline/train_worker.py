@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Mapping
@@ -17,9 +18,18 @@ from ray.train.torch import get_device
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.train_config import TrainConfig
 from pipeline.train_feed import Feed
-from pipeline.training.checkpoint import CheckpointFolder
+from pipeline.training.checkpoint import CheckpointFolder, Position
 from pipeline.training.loop import train
+from pipeline.training.parallel import gather_to_first
 from pipeline.worker_log import tell
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the workers came to: where training ended, and the images that could not be read, with reasons."""
+
+    position: Position
+    unreadable: dict[int | str, str]
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,13 @@ class Work:
         torch.set_num_threads(math.ceil(config.resources.cpus_per_worker))
         if device.type == "cpu":
             keep_freed_memory()
-        if context.get_world_rank() == 0:
-            tell(self.listener, "pipeline")
+        rank = context.get_world_rank()
+        tell(self.listener, "pipeline", logging.INFO if rank == 0 else logging.WARNING)
         feed = Feed(
             draws=self.draws,
             iterations_per_epoch=self.iterations_per_epoch,
             batch=config.data.batch_size,
-            rank=context.get_world_rank(),
+            rank=rank,
             world=context.get_world_size(),
             cpus_per_task=config.resources.data_cpus_per_task,
             device=device,
@@ -76,5 +86,7 @@ class Work:
             record=self.record,
             curves_uri=config.output.uri,
         )
-        if context.get_world_rank() == 0:
-            ray.get(self.listener.end.remote(position))
+        unreadable = gather_to_first(feed.unreadable)
+        if unreadable is not None:
+            merged = {image_id: reason for part in unreadable for image_id, reason in part.items()}
+            ray.get(self.listener.end.remote(Result(position, merged)))

@@ -39,8 +39,8 @@ class Listener:
 
 
 class _Teller(logging.Handler):
-    def __init__(self, listener: Any) -> None:
-        super().__init__(logging.INFO)
+    def __init__(self, listener: Any, level: int) -> None:
+        super().__init__(level)
         self._listener = listener
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -48,10 +48,10 @@ class _Teller(logging.Handler):
         self._listener.add.remote(record.name, record.levelno, record.getMessage())
 
 
-def tell(listener: Any, logger: str) -> None:
-    """In a worker: send what is logged below this logger to the driver, from INFO on."""
-    logging.getLogger(logger).addHandler(_Teller(listener))
-    logging.getLogger(logger).setLevel(logging.INFO)
+def tell(listener: Any, logger: str, level: int = logging.INFO) -> None:
+    """In a worker: send what is logged below this logger to the driver, from a level on."""
+    logging.getLogger(logger).addHandler(_Teller(listener, level))
+    logging.getLogger(logger).setLevel(level)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs import train as cli
+from pipeline.model.categories import Category
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.model.detector import Detector
 from pipeline.model.predictor import load_model
 from pipeline.train_config import TrainConfig
-from tests.training.loop_cases import scene
+from tests.training.loop_cases import SETTINGS, TINY, scene
 
 SIZES = {
     "embed_dim": 8,
@@ -30,6 +34,8 @@ SIZES = {
     "mask_convs": 1,
     "mask_channels": 8,
 }
+
+OTHER = replace(TINY, num_classes=3)
 
 
 def write_set(folder: Path, name: str, numbers: range) -> str:
@@ -62,11 +68,16 @@ def write_set(folder: Path, name: str, numbers: range) -> str:
 
 @pytest.fixture
 def values(tmp_path: Path) -> dict[str, Any]:
-    root = str(tmp_path / "images")
+    return training_values(tmp_path)
+
+
+def training_values(folder: Path) -> dict[str, Any]:
+    """A config of two workers and two epochs, and its data."""
+    root = str(folder / "images")
     return {
         "data": {
-            "train": [{"uri": write_set(tmp_path, "train.json", range(8)), "image_root": root}],
-            "validation": {"uri": write_set(tmp_path, "val.json", range(100, 103)), "image_root": root},
+            "train": [{"uri": write_set(folder, "train.json", range(8)), "image_root": root}],
+            "validation": {"uri": write_set(folder, "val.json", range(100, 103)), "image_root": root},
             "batch_size": 2,
         },
         "model": {"sizes": SIZES, "short_side": 64, "long_side": 64, "proposals": 50},
@@ -75,7 +86,7 @@ def values(tmp_path: Path) -> dict[str, Any]:
         "schedule": {"epochs": 2, "steps": [1], "warmup_iterations": 2},
         "log_every": 1,
         "resources": {"workers": 2, "gpus_per_worker": 0},
-        "output": {"uri": str(tmp_path / "out")},
+        "output": {"uri": str(folder / "out")},
     }
 
 
@@ -115,6 +126,42 @@ def test_train_then_go_on_with_what_is_there(
     assert (out / "best.safetensors").read_bytes() == best
     assert run(tmp_path, values, "--set", "optimizer.lr=0.01") == 2
     assert "optimizer.lr: 0.001, now 0.01" in caplog.messages[-1]
+
+
+@pytest.mark.ray
+def test_fine_tune_a_detector_on_other_classes(
+    ray_cluster: None, tmp_path: Path, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One epoch with a validation, from a file with three classes; one picture of the new set is damaged."""
+    caplog.set_level(logging.INFO)
+    old = Checkpoint(
+        Detector(OTHER).state_dict(), OTHER, tuple(Category(i, f"old {i}") for i in range(3)), SETTINGS, {}
+    )
+    save_checkpoint(old, tmp_path / "old.safetensors")
+    (tmp_path / "images" / "5.png").write_bytes(b"no picture")
+    del values["model"]["sizes"]
+    values["model"]["start"] = str(tmp_path / "old.safetensors")
+    values["resources"]["workers"] = 1
+    assert run(tmp_path, values, "--set", "schedule.epochs=1", "--set", "schedule.steps=[]") == 0
+    said = "\n".join(caplog.messages)
+    assert "it has 3 classes and the data 2 others; initial weights for box_heads.stages.0.classify.weight" in said
+    assert "image 5 is skipped: " in said
+    written = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert written["iterations"] == 4
+    assert [row["epoch"] for row in written["history"]] == [1]
+    assert [entry["image_id"] for entry in written["unreadable"]] == [5]
+    after = load_checkpoint(tmp_path / "out" / "best.safetensors")
+    assert [category.name for category in after.categories] == ["box", "bar"]
+    assert after.variant == TINY
+
+
+@pytest.mark.ray
+def test_more_workers_than_the_cluster_has_room_for(
+    ray_cluster: None, tmp_path: Path, values: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three CPUs: the workers would leave none to read pictures with, and wait for pictures for ever."""
+    assert run(tmp_path, values, "--set", "resources.workers=3") == 2
+    assert "ClusterError: 3 workers of 1 CPUs, and 1 to read pictures with, do not fit on the 3" in caplog.messages[-1]
 
 
 @pytest.mark.ray

@@ -12,6 +12,7 @@ from pipeline.model.variants import SWIN_T, TestSettings
 from pipeline.train_config import TrainConfig
 from pipeline.training.multi_scale import MultiScale
 from pipeline.training.optimizer import OptimizerSettings, Schedule
+from pipeline.training.sampling import PUBLISHED, Quota, Sampling
 from pipeline.training.scale_jitter import ScaleJitter
 
 COCO = {"uri": "/data/train.json", "image_root": "/data/images"}
@@ -37,6 +38,17 @@ def test_defaults_are_the_published_ones() -> None:
     assert (loop.precision, loop.ema_decay) == ("fp32", None)
     assert config().augment.steps().rescale == MultiScale()
     assert config().model.architecture() == SWIN_T
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*train*.yaml")), ids=lambda p: p.name)
+def test_ready_configs_are_valid(path: Path) -> None:
+    assert load_config(TrainConfig, str(path), []).data.train
+
+
+def test_published_sampling_and_what_small_pictures_need() -> None:
+    assert config().loop_settings().sampling == PUBLISHED
+    few = config(sampling={"anchors": 64, "proposals": 200, "rois": 48}).loop_settings().sampling
+    assert few == Sampling(Quota(64, 0.5), 200, Quota(48, 0.25))
 
 
 def test_what_is_set_arrives() -> None:

@@ -21,9 +21,10 @@ import yaml
 from PIL import Image
 
 from benchmarks.chaos.verdict import Rows, read_output
-from jobs.demo import MODEL_SEED, random_model, render_scene
+from benchmarks.random_model import MODEL_SEED, random_model
 from pipeline.model.checkpoints import save_checkpoint
 from pipeline.model.variants import TestSettings
+from pipeline.synthetic import render_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 48, 64
@@ -66,7 +67,7 @@ def make_scene(folder: Path, num_images: int) -> Scene:
     images = folder / "images"
     images.mkdir(parents=True)
     for i in range(num_images):
-        Image.fromarray(render_scene(i, HEIGHT, WIDTH)).save(images / f"scene_{i:04d}.jpg", quality=90)
+        Image.fromarray(render_scene((0, i), (HEIGHT, WIDTH)).pixels).save(images / f"scene_{i:04d}.jpg", quality=90)
     whole = (images / "scene_0000.jpg").read_bytes()
     (images / "scene_0003_truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (images / "scene_0010_empty.jpg").write_bytes(b"")
@@ -84,7 +85,7 @@ def make_scene(folder: Path, num_images: int) -> Scene:
 def png(height: int, width: int) -> bytes:
     """A picture of a size of its own."""
     buffer = io.BytesIO()
-    Image.fromarray(render_scene(0, height, width)).save(buffer, "png")
+    Image.fromarray(render_scene(0, (height, width)).pixels).save(buffer, "png")
     return buffer.getvalue()
 
 

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from jobs import render_scenes
+
+
+def test_scenes_of_a_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert render_scenes.main(["--out", str(tmp_path), "--count", "3", "--seed", "5", "--side", "96"]) == 0
+    assert "3 scenes: " in capsys.readouterr().out
+    written = json.loads((tmp_path / "instances.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == [f"images/{n:06d}.jpg" for n in range(3)]
+    assert Image.open(tmp_path / "images" / "000002.jpg").size == (96, 96)
+
+
+@pytest.mark.parametrize("arguments", [["--count", "0"], ["--count", "1", "--side", "63"]])
+def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        render_scenes.main(["--out", str(tmp_path), *arguments])
+    assert "must be at least" in capsys.readouterr().err
