@@ -1,4 +1,4 @@
-"""A training job that is killed with SIGKILL and started again: the loss curve is that of one left alone, bit for bit."""
+"""A training job that is killed with SIGKILL and started again has the loss curve of one left alone, bit for bit."""
 
 from __future__ import annotations
 
