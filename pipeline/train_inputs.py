@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config_loading import read_class_thresholds
-from pipeline.data.uris import split_uri
+from pipeline.data.uris import absolute
 from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.pictures import PictureSource
@@ -79,12 +78,7 @@ def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
 
 def _table(images: Sequence[LabelledImage]) -> LabelledTable:
     """Local paths made absolute: tasks and workers have folders of their own."""
-    return LabelledTable.of(replace(image, uri=_absolute(image.uri)) for image in images)
-
-
-def _absolute(uri: str) -> str:
-    location = split_uri(uri)
-    return os.path.abspath(location.path) if location.scheme == "file" else uri
+    return LabelledTable.of(replace(image, uri=absolute(image.uri)) for image in images)
 
 
 def _bands(source: SourceConfig) -> ScoreBands:
@@ -121,7 +115,7 @@ def picture_source(config: DataConfig) -> PictureSource:
     images = config.images
     if images.allowed_roots is not None:
         roots = [source.image_root for source in (*config.train, config.validation) if source and source.image_root]
-        absolute = tuple(_absolute(root) for root in (*images.allowed_roots, *roots))
+        absolute = tuple(absolute(root) for root in (*images.allowed_roots, *roots))
         images = images.model_copy(update={"allowed_roots": absolute})
     return PictureSource.of_config(images)
 

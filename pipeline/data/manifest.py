@@ -37,7 +37,7 @@ from pipeline.data.manifest_rules import (
     is_relative,
 )
 from pipeline.data.parquet_units import open_unit, read_id_column
-from pipeline.data.uris import UriError, join, redact, split_uri
+from pipeline.data.uris import UriError, absolute, join, redact, split_uri
 
 __all__ = ["Manifest", "ManifestError", "ManifestSpec", "ReadUnit", "open_manifest"]
 
@@ -202,7 +202,8 @@ def open_manifest(spec: Spec, scratch_uri: str) -> Manifest:
         found = _READERS[kind](spec, scratch_uri)
     except UriError as error:
         raise ManifestError(f"manifest: {error}") from None
-    manifest = Manifest(spec.uri, found.units, found.columns, found.id_type, found.carried, found.image_root)
+    root = found.image_root and absolute(found.image_root)
+    manifest = Manifest(spec.uri, found.units, found.columns, found.id_type, found.carried, root)
     if not manifest.num_rows:
         what = "no image" if kind == "folder" else "no row"
         raise ManifestError(f"{redact(spec.uri)} has {what}: there is nothing to do")

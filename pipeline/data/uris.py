@@ -119,6 +119,12 @@ def redact(uri: str) -> str:
     return f"{scheme}://{host}{slash}{path}"
 
 
+def absolute(uri: str) -> str:
+    """A local path made absolute, so that it means the same in every process; any other URI as it is."""
+    location = split_uri(uri)
+    return os.path.abspath(location.path) if location.scheme == "file" else uri
+
+
 def join(root: str, uri: str) -> str:
     """An absolute path or URI as it is; a relative one below ``root``.
 

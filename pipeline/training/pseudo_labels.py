@@ -75,7 +75,7 @@ def read_pseudo_labels(
         uri: of the output folder.
         bands: which detections are objects, which are ignored.
         classes: what labels are positions in, matched by name; detections of other classes are dropped.
-        image_root: what relative URIs are relative to; ``None``: what they were when they were annotated.
+        image_root: what relative URIs are relative to. The annotate job writes absolute ones.
         keep_empty: images on which nothing was found are background to learn from; without it they are left out.
 
     Raises:
@@ -83,7 +83,7 @@ def read_pseudo_labels(
         OutputError: there are no data, or files that do not belong together.
     """
     source = open_source(uri)
-    reader = _Reader(source, bands, classes, source.image_root if image_root is None else image_root)
+    reader = _Reader(source, bands, classes, image_root)
     images: list[LabelledImage] = []
     report = DataReport()
     for image, counted in reader.rows():

@@ -95,6 +95,15 @@ class TestParquet:
         assert [row["image_id"] for row in rows] == ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
         assert [row["image_uri"] for row in rows] == ["s3://bucket/root/a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
 
+    def test_a_relative_root_becomes_absolute(
+        self, tmp_path: Path, scratch: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the output holds must mean the same to whoever reads it, wherever that is started."""
+        monkeypatch.chdir(tmp_path)
+        path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["a/1.jpg"]})
+        manifest = open_manifest(ManifestSpec(path, image_root="pictures"), scratch)
+        assert [row["image_uri"] for row in read_all(manifest)] == [str(tmp_path / "pictures/a/1.jpg")]
+
     def test_bytes_only(self, tmp_path: Path, scratch: str) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_bytes": [b"one", b""]})
         manifest = open_manifest(ManifestSpec(path), scratch)
