@@ -115,8 +115,8 @@ def picture_source(config: DataConfig) -> PictureSource:
     images = config.images
     if images.allowed_roots is not None:
         roots = [source.image_root for source in (*config.train, config.validation) if source and source.image_root]
-        absolute = tuple(absolute(root) for root in (*images.allowed_roots, *roots))
-        images = images.model_copy(update={"allowed_roots": absolute})
+        allowed = tuple(absolute(root) for root in (*images.allowed_roots, *roots))
+        images = images.model_copy(update={"allowed_roots": allowed})
     return PictureSource.of_config(images)
 
 
