@@ -62,7 +62,6 @@ class Feed:
         Raises:
             DataError: see `Draws.draw`.
         """
-        _set_context()
         wanted = positions(start, self.iterations_per_epoch, self.batch, self.rank, self.world)
         size = self.batch * max(1, _SAMPLES_PER_TASK // self.batch)
         parts = [pa.table({"position": wanted[at : at + size]}) for at in range(0, len(wanted), size)]
@@ -70,6 +69,7 @@ class Feed:
         dataset = ray.data.from_arrow(parts).map_batches(
             make, batch_size=None, batch_format="pyarrow", num_cpus=self.cpus_per_task, zero_copy_batch=True
         )
+        _configure(dataset.context)
         tables = dataset.iter_batches(
             batch_size=self.batch, batch_format="pyarrow", prefetch_batches=_BATCHES_AHEAD, drop_last=False
         )
@@ -85,8 +85,7 @@ class Feed:
             yield drawn.sample
 
 
-def _set_context() -> None:
-    context = DataContext.get_current()
+def _configure(context: DataContext) -> None:
     context.enable_progress_bars = False  # training has its own lines
     context.print_on_execution_start = False
     context.execution_options.preserve_order = True

@@ -16,11 +16,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs import train as cli
+from pipeline.data.object_stores import open_objects
 from pipeline.model.categories import Category
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
 from pipeline.model.predictor import load_model
 from pipeline.train_config import TrainConfig
+from pipeline.training.checkpoint import CheckpointFolder
+from tests.s3_server import S3Server, s3_environment_variables
 from tests.training.loop_cases import SETTINGS, TINY, scene
 
 SIZES = {
@@ -126,6 +129,27 @@ def test_train_then_go_on_with_what_is_there(
     assert (out / "best.safetensors").read_bytes() == best
     assert run(tmp_path, values, "--set", "optimizer.lr=0.01") == 2
     assert "optimizer.lr: 0.001, now 0.01" in caplog.messages[-1]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_from_s3_to_s3(ray_s3: S3Server, tmp_path: Path, values: dict[str, Any]) -> None:
+    """Annotations, pictures and checkpoints; the second command goes on from what the first one left there."""
+    for path in [*tmp_path.glob("*.json"), *tmp_path.glob("images/*.png")]:
+        ray_s3.put("pictures", f"train/{path.relative_to(tmp_path)}", path.read_bytes())
+    for entry in (*values["data"]["train"], values["data"]["validation"]):
+        entry |= {"uri": f"s3://pictures/train/{Path(entry['uri']).name}", "image_root": "s3://pictures/train/images"}
+    values["resources"]["workers"] = 1
+    values["output"]["uri"] = "s3://pictures/train/out"
+    values["schedule"]["steps"] = []
+    with s3_environment_variables(ray_s3.endpoint):
+        assert run(tmp_path, values) == 0
+        saved = CheckpointFolder("s3://pictures/train/out").load_last()
+        assert saved is not None
+        assert saved.position.iteration == 8
+        assert run(tmp_path, values) == 0
+        names = {entry.name for entry in open_objects("s3://pictures/train/out").list("").files}
+    assert {"best.safetensors", "last.safetensors", "training.json"} <= names
 
 
 @pytest.mark.ray

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 import torch
+from numpy.typing import NDArray
+from ray.data import DataContext
 
 from pipeline.pictures import PictureSource
+from pipeline.stages.rows import RowError
 from pipeline.train_feed import Feed
 from pipeline.training.augment import Augment
 from pipeline.training.coco_data import read_coco
 from pipeline.training.collate import collate
 from pipeline.training.draws import Draws
 from pipeline.training.labelled import DataError, LabelledTable
+from pipeline.training.mix import epoch_order
 from pipeline.training.samples import Batch
 from pipeline.training.scale_jitter import ScaleJitter
 from tests.s3_server import S3Server
@@ -53,6 +60,23 @@ def test_batches_are_those_of_the_draws(ray_cluster: None, draws: Draws) -> None
     rest = list(_feed(draws, batch=4).batches(2, 7))
     assert len(rest) == 4
     assert all(_same(*pair) for pair in zip(rest, batches[7:], strict=True))
+
+
+class SlowAtFirst(PictureSource):
+    """The first image takes longer than all others together."""
+
+    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | RowError]:
+        if str(uris[0]).endswith("/1.png"):
+            time.sleep(3)
+        return super().read_many(uris)
+
+
+def test_a_slow_task_does_not_change_the_order(ray_cluster: None, tmp_path: Path) -> None:
+    images = LabelledTable.of(empty_images(tmp_path, 64))
+    draws = Draws([images], None, SlowAtFirst(), Augment(flip=0), seed=3)
+    found = [image_id for batch in _feed(draws, batch=4).batches(0, 0) for image_id in batch.image_ids]
+    assert found == [int(place) + 1 for place in epoch_order([64], None, 0, 3)]
+    assert not DataContext.get_current().execution_options.preserve_order, "other datasets keep their settings"
 
 
 def test_two_workers_see_together_what_one_sees_with_twice_the_batch(ray_cluster: None, draws: Draws) -> None:

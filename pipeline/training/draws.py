@@ -63,7 +63,10 @@ class Draws:
         order, rng = self._order(epoch), image_rng(self.seed, epoch, position)
         unreadable: dict[int | str, str] = {}
         sample = self._read(int(order[position % len(order)]), unreadable)
-        second = lambda: self._read(int(order[rng.integers(len(order))]), unreadable)  # noqa: E731
+
+        def second() -> Sample:
+            return self._read(int(order[rng.integers(len(order))]), unreadable)
+
         return Drawn(self.augment(sample, second, rng), tuple(unreadable.items()))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
