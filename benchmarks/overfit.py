@@ -24,7 +24,7 @@ from jobs import train
 NUM_IMAGES = 8
 SIDE = 256
 GOAL = 0.5
-STEPS = 800
+STEPS = 400
 
 
 def main(argv: Sequence[str] | None = None) -> int:

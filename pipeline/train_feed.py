@@ -64,9 +64,10 @@ class Feed:
         """
         wanted = positions(start, self.iterations_per_epoch, self.batch, self.rank, self.world)
         size = self.batch * max(1, _SAMPLES_PER_TASK // self.batch)
-        parts = [pa.table({"position": wanted[at : at + size]}) for at in range(0, len(wanted), size)]
+        # from_items, as from_arrow would look at its blocks in tasks of one CPU, which may not be free.
+        parts = [{"positions": wanted[at : at + size].tolist()} for at in range(0, len(wanted), size)]
         make = partial(_make, epoch=epoch, draws=self.draws)
-        dataset = ray.data.from_arrow(parts).map_batches(
+        dataset = ray.data.from_items(parts, override_num_blocks=len(parts)).map_batches(
             make, batch_size=None, batch_format="pyarrow", num_cpus=self.cpus_per_task, zero_copy_batch=True
         )
         _configure(dataset.context)
@@ -95,7 +96,7 @@ def _configure(context: DataContext) -> None:
 def _make(rows: pa.Table, epoch: int, draws: ray.ObjectRef) -> pa.Table:
     _keep_freed_memory()
     of_run = _resolved(draws)
-    places = rows["position"].to_pylist()
+    places = [position for part in rows["positions"].to_pylist() for position in part]
     try:
         return to_rows(list(map_ahead(partial(of_run.draw, epoch), places, _THREADS, len(places))))
     except DataError as error:
