@@ -206,7 +206,8 @@ def _reason(error: WorkerGroupError) -> Exception:
             return one
     first = found[0] if found else error
     lines = str(first).splitlines() or [""]
-    return TrainingFailed(f"worker: {type(first).__name__}: {lines[0]}")
+    what = f"worker: {type(first).__name__}: {lines[0]}"
+    return TrainingFailed(f"{what}; the same command goes on from the last checkpoint")
 
 
 def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None:
