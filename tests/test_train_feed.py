@@ -115,3 +115,18 @@ def test_bad_data_stop_the_worker_with_their_own_error(ray_cluster: None, tmp_pa
     draws = Draws([LabelledTable.of(images)], None, PictureSource(), Augment(), seed=3)
     with pytest.raises(DataError, match=r"^image \d: the picture is 20 x 30"):
         list(_feed(draws).batches(0, 0))
+
+
+class _Holder:
+    def ready(self) -> None:
+        """Answers once the CPUs are held."""
+
+
+def test_less_than_a_whole_cpu_is_enough(ray_cluster: None, draws: Draws) -> None:
+    """What workers leave free may be the half CPU that a task asks for, and nothing else may be waited for."""
+    holder = ray.remote(_Holder).options(num_cpus=2.5).remote()
+    ray.get(holder.ready.remote())
+    try:
+        assert len(list(_feed(draws, batch=4).batches(0, 9))) == 2
+    finally:
+        ray.kill(holder)
