@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,20 +62,24 @@ def test_batches_are_those_of_the_draws(ray_cluster: None, draws: Draws) -> None
     assert all(_same(*pair) for pair in zip(rest, batches[7:], strict=True))
 
 
-class SlowAtFirst(PictureSource):
-    """The first image takes longer than all others together."""
+@dataclass(frozen=True)
+class SlowFor(PictureSource):
+    """One picture takes longer than all others together."""
+
+    slow: str = ""
 
     def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | RowError]:
-        if str(uris[0]).endswith("/1.png"):
+        if self.slow in uris:
             time.sleep(3)
         return super().read_many(uris)
 
 
 def test_a_slow_task_does_not_change_the_order(ray_cluster: None, tmp_path: Path) -> None:
-    images = LabelledTable.of(empty_images(tmp_path, 64))
-    draws = Draws([images], None, SlowAtFirst(), Augment(flip=0), seed=3)
+    images, order = empty_images(tmp_path, 64), epoch_order([64], None, 0, 3)
+    pictures = SlowFor(slow=images[order[0]].uri)
+    draws = Draws([LabelledTable.of(images)], None, pictures, Augment(flip=0), seed=3)
     found = [image_id for batch in _feed(draws, batch=4).batches(0, 0) for image_id in batch.image_ids]
-    assert found == [int(place) + 1 for place in epoch_order([64], None, 0, 3)]
+    assert found == (order + 1).tolist()
     assert not DataContext.get_current().execution_options.preserve_order, "other datasets keep their settings"
 
 
