@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
@@ -88,7 +89,11 @@ def train(config: TrainConfig) -> Trained:
         else:
             del saved  # workers read it themselves
             stack.enter_context(connect(config.resources.ray_address))
-            result = _fit(config, inputs, start, draws, per_epoch)
+            try:
+                result = _fit(config, inputs, start, draws, per_epoch)
+            except RayActorError as error:  # the node died that Ray's own helpers ran on
+                reason = str(error).splitlines()[0]
+                raise TrainingFailed(f"Ray: {reason} The same command goes on from the last checkpoint") from error
         trained = Trained(result.position, round(time.monotonic() - started, 3), result.unreadable)
         _write_report(config, inputs, trained)
     return trained
