@@ -130,7 +130,8 @@ def _read(units: pa.Table, manifest: Manifest, rows_per_block: int) -> Iterator[
 
 
 def _fetch_decode(rows: pa.Table, stage: FetchDecode, monitor: Any) -> pa.Table:
-    _keep_freed_memory()
+    # A block's pictures live together; fresh pages for each would cost a sixth of the stage's CPU time.
+    keep_freed_memory()
     client = _client(monitor)
     return stage(rows, client, client.report)
 
@@ -147,12 +148,6 @@ def _write(rows: pa.Table, parts: RunParts) -> pa.Table:
     )
     client.report({"write_s": time.perf_counter() - started, "written": file.num_rows, "files": 1})
     return pa.table({"name": [file.name], "num_rows": [file.num_rows], "size_bytes": [file.size_bytes]})
-
-
-@functools.lru_cache(maxsize=1)
-def _keep_freed_memory() -> bool:
-    """A block's pictures live together; fresh pages for each would cost a sixth of the stage's CPU time."""
-    return keep_freed_memory()
 
 
 @functools.lru_cache(maxsize=1)

@@ -94,7 +94,7 @@ def _configure(context: DataContext) -> None:
 
 
 def _make(rows: pa.Table, epoch: int, draws: ray.ObjectRef) -> pa.Table:
-    _keep_freed_memory()
+    keep_freed_memory()
     of_run = _resolved(draws)
     places = [position for part in rows["positions"].to_pylist() for position in part]
     try:
@@ -108,8 +108,3 @@ def _make(rows: pa.Table, epoch: int, draws: ray.ObjectRef) -> pa.Table:
 def _resolved(draws: ray.ObjectRef) -> Draws:
     found: Draws = ray.get(draws)
     return found
-
-
-@lru_cache(maxsize=1)
-def _keep_freed_memory() -> bool:
-    return keep_freed_memory()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+from functools import lru_cache
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD = -1
@@ -16,8 +17,9 @@ _M_MMAP_MAX = -4
 _NEVER = 2**31 - 1
 
 
+@lru_cache(maxsize=1)  # tasks call it for each block, and looking for the library starts a process
 def keep_freed_memory() -> bool:
-    """Ask glibc, for this whole process, to reuse large blocks. False where the C library is another."""
+    """Ask glibc, for this whole process and once, to reuse large blocks. False where the C library is another."""
     try:
         mallopt = ctypes.CDLL(ctypes.util.find_library("c")).mallopt
     except (OSError, AttributeError):
