@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import describe
-from pipeline.data.fetch import Fetcher, FetchError
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.stages.fetch_decode import FetchDecode
 from pipeline.stages.guard import InProcessGuard
+from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 
 BUCKET = "images"
 S3_ENVIRONMENT = {

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.cluster import ClusterError
 from pipeline.config_loading import ConfigError, load_config
-from pipeline.data.lock import LockHeld, LockLost
 from pipeline.data.manifest import ManifestError
 from pipeline.data.output import OutputError
-from pipeline.data.uris import UriError
 from pipeline.evaluate import REPORT, evaluate, summary
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation.input_checks import InputError
+from pipeline.storage.lock.lease import LockHeld, LockLost
+from pipeline.storage.uris import UriError
 
 logger = logging.getLogger("jobs.evaluate")
 

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from jobs.ending import BAD_INPUT, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.config_loading import ConfigError
 from pipeline.data.output import OutputError
-from pipeline.data.uris import UriError, redact
 from pipeline.export.errors import ExportError
 from pipeline.export.run import FORMATS, Export, export
 from pipeline.export.selection import read_selection
+from pipeline.storage.uris import UriError, redact
 
 logger = logging.getLogger("jobs.export")
 

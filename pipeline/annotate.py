@@ -25,13 +25,10 @@ from pipeline.config import AnnotateConfig
 from pipeline.config_loading import ConfigError
 from pipeline.data.antijoin import Pending, find_pending
 from pipeline.data.coco_results import coco_categories
-from pipeline.data.lock import LockLost, OutputLock
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.data.output import Counts, Identity, OutputStore
 from pipeline.data.schema import output_schema
-from pipeline.data.storage import remove_folder
-from pipeline.data.uris import redact
 from pipeline.graph import RunParts, build
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.variants import TestSettings
@@ -39,6 +36,9 @@ from pipeline.monitor import start_monitor
 from pipeline.progress import Progress, duration
 from pipeline.provenance import code_version, package_versions
 from pipeline.stages.encode import Encode
+from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.lock.lease import LockLost, OutputLock
+from pipeline.storage.uris import redact
 
 logger = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from pipeline.config_base import (
     resolved,
     unique,
 )
-from pipeline.data.fetch import FetchSettings
-from pipeline.data.uris import AccessPolicy, redact
 from pipeline.model.variants import TestSettings
+from pipeline.storage.fetch.fetcher import FetchSettings
+from pipeline.storage.uris import AccessPolicy, redact
 
 _FETCH = FetchSettings()
 # A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.data.uris import UriError, redact, split_uri
+from pipeline.storage.uris import UriError, redact, split_uri
 
 
 class ConfigError(ValueError):

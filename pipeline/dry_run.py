@@ -17,9 +17,7 @@ from pipeline.config import AnnotateConfig
 from pipeline.data.antijoin import Pending, find_pending
 from pipeline.data.manifest import Manifest, open_manifest
 from pipeline.data.model_files import resolve_checkpoint
-from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
-from pipeline.data.storage import remove_folder
 from pipeline.graph import fetch_decode_stage
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.predictor import load_model
@@ -27,6 +25,8 @@ from pipeline.model.variants import TestSettings
 from pipeline.plan import assumed_seconds_per_image, make_plan
 from pipeline.stages.guard import InProcessGuard
 from pipeline.stages.rows import binary_views
+from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.objects.open import open_objects
 
 SAMPLE_IMAGES = 8
 TIMED_IMAGES = 2

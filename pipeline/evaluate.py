@@ -14,11 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cluster import connect
-from pipeline.data.lock import OutputLock
-from pipeline.data.object_stores import open_objects
 from pipeline.data.output import OutputStore
-from pipeline.data.storage import remove_folder
-from pipeline.data.uris import redact
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation.annotated_output import AnnotatedOutput
 from pipeline.evaluation.measure import Measured, Request, measure
@@ -31,6 +27,10 @@ from pipeline.gallery import gallery_images
 from pipeline.provenance import code_version, package_versions
 from pipeline.ray_tasks import RayTasks
 from pipeline.report import render_report
+from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
 
 logger = logging.getLogger(__name__)
 

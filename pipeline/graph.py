@@ -22,7 +22,6 @@ from ray.data import DataContext, Dataset
 from pipeline.cluster import Pool
 from pipeline.config import AnnotateConfig
 from pipeline.data.antijoin import Pending
-from pipeline.data.fetch import Fetcher
 from pipeline.data.manifest import Manifest, ReadUnit
 from pipeline.data.output import Identity, OutputStore
 from pipeline.model.host_memory import keep_freed_memory
@@ -30,6 +29,7 @@ from pipeline.model.variants import TestSettings
 from pipeline.monitor import MonitorClient
 from pipeline.stages.encode import Encode
 from pipeline.stages.fetch_decode import FetchDecode
+from pipeline.storage.fetch.fetcher import Fetcher
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
 ROWS_PER_READ_TASK = 4096

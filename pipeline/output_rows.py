@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.data.data_folder import DATA_FOLDER, DataFolder
-from pipeline.data.object_stores import open_objects
 from pipeline.data.schema import ANNOTATED
-from pipeline.data.storage import open_filesystem
-from pipeline.data.uris import redact
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
 
 Row = dict[str, Any]
 

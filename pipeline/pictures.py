@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ImagesConfig
-from pipeline.data.fetch import Fetcher, FetchError
-from pipeline.data.uris import AccessPolicy, UriError, join
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.stages.rows import RowError
+from pipeline.storage.fetch.fetcher import Fetcher, FetchError
+from pipeline.storage.uris import AccessPolicy, UriError, join
 
 FETCH, DECODE = "fetch", "decode"
 

@@ -21,13 +21,13 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.cluster import ClusterError, connect
 from pipeline.config_base import ConfigError
-from pipeline.data.lock import OutputLock
 from pipeline.data.model_files import resolve_checkpoint
-from pipeline.data.object_stores import open_objects
-from pipeline.data.uris import redact
 from pipeline.model.detector import Detector
 from pipeline.progress import duration
 from pipeline.provenance import code_version, package_versions
+from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
 from pipeline.train_config import TrainConfig
 from pipeline.train_inputs import Inputs, draws_of, read_inputs, validation_of
 from pipeline.train_worker import Result, Work

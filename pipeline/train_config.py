@@ -20,8 +20,8 @@ from pipeline.config_base import (
     resolved,
     unique,
 )
-from pipeline.data.uris import redact
 from pipeline.model.variants import VARIANTS, TestSettings, Variant
+from pipeline.storage.uris import redact
 from pipeline.training.augment import Augment
 from pipeline.training.loop import LoopSettings
 from pipeline.training.multi_scale import MultiScale

@@ -16,8 +16,8 @@ import ray
 import torch
 from ray.data import DataContext
 
-from pipeline.data.map_ahead import map_ahead
 from pipeline.model.host_memory import keep_freed_memory
+from pipeline.storage.map_ahead import map_ahead
 from pipeline.training.collate import collate
 from pipeline.training.draws import Draws, positions
 from pipeline.training.labelled import DataError

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.config_loading import read_class_thresholds
-from pipeline.data.uris import absolute
 from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.pictures import PictureSource
 from pipeline.stages.rows import RowError
+from pipeline.storage.uris import absolute
 from pipeline.train_config import DataConfig, SourceConfig
 from pipeline.training.augment import Augment
 from pipeline.training.coco_data import read_coco

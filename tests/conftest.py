@@ -42,3 +42,11 @@ def ray_s3() -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def ray_cluster(ray_s3: S3Server) -> None:
     """Ray in this process, for tests that do not care about S3."""
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    """An S3 server of a test file's own."""
+    with s3_server() as server:
+        server.create_bucket("bucket")
+        yield server

@@ -36,16 +36,16 @@ from pipeline import graph
 from pipeline.annotate import RunFailed, annotate
 from pipeline.cluster import ClusterError
 from pipeline.config import AnnotateConfig
-from pipeline.data.lock import LockHeld, OutputLock
 from pipeline.data.output import IdentityMismatch, OutputStore
 from pipeline.data.schema import output_schema
-from pipeline.data.storage import open_filesystem
 from pipeline.images.decode import DecodedImage, decode_image
 from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detections import Detections
 from pipeline.model.layouts import to_native
 from pipeline.model.predictor import load_model
 from pipeline.stages.fetch_decode import FetchDecode
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.lock.lease import LockHeld, OutputLock
 from tests.model.golden_weights import official_weights
 from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.s3_server import S3Server, s3_environment_variables

@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from jobs import config_schema as schema_command
 from pipeline.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig, ConfigError, did_you_mean
 from pipeline.config_loading import config_schema, load_config
-from pipeline.data.fetch import FetchSettings
-from pipeline.data.uris import AccessPolicy
 from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.variants import TestSettings
+from pipeline.storage.fetch.fetcher import FetchSettings
+from pipeline.storage.uris import AccessPolicy
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 READY = sorted(CONFIGS.glob("annotate_*.yaml"))

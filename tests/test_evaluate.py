@@ -19,12 +19,12 @@ from PIL import Image
 from jobs import evaluate as cli
 from pipeline.config import AnnotateConfig
 from pipeline.config_loading import load_config
-from pipeline.data.lock import OutputLock
 from pipeline.evaluate import evaluate
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation import annotated_output, ground_truth, measure, predictions
 from pipeline.evaluation.metrics_file import arrays_of
 from pipeline.evaluation.protocol import IOU_TYPES
+from pipeline.storage.lock.lease import OutputLock
 from tests.evaluation.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluation.input_cases import write_json, write_output
 from tests.s3_server import S3Server, s3_environment_variables

@@ -16,11 +16,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs import train as cli
-from pipeline.data.object_stores import open_objects
 from pipeline.model.categories import Category
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
 from pipeline.model.predictor import load_model
+from pipeline.storage.objects.open import open_objects
 from pipeline.train_config import TrainConfig
 from pipeline.training.checkpoint import CheckpointFolder
 from tests.s3_server import S3Server, s3_environment_variables

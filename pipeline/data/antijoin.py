@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.arrow_types import is_text
 from pipeline.data.id_partitions import IdPartitions, Int64Array, concat_ids, wide, wide_type
 from pipeline.data.manifest import Manifest, ManifestError, ReadUnit
-from pipeline.data.map_ahead import map_ahead
-from pipeline.data.uris import redact
+from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.uris import redact
+from pipeline.tables.arrow_types import is_text
 
 _NUM_EXAMPLES = 5
 _READ_AHEAD = 4  # units

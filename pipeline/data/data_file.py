@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.objects import Entry, Objects
 from pipeline.data.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
+from pipeline.storage.objects.base import Entry, Objects
 
 MAGIC = b"PAR1"
 ROWS_PER_GROUP = 2048

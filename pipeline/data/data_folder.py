@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.data_file import Footer, NotParquet, OutputError, read_footer
-from pipeline.data.map_ahead import map_ahead
-from pipeline.data.objects import Entry, Objects
-from pipeline.data.uris import redact
+from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.objects.base import Entry, Objects
+from pipeline.storage.uris import redact
 
 DATA_FOLDER = "data"
 

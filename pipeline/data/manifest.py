@@ -18,8 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.arrow_types import without_views
-from pipeline.data.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files
 from pipeline.data.manifest_csv import read_csv
 from pipeline.data.manifest_folder import read_folder
 from pipeline.data.manifest_json import read_coco, read_jsonl
@@ -37,7 +35,9 @@ from pipeline.data.manifest_rules import (
     is_relative,
 )
 from pipeline.data.parquet_units import open_unit, read_id_column
-from pipeline.data.uris import UriError, absolute, join, redact, split_uri
+from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.storage.uris import UriError, absolute, join, redact, split_uri
+from pipeline.tables.arrow_types import without_views
 
 __all__ = ["Manifest", "ManifestError", "ManifestSpec", "ReadUnit", "open_manifest"]
 

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest_rules import ReadUnit, cannot_read
-from pipeline.data.storage import open_filesystem
-from pipeline.data.uris import split_uri
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.uris import split_uri
 
 ROW_GROUP_ROWS = 50_000
 ROW_GROUPS_PER_FILE = 20  # whoever reads one row group reads the file's whole footer

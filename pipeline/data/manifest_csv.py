@@ -28,7 +28,7 @@ from pipeline.data.manifest_rules import (
     find_columns,
     row_namer,
 )
-from pipeline.data.uris import redact
+from pipeline.storage.uris import redact
 
 _CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"

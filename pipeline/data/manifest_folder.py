@@ -7,10 +7,10 @@ from itertools import islice
 
 import pyarrow as pa
 
-from pipeline.data.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, list_files, plain_root
 from pipeline.data.manifest_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.data.manifest_rules import URI, Columns, ManifestError, Opened, Spec
-from pipeline.data.uris import redact
+from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, list_files, plain_root
+from pipeline.storage.uris import redact
 
 
 def read_folder(spec: Spec, scratch_uri: str) -> Opened:

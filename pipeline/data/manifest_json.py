@@ -30,7 +30,7 @@ from pipeline.data.manifest_rules import (
     missing_column,
     row_namer,
 )
-from pipeline.data.uris import redact
+from pipeline.storage.uris import redact
 
 _JSONL_BUFFER_BYTES = 1 << 20
 _ANNOTATION_KEYS = {"image_id", "category_id"}

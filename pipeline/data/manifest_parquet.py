@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.data.arrow_types import is_binary, is_text, without_view
-from pipeline.data.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files, plain_root
 from pipeline.data.manifest_rules import (
     Columns,
     ManifestError,
@@ -25,7 +23,9 @@ from pipeline.data.manifest_rules import (
     find_columns,
 )
 from pipeline.data.parquet_units import open_file, open_unit, read_id_column, unit_row_namer
-from pipeline.data.uris import redact
+from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files, plain_root
+from pipeline.storage.uris import redact
+from pipeline.tables.arrow_types import is_binary, is_text, without_view
 
 _NUM_THREADS = 8  # they wait for S3 most of the time
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.uris import UriError, join, redact
+from pipeline.storage.uris import UriError, join, redact
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
 RESERVED_COLUMNS = frozenset(

@@ -37,10 +37,10 @@ from pipeline.data.data_file import (
     encode_data_file,
 )
 from pipeline.data.data_folder import DATA_FOLDER, DataFolder, map_files
-from pipeline.data.object_stores import open_objects
-from pipeline.data.objects import Entry, Objects
 from pipeline.data.schema import FAILED
-from pipeline.data.uris import redact
+from pipeline.storage.objects.base import Entry, Objects
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
 
 __all__ = ["Counts", "DataFile", "Identity", "IdentityMismatch", "OutputError", "OutputStore", "Recovery"]
 

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest_rules import ManifestError, ReadUnit, cannot_read, check_ids, row_namer
-from pipeline.data.storage import open_filesystem
-from pipeline.data.uris import redact
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.uris import redact
 
 _STREAM_BUFFER_BYTES = 1 << 20
 

@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 from pipeline.data.data_file import OutputError
 from pipeline.data.data_folder import DATA_FOLDER, DataFolder
 from pipeline.data.id_partitions import wide, wide_type
-from pipeline.data.object_stores import open_objects
-from pipeline.data.objects import Entry
 from pipeline.data.schema import FAILED, SCHEMA_VERSION
-from pipeline.data.uris import redact
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.output_batch import OutputBatch
 from pipeline.evaluation.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
+from pipeline.storage.objects.base import Entry
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
 
 # A group is never less than a file.
 GROUP_IMAGES = 2048

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.data.uris import redact
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.json_stream import Element
+from pipeline.storage.uris import redact
 
 BOX = pa.list_(pa.float64(), 4)
 _INT64 = range(-(1 << 63), 1 << 63)

@@ -10,8 +10,6 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from pipeline.data.storage import open_filesystem
-from pipeline.data.uris import redact
 from pipeline.evaluation.coco_rows import (
     IdKind,
     ImageId,
@@ -27,6 +25,8 @@ from pipeline.evaluation.id_order import IdOrder
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.json_stream import Element, JsonLists
 from pipeline.evaluation.slices import Dealer, SliceFile, SliceStore
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.uris import redact
 
 PART_BYTES = 64 << 20  # of JSON
 # The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.

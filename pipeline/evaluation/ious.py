@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 from pipeline.evaluation.blocks import Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.protocol import IouType
-from pipeline.evaluation.ragged import image_indices
 from pipeline.masks.runs import Rle
+from pipeline.tables.ragged import image_indices
 
 
 def block_ious(truth: TruthBlock, found: FoundBlock, iou_type: IouType, same_category_only: bool) -> list[Float64s]:

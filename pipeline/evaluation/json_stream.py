@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.data.manifest_copy import open_stream
-from pipeline.data.uris import redact
 from pipeline.evaluation.input_checks import InputError
+from pipeline.storage.uris import redact
 
 CHUNK_BYTES = 4 << 20
 LONGEST_ELEMENT = 64 << 20  # characters

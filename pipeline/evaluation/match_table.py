@@ -36,7 +36,7 @@ import pyarrow as pa
 
 from pipeline.evaluation.blocks import Bools, FoundBlock, TruthBlock
 from pipeline.evaluation.outcomes import Judgement, Outcome
-from pipeline.evaluation.ragged import image_indices
+from pipeline.tables.ragged import image_indices
 
 _BOX = pa.list_(pa.field("element", pa.float64()), 4)
 

@@ -33,7 +33,7 @@ from pipeline.evaluation.overlaps import (
     match_in_order,
     score_positions,
 )
-from pipeline.evaluation.ragged import image_indices
+from pipeline.tables.ragged import image_indices
 
 POSITIVE_IOU = 0.5
 BACKGROUND_IOU = 0.1

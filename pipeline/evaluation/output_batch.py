@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from pipeline.evaluation.blocks import FoundBlock
 from pipeline.evaluation.ground_truth import Categories
 from pipeline.evaluation.input_checks import NUM_EXAMPLES, InputError, Tally
-from pipeline.evaluation.ragged import offsets_of, owners_of, positions_in
 from pipeline.evaluation.segmentations import mask_area
 from pipeline.masks.runs import Rle
+from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.evaluation.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
-from pipeline.evaluation.ragged import image_indices, owners_of
+from pipeline.tables.ragged import image_indices, owners_of
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.data.uris import redact
 from pipeline.evaluation.coco_rows import image_schema, object_schema
 from pipeline.evaluation.ground_truth import Categories, DealtTruth
 from pipeline.evaluation.id_order import ORDER_SCHEMA
 from pipeline.evaluation.input_checks import NUM_EXAMPLES, InputError, InputReport, Tally, WhichImages
 from pipeline.evaluation.predictions import CategoryKey, ListedImages, Predictions, listed_schema
-from pipeline.evaluation.ragged import offsets_of
 from pipeline.evaluation.slices import Slice, SliceFile, SliceStore, slices_of
+from pipeline.storage.uris import redact
+from pipeline.tables.ragged import offsets_of
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.outcomes import Judgement, Outcome
-from pipeline.evaluation.ragged import image_indices
+from pipeline.tables.ragged import image_indices
 
 # One image and category: ``image_order`` is `TruthBlock.orders`, ``image_id`` int or str.
 QUALITY = np.dtype(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.evaluation.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.matching import Objects, Pairs, match
 from pipeline.evaluation.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, IouType, Protocol
-from pipeline.evaluation.ragged import image_indices
+from pipeline.tables.ragged import image_indices
 
 Records = NDArray[Any]
 

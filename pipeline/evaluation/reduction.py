@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.data.object_stores import open_objects
 from pipeline.evaluation.accumulate import Accumulator, CategoryResult
 from pipeline.evaluation.blocks import Int64s
 from pipeline.evaluation.calibration import Calibration, CalibrationCounter
@@ -17,6 +16,7 @@ from pipeline.evaluation.records import RECORD
 from pipeline.evaluation.runs import ERRORS_STREAM, Run, merge_runs
 from pipeline.evaluation.thresholds import ClassThreshold, ThresholdTracker
 from pipeline.evaluation.tide import MAX_DETECTIONS, VARIANT_RECORD
+from pipeline.storage.objects.open import open_objects
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data.objects import Objects
 from pipeline.evaluation.records import sort_order
+from pipeline.storage.objects.base import Objects
 
 # The records of each kind of IoU are a stream of runs; so are those of the errors.
 ERRORS_STREAM = "errors"

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.object_stores import open_objects
 from pipeline.evaluation.blocks import Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.confusion import block_confusion
 from pipeline.evaluation.ground_truth import DealtTruth
@@ -29,6 +28,7 @@ from pipeline.evaluation.scenes import scene_of
 from pipeline.evaluation.slices import Slice, SliceStore
 from pipeline.evaluation.tide import ErrorTotals, block_errors
 from pipeline.evaluation.top_images import TopImages
+from pipeline.storage.objects.open import open_objects
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.data.id_partitions import hash_ids, wide
-from pipeline.data.map_ahead import map_ahead
-from pipeline.data.object_stores import open_objects
+from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.objects.open import open_objects
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
 _READS_AT_ONCE = 16

@@ -28,8 +28,8 @@ from pipeline.evaluation.accumulate import CategoryResult
 from pipeline.evaluation.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.evaluation.outcomes import ERRORS, MAX_DETECTIONS, Judgement, Outcome, judge
 from pipeline.evaluation.overlaps import block_overlaps, score_positions
-from pipeline.evaluation.ragged import image_indices
 from pipeline.evaluation.records import Records, record_dtype
+from pipeline.tables.ragged import image_indices
 
 __all__ = [
     "MAX_DETECTIONS",

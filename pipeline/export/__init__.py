@@ -1,1 +1,1 @@
-"""An output of the annotate job in the formats of other tools, streamed: memory does not grow with the images."""
+"""Annotations in other tools' formats, whole or not at all. Imports the shared floors, and no other job."""

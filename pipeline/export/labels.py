@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from pipeline.data.data_file import OutputError
 from pipeline.data.schema import ANNOTATED
-from pipeline.data.uris import redact
 from pipeline.export.crops import Crop, crop_of
 from pipeline.export.errors import ExportError
 from pipeline.export.names import image_path
 from pipeline.export.selection import Selection
 from pipeline.export.source import Source
 from pipeline.provenance import code_version
+from pipeline.storage.uris import redact
 
 _IMAGE_COLUMNS = ("image_id", "image_uri", "height", "width", "status")
 _PROGRESS_EVERY_S = 30.0

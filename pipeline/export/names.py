@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 
-from pipeline.data.uris import split_uri
+from pipeline.storage.uris import split_uri
 
 
 def image_path(image_id: int | str, uri: str | None, root: str | None) -> str:

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
-from pipeline.data.uris import redact, split_uri
 from pipeline.export.coco import write_coco, write_coco_results
 from pipeline.export.cvat import write_cvat
 from pipeline.export.errors import ExportError
@@ -18,6 +17,7 @@ from pipeline.export.selection import Selection
 from pipeline.export.source import Source, open_source
 from pipeline.export.target import Folder, whole_file, whole_folder
 from pipeline.export.yolo import write_yolo
+from pipeline.storage.uris import redact, split_uri
 
 RESULTS = "coco-results"
 FILES: Mapping[str, Callable[[Labels, BinaryIO], None]] = {

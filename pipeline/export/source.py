@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 
 from pipeline.data.data_file import Counts, Footer, OutputError
 from pipeline.data.data_folder import DATA_FOLDER, DataFolder
-from pipeline.data.object_stores import open_objects
-from pipeline.data.objects import Entry
 from pipeline.data.output import OutputStore
-from pipeline.data.uris import redact
 from pipeline.model.categories import Category
+from pipeline.storage.objects.base import Entry
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
 
 ROWS_PER_BATCH = 256
 

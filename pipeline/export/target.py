@@ -18,10 +18,10 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from pipeline.data.object_stores import open_objects
-from pipeline.data.storage import fsspec_class
-from pipeline.data.uris import UriError, redact, split_uri
 from pipeline.export.errors import ExportError
+from pipeline.storage.filesystems import fsspec_class
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import UriError, redact, split_uri
 
 MARKER = "export.json"
 _BUFFER_BYTES = 1 << 20

@@ -17,13 +17,13 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from pipeline.data.listing import IMAGE_SUFFIXES
-from pipeline.data.map_ahead import map_ahead
 from pipeline.export.contours import outline
 from pipeline.export.crops import Crop
 from pipeline.export.labels import ImageInfo, ImageLabels, Labels
 from pipeline.export.names import UniqueNames
 from pipeline.export.target import Folder
+from pipeline.storage.listing import IMAGE_SUFFIXES
+from pipeline.storage.map_ahead import map_ahead
 
 LOSSY = (
     "LOSSY: a YOLO label is one polygon, its coordinates rounded to 6 decimals, without a score. Parts and holes of a "

@@ -1,1 +1,1 @@
-"""Image bytes to RGB uint8 pixels, and pixels to the model's input size. No Ray, no I/O."""
+"""Bytes to RGB uint8, and the exact resize."""

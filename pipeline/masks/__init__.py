@@ -1,1 +1,1 @@
-"""Soft masks and boxes to COCO RLE, and back. Plain numpy; knows nothing of Ray or of the model."""
+"""Soft masks and boxes to COCO run lengths, equal to the reference to the byte; no image-sized mask anywhere."""

@@ -1,1 +1,1 @@
-"""Cascade Mask R-CNN with a Swin backbone in plain PyTorch: no Ray, and no file I/O but checkpoints.py."""
+"""The detector: torch, timm, torchvision; no Ray. Files of weights are in `files`."""

@@ -8,13 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from pipeline.data.uris import redact
 from pipeline.evaluation.protocol import COCO_MAX_DETS
 from pipeline.model.categories import Category
 from pipeline.report import sections
 from pipeline.report.confusion import confusion_view
 from pipeline.report.gallery import GalleryImage, gallery_cards
 from pipeline.report.numbers import FILTERS
+from pipeline.storage.uris import redact
 
 _TEMPLATE = "report.html.jinja"
 _OPEN_CLASSES = 3  # of the gallery; the others unfold

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.data.fetch import Fetcher, FetchError
-from pipeline.data.uris import redact
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.resize import resize_bilinear_uint8, scaled_size
 from pipeline.stages.guard import Guard, run_guarded
 from pipeline.stages.rows import DECODED, RowError, binary_array, error_arrays
+from pipeline.storage.fetch.fetcher import Fetcher, FetchError
+from pipeline.storage.uris import redact
 
 FETCH, DECODE = "fetch", "decode"
 

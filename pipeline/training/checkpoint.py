@@ -23,9 +23,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.object_stores import open_objects
-from pipeline.data.objects import Objects
-from pipeline.data.uris import redact, split_uri
 from pipeline.model.checkpoints import (
     Checkpoint,
     CheckpointError,
@@ -35,6 +32,9 @@ from pipeline.model.checkpoints import (
     weights_digest,
     write_safetensors,
 )
+from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact, split_uri
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 _STATE_PREFIX = "state-"

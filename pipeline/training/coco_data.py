@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.data.uris import UriError, join, redact
 from pipeline.evaluation.coco_rows import (
     IdKind,
     ImageId,
@@ -23,6 +22,7 @@ from pipeline.evaluation.json_stream import Element, JsonLists
 from pipeline.evaluation.segmentations import as_rle
 from pipeline.masks.runs import Rle
 from pipeline.model.categories import Category
+from pipeline.storage.uris import UriError, join, redact
 from pipeline.training.data_report import DataReport
 from pipeline.training.labelled import DataError, LabelledImage, is_visible
 

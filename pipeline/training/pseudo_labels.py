@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.data.schema import ANNOTATED
-from pipeline.data.uris import UriError, join, redact
 from pipeline.export.selection import Selection
 from pipeline.export.source import Source, open_source
 from pipeline.model.categories import Category
+from pipeline.storage.uris import UriError, join, redact
 from pipeline.training.data_report import DataReport
 from pipeline.training.geometry import MIN_PIXELS
 from pipeline.training.labelled import DataError, LabelledImage

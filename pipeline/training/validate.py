@@ -9,16 +9,16 @@ from typing import Protocol as Interface
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.data.map_ahead import map_ahead
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.local import evaluate_blocks
 from pipeline.evaluation.metrics import coco_stats, mmdet_metrics
 from pipeline.evaluation.protocol import IOU_TYPES, Protocol
-from pipeline.evaluation.ragged import offsets_of, positions_in
 from pipeline.evaluation.segmentations import mask_area
 from pipeline.masks.runs import Rle
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
+from pipeline.storage.map_ahead import map_ahead
+from pipeline.tables.ragged import offsets_of, positions_in
 from pipeline.training.parallel import from_first, gather_to_first, num_workers, worker_rank
 from pipeline.training.samples import Sample
 

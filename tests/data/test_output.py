@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.data_file import data_file_name
-from pipeline.data.object_stores import open_objects
-from pipeline.data.objects import Objects
 from pipeline.data.output import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
+from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.open import open_objects
 from tests.data.output_cases import IDENTITY, all_ids, output_table
 
 ROOT = Path(__file__).parents[2]

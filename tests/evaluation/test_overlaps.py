@@ -12,7 +12,7 @@ from pipeline.evaluation.overlaps import (
     match_in_order,
     score_positions,
 )
-from pipeline.evaluation.ragged import image_indices
+from pipeline.tables.ragged import image_indices
 from tests.evaluation.block_cases import Image, block, random_images
 
 

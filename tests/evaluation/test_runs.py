@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.object_stores import open_objects
-from pipeline.data.objects import Objects
 from pipeline.evaluation import runs as module
 from pipeline.evaluation.records import RECORD, sort_order
 from pipeline.evaluation.runs import merge_runs, write_runs
+from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.open import open_objects
 
 
 def some_records(rng: np.random.Generator, count: int, first_image: int) -> np.ndarray:

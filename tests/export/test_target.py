@@ -10,9 +10,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.data.uris import UriError
 from pipeline.export.errors import ExportError
 from pipeline.export.target import MARKER, whole_file, whole_folder
+from pipeline.storage.uris import UriError
 
 
 class Store:

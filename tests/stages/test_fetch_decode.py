@@ -16,8 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data.fetch import Fetcher, FetchSettings
-from pipeline.data.uris import AccessPolicy
 from pipeline.images.decode import decode_image
 from pipeline.images.resize import scaled_size
 from pipeline.model.preprocess import preprocess
@@ -25,6 +23,8 @@ from pipeline.model.variants import TestSettings
 from pipeline.stages.fetch_decode import FetchDecode
 from pipeline.stages.guard import MAX_DEATHS, InProcessGuard
 from pipeline.stages.rows import DECODED, binary_views
+from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
+from pipeline.storage.uris import AccessPolicy
 
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 2_000_000

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from pipeline.data.fetch import Fetcher
 from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.detections import Detections
 from pipeline.model.layouts import to_native
@@ -20,6 +19,7 @@ from pipeline.stages.fetch_decode import FetchDecode
 from pipeline.stages.guard import MAX_DEATHS, InProcessGuard
 from pipeline.stages.rows import DECODED, DETECTION_FIELDS, RowError, binary_array, binary_views, error_arrays
 from pipeline.stages.segment import DeviceLost, Segment
+from pipeline.storage.fetch.fetcher import Fetcher
 from tests.model.golden_weights import official_weights
 from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.stages.test_fetch_decode import encoded, manifest_rows, photo

@@ -1,0 +1,1 @@
+"""Files of public models, fetched once into a cache."""

@@ -1,0 +1,230 @@
+"""URI -> bytes, for many small objects: one request each, bounded in time and size, failures with a reason.
+
+Which client reads what, and what it guarantees:
+
+- ``s3://``: obstore, one GET an object. The time limit covers the body too, however slowly it drips. The
+  size is known from the response's header, before the body is read.
+- ``http(s)://``: a small client of its own, one connection an object. obstore would escape the ``?`` of
+  presigned URLs and follow redirects wherever they lead. Here every hop passes the policy, and the address
+  that is checked is the address that is connected to. Proxy variables are not honoured.
+- local files: regular files only. A hanging network mount hangs the read; no client could end that.
+- everything else: fsspec, two requests an object. The time limit holds for its asynchronous file systems (gs,
+  abfs, ...); the others have only their own.
+
+Retries happen here and nowhere below (obstore's are switched off): throttling, server errors, broken
+connections and timeouts, after a full-jitter backoff.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import re
+import stat
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import fsspec.asyn
+import obstore
+from fsspec.exceptions import FSTimeoutError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+
+from pipeline.storage.fetch.http_get import HttpGet
+from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
+from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment
+from pipeline.storage.uris import AccessPolicy, Location, UriError, split_uri
+
+__all__ = ["FetchError", "FetchSettings", "Fetcher"]
+
+_ERRNO_CODES = {
+    errno.ENOENT: "not_found",
+    errno.ENOTDIR: "not_found",
+    errno.ELOOP: "not_found",
+    errno.ENAMETOOLONG: "not_found",
+    errno.EACCES: "access_denied",
+    errno.EPERM: "access_denied",
+    errno.ENXIO: "not_a_file",
+}
+_STATUS = re.compile(r"status code: (\d{3})")
+_S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_S3_CODES = {
+    "RequestTimeout": "timeout",
+    "SlowDown": "throttled",
+    "ExpiredToken": "access_denied",
+    "InvalidToken": "access_denied",
+    "TokenRefreshRequired": "access_denied",
+    "AuthorizationHeaderMalformed": "wrong_region",
+    "PermanentRedirect": "wrong_region",
+}
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Reads objects by URI. Only configuration, so it pickles; clients live once per process and bucket."""
+
+    settings: FetchSettings = field(default_factory=FetchSettings)
+    policy: AccessPolicy = field(default_factory=AccessPolicy)
+
+    def fetch(self, uri: str) -> bytes:
+        """The object's bytes; empty objects are ``b""``.
+
+        Raises:
+            FetchError: and nothing else.
+        """
+        settings = self.settings
+        last_start = time.monotonic() + settings.deadline_s - settings.attempt_timeout_s
+        for attempt in range(1, settings.max_attempts + 1):
+            try:
+                return self._attempt(uri)
+            except FetchError as error:
+                wait_s = random.uniform(0, min(settings.backoff_cap_s, settings.backoff_base_s * 2 ** (attempt - 1)))
+                out_of_time = time.monotonic() + wait_s > last_start
+                if not error.retryable or attempt == settings.max_attempts or out_of_time:
+                    raise
+            time.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+    def fetch_many(self, uris: Sequence[str]) -> list[bytes | FetchError]:
+        """Fetch concurrently; one entry per URI, in order, failures as values."""
+        if not uris:
+            return []
+        return list(_threads(self.settings.concurrency, os.getpid()).map(self._fetch_or_error, uris))
+
+    def _fetch_or_error(self, uri: str) -> bytes | FetchError:
+        try:
+            return self.fetch(uri)
+        except FetchError as error:
+            # Without traceback and context, which keep the frames and what they hold alive.
+            error.__context__ = None
+            return error.with_traceback(None)
+
+    def _attempt(self, uri: str) -> bytes:
+        try:
+            location = split_uri(uri)
+            self.policy.check(uri)
+            if location.scheme == "file":
+                return _read_local(location.path, uri, self.settings)
+            if location.scheme == "s3":
+                return _read_s3(location, uri, self.settings)
+            if location.scheme in ("http", "https"):
+                return HttpGet(uri, self.settings, self.policy).read()
+            return _read_fsspec(uri, self.settings)
+        except FetchError:
+            raise
+        except UriError as error:
+            raise FetchError(error.code, uri, str(error)) from None
+        except ValueError:  # from urllib, obstore's path parser or an encoder
+            raise FetchError("bad_uri", uri, "no such address can be formed in this scheme") from None
+        except Exception as error:
+            raise FetchError("failed", uri, type(error).__name__) from None
+
+
+@lru_cache(maxsize=4)
+def _threads(concurrency: int, process_id: int) -> ThreadPoolExecutor:
+    """One pool for all calls: starting threads for each block cost more than reading its files.
+
+    The process id is for forked children, in which the parent's threads do not run.
+    """
+    return ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
+
+
+def _read_local(path: str, uri: str, settings: FetchSettings) -> bytes:
+    try:
+        # Non-blocking: the open of a FIFO without a writer would wait forever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise FetchError("not_a_file", uri, "not a regular file")
+            check_size(status.st_size, uri, settings)
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(status.st_size + 1)
+                if len(data) > status.st_size:  # it grew, or its size was never told, as in /proc
+                    data += file.read(settings.max_object_bytes + 1 - len(data))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        code = _ERRNO_CODES.get(error.errno or 0, "unavailable")
+        raise FetchError(code, uri, os.strerror(error.errno or 0)) from None
+    check_size(len(data), uri, settings)
+    return data
+
+
+def _read_s3(location: Location, uri: str, settings: FetchSettings) -> bytes:
+    key = location.path
+    if not key or key.endswith("/"):
+        # obstore strips the slash and would answer with another object, or with the bucket's listing.
+        raise FetchError("not_a_file", uri, "an S3 key must not be empty or end in a slash")
+    if "" in key.split("/"):
+        return _read_fsspec(uri, settings)  # obstore has no way to say "a//b"
+    try:
+        result = obstore.get(open_s3_store(location.host, settings.attempt_timeout_s), key)
+        check_size(result.meta["size"], uri, settings)
+        return bytes(result.bytes())
+    except FileNotFoundError:
+        raise FetchError("not_found", uri, "no such bucket or object") from None
+    except (PermissionDeniedError, UnauthenticatedError) as error:
+        raise FetchError("access_denied", uri, _s3_reason(error)) from None
+    except BaseError as error:
+        raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
+
+
+def _s3_code(error: BaseError) -> str:
+    text = str(error)
+    s3_code = _S3_CODE.search(text)
+    if s3_code and s3_code[1] in _S3_CODES:
+        return _S3_CODES[s3_code[1]]
+    if status := _STATUS.search(text):
+        return code_of_status(int(status[1]))
+    if "redirect without LOCATION" in text:
+        return "wrong_region"
+    return "timeout" if "kind: Timeout" in text else "unavailable"
+
+
+def _s3_reason(error: BaseError) -> str:
+    """Built from known parts: the whole text can hold key ids and the string that was signed."""
+    text = str(error)
+    status, s3_code = _STATUS.search(text), _S3_CODE.search(text)
+    kind = re.search(r"kind: (Timeout|Connect|Interrupted|Decode|Request)\b", text)
+    parts = [f"HTTP {status[1]}" if status else "", s3_code[1] if s3_code else "", kind[1] if kind else ""]
+    return " ".join(part for part in parts if part) or "no usable answer"
+
+
+def _read_fsspec(uri: str, settings: FetchSettings) -> bytes:
+    location = split_uri(uri)
+    fsspec_class(location.scheme)
+    options: dict[str, Any] = {}
+    if location.scheme == "s3":
+        environment = s3_environment(location.host)
+        options = {"anon": environment.anonymous, "endpoint_url": environment.endpoint}
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+        info = _call(filesystem, "info", path, settings.attempt_timeout_s)
+        if info["type"] != "file":
+            raise FetchError("not_a_file", uri, f"a {info['type']}")
+        check_size(info["size"], uri, settings)
+        data = _call(filesystem, "cat_file", path, settings.attempt_timeout_s)
+    except (FetchError, UriError):
+        raise
+    except FileNotFoundError:
+        raise FetchError("not_found", uri, "no such object") from None
+    except PermissionError:
+        raise FetchError("access_denied", uri, "permission denied") from None
+    except (TimeoutError, FSTimeoutError):
+        raise FetchError("timeout", uri, "no answer in time") from None
+    except Exception as error:  # whatever the service's SDK raises; its text may quote the request
+        raise FetchError("unavailable", uri, type(error).__name__) from None
+    check_size(len(data), uri, settings)
+    return data
+
+
+def _call(filesystem: Any, method: str, path: str, timeout_s: float) -> Any:
+    if filesystem.async_impl:
+        return fsspec.asyn.sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, timeout=timeout_s)
+    return getattr(filesystem, method)(path)

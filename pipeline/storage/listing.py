@@ -1,0 +1,124 @@
+"""The files below a folder or prefix, on any file system, in one order everywhere.
+
+Memory is bounded on local file systems (a folder) and S3 (a page); other file systems list everything at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from pipeline.data.manifest_rules import ManifestError, cannot_read
+from pipeline.storage.filesystems import open_filesystem, s3_environment
+from pipeline.storage.uris import redact, split_uri
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
+PARQUET_SUFFIXES = (".parquet", ".pq")
+
+
+def list_files(uri: str, scratch_uri: str | None = None) -> Iterator[str]:
+    """The files below a folder or prefix, as paths relative to it, in the order of their code points.
+
+    Symbolic links are followed, but not round in circles.
+
+    Args:
+        uri: the folder.
+        scratch_uri: left out if it lies in the folder.
+
+    Raises:
+        ManifestError: the folder cannot be listed, or a name is not UTF-8.
+    """
+    filesystem, path = open_filesystem(uri)
+    scheme = split_uri(uri).scheme
+    scratch = None
+    if scratch_uri is not None and split_uri(scratch_uri).scheme == scheme:
+        scratch = open_filesystem(scratch_uri)[1].rstrip("/") + "/"
+    try:
+        if scheme == "file":
+            found = _walk(path, "", ())
+        elif scheme == "s3":
+            found = _list_s3(path)
+        else:
+            found = _list_at_once(filesystem, path)
+        for relative in found:
+            is_scratch = scratch is not None and f"{path}/{relative}".startswith(scratch)
+            if not is_scratch and not relative.startswith(".") and "/." not in relative:
+                relative.encode()
+                yield relative
+    except OSError as error:
+        raise cannot_read(uri, error) from None
+    except UnicodeEncodeError as error:
+        raise ManifestError(f"{redact(uri)} holds a name that is not UTF-8: {error.object!r}; rename it") from None
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder or prefix is there, rather than a file.
+
+    Raises:
+        ManifestError: nothing is there, or it cannot be told.
+    """
+    filesystem, path = open_filesystem(uri)
+    try:
+        info = filesystem.get_file_info(path)
+    except OSError as error:
+        raise cannot_read(uri, error) from None
+    if info.type == pafs.FileType.NotFound:
+        raise ManifestError(f"{redact(uri)} does not exist")
+    return info.type == pafs.FileType.Directory
+
+
+def plain_root(uri: str) -> str:
+    """Without trailing slashes; a ``file://`` URI as a path, so that names with ``%`` can be appended."""
+    location = split_uri(uri)
+    return os.path.abspath(location.path) if location.scheme == "file" else uri.rstrip("/")
+
+
+def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+    status = os.stat(path)
+    here = (status.st_dev, status.st_ino)
+    if here in ancestors:
+        return
+    with os.scandir(path) as listed:
+        # A folder sorts as "name/": then the whole walk is in the order of full paths.
+        entries = sorted((entry.name + "/" if entry.is_dir() else entry.name) for entry in listed)
+    for name in entries:
+        if name.startswith("."):
+            continue
+        if name.endswith("/"):
+            yield from _walk(os.path.join(path, name), prefix + name, (*ancestors, here))
+        else:
+            yield prefix + name
+
+
+def _list_s3(path: str) -> Iterator[str]:
+    # botocore hands out a page at a time, in the order of the keys, takes keys literally, and retries;
+    # pyarrow would hold all of them at once, obstore refuses keys with an empty segment.
+    import botocore.session  # type: ignore[import-untyped]  # slow to import; comes with s3fs
+    from botocore import UNSIGNED
+    from botocore.config import Config  # type: ignore[import-untyped]
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+
+    bucket, _, prefix = path.partition("/")
+    prefix = f"{prefix}/" if prefix else ""
+    environment = s3_environment(bucket)
+    options: dict[str, Any] = {"signature_version": UNSIGNED} if environment.anonymous else {}
+    config = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=30, **options)
+    try:
+        client = botocore.session.Session().create_client(
+            "s3", region_name=environment.region, endpoint_url=environment.endpoint, config=config
+        )
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for entry in page.get("Contents", ()):
+                if not entry["Key"].endswith("/"):
+                    yield entry["Key"][len(prefix) :]
+    except (BotoCoreError, ClientError) as error:
+        raise ManifestError(f"s3://{redact(path)} cannot be listed: {error}") from None
+
+
+def _list_at_once(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
+    base = path.rstrip("/") + "/"
+    yield from sorted(info.path.removeprefix(base) for info in found if info.type == pafs.FileType.File)

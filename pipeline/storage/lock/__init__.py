@@ -1,0 +1,1 @@
+"""One run for each folder: a lease with a heartbeat, and the fence that every writer asks."""

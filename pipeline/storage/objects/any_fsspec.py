@@ -1,0 +1,103 @@
+"""`Objects` on any fsspec file system.
+
+One put where the service's puts are atomic, otherwise a temporary file and a move. fsspec has no conditional writes:
+``create`` and ``replace`` look first and write then.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest, temporary_name
+
+
+class FsspecObjects(Objects):
+    """See the module.
+
+    Args:
+        filesystem: of fsspec.
+        root: path of the folder in it.
+        atomic_puts: whether what is put shows nothing before it is whole.
+    """
+
+    def __init__(self, filesystem: Any, root: str, atomic_puts: bool) -> None:
+        self._fs = filesystem
+        self._root = root
+        self._atomic_puts = atomic_puts
+
+    def list(self, folder: str) -> Listing:
+        """See `Objects`."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._path(folder), detail=True)
+        except FileNotFoundError:
+            return Listing([], [])
+        files, folders = [], []
+        for info in found:
+            name = info["name"].rstrip("/").rpartition("/")[2]
+            if info["type"] == "directory":
+                folders.append(name)
+            else:
+                files.append(Entry(name, info["size"], _version(info)))
+        return Listing(sorted(files), sorted(folders))
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """See `Objects`."""
+        content = self._fs.cat_file(self._path(name))
+        return content, digest(content)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """See `Objects`."""
+        return self._fs.cat_file(self._path(name), start=start, end=stop)
+
+    def put(self, name: str, content: pa.Buffer | bytes) -> None:
+        """See `Objects`."""
+        path = self._path(name)
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if self._atomic_puts:
+            self._fs.pipe_file(path, bytes(content))
+            return
+        temporary = self._path(temporary_name(name))
+        self._fs.pipe_file(temporary, bytes(content))
+        try:
+            self._fs.mv(temporary, path)
+        except OSError:
+            if not self._fs.exists(path):
+                raise
+            self._fs.rm_file(path)  # some servers rename onto free names only
+            self._fs.mv(temporary, path)
+
+    def create(self, name: str, content: bytes) -> str:
+        """See `Objects`."""
+        if self._fs.exists(self._path(name)):
+            raise FileExistsError(name)
+        self.put(name, content)
+        return digest(content)
+
+    def replace(self, name: str, content: bytes, version: str) -> str:
+        """See `Objects`."""
+        try:
+            if self.read(name)[1] != version:
+                raise Changed(name)
+        except FileNotFoundError:
+            raise Changed(name) from None
+        self.put(name, content)
+        return digest(content)
+
+    def delete(self, name: str) -> None:
+        """See `Objects`."""
+        with suppress(FileNotFoundError):
+            self._fs.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+
+def _version(info: dict[str, Any]) -> str:
+    for key in ("ETag", "etag", "mtime", "LastModified", "updated", "last_modified", "created"):
+        if info.get(key):
+            return str(info[key])
+    return ""

@@ -1,0 +1,129 @@
+"""`Objects` on a local or mounted file system.
+
+Temporary file, fsync, link or rename; the comparison of :meth:`LocalObjects.replace` happens under ``flock``. Where a
+network file system has no ``flock``, or keeps it to one machine, two machines that replace one file within the same
+millisecond may both succeed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+
+from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest, temporary_name
+
+
+class LocalObjects(Objects):
+    """See the module.
+
+    Args:
+        root: path of the folder.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def list(self, folder: str) -> Listing:
+        """See `Objects`."""
+        files, folders = [], []
+        with suppress(FileNotFoundError), os.scandir(self._path(folder)) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # gone since the folder was read
+                    if entry.is_dir():
+                        folders.append(entry.name)
+                    else:
+                        status = entry.stat()
+                        files.append(Entry(entry.name, status.st_size, str(status.st_mtime_ns)))
+        return Listing(sorted(files), sorted(folders))
+
+    def read(self, name: str) -> tuple[bytes, str]:
+        """See `Objects`."""
+        with open(self._path(name), "rb") as file:
+            content = file.read()
+        return content, digest(content)
+
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """See `Objects`."""
+        with open(self._path(name), "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def put(self, name: str, content: pa.Buffer | bytes) -> None:
+        """See `Objects`."""
+        with self._written(name, content) as temporary:
+            os.replace(temporary, self._path(name))
+
+    def create(self, name: str, content: bytes) -> str:
+        """See `Objects`."""
+        path = self._path(name)
+        with self._written(name, content) as temporary:
+            try:
+                os.link(temporary, path)  # unlike a rename it fails if the name is taken
+            except FileExistsError:
+                raise
+            except OSError:  # no hard links here; for a moment the file is there without its content
+                with open(path, "xb") as file:
+                    file.write(content)
+        return digest(content)
+
+    def replace(self, name: str, content: bytes, version: str) -> str:
+        """See `Objects`."""
+        try:
+            with self._written(name, content) as temporary, self._alone(name):
+                if self.read(name)[1] != version:
+                    raise Changed(name)
+                os.replace(temporary, self._path(name))
+        except FileNotFoundError:
+            raise Changed(name) from None
+        return digest(content)
+
+    def delete(self, name: str) -> None:
+        """See `Objects`."""
+        try:
+            os.unlink(self._path(name))
+        except FileNotFoundError:
+            return
+        _sync_folder(os.path.dirname(self._path(name)))
+
+    def open(self, name: str, size_bytes: int) -> pa.NativeFile:
+        """See `Objects`."""
+        return pa.OSFile(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._root, *name.split("/"))
+
+    @contextmanager
+    def _alone(self, name: str) -> Iterator[None]:
+        folder, base = os.path.split(self._path(name))
+        with open(os.path.join(folder, f".{base}.guard"), "wb") as guard:  # remains: removing it would race
+            with suppress(OSError):  # not supported, see the module
+                fcntl.flock(guard, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _written(self, name: str, content: pa.Buffer | bytes) -> Iterator[str]:
+        temporary = self._path(temporary_name(name))
+        folder = os.path.dirname(temporary)
+        os.makedirs(folder, exist_ok=True)
+        try:
+            with open(temporary, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+            _sync_folder(folder)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

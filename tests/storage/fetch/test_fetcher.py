@@ -1,0 +1,326 @@
+"""A real S3 server for the good days, a hand-made one for the bad ones."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.storage import filesystems
+from pipeline.storage.fetch import fetcher as fetch_module
+from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
+from pipeline.storage.uris import AccessPolicy
+from tests.s3_server import S3Server
+from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
+
+RUNS_OUT_OF_TIME = {"silent", "drip", "dripheader"}
+
+
+BAD_DAYS = [
+    # behaviour, code, requests made with at most three attempts
+    ("503", "throttled", 3),
+    ("429", "throttled", 3),
+    ("500", "unavailable", 3),
+    ("502", "unavailable", 3),
+    ("reset", "unavailable", 3),
+    ("short", "unavailable", 3),
+    ("garbage", "unavailable", 3),
+    ("silent", "timeout", 3),
+    ("drip", "timeout", 3),
+    ("dripheader", "timeout", 3),
+    ("404", "not_found", 1),
+    ("403", "access_denied", 1),
+    ("401", "access_denied", 1),
+    ("416", "rejected", 1),
+    ("huge", "too_large", 1),
+]
+
+
+@pytest.mark.parametrize("protocol", ["s3", "http"])
+class TestBothProtocols:
+    def uri(self, flaky: FlakyServer, protocol: str, name: str) -> str:
+        return f"s3://bucket/{name}" if protocol == "s3" else f"{flaky.url}/bucket/{name}"
+
+    def test_good_object_is_one_request(self, flaky: FlakyServer, protocol: str) -> None:
+        assert fetcher(flaky).fetch(self.uri(flaky, protocol, "ok")) == BODY
+        assert flaky.requests == {"GET /bucket/ok": 1}
+
+    def test_empty_object(self, flaky: FlakyServer, protocol: str) -> None:
+        assert fetcher(flaky).fetch(self.uri(flaky, protocol, "empty")) == b""
+
+    @pytest.mark.parametrize(("behaviour", "code", "requests"), BAD_DAYS)
+    def test_bad_days(self, flaky: FlakyServer, protocol: str, behaviour: str, code: str, requests: int) -> None:
+        timeout_s = SHORT_TIMEOUT_S if behaviour in RUNS_OUT_OF_TIME else QUICK.attempt_timeout_s
+        started = time.monotonic()
+        error = error_of(fetcher(flaky, attempt_timeout_s=timeout_s), self.uri(flaky, protocol, behaviour))
+        assert time.monotonic() - started < 2.5
+        assert error.code == code
+        assert error.retryable == (requests > 1)
+        assert flaky.requests == {f"GET /bucket/{behaviour}": requests}
+        assert flaky.poured_bytes < 64 << 20
+
+    @pytest.mark.parametrize("behaviour", ["503", "500", "reset", "short", "silent", "drip"])
+    def test_recovers(self, flaky: FlakyServer, protocol: str, behaviour: str) -> None:
+        timeout_s = SHORT_TIMEOUT_S if behaviour in RUNS_OUT_OF_TIME else QUICK.attempt_timeout_s
+        patient = fetcher(flaky, attempt_timeout_s=timeout_s)
+        assert patient.fetch(self.uri(flaky, protocol, f"{behaviour}-then-ok-2")) == BODY
+        assert flaky.requests.total() == 3
+
+    def test_size_limit_is_inclusive(self, flaky: FlakyServer, protocol: str) -> None:
+        uri = self.uri(flaky, protocol, "ok")
+        assert fetcher(flaky, max_object_bytes=len(BODY)).fetch(uri) == BODY
+        assert error_of(fetcher(flaky, max_object_bytes=len(BODY) - 1), uri).code == "too_large"
+
+    def test_deadline_bounds_all_attempts(self, flaky: FlakyServer, protocol: str) -> None:
+        limited = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S, deadline_s=1.0, max_attempts=100)
+        started = time.monotonic()
+        assert error_of(limited, self.uri(flaky, protocol, "drip")).code == "timeout"
+        assert time.monotonic() - started < 1.3
+        assert flaky.requests.total() <= 2
+
+    def test_dead_endpoint(self, flaky: FlakyServer, protocol: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.socket() as closed:
+            closed.bind(("127.0.0.1", 0))
+            dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        monkeypatch.setenv("AWS_ENDPOINT_URL", dead)
+        policy = AccessPolicy(("s3://bucket", dead))
+        uri = "s3://bucket/a" if protocol == "s3" else f"{dead}/a"
+        assert error_of(Fetcher(QUICK, policy), uri).code == "unavailable"
+
+    def test_many(self, flaky: FlakyServer, protocol: str) -> None:
+        names = ["ok", "404", "reset", "ok.2", "silent", "503-then-ok-1", "huge", "ok.3"]
+        impatient = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S)
+        results = impatient.fetch_many([self.uri(flaky, protocol, name) for name in names])
+        codes = [result.code if isinstance(result, FetchError) else result == BODY for result in results]
+        assert codes == [True, "not_found", "unavailable", True, "timeout", True, "too_large", True]
+        assert all(e.__traceback__ is None and e.__context__ is None for e in results if isinstance(e, FetchError))
+
+    def test_many_keep_their_order_and_share_one_client(self, flaky: FlakyServer, protocol: str) -> None:
+        uris = [self.uri(flaky, protocol, f"ok.{index}") for index in range(100)]
+        assert fetcher(flaky, concurrency=16).fetch_many(uris) == [BODY] * 100
+        assert set(flaky.requests.values()) == {1}
+        assert len(flaky.requests) == 100
+
+
+class TestS3:
+    def test_against_a_real_server(self, s3: S3Server) -> None:
+        names = ["a.jpg", "deep/er/a b+c.jpg", "what?#%20.jpg", "ünï/çødé.jpg", "a=b&c;d.jpg"]
+        uris = [s3.put("bucket", name, name.encode()) for name in names]
+        s3.put("bucket", "denied/x", b"x")
+        s3.deny("bucket", "denied/")
+        uris += ["s3://bucket/none", "s3://no-such-bucket/x", "s3://bucket/denied/x", "s3a://bucket/a.jpg"]
+        results = Fetcher().fetch_many(uris)
+        assert results[: len(names)] == [name.encode() for name in names]
+        codes = [result.code if isinstance(result, FetchError) else result for result in results[len(names) :]]
+        assert codes == ["not_found", "not_found", "access_denied", b"a.jpg"]
+
+    def test_keys_that_obstore_cannot_say(self, s3: S3Server) -> None:
+        for name in ("a//b.jpg", "/leading.jpg"):
+            assert Fetcher().fetch(s3.put("bucket", name, name.encode())) == name.encode()
+        assert error_of(Fetcher(), "s3://bucket/none//b").code == "not_found"
+        small = Fetcher(FetchSettings(max_object_bytes=3))
+        assert error_of(small, "s3://bucket/a//b.jpg").code == "too_large"
+
+    @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://bucket/folder/"])
+    def test_folders(self, flaky: FlakyServer, uri: str) -> None:
+        assert error_of(fetcher(), uri).code == "not_a_file"
+        assert not flaky.requests
+
+    def test_unsigned_requests(self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        fetcher().fetch("s3://bucket/ok")
+        assert flaky.authorizations.pop().startswith("AWS4-HMAC-SHA256")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "1")
+        fetcher().fetch("s3://bucket/ok")
+        assert flaky.authorizations == [""]
+
+    def test_keys_of_a_profile(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        uri = s3.put("bucket", "profile", b"x")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        profile = tmp_path / "credentials"
+        profile.write_text("[me]\naws_access_key_id = AKIADUMMY\naws_secret_access_key = dummy\n")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+        monkeypatch.setenv("AWS_PROFILE", "me")
+        assert Fetcher().fetch(uri) == b"x"
+        monkeypatch.setenv("AWS_PROFILE", "nobody")
+        filesystems._s3_store.cache_clear()
+        assert error_of(fetcher(), uri).code == "access_denied"
+
+    def test_service_specific_endpoint_wins(self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", flaky.url)
+        assert fetcher().fetch("s3://bucket/ok") == BODY
+
+    @pytest.mark.parametrize("behaviour", ["redirect301", "badregion"])
+    def test_wrong_region(self, flaky: FlakyServer, behaviour: str) -> None:
+        error = error_of(fetcher(), f"s3://bucket/{behaviour}")
+        assert (error.code, error.retryable) == ("wrong_region", False)
+
+    def test_configuration_pickles_without_secrets_and_works_elsewhere(self, s3: S3Server) -> None:
+        uri = s3.put("bucket", "elsewhere", b"from afar")
+        used = Fetcher(policy=AccessPolicy(("s3://bucket",)))
+        used.fetch(uri)
+        pickled = pickle.dumps(used)
+        assert s3.environment["AWS_SECRET_ACCESS_KEY"].encode() not in pickled
+        script = "import pickle, sys; print(pickle.load(sys.stdin.buffer).fetch(sys.argv[1]))"
+        run = subprocess.run(
+            [sys.executable, "-c", script, uri],
+            input=pickled,
+            capture_output=True,
+            check=True,
+            env={**os.environ, **s3.environment},
+        )
+        assert run.stdout == b"b'from afar'\n"
+
+    def test_threads_share_one_client(self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        opened = []
+
+        def count(*args: Any, **options: Any) -> Any:
+            opened.append(args)
+            time.sleep(0.05)
+            return original(*args, **options)
+
+        original = filesystems.S3Store
+        monkeypatch.setattr(filesystems, "S3Store", count)
+        filesystems._s3_store.cache_clear()
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(fetcher().fetch, ["s3://bucket/ok"] * 16)) == [BODY] * 16
+        assert opened == [("bucket",)]
+
+
+class TestLocal:
+    def test_regular_files(self, tmp_path: Path) -> None:
+        path = tmp_path / "a b?#.jpg"
+        path.write_bytes(BODY)
+        link = tmp_path / "link"
+        link.symlink_to(path)
+        (tmp_path / "empty").touch()
+        assert Fetcher().fetch_many([str(path), path.as_uri(), str(link), str(tmp_path / "empty")]) == [
+            BODY,
+            BODY,
+            BODY,
+            b"",
+        ]
+
+    def test_everything_else(self, tmp_path: Path) -> None:
+        fifo, listener = tmp_path / "fifo", tmp_path / "socket"
+        os.mkfifo(fifo)
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        (tmp_path / "large").write_bytes(BODY)
+        with socket.socket(socket.AF_UNIX) as unix:
+            unix.bind(str(listener))
+            expected = {
+                str(tmp_path): "not_a_file",
+                str(fifo): "not_a_file",
+                str(listener): "not_a_file",
+                "/dev/zero": "not_a_file",
+                str(tmp_path / "none"): "not_found",
+                str(tmp_path / "large" / "below"): "not_found",
+                str(tmp_path / "loop"): "not_found",
+                str(tmp_path / ("x" * 300)): "not_found",
+                str(tmp_path / "large"): "too_large",
+                f"{tmp_path}/a\0b": "bad_uri",
+                "": "bad_uri",
+            }
+            results = fetcher(max_object_bytes=len(BODY) - 1).fetch_many(list(expected))
+        codes = [result.code if isinstance(result, FetchError) else result for result in results]
+        assert codes == list(expected.values())
+
+    def test_size_that_fstat_does_not_tell(self) -> None:
+        assert fetcher().fetch("/proc/self/status").startswith(b"Name:")
+        assert error_of(fetcher(max_object_bytes=10), "/proc/self/status").code == "too_large"
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_permissions(self, tmp_path: Path) -> None:
+        (tmp_path / "a").touch(mode=0)
+        assert error_of(fetcher(), str(tmp_path / "a")).code == "access_denied"
+
+    def test_policy(self, tmp_path: Path) -> None:
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a").write_bytes(b"x")
+        (tmp_path / "in" / "out").symlink_to("/etc/hostname")
+        limited = Fetcher(policy=AccessPolicy((str(tmp_path / "in"),)))
+        assert limited.fetch(str(tmp_path / "in" / "a")) == b"x"
+        assert error_of(limited, str(tmp_path / "in" / "out")).code == "uri_not_allowed"
+        assert error_of(limited, "s3://bucket/a").code == "uri_not_allowed"
+
+
+class TestFsspec:
+    def test_memory(self) -> None:
+        import fsspec
+
+        fsspec.filesystem("memory").pipe("/dir/a", b"x")
+        assert Fetcher().fetch("memory://dir/a") == b"x"
+        assert error_of(Fetcher(), "memory://dir/b").code == "not_found"
+        assert error_of(Fetcher(), "memory://dir").code == "not_a_file"
+
+    def test_asynchronous_file_system_is_cut_off(self, flaky: FlakyServer) -> None:
+        # a//b goes to s3fs
+        started = time.monotonic()
+        assert error_of(fetcher(max_attempts=1, attempt_timeout_s=0.4), "s3://bucket/a//silent").code == "timeout"
+        assert time.monotonic() - started < 2
+
+    def test_schemes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "gcsfs", None)
+        error = error_of(fetcher(), "gs://bucket/a")
+        assert error.code == "unsupported_scheme"
+        assert "gcsfs" in error.detail
+        assert error_of(fetcher(), "nope://bucket/a").code == "unsupported_scheme"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://KEY:{SECRET}@bucket/a",
+        f"https://user:{SECRET}@host/a",
+        f"zip://a::https://u:{SECRET}@host/a",
+        "s3://bucket/a\ud800",
+        "http://exa℀mple.com/a",
+        "http://" + "x" * 300 + "/a",
+        "http://host/a\nb",
+        "/data/\udcff\0",
+    ],
+)
+def test_bad_uris(uri: str) -> None:
+    error = error_of(fetcher(), uri)
+    assert (error.code, error.retryable) == ("bad_uri", False)
+
+
+def test_unforeseen_errors_are_values_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(*_: Any) -> bytes:
+        raise ZeroDivisionError(SECRET)
+
+    monkeypatch.setattr(fetch_module, "_read_local", explode)
+    assert error_of(fetcher(), "/a").code == "failed"
+
+
+def test_backoff_is_full_jitter_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    bounds: list[float] = []
+
+    def uniform(low: float, high: float) -> float:
+        assert low == 0
+        bounds.append(high)
+        return high
+
+    def unavailable(*_: Any) -> bytes:
+        raise FetchError("unavailable", "/a", "")
+
+    monkeypatch.setattr(fetch_module.random, "uniform", uniform)
+    monkeypatch.setattr(fetch_module.time, "sleep", waits.append)
+    monkeypatch.setattr(fetch_module, "_read_local", unavailable)
+    settings = FetchSettings(max_attempts=6, backoff_base_s=1, backoff_cap_s=5, attempt_timeout_s=1, deadline_s=99)
+    with pytest.raises(FetchError):
+        Fetcher(settings).fetch("/a")
+    assert waits == [1, 2, 4, 5, 5]
+    assert bounds[:5] == waits

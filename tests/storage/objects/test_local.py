@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage.objects.open import open_objects
+
+
+class TestLocal:
+    def test_a_failed_write_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        objects = open_objects(str(tmp_path), 1.0)
+        objects.put("a", b"old")
+        monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "no space left")))
+        with pytest.raises(OSError, match="no space"):
+            objects.put("a", b"new")
+        assert os.listdir(tmp_path) == ["a"]
+        assert objects.read("a")[0] == b"old"
+
+    def test_without_hard_links(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(source: str, target: str) -> None:
+            raise PermissionError(1, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", refuse)
+        objects = open_objects(str(tmp_path), 1.0)
+        version = objects.create("lock", b"1")
+        assert objects.read("lock") == (b"1", version)
+        with pytest.raises(FileExistsError):
+            objects.create("lock", b"2")
+        assert os.listdir(tmp_path) == ["lock"]
