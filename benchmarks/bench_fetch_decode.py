@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from benchmarks.machine import describe
+from pipeline.annotate.stages.fetch_decode import FetchDecode
+from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.stages.fetch_decode import FetchDecode
-from pipeline.stages.guard import InProcessGuard
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 
 BUCKET = "images"

@@ -59,8 +59,8 @@ def read_output_ids(folder: Path) -> Iterator[pa.Array]:
 
 def measure(folder: Path, memory_rows: int, started: float) -> None:
     """Print the figures of one resume as JSON; ``started`` is when its process began."""
-    from pipeline.data.antijoin import find_pending
-    from pipeline.data.manifest import ManifestSpec, open_manifest
+    from pipeline.annotate.manifest.open import ManifestSpec, open_manifest
+    from pipeline.annotate.pending.antijoin import find_pending
 
     imported, imported_bytes = time.time(), peak_bytes()
     manifest = open_manifest(ManifestSpec(str(folder / "manifest.parquet")), str(folder / "scratch"))

@@ -26,8 +26,8 @@ from benchmarks.lively_weights import lively_checkpoint
 from benchmarks.machine import describe
 from benchmarks.random_model import MODEL_SEED, random_model
 from jobs.image_files import find_images
-from pipeline.annotate import annotate
-from pipeline.config import AnnotateConfig
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.run import annotate
 from pipeline.images.decode import decode_image
 from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detections import Detections

@@ -1,6 +1,6 @@
 """A replica whose model takes a fixed time for a batch and otherwise sleeps, like a thread that waits for its GPU.
 
-The actor takes the place of `pipeline.replica.SegmentActor` in the driver, so that only replicas import this
+The actor takes the place of `pipeline.annotate.replica.SegmentActor` in the driver, so that only replicas import this
 module: what every worker process imported would count as the pipeline's.
 """
 
@@ -24,12 +24,12 @@ import ray
 import torch
 from PIL import Image
 
-import pipeline.replica
+import pipeline.annotate.replica
 from benchmarks.bench_masks import random_boxes, soft_masks
 from benchmarks.random_model import random_model
-from pipeline.annotate import RunReport, annotate
-from pipeline.config import AnnotateConfig
-from pipeline.graph import RunParts
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.graph import RunParts
+from pipeline.annotate.run import RunReport, annotate
 from pipeline.model.categories import Category
 from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detections import Detections
@@ -86,7 +86,7 @@ class StubPredictor:
         return self._made[size]
 
 
-class StubActor(pipeline.replica.SegmentActor):
+class StubActor(pipeline.annotate.replica.SegmentActor):
     """The replica as it is, but for its model."""
 
     def __init__(self, parts: RunParts) -> None:
@@ -95,7 +95,7 @@ class StubActor(pipeline.replica.SegmentActor):
         def load_stub(checkpoint: Checkpoint, *_: Any, **__: Any) -> StubPredictor:
             return StubPredictor(settings, checkpoint.categories)
 
-        pipeline.replica.load_model = load_stub  # type: ignore[assignment]
+        pipeline.annotate.replica.load_model = load_stub  # type: ignore[assignment]
         super().__init__(parts)
 
 
@@ -108,7 +108,7 @@ def start_ray(settings: StubSettings, **options: Any) -> None:
     ray.init(
         include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment, **options
     )
-    pipeline.replica.SegmentActor = StubActor  # type: ignore[misc]
+    pipeline.annotate.replica.SegmentActor = StubActor  # type: ignore[misc]
 
 
 def make_inputs(folder: Path, size: tuple[int, int], seed: int = 0) -> list[Path]:

@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 
 from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
-from pipeline.annotate import RunFailed, annotate, summary
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.dry_run import dry_run
+from pipeline.annotate.manifest.open import ManifestError
+from pipeline.annotate.pending.antijoin import DuplicateIdError
+from pipeline.annotate.run import RunFailed, annotate, summary
 from pipeline.cluster import ClusterError
-from pipeline.config import AnnotateConfig
-from pipeline.config_loading import ConfigError, load_config
-from pipeline.data.antijoin import DuplicateIdError
-from pipeline.data.manifest import ManifestError
+from pipeline.config.loading import ConfigError, load_config
 from pipeline.data.model_files import UnknownModelError
 from pipeline.data.output import OutputError
-from pipeline.dry_run import dry_run
 from pipeline.model.checkpoints import CheckpointError
 from pipeline.storage.download.cache import DownloadError
 from pipeline.storage.lock.lease import LockHeld, LockLost

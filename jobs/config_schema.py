@@ -10,9 +10,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from pipeline.config import AnnotateConfig
-from pipeline.config_base import Section
-from pipeline.config_loading import config_schema
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.config.base import Section
+from pipeline.config.loading import config_schema
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.train_config import TrainConfig
 

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.ending import BAD_INPUT, OK, end, end_unforeseen, end_with, set_up_log
-from pipeline.config_loading import ConfigError
+from pipeline.config.loading import ConfigError
 from pipeline.data.output import OutputError
 from pipeline.export.errors import ExportError
 from pipeline.export.run import FORMATS, Export, export

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from pipeline.annotate.stages.rows import RowError
 from pipeline.data.output import OutputStore
 from pipeline.drawn_rows import DrawnRow, draw_rows, drawable
 from pipeline.output_rows import OutputRows, Row
 from pipeline.pictures import PictureSource
-from pipeline.stages.rows import RowError
 from pipeline.storage.uris import redact
 from pipeline.visualize import DrawOptions, Picture, grid
 

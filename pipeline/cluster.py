@@ -12,7 +12,7 @@ from typing import Any
 import ray
 from ray.data import ActorPoolStrategy
 
-from pipeline.config import ResourcesConfig
+from pipeline.annotate.config import ResourcesConfig
 
 logger = logging.getLogger(__name__)
 

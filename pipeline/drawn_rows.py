@@ -9,12 +9,12 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotate.stages.rows import RowError
 from pipeline.data.schema import ANNOTATED
 from pipeline.masks.runs import Rle
 from pipeline.model.categories import Category
 from pipeline.output_rows import Row
 from pipeline.pictures import PictureSource
-from pipeline.stages.rows import RowError
 from pipeline.visualize import DrawOptions, Picture, draw
 
 _ROWS_AT_ONCE = 8  # fetched concurrently, and in memory together

@@ -1,4 +1,4 @@
-"""The settings of the evaluation job. `pipeline.config_loading` reads them from YAML."""
+"""The settings of the evaluation job. `pipeline.config.loading` reads them from YAML."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.config import ImagesConfig
-from pipeline.config_base import PositiveInt, Score, Section, Text, Uri, place, resolved, unique
+from pipeline.annotate.config import ImagesConfig
+from pipeline.config.base import PositiveInt, Score, Section, Text, Uri, place, resolved, unique
 from pipeline.evaluation.protocol import COCO_MAX_DETS, IOU_TYPES, IouType, Protocol
 
 
@@ -123,7 +123,7 @@ class EvaluateConfig(Section):
         return self
 
     def resolved(self) -> dict[str, Any]:
-        """See `pipeline.config_base.resolved`."""
+        """See `pipeline.config.base.resolved`."""
         values = resolved(self, _URI_KEYS)
         values["gallery"]["images"] = resolved(self.gallery, {"images": ("allowed_roots",)})["images"]
         return values

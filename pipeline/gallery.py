@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.annotate.stages.rows import RowError
 from pipeline.data.output import OutputStore
 from pipeline.evaluate_config import GalleryConfig
 from pipeline.evaluation.annotated_output import AnnotatedOutput
@@ -21,7 +22,6 @@ from pipeline.evaluation.top_images import TopImages
 from pipeline.output_rows import OutputRows
 from pipeline.pictures import PictureSource
 from pipeline.report.gallery import GalleryImage, Overlay
-from pipeline.stages.rows import RowError
 from pipeline.storage.objects.open import open_objects
 
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import ImagesConfig
+from pipeline.annotate.config import ImagesConfig
+from pipeline.annotate.stages.rows import RowError
 from pipeline.images.decode import ImageError, decode_image
-from pipeline.stages.rows import RowError
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 from pipeline.storage.uris import AccessPolicy, UriError, join
 

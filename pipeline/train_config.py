@@ -1,4 +1,4 @@
-"""The settings of the training job. `pipeline.config_loading` reads them from YAML."""
+"""The settings of the training job. `pipeline.config.loading` reads them from YAML."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.config import ImagesConfig
-from pipeline.config_base import (
+from pipeline.annotate.config import ImagesConfig
+from pipeline.config.base import (
     ConfigError,
     PositiveFloat,
     PositiveInt,
@@ -360,7 +360,7 @@ class TrainConfig(Section):
         return values
 
     def resolved(self) -> dict[str, Any]:
-        """See `pipeline.config_base.resolved`."""
+        """See `pipeline.config.base.resolved`."""
         values = resolved(self, {"resources": ("ray_address",), "output": ("uri",), "model": ("start",)})
         for source, own in zip(values["data"]["train"], self.data.train, strict=True):
             source |= _without_secrets(own)

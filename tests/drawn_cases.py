@@ -11,7 +11,7 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.config import ImagesConfig
+from pipeline.annotate.config import ImagesConfig
 from pipeline.data.output import Identity, OutputStore
 from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 

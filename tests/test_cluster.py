@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import ray
 
+from pipeline.annotate.config import ResourcesConfig
 from pipeline.cluster import ClusterError, Pool, choose_pool, connect
-from pipeline.config import ResourcesConfig
 
 LAPTOP = {"CPU": 8.0}
 GPU_BOX = {"CPU": 16.0, "GPU": 1.0}

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.config import AnnotateConfig
-from pipeline.config_loading import load_config
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.config.loading import load_config
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

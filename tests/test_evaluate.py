@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 
 from jobs import evaluate as cli
-from pipeline.config import AnnotateConfig
-from pipeline.config_loading import load_config
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.config.loading import load_config
 from pipeline.evaluate import evaluate
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation import annotated_output, ground_truth, measure, predictions

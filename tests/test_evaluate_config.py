@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.config_loading import ConfigError, config_schema, load_config
+from pipeline.config.loading import ConfigError, config_schema, load_config
 from pipeline.evaluate_config import EvaluateConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.config import ImagesConfig
+from pipeline.annotate.config import ImagesConfig
+from pipeline.annotate.stages.rows import RowError
 from pipeline.pictures import PictureSource
-from pipeline.stages.rows import RowError
 
 
 def code(result: object) -> str | None:

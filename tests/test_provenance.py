@@ -48,7 +48,7 @@ def fake_git(monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> list[l
     ("status", "suffix"),
     [
         pytest.param("", "", id="clean"),
-        pytest.param(" M pipeline/graph.py", "+changes", id="changed"),
+        pytest.param(" M pipeline/annotate/graph.py", "+changes", id="changed"),
     ],
 )
 def test_in_a_checkout(monkeypatch: pytest.MonkeyPatch, version: str, status: str, suffix: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config_loading import ConfigError, load_config
+from pipeline.config.loading import ConfigError, load_config
 from pipeline.model.variants import SWIN_T, TestSettings
 from pipeline.train_config import TrainConfig
 from pipeline.training.multi_scale import MultiScale

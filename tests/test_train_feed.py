@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from ray.data import DataContext
 
+from pipeline.annotate.stages.rows import RowError
 from pipeline.pictures import PictureSource
-from pipeline.stages.rows import RowError
 from pipeline.train_feed import Feed
 from pipeline.training.augment import Augment
 from pipeline.training.coco_data import read_coco

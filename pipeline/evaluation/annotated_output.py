@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.annotate.pending.id_partitions import wide, wide_type
 from pipeline.data.data_file import OutputError
 from pipeline.data.data_folder import DATA_FOLDER, DataFolder
-from pipeline.data.id_partitions import wide, wide_type
 from pipeline.data.schema import FAILED, SCHEMA_VERSION
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.output_batch import OutputBatch

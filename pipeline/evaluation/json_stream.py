@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.data.manifest_copy import open_stream
+from pipeline.annotate.manifest.parquet_copy import open_stream
 from pipeline.evaluation.input_checks import InputError
 from pipeline.storage.uris import redact
 

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.data.id_partitions import hash_ids, wide
+from pipeline.annotate.pending.id_partitions import hash_ids, wide
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
 

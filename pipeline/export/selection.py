@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config_base import did_you_mean
-from pipeline.config_loading import read_class_thresholds
+from pipeline.config.base import did_you_mean
+from pipeline.config.loading import read_class_thresholds
 from pipeline.export.errors import ExportError
 from pipeline.model.categories import Category
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.data.manifest_rules import ManifestError, cannot_read
+from pipeline.annotate.manifest.rules import ManifestError, cannot_read
 from pipeline.storage.filesystems import open_filesystem, s3_environment
 from pipeline.storage.uris import redact, split_uri
 

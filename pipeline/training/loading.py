@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from pipeline.annotate.stages.rows import RowError
 from pipeline.pictures import PictureSource
-from pipeline.stages.rows import RowError
 from pipeline.training.labelled import LabelledImage
 from pipeline.training.samples import Sample
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.stages.rows import binary_array, binary_views
+from pipeline.annotate.stages.rows import binary_array, binary_views
 from pipeline.training.draws import Drawn
 from pipeline.training.labelled import DataError
 from pipeline.training.samples import Sample

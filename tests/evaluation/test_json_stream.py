@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.manifest_rules import ManifestError
+from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.evaluation import json_stream
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.json_stream import Element, JsonLists

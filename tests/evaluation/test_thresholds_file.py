@@ -10,8 +10,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import AnnotateConfig
-from pipeline.config_loading import load_config
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.config.loading import load_config
 from pipeline.evaluation.thresholds import ClassThreshold, ThresholdTracker, wilson_interval
 from pipeline.evaluation.thresholds_file import thresholds_yaml
 from tests.evaluation.record_cases import records_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config_loading import ConfigError
+from pipeline.config.loading import ConfigError
 from pipeline.export.errors import ExportError
 from pipeline.export.selection import Selection, read_selection
 from tests.export.export_cases import CATEGORIES

@@ -15,7 +15,7 @@ import ray
 import yaml
 
 from jobs import annotate
-from pipeline import annotate as pipeline_annotate
+from pipeline.annotate import run as pipeline_annotate
 from pipeline.data.output import OutputStore
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.annotate.stages.rows import RowError
 from pipeline.pictures import PictureSource
-from pipeline.stages.rows import RowError
 from pipeline.training.coco_data import read_coco
 from pipeline.training.loading import load_sample
 from tests.s3_server import S3Server, s3_server

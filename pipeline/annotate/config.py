@@ -1,0 +1,348 @@
+"""The settings of the annotate job. `pipeline.config.loading` reads them from YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, Strict, model_validator
+
+from pipeline.config.base import (
+    ConfigError,
+    PositiveFloat,
+    PositiveInt,
+    Score,
+    Section,
+    Text,
+    Uri,
+    did_you_mean,
+    place,
+    resolved,
+    unique,
+)
+from pipeline.model.variants import TestSettings
+from pipeline.storage.fetch.fetcher import FetchSettings
+from pipeline.storage.uris import AccessPolicy, redact
+
+_FETCH = FetchSettings()
+# A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
+# Larger blocks were measured to leave the actors idle (too few in flight), far smaller ones to make the
+# driver's scheduling loop the limit.
+MAX_IMAGES_PER_BLOCK = 64
+_BATCHES_PER_BLOCK = 4
+
+
+class ManifestConfig(Section):
+    """Which images: a table with one row an image, a COCO file, or a folder."""
+
+    uri: Uri = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
+    format: Literal["auto", "parquet", "csv", "jsonl", "coco", "folder"] = Field(
+        default="auto",
+        description="How to read it. auto: by the suffix; 'folder' takes every image file below the URI.",
+    )
+    image_root: Uri | None = Field(
+        default=None,
+        description="Folder or URI prefix that relative image URIs are relative to. null: the manifest's own.",
+    )
+    id_column: Text = Field(
+        default="image_id", description="Column with the unique id. If missing, ids come from the URIs."
+    )
+    uri_column: Text = Field(default="image_uri", description="Column with the image's path or URI.")
+    bytes_column: Text = Field(default="image_bytes", description="Column with encoded images, used instead of URIs.")
+    carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
+        default=(), description="Further columns to copy into the output, in this order."
+    )
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> ManifestConfig:
+        own = {"id_column": self.id_column, "uri_column": self.uri_column, "bytes_column": self.bytes_column}
+        if len(set(own.values())) < len(own):
+            raise ValueError("id_column, uri_column and bytes_column must name three different columns")
+        for key, name in own.items():
+            if name in self.carry:
+                raise ValueError(f"carry holds {name!r}, which is {key} and in the output anyway: leave it out")
+        return self
+
+
+class ImagesConfig(Section):
+    """How images are fetched and decoded. What exceeds a limit becomes a failed row, the run goes on."""
+
+    max_pixels: PositiveInt = Field(
+        default=100_000_000, description="Largest height x width that is decoded, in pixels."
+    )
+    apply_exif: bool = Field(
+        default=True, description="Turn pictures upright as their EXIF orientation says. false: pixels as stored."
+    )
+    allowed_roots: Annotated[tuple[Uri, ...], Strict(False)] | None = Field(
+        default=None,
+        description="Prefixes that images may be read from (s3://bucket/prefix, /data, https://host/). "
+        "null: anything but internal hosts. []: nothing, for manifests that hold the bytes.",
+    )
+    max_object_bytes: PositiveInt = Field(
+        default=_FETCH.max_object_bytes, description="Largest encoded image that is read, in bytes."
+    )
+    attempt_timeout_s: PositiveFloat = Field(
+        default=_FETCH.attempt_timeout_s, description="Time limit of one attempt to fetch an image, in seconds."
+    )
+    deadline_s: PositiveFloat = Field(
+        default=_FETCH.deadline_s,
+        description="Time limit of all attempts at one image and the waits between, in seconds.",
+    )
+    max_attempts: PositiveInt = Field(default=_FETCH.max_attempts, description="Attempts at one image; 1: no retries.")
+    fetch_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=_FETCH.concurrency, description="Images that one fetch task requests at the same time."
+    )
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> ImagesConfig:
+        if self.attempt_timeout_s > self.deadline_s:
+            raise ValueError("attempt_timeout_s must be at most deadline_s, which covers all attempts")
+        return self
+
+    def fetch_settings(self) -> FetchSettings:
+        """The limits as the fetcher takes them."""
+        return FetchSettings(
+            attempt_timeout_s=self.attempt_timeout_s,
+            deadline_s=self.deadline_s,
+            max_attempts=self.max_attempts,
+            max_object_bytes=self.max_object_bytes,
+            concurrency=self.fetch_concurrency,
+        )
+
+    def access_policy(self) -> AccessPolicy:
+        """What may be read; ``allowed_roots: null`` allows everything but internal hosts."""
+        return AccessPolicy(self.allowed_roots)
+
+
+class ModelConfig(Section):
+    """Which model, and how it is run. Sizes and thresholds left null are the checkpoint's own."""
+
+    checkpoint: Text = Field(description="A checkpoint file, or the name of a published model (swin_t_coco, ...).")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="fp32 gives the published results; bf16 and fp16 are faster on GPUs."
+    )
+    compile: bool = Field(default=False, description="Compile the model: slower to start, faster to run.")
+    short_side: PositiveInt | None = Field(
+        default=None, description="The shorter image side is scaled to this, in pixels."
+    )
+    long_side: PositiveInt | None = Field(
+        default=None, description="Unless the longer one would exceed this, in pixels."
+    )
+    score_threshold: Score | None = Field(default=None, description="Detections need a score above this, 0 to 1.")
+    max_detections: PositiveInt | None = Field(
+        default=None, description="Detections kept per image, best scores first."
+    )
+    class_thresholds: dict[Text, Score] = Field(
+        default={}, description="Category name: lowest score of a detection of it that is kept, 0 to 1."
+    )
+    class_thresholds_file: Text | None = Field(
+        default=None,
+        description="A YAML file {name: score}, read when the config is loaded; class_thresholds overrule it.",
+    )
+    batch_size: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] = Field(
+        default=8, description="Images the model takes at once. Raise it until the GPU is busy or its memory full."
+    )
+
+    @model_validator(mode="after")
+    def _thresholds_apply(self) -> ModelConfig:
+        if self.short_side and self.long_side and self.short_side > self.long_side:
+            raise ValueError("short_side must be at most long_side")
+        if self.score_threshold is not None:
+            self._check_thresholds(self.score_threshold)
+        return self
+
+    def settings(self, base: TestSettings) -> TestSettings:
+        """The checkpoint's own settings with those of this config that are set.
+
+        Raises:
+            ConfigError: the two do not go together.
+        """
+        settings = replace(base, **self._overrides())
+        if settings.short_side > settings.long_side:
+            raise ConfigError(f"short_side {settings.short_side} exceeds long_side {settings.long_side}: set both")
+        self._check_thresholds(settings.score_threshold)
+        return settings
+
+    def label_thresholds(self, names: Sequence[str]) -> tuple[float, ...]:
+        """For each label the lowest score to keep; 0 where none is set (the model's own threshold came before).
+
+        Args:
+            names: the model's category names, in the order of its labels.
+
+        Raises:
+            ConfigError: a threshold names a category that the model does not have.
+        """
+        self._check_file_was_read()
+        for name in self.class_thresholds:
+            if name not in names:
+                raise ConfigError(f"class_thresholds: the model has no category {name!r}{did_you_mean(name, names)}")
+        return tuple(self.class_thresholds.get(name, 0.0) for name in names)
+
+    def _overrides(self) -> dict[str, Any]:
+        keys = ("short_side", "long_side", "score_threshold", "max_detections")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    def _check_thresholds(self, score_threshold: float) -> None:
+        for name, threshold in self.class_thresholds.items():
+            if threshold < score_threshold:
+                raise ConfigError(
+                    f"class_thresholds: {threshold} for {name!r} has no effect, because the model itself drops "
+                    f"scores up to {score_threshold}: lower score_threshold"
+                )
+
+    def _check_file_was_read(self) -> None:
+        if self.class_thresholds_file is not None:
+            raise ConfigError("class_thresholds_file has not been read: use load_config, or set class_thresholds")
+
+
+class ResourcesConfig(Section):
+    """What the job takes of the cluster. None of it changes results."""
+
+    ray_address: Text | None = Field(
+        default=None,
+        description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
+        "null: RAY_ADDRESS where it is set, else Ray in this process.",
+    )
+    actors: PositiveInt | None = Field(
+        default=None, description="Replicas of the model, fixed. null with no min_actors and max_actors either: 1."
+    )
+    min_actors: PositiveInt | None = Field(
+        default=None, description="Fewest replicas of a pool that grows and shrinks."
+    )
+    max_actors: PositiveInt | None = Field(default=None, description="Most replicas of a pool that grows and shrinks.")
+    gpus_per_actor: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None,
+        description="GPUs a replica takes, 0 to 1; 0.5: two share one. null: 1 where the cluster has GPUs, else 0.",
+    )
+    cpus_per_actor: Annotated[float, Field(ge=0)] | None = Field(
+        default=None,
+        description="CPUs a replica reserves. null: none beside a GPU, else 1.",
+    )
+    images_per_block: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] | None = Field(
+        default=None,
+        description="Images that travel and are redone together. null: 4 batches, at most 64. A block of decoded "
+        "images should stay below 128 MiB (40 pictures of 1333 x 800); fewer than four batches leave replicas waiting.",
+    )
+    fetch_cpus_per_task: Annotated[float, Field(gt=0)] = Field(
+        default=1.0, description="CPUs a fetch-and-decode task reserves; below 1 where fetching is mostly waiting."
+    )
+    object_store_limit_bytes: PositiveInt | None = Field(
+        default=None,
+        description="Most bytes of the object store the job fills. null: half of the store, Ray's own rule.",
+    )
+
+    @model_validator(mode="after")
+    def _one_kind_of_pool(self) -> ResourcesConfig:
+        if self.actors is not None and (self.min_actors is not None or self.max_actors is not None):
+            raise ValueError("set either actors (fixed) or min_actors and max_actors: make the other ones null")
+        if (self.min_actors is None) != (self.max_actors is None):
+            raise ValueError("min_actors and max_actors belong together: set both")
+        if self.min_actors is not None and self.max_actors is not None and self.min_actors > self.max_actors:
+            raise ValueError("min_actors must be at most max_actors")
+        return self
+
+    @property
+    def actor_range(self) -> tuple[int, int]:
+        """Fewest and most replicas; equal for a fixed pool."""
+        if self.min_actors is not None and self.max_actors is not None:
+            return self.min_actors, self.max_actors
+        return self.actors or 1, self.actors or 1
+
+
+class OutputConfig(Section):
+    """Where results go, and how they are written."""
+
+    uri: Uri = Field(description="Folder or prefix of the Parquet files and run.json. It is also what a run resumes.")
+    images_per_file: PositiveInt = Field(default=2048, description="Rows of a full Parquet file.")
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.01, description="Failed images / all images above which the run ends with an error; the results stay."
+    )
+    lease_s: Annotated[float, Field(ge=1)] = Field(
+        default=60.0, description="Seconds after which the lock of a run that died is taken over by the next."
+    )
+    compression_level: Annotated[int, Field(ge=1, le=22)] = Field(
+        default=3, description="zstd level of the Parquet files."
+    )
+
+
+class AnnotateConfig(Section):
+    """The annotate job: every image of a manifest to one row of instance masks."""
+
+    manifest: ManifestConfig = Field(description="Which images.")
+    images: ImagesConfig = Field(default=ImagesConfig(), description="How images are fetched and decoded.")
+    model: ModelConfig = Field(description="Which model, and how it is run.")
+    resources: ResourcesConfig = Field(default=ResourcesConfig(), description="What the job takes of the cluster.")
+    output: OutputConfig = Field(description="Where results go, and how they are written.")
+    log_interval_s: PositiveFloat = Field(
+        default=30.0, description="Seconds between two progress lines in a job's log."
+    )
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> AnnotateConfig:
+        block, batch = self.resources.images_per_block, self.model.batch_size
+        if block is not None and block < batch:
+            raise ValueError(f"resources.images_per_block ({block}) must be at least model.batch_size ({batch})")
+        output, manifest = place(self.output.uri), place(self.manifest.uri)
+        if output[0] in ("http", "https"):
+            raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
+        if manifest[: len(output)] == output:
+            raise ValueError("manifest.uri lies in output.uri, whose files all count as results: keep them apart")
+        if output[: len(manifest)] == manifest and self.manifest.format not in ("auto", "folder"):
+            raise ValueError("output.uri lies in manifest.uri, whose files all count as manifest: keep them apart")
+        return self
+
+    @property
+    def images_per_block(self) -> int:
+        """``resources.images_per_block``, or four batches."""
+        return self.resources.images_per_block or min(MAX_IMAGES_PER_BLOCK, _BATCHES_PER_BLOCK * self.model.batch_size)
+
+    def content(self, base: TestSettings | None = None) -> dict[str, Any]:
+        """What decides the content of an output row, and nothing else; JSON-able and without secrets.
+
+        Left out: where the manifest lies (it may grow or move), resources, time limits, how the output is
+        laid out, batch size and compilation (rounding only), and the checkpoint's path (its weights have a
+        digest of their own). Nor do limits count: they decide which images fail, not what is found in the
+        others, so that a raised limit goes together with ``--retry-failed``.
+
+        Args:
+            base: the checkpoint's settings. With them the model's settings are complete, so that a default
+                written out or not, or changed in the checkpoint, is told apart correctly.
+        """
+        self.model._check_file_was_read()
+        root = self.manifest.image_root
+        return {
+            "manifest": {
+                "image_root": root and (redact(root).rstrip("/") or "/"),
+                "id_column": self.manifest.id_column,
+                "uri_column": self.manifest.uri_column,
+                "bytes_column": self.manifest.bytes_column,
+                "carry": list(self.manifest.carry),
+            },
+            "images": {"apply_exif": self.images.apply_exif},
+            "model": {
+                "precision": self.model.precision,
+                "settings": self.model._overrides() if base is None else asdict(self.model.settings(base)),
+                "class_thresholds": dict(sorted(self.model.class_thresholds.items())),
+            },
+        }
+
+    def content_digest(self, base: TestSettings | None = None) -> str:
+        """sha256 (hexadecimal) of :meth:`content` as canonical JSON; takes what that takes."""
+        canonical = json.dumps(self.content(base), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def resolved(self) -> dict[str, Any]:
+        """See `pipeline.config.base.resolved`."""
+        return resolved(self, _URI_KEYS)
+
+
+_URI_KEYS = {
+    "manifest": ("uri", "image_root"),
+    "images": ("allowed_roots",),
+    "model": ("checkpoint", "class_thresholds_file"),
+    "resources": ("ray_address",),
+    "output": ("uri",),
+}

@@ -1,0 +1,134 @@
+"""``--dry-run``: everything a run would stumble over, checked beforehand, and the plan."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.graph import fetch_decode_stage
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
+from pipeline.annotate.run import make_identity, model_settings
+from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.rows import binary_views
+from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
+from pipeline.data.model_files import resolve_checkpoint
+from pipeline.data.output import OutputStore
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.predictor import load_model
+from pipeline.model.variants import TestSettings
+from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.objects.open import open_objects
+
+SAMPLE_IMAGES = 8
+TIMED_IMAGES = 2
+_PROBE = "_scratch/probe"
+
+
+def dry_run(config: AnnotateConfig) -> str:
+    """Check weights, manifest, output, a sample of the images and resources; say what a run would do.
+
+    Nothing stays behind: a probe file shows that the output can be written, and is removed again.
+
+    Returns:
+        Some lines for people.
+
+    Raises:
+        What `annotate` raises before it starts; OSError where the output cannot be written.
+    """
+    checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
+    settings = model_settings(config, checkpoint)
+    store = OutputStore(config.output.uri)
+    store.check_identity(make_identity(config, checkpoint, "dry-run"))
+    objects = open_objects(store.uri, store.timeout_s)
+    objects.put(_PROBE, b"written by a dry run, to see whether it can be")
+    remove_folder(store.scratch_uri)
+    with tempfile.TemporaryDirectory() as scratch:
+        manifest = open_manifest(config.manifest, scratch)
+        pending = find_pending(manifest, (table["image_id"] for table in store.iter_ids()))
+        decoded = _decode_sample(config, settings, manifest, pending)
+    with connect(config.resources.ray_address):
+        cluster, pool = describe_cluster(), choose_pool(config.resources)
+        free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
+    seconds, measured = _seconds_per_image(config, checkpoint, settings, decoded, pool)
+    lines = [
+        f"model      {checkpoint.variant.name}, {len(checkpoint.categories)} categories, weights "
+        f"{checkpoint.weights_sha256[:12]}, {config.model.precision}",
+        f"cluster    {cluster['nodes']} nodes, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs "
+        f"{', '.join(cluster['gpu_kinds'])}",
+        f"output     {config.resolved()['output']['uri']}: writable",
+        f"sample     {_sample_line(decoded)}",
+    ]
+    if seconds is None:
+        lines.append(
+            f"images     {pending.num_rows:,} in the manifest, {pending.num_pending:,} to do\n"
+            "time       unknown: a model of its own size, and no device like the replicas' here to measure it on"
+        )
+        return "\n".join(lines)
+    plan = make_plan(
+        images=pending.num_rows,
+        pending=pending.num_pending,
+        batch_size=config.model.batch_size,
+        images_per_block=config.images_per_block,
+        images_per_file=config.output.images_per_file,
+        actors=(pool.min_actors, pool.max_actors),
+        gpus_per_actor=pool.gpus,
+        seconds_per_image=seconds,
+        measured=measured,
+        cluster_cpus=max(0.0, free_cpus),
+    )
+    return "\n".join([*lines, plan.text()])
+
+
+def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Manifest, pending: Pending) -> pa.Table:
+    """The first few pending images, fetched and decoded as a run would; failures are rows."""
+    stage = fetch_decode_stage(config, settings)
+    tables = (
+        table
+        for unit, rows in islice(pending.iter_units(), 1)
+        for table in manifest.read_rows(unit, rows[:SAMPLE_IMAGES], SAMPLE_IMAGES)
+    )
+    rows = next(tables, manifest.schema.empty_table())
+    return stage(rows, InProcessGuard(), lambda counts: None)
+
+
+def _sample_line(decoded: pa.Table) -> str:
+    failed = [(row["image_id"], row["error_code"]) for row in decoded.to_pylist() if row["error_code"]]
+    line = f"{len(decoded) - len(failed)} of {len(decoded)} images fetched and decoded"
+    return line + "".join(f"; {image_id}: {code}" for image_id, code in failed)
+
+
+def _seconds_per_image(
+    config: AnnotateConfig, checkpoint: Checkpoint, settings: TestSettings, decoded: pa.Table, pool: Pool
+) -> tuple[float | None, bool]:
+    """Measured where this machine has a device like the replicas', else assumed where figures are published."""
+    good = decoded.filter(decoded["error_code"].is_null())[:TIMED_IMAGES]
+    if len(good) == 0 or (pool.gpus and not torch.cuda.is_available()):
+        guess = assumed_seconds_per_image(
+            checkpoint.variant.name, settings.short_side, settings.long_side, bool(pool.gpus), pool.cpus
+        )
+        return guess, False
+    shapes = zip(good["pixels_height"].to_pylist(), good["pixels_width"].to_pylist(), strict=True)
+    images = [
+        np.frombuffer(view, np.uint8).reshape(*shape, 3)  # type: ignore[arg-type]  # good rows have pixels
+        for view, shape in zip(binary_views(good["pixels"]), shapes, strict=True)
+    ]
+    sizes = list(zip(good["height"].to_pylist(), good["width"].to_pylist(), strict=True))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, round(pool.cpus)) if not pool.gpus else threads)
+    try:
+        model = load_model(checkpoint, "cuda" if pool.gpus else "cpu", config.model.precision, settings)
+        model.predict(images[:1], image_sizes=sizes[:1])  # warm up
+        started = time.perf_counter()
+        model.predict(images, config.model.batch_size, sizes)
+        return (time.perf_counter() - started) / len(images), True
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,181 @@
+"""Parquet manifests: their files' footers compared, their rows checked. Each row group is a unit, where it lies."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.annotate.manifest.rules import (
+    Columns,
+    ManifestError,
+    Opened,
+    ReadUnit,
+    Spec,
+    cannot_read,
+    check_ids,
+    check_uris,
+    check_uris_as_ids,
+    find_columns,
+)
+from pipeline.annotate.manifest.units import open_file, open_unit, read_id_column, unit_row_namer
+from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files, plain_root
+from pipeline.storage.uris import redact
+from pipeline.tables.arrow_types import is_binary, is_text, without_view
+
+_NUM_THREADS = 8  # they wait for S3 most of the time
+
+
+def read_parquet(spec: Spec, scratch_uri: str) -> Opened:
+    """One Parquet file, or all below a folder, whose columns must agree; read where they lie.
+
+    Nothing is written to ``scratch_uri``; it is left out if it lies in the folder.
+    """
+    files = _parquet_files(spec, scratch_uri)
+    if not files:
+        raise ManifestError(f"{redact(spec.uri)} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        footers = list(pool.map(lambda file: _read_footer(spec, file), files))
+        first = footers[0]
+        for other in footers[1:]:
+            _check_same(first, other)
+        units = [unit for footer in footers for unit in footer.units]
+        row_groups = tuple(unit for unit, *_ in units)
+        opened = Opened(row_groups, first.columns, first.id_type, first.carried, spec.image_root)
+        for _ in pool.map(lambda unit: _check_unit(opened, *unit), units):
+            pass  # but raise what was raised
+    return opened
+
+
+def _parquet_files(spec: Spec, scratch_uri: str) -> list[str]:
+    if not is_folder(spec.uri):
+        return [spec.uri]
+    files = []
+    root = plain_root(spec.uri)
+    for name in list_files(spec.uri, scratch_uri):
+        if name.lower().endswith(PARQUET_SUFFIXES):
+            files.append(f"{root}/{name}")
+        elif spec.format == "auto" and name.lower().endswith(IMAGE_SUFFIXES):
+            raise ManifestError(f"{redact(spec.uri)} holds Parquet files and images: set the manifest's format")
+    return files
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """What a file's footer says, as far as the files of a manifest must agree; its units, and what needs a look.
+
+    Attributes:
+        units: with, for each, whether statistics say that all rows have an id, and that all have bytes.
+    """
+
+    uri: str
+    columns: Columns
+    id_type: pa.DataType
+    carried: pa.Schema
+    units: tuple[tuple[ReadUnit, bool, bool], ...]
+
+
+def _read_footer(spec: Spec, uri: str) -> _Footer:
+    try:
+        with open_file(uri) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except (OSError, pa.ArrowInvalid) as error:
+        raise cannot_read(uri, error) from None
+    columns = find_columns(spec, schema.names, uri, bytes_allowed=True)
+    id_type = _id_type(schema.field(columns.id), uri) if columns.id else pa.string()
+    if columns.uri and not is_text(schema.field(columns.uri).type):
+        raise _wrong_type(schema.field(columns.uri), uri, "image URIs must be strings")
+    if columns.bytes and not is_binary(schema.field(columns.bytes).type):
+        raise _wrong_type(schema.field(columns.bytes), uri, "image bytes must be binary")
+    units = []
+    for index in range(metadata.num_row_groups):
+        row_group = metadata.row_group(index)
+        if row_group.num_rows:
+            has_all_ids = _surely_filled(row_group, columns.id, empty_counts=False)
+            has_all_bytes = _surely_filled(row_group, columns.bytes, empty_counts=True)
+            units.append((ReadUnit(uri, index, row_group.num_rows), has_all_ids, has_all_bytes))
+    # Without the files' own metadata on fields, which may differ from file to file.
+    carried = pa.schema([(name, without_view(schema.field(name).type)) for name in spec.carry])
+    return _Footer(uri, columns, id_type, carried, tuple(units))
+
+
+def _id_type(field: pa.Field, file: str) -> pa.DataType:
+    if pa.types.is_integer(field.type):
+        return pa.int64()
+    if is_text(field.type):
+        return pa.string()
+    raise _wrong_type(field, file, "ids must be integers or strings")
+
+
+def _wrong_type(field: pa.Field, file: str, rule: str) -> ManifestError:
+    return ManifestError(f"{redact(file)}, column {field.name!r}: {rule}, not {field.type}; cast the column")
+
+
+def _check_same(first: _Footer, other: _Footer) -> None:
+    where = f"{redact(other.uri)} differs from {redact(first.uri)}"
+    for role in ("id", "uri", "bytes"):
+        here, there = getattr(other.columns, role), getattr(first.columns, role)
+        if here != there:
+            raise ManifestError(f"{where}: column {here or there!r} is in one of them only; write all files alike")
+    if other.id_type != first.id_type:
+        raise ManifestError(f"{where}: ids are {other.id_type}, not {first.id_type}; write all files alike")
+    for here, there in zip(other.carried, first.carried, strict=True):
+        if here.type != there.type:
+            raise ManifestError(
+                f"{where}: column {here.name!r} is {here.type}, not {there.type}; write all files alike"
+            )
+
+
+def _surely_filled(row_group: pq.RowGroupMetaData, name: str | None, empty_counts: bool) -> bool:
+    """Whether the statistics say that no value is null, nor empty unless that counts as filled."""
+    columns = (row_group.column(index) for index in range(row_group.num_columns))
+    statistics = next((column.statistics for column in columns if column.path_in_schema == name), None)
+    if statistics is None or not statistics.has_null_count or statistics.null_count:
+        return False
+    return empty_counts or (statistics.has_min_max and statistics.min not in ("", b""))
+
+
+def _check_unit(opened: Opened, unit: ReadUnit, has_all_ids: bool, has_all_bytes: bool) -> None:
+    """Refuse rows without an id or an image. Reads the URIs, and whatever the statistics leave open."""
+    id_column, bytes_column, root = opened.columns.id, opened.columns.bytes, opened.image_root
+    namer = unit_row_namer(unit)
+    try:
+        if id_column is not None and not has_all_ids:
+            read_id_column(unit, id_column, opened.id_type)
+        if id_column is not None and has_all_bytes:
+            return
+        uris = _read_uris(unit, opened.columns.uri)
+        if id_column is None:
+            if bytes_column is not None:  # otherwise no URI may be null anyway
+                check_ids(uris, namer)
+            check_uris_as_ids(uris, root, namer)
+        if has_all_bytes:
+            return
+        try:
+            check_uris(uris, root, namer)
+        except ManifestError:
+            if bytes_column is None:
+                raise
+            rows = _rows_without_bytes(unit, bytes_column)
+            check_uris(uris.take(pa.array(rows)), root, lambda index: namer(rows[index]))
+    except OSError as error:
+        raise cannot_read(unit.file, error) from None
+
+
+def _read_uris(unit: ReadUnit, column: str | None) -> pa.Array:
+    if column is None:
+        return pa.nulls(unit.num_rows, pa.string())
+    with open_unit(unit) as file:
+        return file.read_row_group(unit.row_group, columns=[column])[column].cast(pa.string()).combine_chunks()
+
+
+def _rows_without_bytes(unit: ReadUnit, column: str) -> NDArray[np.int64]:
+    masks = []
+    with open_unit(unit, stream=True) as file:
+        for batch in file.iter_batches(256, row_groups=[unit.row_group], columns=[column]):
+            masks.append(batch[column].is_null().to_numpy(zero_copy_only=False))
+    return np.flatnonzero(np.concatenate(masks))

@@ -1,0 +1,248 @@
+"""Any manifest -> units that tasks read independently, with ids, absolute URIs and carried columns.
+
+Parquet is read where it lies, a row group a unit. Everything else is first copied to Parquet in a scratch folder
+(:mod:`pipeline.annotate.manifest.parquet_copy`), which on a cluster must be one that all nodes reach.
+
+Whatever can be wrong with a manifest's rows, but for ids that occur twice
+(:func:`pipeline.annotate.pending.antijoin.find_pending` finds those), is found when it is opened: the URI column
+is read once for that, the bytes are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.annotate.manifest.from_csv import read_csv
+from pipeline.annotate.manifest.from_folder import read_folder
+from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
+from pipeline.annotate.manifest.from_parquet import read_parquet
+from pipeline.annotate.manifest.rules import (
+    BYTES,
+    ID,
+    URI,
+    Columns,
+    ManifestError,
+    Opened,
+    ReadUnit,
+    Spec,
+    check_carry,
+    is_relative,
+)
+from pipeline.annotate.manifest.units import open_unit, read_id_column
+from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.storage.uris import UriError, absolute, join, redact, split_uri
+from pipeline.tables.arrow_types import without_views
+
+__all__ = ["Manifest", "ManifestError", "ManifestSpec", "ReadUnit", "open_manifest"]
+
+_READERS: dict[str, Callable[[Spec, str], Opened]] = {
+    "parquet": read_parquet,
+    "csv": read_csv,
+    "jsonl": read_jsonl,
+    "coco": read_coco,
+    "folder": read_folder,
+}
+_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coco"} | dict.fromkeys(
+    PARQUET_SUFFIXES, "parquet"
+)
+_COMPRESSIONS = (".gz", ".bz2", ".zst")
+
+
+@dataclass(frozen=True)
+class ManifestSpec:
+    """Where the manifest is and how to read it.
+
+    Attributes:
+        uri: a file, or a folder of Parquet files or images; local, ``s3://``, or any fsspec scheme.
+        format: ``parquet``, ``csv``, ``jsonl``, ``coco``, ``folder``, or ``auto``: by the suffix, and a folder
+            by the first Parquet file or image in it.
+        image_root: what relative URIs are relative to.
+        id_column: unique integers or strings. If the manifest has no ``image_id``, the URI as it stands there
+            is the id, and http(s) URIs with a query or credentials are refused: ids are written to the output.
+            COCO JSON: ``id`` by default. A folder has no columns.
+        uri_column: absolute, or relative to the root. COCO JSON: ``file_name`` by default.
+        bytes_column: encoded images in the manifest itself, Parquet only. A row with bytes needs no URI.
+        carry: columns to copy into the output.
+    """
+
+    uri: str
+    format: str = "auto"
+    image_root: str | None = None
+    id_column: str = ID
+    uri_column: str = URI
+    bytes_column: str = BYTES
+    carry: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A checked manifest. Small and picklable: tasks on other machines read with it, with their own credentials.
+
+    Attributes:
+        uri: what it was opened from.
+        units: all row groups that have rows, in the order of files and rows.
+        columns: names in the units' files.
+        id_type: ``int64`` or ``string``.
+        carried: schema of the carried columns: the types of the source, but plain ones for its view types.
+        image_root: what relative URIs are relative to.
+    """
+
+    uri: str
+    units: tuple[ReadUnit, ...]
+    columns: Columns
+    id_type: pa.DataType
+    carried: pa.Schema
+    image_root: str | None
+
+    @property
+    def num_rows(self) -> int:
+        """Images in the manifest."""
+        return sum(unit.num_rows for unit in self.units)
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether rows may bring their image along."""
+        return self.columns.bytes is not None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """What :meth:`read_rows` yields."""
+        fixed = [(ID, self.id_type), (URI, pa.string()), (BYTES, pa.binary())]
+        return pa.schema([pa.field(*column) for column in fixed] + list(self.carried))
+
+    def read_ids(self, unit: ReadUnit) -> pa.Array:
+        """The ids of a unit's rows, of :attr:`id_type`; reads one column, all of it.
+
+        Raises:
+            ManifestError: a null or empty id, or the file is not what it was.
+            OSError: it cannot be read; worth another try.
+        """
+        column = self.columns.id or self.columns.uri
+        assert column is not None  # one of them is there, or the manifest was refused
+        return read_id_column(unit, column, self.id_type)
+
+    def read_rows(
+        self, unit: ReadUnit, rows: NDArray[np.bool_] | NDArray[np.integer], batch_rows: int = 1024
+    ) -> Iterator[pa.Table]:
+        """Stream some of a unit's rows, in their order, without holding more than two batches and a page of them.
+
+        Args:
+            unit: one of :attr:`units`.
+            rows: a mask over the unit's rows, or ascending indices.
+            batch_rows: rows a table; the last one may have fewer.
+
+        Yields:
+            Tables with :attr:`schema`: ``image_uri`` is absolute, or null; ``image_bytes`` is null where the
+            image is to be fetched. A row may have both: the bytes are the image then.
+        """
+        chosen = _as_indices(rows, unit.num_rows)
+        if not len(chosen):
+            return
+        waiting = self.schema.empty_table()
+        start = 0
+        with open_unit(unit, stream=True) as file:
+            batches = file.iter_batches(batch_size=batch_rows, row_groups=[unit.row_group], columns=self._column_names)
+            for batch in batches:
+                first, last = np.searchsorted(chosen, [start, start + batch.num_rows])
+                if last > first:
+                    some = without_views(batch).take(pa.array(chosen[first:last] - start))
+                    waiting = pa.concat_tables([waiting, self._finish(some)])
+                if waiting.num_rows >= batch_rows:
+                    yield waiting.slice(0, batch_rows).combine_chunks()
+                    waiting = waiting.slice(batch_rows)
+                start += batch.num_rows
+                if last == len(chosen):
+                    break
+        if waiting.num_rows:
+            yield waiting.combine_chunks()
+
+    @property
+    def _column_names(self) -> list[str]:
+        names = (self.columns.id, self.columns.uri, self.columns.bytes, *self.carried.names)
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    def _finish(self, table: pa.Table) -> pa.Table:
+        nulls = pa.nulls(table.num_rows)
+        uris = table[self.columns.uri].cast(pa.string()).combine_chunks() if self.columns.uri else nulls
+        contents = table[self.columns.bytes] if self.columns.bytes else nulls
+        columns = {
+            ID: table[self.columns.id] if self.columns.id else uris,
+            URI: _absolute(uris, self.image_root),
+            BYTES: contents,
+            **{name: table[name] for name in self.carried.names},
+        }
+        arrays = [columns[field.name].cast(field.type) for field in self.schema]
+        return pa.table(arrays, schema=self.schema)
+
+
+def open_manifest(spec: Spec, scratch_uri: str) -> Manifest:
+    """Find out what the manifest is, check it, and cut it into units.
+
+    Args:
+        spec: a :class:`ManifestSpec`, or a config with the same fields.
+        scratch_uri: a folder for the Parquet copy of anything that is not Parquet, reachable by all tasks;
+            files of an earlier copy are overwritten. Whoever calls this removes it when the run is over.
+
+    Raises:
+        ManifestError: the manifest cannot be used; the message says where and why.
+    """
+    check_carry(spec.carry)
+    try:
+        if spec.image_root:
+            split_uri(join(spec.image_root, "x"))
+        kind = spec.format if spec.format != "auto" else _guess_format(spec.uri)
+        if kind not in _READERS:
+            raise ManifestError(f"manifest format {kind!r} is unknown; there are: {', '.join(['auto', *_READERS])}")
+        found = _READERS[kind](spec, scratch_uri)
+    except UriError as error:
+        raise ManifestError(f"manifest: {error}") from None
+    root = found.image_root and absolute(found.image_root)
+    manifest = Manifest(spec.uri, found.units, found.columns, found.id_type, found.carried, root)
+    if not manifest.num_rows:
+        what = "no image" if kind == "folder" else "no row"
+        raise ManifestError(f"{redact(spec.uri)} has {what}: there is nothing to do")
+    return manifest
+
+
+def _guess_format(uri: str) -> str:
+    path = split_uri(uri).path.lower()
+    for compression in _COMPRESSIONS:
+        path = path.removesuffix(compression)
+    for suffix, kind in _SUFFIXES.items():
+        if path.endswith(suffix) and not is_folder(uri):
+            return kind
+    if not is_folder(uri):
+        raise ManifestError(f"{redact(uri)}: its suffix does not tell its format; set the manifest's format")
+    telling = (name.lower() for name in list_files(uri) if name.lower().endswith((*PARQUET_SUFFIXES, *IMAGE_SUFFIXES)))
+    return "parquet" if next(telling, "").endswith(PARQUET_SUFFIXES) else "folder"
+
+
+def _as_indices(rows: NDArray[np.bool_] | NDArray[np.integer], num_rows: int) -> NDArray[np.int64]:
+    if rows.dtype == np.bool_:
+        if len(rows) != num_rows:
+            raise ValueError(f"a mask of {len(rows)} rows for a unit of {num_rows}")
+        return np.flatnonzero(rows)
+    indices = rows.astype(np.int64)
+    if len(indices) and (indices[0] < 0 or indices[-1] >= num_rows or np.any(np.diff(indices) <= 0)):
+        raise ValueError(f"row indices must ascend and lie within 0..{num_rows - 1}")
+    return indices
+
+
+def _absolute(uris: pa.Array, root: str | None) -> pa.Array:
+    """Joined with the root. What cannot be joined is the label of a row with bytes, and stays as it is."""
+    if not pc.any(is_relative(uris.cast(pa.string()))).as_py():
+        return uris
+
+    def join_one(uri: str | None) -> str | None:
+        try:
+            return join(root or "", uri) if uri else uri
+        except UriError:
+            return uri
+
+    return pa.array([join_one(uri) for uri in uris.to_pylist()], pa.string())

@@ -1,0 +1,193 @@
+"""What every manifest is, whatever its format: its columns, its units, and the rules that its rows must keep."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.storage.uris import UriError, join, redact
+
+ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
+RESERVED_COLUMNS = frozenset(
+    {ID, URI, BYTES, "height", "width", "detections", "status", "stage", "error_code", "error_message"}
+    | {"exif_orientation", "stored_height", "stored_width"}
+)
+_HTTP = re.compile(r"(?is)^([^/]*::)?https?://")  # chained ones too; read by RE2 as well
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used. The message names file, row or column and says what to do; redacted."""
+
+
+class Spec(Protocol):
+    """What a manifest's description holds; :class:`pipeline.annotate.manifest.open.ManifestSpec` says what it means."""
+
+    @property
+    def uri(self) -> str: ...
+    @property
+    def format(self) -> str: ...
+    @property
+    def image_root(self) -> str | None: ...
+    @property
+    def id_column(self) -> str: ...
+    @property
+    def uri_column(self) -> str: ...
+    @property
+    def bytes_column(self) -> str: ...
+    @property
+    def carry(self) -> Collection[str]: ...
+
+
+@dataclass(frozen=True)
+class ReadUnit:
+    """What one task reads: a row group of a Parquet file."""
+
+    file: str
+    row_group: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names in the source; ``None`` where it has no such column."""
+
+    id: str | None
+    uri: str | None
+    bytes: str | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a reader found or made: units, and how to read them.
+
+    Attributes:
+        columns: names in the units' files; without one for ids, the ids are the URIs.
+        id_type: ``int64`` or ``string``.
+        carried: the carried columns; single files may hold narrower types that cast to these.
+        image_root: what relative URIs are relative to.
+    """
+
+    units: tuple[ReadUnit, ...]
+    columns: Columns
+    id_type: pa.DataType
+    carried: pa.Schema
+    image_root: str | None
+
+
+def find_columns(
+    spec: Spec, available: Iterable[str], file: str, *, bytes_allowed: bool = False, check_carried: bool = True
+) -> Columns:
+    """Match the description with the columns that a file has.
+
+    A column with its default name may be missing; one that was named by the user may not.
+
+    Raises:
+        ManifestError: a column is missing or there twice.
+    """
+    names = list(available)
+
+    def find(name: str, default: str) -> str | None:
+        if name in names:
+            return name
+        if name != default:
+            raise missing_column(name, names, file)
+        return None
+
+    if not bytes_allowed and spec.bytes_column != BYTES:
+        raise ManifestError(f"{redact(file)}: image bytes ({spec.bytes_column!r}) are read from Parquet only")
+    bytes_column = find(spec.bytes_column, BYTES) if bytes_allowed else None
+    columns = Columns(find(spec.id_column, ID), find(spec.uri_column, URI), bytes_column)
+    if columns.uri is None and columns.bytes is None:
+        raise missing_column(spec.uri_column, names, file)
+    if columns.uri is None and columns.id is None:
+        raise missing_column(spec.id_column, names, file)
+    for name in (columns.id, columns.uri, columns.bytes, *(spec.carry if check_carried else ())):
+        if name is not None and name not in names:
+            raise missing_column(name, names, file)
+        if name is not None and names.count(name) > 1:
+            raise ManifestError(f"{redact(file)} has {names.count(name)} columns named {name!r}: rename one")
+    return columns
+
+
+def check_carry(carry: Collection[str]) -> None:
+    """Refuse carried columns that the output could not hold under their names."""
+    for name in carry:
+        if name in RESERVED_COLUMNS:
+            raise ManifestError(f"column {name!r} cannot be carried: the output has its own; rename it in the manifest")
+    if len(set(carry)) < len(carry):
+        raise ManifestError(f"carried columns are named twice: {', '.join(carry)}")
+
+
+def check_ids(ids: pa.Array, name_row: Callable[[int], str]) -> None:
+    """Refuse null and empty ids; ``name_row`` gives an index in the array its name in the message."""
+    unusable = pc.is_null(ids)
+    if not pa.types.is_integer(ids.type):
+        unusable = pc.or_(unusable, pc.fill_null(pc.equal(pc.binary_length(ids), 0), True))
+    index = pc.index(unusable, True).as_py()
+    if index >= 0:
+        raise ManifestError(f"{name_row(index)}: the id is null or empty; give the row an id or remove it")
+
+
+def check_uris(uris: pa.Array, root: str | None, name_row: Callable[[int], str]) -> None:
+    """Refuse URIs that no image can be read from: null, empty, relative without a root, out of the root."""
+    missing = pc.fill_null(pc.equal(pc.binary_length(uris), 0), True)
+    index = pc.index(missing, True).as_py()
+    if index >= 0:
+        raise ManifestError(f"{name_row(index)}: the image URI is null or empty; fill it in or remove the row")
+    relative = np.flatnonzero(is_relative(uris).to_numpy(zero_copy_only=False))
+    if root and len(relative):
+        relative = relative[pc.match_substring(uris.take(pa.array(relative)), "..").to_numpy(zero_copy_only=False)]
+    for index in relative.tolist():
+        try:
+            join(root or "", uris[index].as_py())
+        except UriError as error:
+            raise ManifestError(f"{name_row(index)}: {error}{'' if root else '; set image_root'}") from None
+
+
+def check_uris_as_ids(uris: pa.Array, root: str | None, name_row: Callable[[int], str]) -> None:
+    """Refuse http(s) URIs with a query or credentials as ids: presigned queries are secrets, and ids are written out.
+
+    Args:
+        uris: where a manifest has no ids; null stays for others to judge.
+        root: what relative ones are relative to.
+        name_row: gives an index in the array its name in the message.
+    """
+    pattern = "[?@]" if _HTTP.match(root or "") else f"{_HTTP.pattern}.*[?@]"
+    suspects = pc.fill_null(pc.match_substring_regex(uris, pattern), False)
+    for index in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
+        uri = uris[index].as_py()
+        with suppress(UriError):  # relative, but the label of a row that brings its bytes
+            uri = join(root or "", uri)
+        if _HTTP.match(uri) and redact(uri) != uri:
+            raise ManifestError(
+                f"{name_row(index)}: {redact(uri)!r} has a query or credentials, and as the row's id they would be "
+                "written to the output; give the manifest an id column"
+            )
+
+
+def is_relative(uris: pa.Array) -> pa.BooleanArray:
+    """Which URIs are relative; null stays null."""
+    return pc.invert(pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://")))
+
+
+def cannot_read(uri: str, error: Exception) -> ManifestError:
+    """The reason why a file could not be read, redacted."""
+    reason = str(error).replace(uri, redact(uri))
+    return ManifestError(f"{redact(uri)} cannot be read: {type(error).__name__}: {reason}")
+
+
+def missing_column(name: str, available: Iterable[str], file: str) -> ManifestError:
+    """What to say when a column is not there."""
+    return ManifestError(f"{redact(file)} has no column {name!r}; it has: {', '.join(available) or 'none'}")
+
+
+def row_namer(file: str, word: str, numbers: Sequence[int]) -> Callable[[int], str]:
+    """How messages call the row with a given index: ``manifest.csv, row 7``."""
+    return lambda index: f"{redact(file)}, {word} {numbers[index]}"

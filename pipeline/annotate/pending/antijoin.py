@@ -1,0 +1,218 @@
+"""Which rows of a manifest are still to be done: an exact anti-join of its ids with those of an output.
+
+Up to ``memory_rows`` ids the join is one hash join in memory. Beyond, both sides are dealt into partitions on disk
+by a hash of the id, and each pair of partitions is joined on its own. Ids are compared whole: the hash only
+decides where a comparison takes place, so its collisions cost time and never a row.
+
+Memory: about ``memory_rows`` ids of either side, plus one byte for each row of the manifest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit
+from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array, concat_ids, wide, wide_type
+from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.uris import redact
+from pipeline.tables.arrow_types import is_text
+
+_NUM_EXAMPLES = 5
+_READ_AHEAD = 4  # units
+
+
+class DuplicateIdError(ManifestError):
+    """Ids that stand in the manifest more than once."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """How many ids something is true of, and a few of them."""
+
+    count: int
+    examples: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The books: ``num_rows = num_done + num_pending``; rows seen in ``done`` = ``num_done`` + both samples' counts.
+
+    Attributes:
+        packed: the units that have pending rows, each with a bit a row (``np.packbits``): 12.5 MB for 100 million.
+        num_rows: rows of the manifest.
+        num_pending: rows whose id is not in ``done``.
+        num_done: rows whose id is.
+        duplicate_done: surplus rows of ``done``, beyond the first of each id.
+        unknown_done: ids in ``done`` that the manifest does not have.
+    """
+
+    packed: tuple[tuple[ReadUnit, NDArray[np.uint8]], ...]
+    num_rows: int
+    num_pending: int
+    num_done: int
+    duplicate_done: Sample
+    unknown_done: Sample
+
+    def iter_units(self) -> Iterator[tuple[ReadUnit, Int64Array]]:
+        """Units with their pending rows' indices, ascending; one unit unpacked at a time."""
+        for unit, bits in self.packed:
+            yield unit, np.flatnonzero(np.unpackbits(bits, count=unit.num_rows))
+
+    @property
+    def units(self) -> list[tuple[ReadUnit, Int64Array]]:
+        """All of :meth:`iter_units` at once: 8 bytes a pending row."""
+        return list(self.iter_units())
+
+
+def find_pending(
+    manifest: Manifest, done: Iterable[pa.Array], *, memory_rows: int = 1_000_000, tmp_dir: str | None = None
+) -> Pending:
+    """Join the manifest's ids with those of the output, and check both for duplicates.
+
+    Args:
+        manifest: its ids are read once, a few units ahead.
+        done: arrays of ids, of any length; each is asked for when the one before is dealt with.
+        memory_rows: ids to hold in memory, of either side.
+        tmp_dir: where partitions go, 1 to 2 times the size of all ids; the system's own if ``None``. Removed
+            before this returns.
+
+    Raises:
+        DuplicateIdError: the manifest holds an id twice.
+        ManifestError: a null id, or ids of the output that are not of the manifest's type.
+    """
+    ids_done = (_as_manifest_ids(ids, manifest.id_type) for ids in done)
+    ids_manifest = (wide(ids) for ids in map_ahead(manifest.read_ids, manifest.units, _READ_AHEAD, _READ_AHEAD))
+    result = _Result(manifest)
+    in_memory, rest = _take(ids_done, memory_rows)
+    if manifest.num_rows <= memory_rows and rest is None:
+        kind = wide_type(manifest.id_type)
+        rows = np.arange(manifest.num_rows)
+        result.join(concat_ids(list(ids_manifest), kind), rows, concat_ids(in_memory, kind))
+    else:
+        with tempfile.TemporaryDirectory(prefix="antijoin-", dir=tmp_dir) as folder:
+            sides = IdPartitions(folder, manifest.id_type, manifest.num_rows, memory_rows)
+            sides.deal("done", chain(in_memory, rest or ()))
+            in_memory.clear()
+            sides.deal("manifest", ids_manifest)
+            for partition in range(sides.num_partitions):
+                result.join(*sides.read("manifest", partition), sides.read("done", partition)[0])
+    return result.close()
+
+
+class _Result:
+    """Joins pairs of partitions and adds up what it finds."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._pending = np.ones(manifest.num_rows, dtype=bool)
+        self._num_twice = 0
+        self._twice: list[tuple[int, int | str, int]] = []  # first row, id, how often
+        self._duplicate_done: list[int | str] = []
+        self._unknown_done: list[int | str] = []
+        self._num_duplicate_done = self._num_unknown_done = 0
+
+    def join(self, ids: pa.Array, rows: Int64Array, done: pa.Array) -> None:
+        """All of an id's rows of either side must be in the same call; ``rows`` are row numbers of the manifest."""
+        self._find_twice(ids, rows)
+        found = pc.index_in(done, value_set=ids)
+        known = found.drop_null().to_numpy()
+        self._pending[rows[known]] = False
+        self._count_duplicates(ids, np.bincount(known, minlength=len(ids)))
+        if found.null_count:
+            unknown = done.filter(found.is_null()).dictionary_encode()
+            different = unknown.dictionary
+            self._num_unknown_done += len(different)
+            self._unknown_done += _examples(different, np.arange(len(different)), self._unknown_done)
+            self._count_duplicates(different, np.bincount(unknown.indices.to_numpy()))
+
+    def _count_duplicates(self, ids: pa.Array, counts: Int64Array) -> None:
+        repeated = np.flatnonzero(counts > 1)
+        self._num_duplicate_done += int(counts[repeated].sum()) - len(repeated)
+        self._duplicate_done += _examples(ids, repeated, self._duplicate_done)
+
+    def _find_twice(self, ids: pa.Array, rows: Int64Array) -> None:
+        encoded = ids.dictionary_encode()
+        if len(encoded.dictionary) == len(ids):
+            return
+        codes = encoded.indices.to_numpy()
+        counts = np.bincount(codes)
+        twice = np.flatnonzero(counts > 1)
+        self._num_twice += len(twice)
+        for code in twice[:_NUM_EXAMPLES]:  # codes are in the order of first rows
+            first_row = int(rows[np.argmax(codes == code)])
+            self._twice.append((first_row, encoded.dictionary[int(code)].as_py(), int(counts[code])))
+
+    def close(self) -> Pending:
+        """Check the manifest, and cut what is pending by unit."""
+        self._raise_for_duplicates()
+        packed = []
+        start = 0
+        for unit in self._manifest.units:
+            mask = self._pending[start : start + unit.num_rows]
+            start += unit.num_rows
+            if mask.any():
+                packed.append((unit, np.packbits(mask)))
+        num_pending = int(np.count_nonzero(self._pending))
+        return Pending(
+            packed=tuple(packed),
+            num_rows=start,
+            num_pending=num_pending,
+            num_done=start - num_pending,
+            duplicate_done=Sample(self._num_duplicate_done, tuple(self._duplicate_done)),
+            unknown_done=Sample(self._num_unknown_done, tuple(self._unknown_done)),
+        )
+
+    def _raise_for_duplicates(self) -> None:
+        if not self._num_twice:
+            return
+        named = []
+        for first_row, identifier, count in sorted(self._twice)[:_NUM_EXAMPLES]:
+            shown = repr(redact(identifier)) if isinstance(identifier, str) else identifier
+            named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
+        more = f", and {self._num_twice - len(named)} more" if self._num_twice > len(named) else ""
+        raise DuplicateIdError(
+            f"{redact(self._manifest.uri)}: {self._num_twice} image ids occur more than once: {'; '.join(named)}{more}."
+            " Every image needs an id of its own: remove the repeated rows or name another id_column"
+        )
+
+    def _name_row(self, row: int) -> str:
+        for unit in self._manifest.units:
+            if row < unit.num_rows:
+                return f"{redact(unit.file)}, row group {unit.row_group}, row {row + 1}"
+            row -= unit.num_rows
+        raise AssertionError("a row behind the manifest's end")
+
+
+def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:
+    if ids.null_count:
+        raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
+    is_right = pa.types.is_integer if pa.types.is_integer(id_type) else is_text
+    if not is_right(ids.type):
+        raise ManifestError(
+            f"the output's image ids are {ids.type}, the manifest's are {id_type}: the output belongs to another "
+            "manifest, or the manifest's ids have changed their type"
+        )
+    return wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+
+
+def _examples(ids: pa.Array, indices: Int64Array, known: list[int | str]) -> list[int | str]:
+    return [ids[int(index)].as_py() for index in indices[: _NUM_EXAMPLES - len(known)]]
+
+
+def _take(arrays: Iterator[pa.Array], num_rows: int) -> tuple[list[pa.Array], Iterator[pa.Array] | None]:
+    """Arrays until they hold more than ``num_rows``; the others, or ``None`` if that was all."""
+    taken: list[pa.Array] = []
+    for array in arrays:
+        taken.append(array)
+        num_rows -= len(array)
+        if num_rows < 0:
+            return taken, arrays
+    return taken, None

@@ -1,0 +1,312 @@
+"""The annotate job: from a manifest and a model to a ledger that closes.
+
+The output is the ledger. A run leaves out what the output holds already, appends whole files, and at the end
+compares manifest and output once more; what is missing is queued again, what is there twice is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import ray
+
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.graph import RunParts, build
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.monitor import start_monitor
+from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.progress import Progress, duration
+from pipeline.annotate.stages.encode import Encode
+from pipeline.cluster import choose_pool, connect, describe_cluster
+from pipeline.config.loading import ConfigError
+from pipeline.data.coco_results import coco_categories
+from pipeline.data.model_files import resolve_checkpoint
+from pipeline.data.output import Counts, Identity, OutputStore
+from pipeline.data.schema import output_schema
+from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.variants import TestSettings
+from pipeline.provenance import code_version, package_versions
+from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.lock.lease import LockLost, OutputLock
+from pipeline.storage.uris import redact
+
+logger = logging.getLogger(__name__)
+
+# A round redoes what the one before lost. Rows do not get lost in rounds without crashes; a third empty-handed
+# one means something else is wrong.
+MAX_ROUNDS = 3
+
+
+class RunFailed(RuntimeError):
+    """The run ended without closing its books; what it wrote is kept."""
+
+
+@dataclass
+class RunReport:
+    """What run.json says."""
+
+    run_id: str
+    state: str
+    config: dict[str, Any]
+    identity: dict[str, Any]
+    code: dict[str, Any]
+    cluster: dict[str, Any]
+    categories: list[dict[str, Any]]
+    images: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, int] = field(default_factory=dict)
+    detections_per_category: dict[str, int] = field(default_factory=dict)
+    this_run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed_fraction(self) -> float:
+        """Failed images over all images of the manifest."""
+        return self.images["failed"] / max(1, self.images["manifest"])
+
+
+def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
+    """Run the job until every image of the manifest is annotated or failed with a reason.
+
+    Args:
+        config: what to do.
+        retry_failed: queue the images again that failed in earlier runs.
+
+    Returns:
+        The report, also written to ``run.json``. Its ``state`` is ``finished``, ``nothing_to_do`` or
+        ``too_many_failures``.
+
+    Raises:
+        ConfigError, ManifestError, CheckpointError, LockHeld, IdentityMismatch, ...: before anything was started.
+        RunFailed: the books do not close.
+    """
+    run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
+    checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
+    settings = model_settings(config, checkpoint)
+    identity = make_identity(config, checkpoint, run_id)
+    store = OutputStore(config.output.uri)
+    with ExitStack() as stack:
+        lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
+        recovery = store.recover()
+        if recovery:
+            logger.info("recovered the output: %s", recovery)
+        store.check_identity(identity)
+        stack.callback(remove_folder, store.scratch_uri)
+        manifest = open_manifest(config.manifest, store.scratch_uri)
+        schema = output_schema(manifest.id_type, manifest.carried)
+        store.check_identity(identity, schema)
+        stack.enter_context(connect(config.resources.ray_address))
+        pool = choose_pool(config.resources)
+        if retry_failed:
+            logger.info("%d failed images are queued again", store.strip_failed())
+        run = _Run(config, checkpoint, identity, store, manifest, lock, run_id)
+        parts = RunParts(
+            config=config,
+            manifest=manifest,
+            settings=settings,
+            encode=Encode(schema, checkpoint.categories),
+            store=store,
+            identity=identity,
+            fence=lock.fence(),
+            checkpoint=ray.put(checkpoint),
+            monitor=start_monitor(),
+            pool=pool,
+        )
+        return run.execute(parts)
+
+
+def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettings:
+    """The checkpoint's settings with those of the config.
+
+    Raises:
+        ConfigError: the config does not fit the checkpoint.
+    """
+    try:
+        config.model.label_thresholds([c.name for c in checkpoint.categories])
+        return config.model.settings(checkpoint.settings)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
+    """What every file of the output must agree in, and where it came from."""
+    return Identity(
+        model_name=f"{checkpoint.variant.name} ({checkpoint.source.get('file', 'unknown file')})",
+        weights_sha256=checkpoint.weights_sha256,
+        config_digest=config.content_digest(checkpoint.settings),
+        content_config=json.dumps(config.content(checkpoint.settings), sort_keys=True),
+        code_version=code_version(),
+        run_id=run_id,
+    )
+
+
+@dataclass
+class _Run:
+    config: AnnotateConfig
+    checkpoint: Checkpoint
+    identity: Identity
+    store: OutputStore
+    manifest: Manifest
+    lock: OutputLock
+    run_id: str
+
+    def execute(self, parts: RunParts) -> RunReport:
+        """Annotate what is pending, and report; a run that fails says so in run.json."""
+        started = time.monotonic()
+        report = self._new_report()
+        pending = self._pending()
+        logger.info(
+            "%s images in the manifest, %s done, %s to do",
+            *(f"{n:,}" for n in (pending.num_rows, pending.num_done, pending.num_pending)),
+        )
+        todo = pending.num_pending
+        if todo == 0:
+            report.state = "nothing_to_do"
+            self._close_books(report, self.store.counts(), pending)
+            logger.info("the output is complete; nothing to do")
+            self._finish_report(report)
+            return report
+        self.store.write_report(vars(report))
+        try:
+            self._annotate_all(parts, pending, report, started)
+        except Exception as error:
+            report.state = "failed"
+            report.this_run["error"] = str(error) if isinstance(error, RunFailed) else type(error).__name__
+            with suppress(OSError, LockLost):
+                parts.fence()  # without the lock, the report is another run's
+                self.store.write_report(vars(report))
+            raise
+        self.store.write_report(vars(report))
+        return report
+
+    def _annotate_all(self, parts: RunParts, pending: Pending, report: RunReport, started: float) -> None:
+        """Rounds until nothing is pending; then the books."""
+        todo, rounds = pending.num_pending, 0
+        while pending.num_pending:
+            rounds += 1
+            if rounds > MAX_ROUNDS:
+                raise RunFailed(f"{pending.num_pending} images are still missing after {MAX_ROUNDS} rounds")
+            if rounds > 1:
+                logger.warning("the audit found %d images missing; they are queued again", pending.num_pending)
+            self._work(parts, pending, started)
+            pending = self._pending()
+        seconds = time.monotonic() - started
+        snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
+        progress = Progress(todo, snapshot, seconds, parts.pool.max_actors)
+        report.this_run = {
+            "images": todo,
+            "rounds": rounds,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(todo / seconds, 3),
+            "replica_busy_share": round(progress.busy_share, 4),
+            "time_split_s": {name: round(s, 3) for name, s in progress.time_split().items()},
+        }
+        self._close_books(report, self.store.counts(), pending)
+
+    def _finish_report(self, report: RunReport) -> None:
+        """A run that died after its last file left a report that says otherwise; else the old one stays."""
+        old = self.store.read_report()
+        if old is None or old.get("state") in ("running", "failed"):
+            self.store.write_report(vars(report))
+
+    def _pending(self) -> Pending:
+        """The anti-join of manifest and output; the closing audit is the same question asked again."""
+        done = (table["image_id"] for table in self.store.iter_ids())
+        pending = find_pending(self.manifest, done)
+        twice, unknown = pending.duplicate_done, pending.unknown_done
+        if twice.count:
+            raise RunFailed(
+                f"{twice.count} images are more than once in {redact(self.config.output.uri)} ({twice.examples}): "
+                "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
+            )
+        if unknown.count:
+            logger.warning(
+                "%d images of the output are not in the manifest, and stay as they are: %s",
+                unknown.count,
+                unknown.examples,
+            )
+        return pending
+
+    def _work(self, parts: RunParts, pending: Pending, started: float) -> None:
+        with _progress_lines(parts, pending.num_pending, started, self.config.log_interval_s):
+            for file in build(parts, pending).iter_rows():
+                logger.debug("wrote %s: %d images", file["name"], file["num_rows"])
+                self.lock.check()
+
+    def _new_report(self) -> RunReport:
+        return RunReport(
+            run_id=self.run_id,
+            state="running",
+            config=self.config.resolved(),
+            identity={**asdict(self.identity), "source": self.checkpoint.source},
+            code={"version": code_version(), "packages": package_versions(), "python": sys.version.split()[0]},
+            cluster={"driver": socket.gethostname(), **describe_cluster()},
+            categories=coco_categories(self.checkpoint.categories),
+        )
+
+    def _close_books(self, report: RunReport, counts: Counts, pending: Pending) -> None:
+        report.images = {"manifest": pending.num_rows, "annotated": counts.annotated, "failed": counts.failed}
+        report.failures = dict(counts.failures_by_code)
+        names = {c.id: c.name for c in self.checkpoint.categories}
+        report.detections_per_category = {names[i]: n for i, n in sorted(counts.detections_by_category.items())}
+        extra = pending.unknown_done.count
+        if counts.annotated + counts.failed - extra != pending.num_rows:
+            raise RunFailed(f"the books do not close: {report.images}, {extra} of them not in the manifest")
+        if report.state != "nothing_to_do":
+            report.state = "finished"
+        if report.failed_fraction > self.config.output.max_failed_fraction:
+            report.state = "too_many_failures"
+
+
+@contextmanager
+def _progress_lines(parts: RunParts, total: int, started: float, interval_s: float) -> Iterator[None]:
+    """A line every so often; on a terminal it replaces the one before."""
+    live = sys.stderr.isatty()
+    stop = threading.Event()
+
+    def loop() -> None:
+        while not stop.wait(1.0 if live else interval_s):
+            snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
+            line = Progress(total, snapshot, time.monotonic() - started, parts.pool.max_actors).line()
+            if live:
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            else:
+                logger.info(line)
+
+    thread = threading.Thread(target=loop, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        if live:
+            print(file=sys.stderr)
+
+
+def summary(report: RunReport) -> str:
+    """The closing words: the books, failures by code, detections per category, speed."""
+    images = report.images
+    lines = [
+        f"{images['manifest']:,} images = {images['annotated']:,} annotated + {images['failed']:,} failed "
+        f"({report.failed_fraction:.2%})"
+    ]
+    lines += [f"  failed {code}: {count:,}" for code, count in sorted(report.failures.items(), key=lambda x: -x[1])]
+    top = sorted(report.detections_per_category.items(), key=lambda x: -x[1])
+    total = sum(count for _, count in top)
+    lines.append(f"{total:,} detections" + (": " + ", ".join(f"{name} {n:,}" for name, n in top[:12]) if top else ""))
+    if report.this_run:
+        run = report.this_run
+        lines.append(
+            f"this run: {run['images']:,} images in {duration(run['seconds'])}, {run['images_per_second']:.2f} img/s, "
+            f"replicas busy {run['replica_busy_share']:.0%}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""Soft masks to COCO RLE, and rows to the schema of the output."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pycocotools import mask as mask_api
+
+from pipeline.annotate.stages.rows import (
+    DETECTION_FIELDS,
+    ERROR_COLUMNS,
+    RowError,
+    binary_views,
+    error_arrays,
+    read_errors,
+)
+from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array
+from pipeline.masks.rasterise import Rle, rasterise
+from pipeline.model.categories import Category
+
+ENCODE = "encode"
+
+
+@dataclass(frozen=True)
+class Encode:
+    """The stage.
+
+    Attributes:
+        schema: of the output.
+        categories: what the labels stand for.
+    """
+
+    schema: pa.Schema
+    categories: tuple[Category, ...]
+
+    def __call__(self, rows: pa.Table, report: Callable[[dict[str, float]], None]) -> pa.Table:
+        """Segmented rows become rows of the output's schema."""
+        started = time.perf_counter()
+        errors = read_errors(rows)
+        fields = {name: binary_views(rows[name]) for name, _ in DETECTION_FIELDS}
+        sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
+        found: list[ImageDetections | None] = []
+        for i, error in enumerate(errors):
+            try:
+                found.append(self._image({n: fields[n][i] for n in fields}, sizes[i]) if error is None else None)
+            except ValueError as bad:  # masks that are not finite: the model's fault, and this image's alone
+                errors[i] = RowError(ENCODE, "bad_mask", str(bad))
+                found.append(None)
+        table = self._output_rows(rows, found, errors)
+        counts: dict[str, float] = {"encode_s": time.perf_counter() - started, "encoded": len(rows)}
+        counts["detections"] = sum(len(d.scores) for d in found if d is not None)
+        for error in errors:
+            if error is not None:
+                counts[f"failed:{error.code}"] = counts.get(f"failed:{error.code}", 0) + 1
+        report(counts)
+        return table
+
+    def _image(self, raw: dict[str, memoryview | None], size: tuple[int, int]) -> ImageDetections:
+        arrays: dict[str, np.ndarray] = {
+            name: np.frombuffer(raw[name] or b"", dtype) for name, dtype in DETECTION_FIELDS
+        }
+        boxes: np.ndarray = arrays["boxes"].reshape(-1, 4)
+        count = len(arrays["scores"])
+        side = int((arrays["masks"].size / max(1, count)) ** 0.5)
+        rles = rasterise(arrays["masks"].reshape(count, side, side), boxes, size) if count else []
+        return ImageDetections(
+            boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
+            scores=arrays["scores"],
+            labels=arrays["labels"],
+            areas=mask_areas(rles),
+            image_size=size,
+            counts=[rle["counts"] for rle in rles],
+        )
+
+    def _output_rows(
+        self, rows: pa.Table, found: list[ImageDetections | None], errors: list[RowError | None]
+    ) -> pa.Table:
+        made = dict(zip(ERROR_COLUMNS, error_arrays(errors), strict=True))
+        made["status"] = pa.array([ANNOTATED if e is None else FAILED for e in errors], pa.string())
+        ids, names = [c.id for c in self.categories], [c.name for c in self.categories]
+        made["detections"] = detections_array(found, ids, names)
+        columns = [made.get(f.name) if f.name in made else rows[f.name].cast(f.type) for f in self.schema]
+        return pa.table(columns, schema=self.schema)
+
+
+def mask_areas(rles: Sequence[Rle]) -> np.ndarray:
+    """Pixels of each mask, float32."""
+    # One at a time: with numpy 2, pycocotools takes no list of more than 255 masks.
+    return np.array([mask_api.area(rle) for rle in rles], np.float32)

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.annotate.manifest.open import ManifestError, ManifestSpec, ReadUnit, open_manifest
+from tests.annotate.manifest.manifest_cases import (
+    BadManifests,
+    check_refused,
+    each_of,
+    parquet,
+    read_all,
+    read_all_ids,
+    write,
+    write_parquet,
+)
+
+
+class TestParquet:
+    def test_units_are_the_row_groups_of_the_original_files(self, tmp_path: Path, scratch: str) -> None:
+        folder = tmp_path / "manifest"
+        b = write_parquet(folder / "b.parquet", {"image_id": [6, 7], "image_uri": ["/6", "/7"]})
+        a = write_parquet(
+            folder / "a.parquet",
+            {"image_id": [5, 1, 4, 2, 3], "image_uri": ["/5", "/1", "/4", "/2", "/3"]},
+            row_group_size=2,
+        )
+        write_parquet(folder / "c.parquet", {"image_id": pa.array([], pa.int64()), "image_uri": pa.array([], "string")})
+        write(folder / "_SUCCESS", "")
+        manifest = open_manifest(ManifestSpec(str(folder)), scratch)
+        assert manifest.units == (ReadUnit(a, 0, 2), ReadUnit(a, 1, 2), ReadUnit(a, 2, 1), ReadUnit(b, 0, 2))
+        assert manifest.num_rows == 7
+        assert read_all_ids(manifest) == [5, 1, 4, 2, 3, 6, 7]
+        assert [row["image_uri"] for row in read_all(manifest)] == ["/5", "/1", "/4", "/2", "/3", "/6", "/7"]
+        assert not os.path.exists(scratch)
+
+    @pytest.mark.parametrize(
+        ("id_type", "expected"),
+        [
+            (pa.int8(), pa.int64()),
+            (pa.uint64(), pa.int64()),
+            (pa.string(), pa.string()),
+            (pa.large_string(), pa.string()),
+            (pa.string_view(), pa.string()),
+            (pa.dictionary(pa.int32(), pa.string()), pa.string()),
+        ],
+        ids=str,
+    )
+    def test_id_types(self, tmp_path: Path, scratch: str, id_type: pa.DataType, expected: pa.DataType) -> None:
+        ids = pa.array([1, 2, 1]).cast(expected).cast(id_type)
+        path = write_parquet(
+            tmp_path / "m.parquet",
+            {"image_id": ids, "image_uri": pa.array(["/a", "/b", "/c"], id_type if expected == pa.string() else None)},
+        )
+        manifest = open_manifest(ManifestSpec(path), scratch)
+        assert manifest.id_type == expected
+        assert read_all_ids(manifest) == pa.array([1, 2, 1]).cast(expected).to_pylist()
+        assert [row["image_uri"] for row in read_all(manifest)] == ["/a", "/b", "/c"]
+
+    def test_carried_columns_keep_their_types(self, tmp_path: Path, scratch: str) -> None:
+        columns = {
+            "image_id": ["x", "y"],
+            "image_uri": ["/x", "/y"],
+            "tags": pa.array([["a"], None], pa.list_(pa.string())),
+            "box": pa.array([{"w": 1, "h": 2}, None], pa.struct([("w", pa.int16()), ("h", pa.int16())])),
+            "image.source": pa.array([1, 2], pa.uint8()),
+            "kind": pa.array(["a", "b"]).dictionary_encode(),
+            "when": pa.array([0, None], pa.timestamp("ms", tz="UTC")),
+        }
+        path = write_parquet(tmp_path / "m.parquet", columns)
+        carry = ("when", "image.source", "tags", "box", "kind")
+        manifest = open_manifest(ManifestSpec(path, carry=carry), scratch)
+        table = pa.table(columns)
+        assert manifest.carried == pa.schema([table.schema.field(name) for name in carry])
+        rows = list(manifest.read_rows(manifest.units[0], np.array([0, 1])))
+        assert pa.concat_tables(rows).select(list(carry)).equals(table.select(list(carry)))
+
+    def test_an_id_column_that_is_carried_too(self, tmp_path: Path, scratch: str) -> None:
+        path = write_parquet(tmp_path / "m.parquet", {"key": pa.array([7], pa.int32()), "path": ["/7"]})
+        spec = ManifestSpec(path, id_column="key", uri_column="path", carry=("key", "path"))
+        manifest = open_manifest(spec, scratch)
+        assert read_all(manifest) == [{"image_id": 7, "image_uri": "/7", "image_bytes": None, "key": 7, "path": "/7"}]
+        assert manifest.carried.field("key").type == pa.int32()
+
+    def test_relative_uris_join_the_root_and_are_the_ids(self, tmp_path: Path, scratch: str) -> None:
+        path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]})
+        manifest = open_manifest(ManifestSpec(path, image_root="s3://bucket/root/"), scratch)
+        assert read_all_ids(manifest) == ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
+        rows = read_all(manifest)
+        assert [row["image_id"] for row in rows] == ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
+        assert [row["image_uri"] for row in rows] == ["s3://bucket/root/a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
+
+    def test_a_relative_root_becomes_absolute(
+        self, tmp_path: Path, scratch: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What the output holds must mean the same to whoever reads it, wherever that is started."""
+        monkeypatch.chdir(tmp_path)
+        path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["a/1.jpg"]})
+        manifest = open_manifest(ManifestSpec(path, image_root="pictures"), scratch)
+        assert [row["image_uri"] for row in read_all(manifest)] == [str(tmp_path / "pictures/a/1.jpg")]
+
+    def test_bytes_only(self, tmp_path: Path, scratch: str) -> None:
+        path = write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_bytes": [b"one", b""]})
+        manifest = open_manifest(ManifestSpec(path), scratch)
+        assert manifest.has_bytes
+        assert read_all(manifest) == [
+            {"image_id": 1, "image_uri": None, "image_bytes": b"one"},
+            {"image_id": 2, "image_uri": None, "image_bytes": b""},
+        ]
+
+    def test_each_row_needs_bytes_or_a_uri(self, tmp_path: Path, scratch: str) -> None:
+        columns = {
+            "image_id": [1, 2, 3],
+            "image_uri": ["label.jpg", None, "/3.jpg"],  # the first is relative without a root: a label
+            "image_bytes": [b"one", b"two", None],
+        }
+        manifest = open_manifest(ManifestSpec(write_parquet(tmp_path / "m.parquet", columns)), scratch)
+        assert [tuple(row.values()) for row in read_all(manifest)] == [
+            (1, "label.jpg", b"one"),
+            (2, None, b"two"),
+            (3, "/3.jpg", None),
+        ]
+
+    @pytest.mark.parametrize("statistics", [True, False])
+    def test_rows_with_neither_are_refused(self, tmp_path: Path, scratch: str, statistics: bool) -> None:
+        columns = {
+            "image_id": [1, 2, 3, 4],
+            "image_uri": ["/1", None, None, None],
+            "image_bytes": [None, b"2", b"3", None],
+        }
+        path = write_parquet(tmp_path / "m.parquet", columns, write_statistics=statistics, row_group_size=3)
+        with pytest.raises(ManifestError, match=r"m\.parquet, row group 1, row 1: the image URI is null"):
+            open_manifest(ManifestSpec(path), scratch)
+
+    def test_without_statistics(self, tmp_path: Path, scratch: str) -> None:
+        columns = {"image_id": ["a", "b", ""], "image_uri": ["/a", "/b", "/c"]}
+        path = write_parquet(tmp_path / "m.parquet", columns, write_statistics=False)
+        with pytest.raises(ManifestError, match="row group 0, row 3: the id is null or empty"):
+            open_manifest(ManifestSpec(path), scratch)
+
+    def test_a_file_that_changes_underneath(self, tmp_path: Path, scratch: str) -> None:
+        path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["/a", "/b"]})
+        manifest = open_manifest(ManifestSpec(path), scratch)
+        write_parquet(tmp_path / "m.parquet", {"image_uri": ["/a"]})
+        with pytest.raises(ManifestError, match="has changed since"):
+            manifest.read_ids(manifest.units[0])
+        write(tmp_path / "m.parquet", b"PAR1 no more")
+        with pytest.raises(ManifestError, match=r"m\.parquet cannot be read"):
+            next(manifest.read_rows(manifest.units[0], np.array([0])))
+
+    @pytest.mark.parametrize(
+        ("columns", "message"),
+        [
+            ({"image_uri": ["/a"]}, "column 'image_id' is in one of them only"),
+            ({"image_id": ["1"], "image_uri": ["/a"], "k": [1]}, "ids are string, not int64"),
+            ({"image_id": [1], "image_uri": ["/a"], "k": ["1"]}, "column 'k' is string, not int64"),
+            ({"image_id": [1], "image_uri": ["/a"]}, "has no column 'k'"),
+        ],
+        ids=["no id", "other id type", "other carried type", "carried column missing"],
+    )
+    def test_files_that_differ(self, tmp_path: Path, scratch: str, columns: dict[str, Any], message: str) -> None:
+        first = {"image_id": [1], "image_uri": ["/a"], "k": [1], "not used": [1.5]}
+        write_parquet(tmp_path / "m" / "a.parquet", first)
+        write_parquet(
+            tmp_path / "m" / "b.parquet", {"k": [0], **columns} if message.startswith("column 'image") else columns
+        )
+        with pytest.raises(ManifestError, match=message) as raised:
+            open_manifest(ManifestSpec(str(tmp_path / "m"), carry=("k",)), scratch)
+        assert "b.parquet" in str(raised.value)
+
+
+BAD_MANIFESTS: BadManifests = {
+    "not one": ("m.parquet", b"hello", {}, r"m\.parquet cannot be read"),
+    "no rows": ("m.parquet", parquet(image_uri=pa.array([], "string")), {}, "has no row"),
+    "no uri column": ("m.parquet", parquet(uri=["/a"], x=[1]), {}, "no column 'image_uri'; it has: uri, x"),
+    "no such id": ("m.parquet", parquet(image_uri=["/a"]), {"id_column": "key"}, "no column 'key'"),
+    "no such bytes": ("m.parquet", parquet(image_uri=["/a"]), {"bytes_column": "jpg"}, "no column 'jpg'"),
+    "bytes, no id": ("m.parquet", parquet(image_bytes=[b"x"]), {}, "no column 'image_id'"),
+    "float id": ("m.parquet", parquet(image_id=[1.0], image_uri=["/a"]), {}, "'image_id': .* not double"),
+    "bool id": ("m.parquet", parquet(image_id=[True], image_uri=["/a"]), {}, "'image_id': .* not bool"),
+    "binary id": ("m.parquet", parquet(image_id=[b"1"], image_uri=["/a"]), {}, "'image_id': .* not binary"),
+    "null id": ("m.parquet", parquet(image_id=[1, None], image_uri=["/a", "/b"]), {}, "row 2: the id is null"),
+    "empty id": ("m.parquet", parquet(image_id=["", "a"], image_uri=["/a", "/b"]), {}, "row 1: the id is"),
+    "integer uri": ("m.parquet", parquet(image_uri=[1]), {}, "'image_uri': .* not int64"),
+    "null uri": ("m.parquet", parquet(image_uri=["/a", None]), {}, "row 2: the image URI is null or empty"),
+    "empty uri": ("m.parquet", parquet(image_uri=["/a", ""]), {}, "row 2: the image URI is null or empty"),
+    "text as bytes": ("m.parquet", parquet(image_id=[1], image_bytes=["x"]), {}, "must be binary, not string"),
+    "no root": ("m.parquet", parquet(image_uri=["/a", "b"]), {}, "row 2: .*'b'.* set image_root"),
+    "out of root": ("m.parquet", parquet(image_uri=["a/../../b"]), {"image_root": "/r"}, "climbs out"),
+}
+
+
+@each_of(BAD_MANIFESTS)
+def test_bad_manifests(tmp_path: Path, case: Any) -> None:
+    check_refused(tmp_path, case)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.annotate.manifest.open import Manifest, ManifestError, ManifestSpec, open_manifest
+from tests.annotate.manifest.manifest_cases import (
+    BadManifests,
+    check_refused,
+    each_of,
+    parquet,
+    read_all,
+    read_all_ids,
+    write,
+    write_parquet,
+)
+from tests.s3_server import S3Server
+
+
+class TestReadRows:
+    @pytest.fixture
+    def manifest(self, tmp_path: Path, scratch: str) -> Manifest:
+        columns = {"image_id": np.arange(1000), "image_bytes": [b"%d" % i for i in range(1000)]}
+        return open_manifest(ManifestSpec(write_parquet(tmp_path / "m.parquet", columns)), scratch)
+
+    @pytest.mark.parametrize(
+        "rows",
+        [[], [0], [999], [0, 999], [3, 4, 5, 500, 501], list(range(1000)), list(range(0, 1000, 7))],
+        ids=["none", "first", "last", "both ends", "two clusters", "all", "every seventh"],
+    )
+    @pytest.mark.parametrize("batch_rows", [1, 64, 5000])
+    def test_indices_and_masks(self, manifest: Manifest, rows: list[int], batch_rows: int) -> None:
+        mask = np.zeros(1000, bool)
+        mask[rows] = True
+        for chosen in (np.array(rows, np.int64), np.array(rows, np.uint16), mask):
+            tables = list(manifest.read_rows(manifest.units[0], chosen, batch_rows))
+            assert [table.num_rows for table in tables[:-1]] == [batch_rows] * (len(tables) - 1)
+            assert [value for table in tables for value in table["image_id"].to_pylist()] == rows
+            assert [value for table in tables for value in table["image_bytes"].to_pylist()] == [
+                b"%d" % i for i in rows
+            ]
+
+    @pytest.mark.parametrize(
+        "rows",
+        [np.ones(999, bool), np.array([1000]), np.array([-1, 3]), np.array([4, 3]), np.array([4, 4])],
+        ids=["short mask", "behind the end", "negative", "descending", "repeated"],
+    )
+    def test_rows_that_make_no_sense(self, manifest: Manifest, rows: Any) -> None:
+        with pytest.raises(ValueError, match=r"mask|indices"):
+            list(manifest.read_rows(manifest.units[0], rows))
+
+    def test_memory_is_bounded_within_a_row_group(self, tmp_path: Path, scratch: str) -> None:
+        one = np.random.default_rng(0).bytes(1 << 18)
+        path = write_parquet(
+            tmp_path / "m.parquet",
+            {"image_id": np.arange(200), "image_bytes": [one] * 200},
+            use_dictionary=False,
+            write_batch_size=4,  # a page is not cut within such a batch
+            data_page_size=1 << 20,
+        )
+        manifest = open_manifest(ManifestSpec(path), scratch)
+        before, peak = pa.total_allocated_bytes(), 0
+        for _ in manifest.read_rows(manifest.units[0], np.ones(200, bool), batch_rows=4):
+            peak = max(peak, pa.total_allocated_bytes() - before)
+        assert peak < 16 << 20  # of 50 MB
+
+
+class TestS3:
+    def test_every_file_format(self, s3: S3Server, tmp_path: Path) -> None:
+        parquet = Path(write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_uri": ["a?#.jpg", "b.jpg"]}))
+        files = {
+            "t/m.csv": b"image_id,image_uri\n1,a?#.jpg\n2,b.jpg\n",
+            "t/m.jsonl": b'{"image_id":1,"image_uri":"a?#.jpg"}\n{"image_id":2,"image_uri":"b.jpg"}\n',
+            "t/m.json": b'{"images":[{"id":1,"file_name":"a?#.jpg"},{"id":2,"file_name":"b.jpg"}]}',
+            "t/m.parquet": parquet.read_bytes(),
+            "t/folder/part-0.parquet": parquet.read_bytes(),
+        }
+        for key, content in files.items():
+            s3.put("bucket", key, content)
+        for name in ("m.csv", "m.jsonl", "m.json", "m.parquet", "folder"):
+            scratch = f"s3://bucket/t/scratch-{name}"
+            manifest = open_manifest(ManifestSpec(f"s3://bucket/t/{name}", image_root="s3://bucket/images"), scratch)
+            manifest = pickle.loads(pickle.dumps(manifest))  # noqa: S301
+            assert read_all_ids(manifest) == [1, 2], name
+            uris = [row["image_uri"] for row in read_all(manifest)]
+            assert uris == ["s3://bucket/images/a?#.jpg", "s3://bucket/images/b.jpg"], name
+            assert all(unit.file.startswith("s3://bucket/t/") for unit in manifest.units)
+
+    def test_what_is_not_there(self, s3: S3Server) -> None:
+        with pytest.raises(ManifestError, match=r"s3://bucket/none\.csv does not exist"):
+            open_manifest(ManifestSpec("s3://bucket/none.csv"), "s3://bucket/scratch")
+        with pytest.raises(ManifestError, match=r"NoSuchBucket|does not exist"):
+            open_manifest(ManifestSpec("s3://no-such-bucket/x", format="folder"), "s3://bucket/scratch")
+
+
+BAD_MANIFESTS: BadManifests = {
+    "carried column missing": ("m.csv", b"image_uri\n/a\n", {"carry": ("k",)}, "no column 'k'; it has: image_uri"),
+    "carried column clashes": ("m.csv", b"image_uri,height\n/a,1\n", {"carry": ("height",)}, "'height' cannot be"),
+    "carried twice": ("m.csv", b"image_uri,k\n/a,1\n", {"carry": ("k", "k")}, "named twice"),
+    "unknown suffix": ("m.txt", b"", {}, "suffix does not tell"),
+    "unknown format": ("m.txt", b"", {"format": "xml"}, "'xml' is unknown; there are: auto, parquet, csv"),
+}
+
+
+@each_of(BAD_MANIFESTS)
+def test_bad_manifests(tmp_path: Path, case: Any) -> None:
+    check_refused(tmp_path, case)
+
+
+PRESIGNED = "https://host/a.jpg?X-Amz-Signature=secret"
+
+
+class TestUrisAsIds:
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("m.csv", f"image_uri\n/b.jpg\n{PRESIGNED}\n".encode()),
+            (
+                "m.jsonl",
+                json.dumps({"image_uri": "/b.jpg"}).encode() + b"\n" + json.dumps({"image_uri": PRESIGNED}).encode(),
+            ),
+            ("m.parquet", parquet(image_uri=["/b.jpg", PRESIGNED])),
+            ("m.parquet", parquet(image_uri=["/b.jpg", PRESIGNED], image_bytes=[None, b"x"])),
+            ("m.parquet", parquet(image_uri=["/b.jpg", PRESIGNED], image_bytes=[b"x", b"x"])),
+        ],
+        ids=["csv", "jsonl", "parquet", "parquet: some bytes", "parquet: all bytes"],
+    )
+    def test_secrets_do_not_become_ids(self, tmp_path: Path, scratch: str, name: str, content: bytes) -> None:
+        path = write(tmp_path / name, content)
+        with pytest.raises(
+            ManifestError, match=r"(row|line) 2: 'https://host/a\.jpg' .*give the manifest an id column"
+        ) as raised:
+            open_manifest(ManifestSpec(path), scratch)
+        assert "Signature" not in str(raised.value)
+
+    def test_with_ids_they_are_read_as_they_are(self, tmp_path: Path, scratch: str) -> None:
+        lines = f"image_id,image_uri\n1,{PRESIGNED}\n"
+        manifest = open_manifest(ManifestSpec(write(tmp_path / "m.csv", lines)), scratch)
+        assert read_all(manifest) == [{"image_id": 1, "image_uri": PRESIGNED, "image_bytes": None}]
+        path = write_parquet(tmp_path / "m.parquet", {"image_id": [1], "image_uri": [PRESIGNED]})
+        assert read_all(open_manifest(ManifestSpec(path), scratch)) == read_all(manifest)
+
+
+def test_messages_hold_no_credentials(tmp_path: Path, scratch: str) -> None:
+    content = parquet(image_id=[1], image_uri=["x"])
+    path = write(tmp_path / "m.parquet", content)
+    with pytest.raises(ManifestError) as raised:
+        open_manifest(ManifestSpec(path, image_root="https://user:secret@host/images"), scratch)
+    assert "secret" not in str(raised.value)
+    with pytest.raises(ManifestError) as raised:
+        open_manifest(ManifestSpec("http://127.0.0.1:9/m.csv?X-Amz-Signature=secret"), scratch)
+    assert "secret" not in str(raised.value)
+
+
+def test_manifests_are_small_and_picklable(tmp_path: Path, scratch: str) -> None:
+    path = write_parquet(tmp_path / "m.parquet", {"image_uri": [f"/{i}" for i in range(1000)], "k": [1] * 1000})
+    manifest = open_manifest(ManifestSpec(path, carry=("k",)), scratch)
+    pickled = pickle.dumps(manifest)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled) == manifest  # noqa: S301
+    error = pickle.loads(pickle.dumps(ManifestError("why")))  # noqa: S301
+    assert isinstance(error, ManifestError)
+    assert str(error) == "why"

@@ -1,0 +1,201 @@
+"""Images that kill the process: found after two deaths, and at whose cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard, run_guarded
+from pipeline.annotate.stages.rows import RowError
+
+STAGE = "decode"
+
+
+class Killed(BaseException):
+    """The process is gone; what the guard knows is not."""
+
+
+class Worker:
+    """Processes that die of culprits, and at given moments from outside; a moment is a call of guard or work."""
+
+    def __init__(self, culprits: Collection[Hashable] = (), kill_at: Collection[int] = ()) -> None:
+        self.guard = InProcessGuard()
+        self.culprits = culprits
+        self.kill_at = kill_at
+        self.moment = 0
+        self.deaths_by_culprit = 0
+        self.deaths_from_outside = 0
+        self.calls: list[list[Hashable]] = []
+        self.alone: Hashable | None = None
+        self.killed_alone: set[Hashable] = set()
+
+    def begin(self, stage: str, ids: Sequence[Hashable]) -> list[int]:
+        self.alone = None
+        self.tick()
+        deaths = self.guard.begin(stage, ids)
+        self.tick()
+        return deaths
+
+    def retry(self, stage: str, image_id: Hashable) -> None:
+        self.tick()
+        self.guard.retry(stage, image_id)
+        self.alone = image_id
+        self.tick()
+
+    def end(self, stage: str, ids: Sequence[Hashable]) -> None:
+        self.tick()
+        self.guard.end(stage, ids)
+        self.alone = None
+        self.tick()
+
+    def tick(self) -> None:
+        self.moment += 1
+        if self.moment in self.kill_at:
+            self.deaths_from_outside += 1
+            if self.alone is not None:
+                self.killed_alone.add(self.alone)
+            raise Killed
+
+    def process(self, ids: Sequence[Hashable]) -> list[str | RowError]:
+        """One life: the batch's results, or Killed."""
+
+        def work(members: list[int]) -> list[str]:
+            chosen = [ids[i] for i in members]
+            self.calls.append(chosen)
+            if any(i in self.culprits for i in chosen):
+                self.deaths_by_culprit += 1
+                raise Killed
+            return [f"done {i}" for i in chosen]
+
+        return run_guarded(self, STAGE, ids, work)
+
+    def until_complete(self, ids: Sequence[Hashable]) -> list[str | RowError]:
+        """As Ray does it: another process, the same rows."""
+        for _ in range(MAX_DEATHS * len(ids) + len(self.kill_at) + 1):
+            try:
+                return self.process(ids)
+            except Killed:
+                continue
+        raise AssertionError("the batch never completes")
+
+
+def refused(results: Sequence[str | RowError], ids: Sequence[Hashable]) -> set[Hashable]:
+    return {i for i, result in zip(ids, results, strict=True) if isinstance(result, RowError)}
+
+
+def test_a_batch_without_deaths_is_worked_on_at_once() -> None:
+    worker = Worker()
+    assert worker.process(["a", "b"]) == ["done a", "done b"]
+    assert worker.calls == [["a", "b"]]
+    assert worker.guard.begin(STAGE, ["a", "b"]) == [0, 0]
+
+
+def test_empty_batch() -> None:
+    worker = Worker()
+    assert worker.process([]) == []
+    assert worker.calls == []
+
+
+def test_the_culprit_is_found_after_two_deaths_and_the_others_survive() -> None:
+    worker = Worker(culprits={"c"})
+    results = worker.until_complete(["a", "b", "c", "d"])
+    assert worker.deaths_by_culprit == 2
+    # The batch dies; then singles, until the culprit dies alone; then those that are left.
+    assert worker.calls == [["a", "b", "c", "d"], ["a"], ["b"], ["c"], ["a", "b"], ["d"]]
+    error = RowError(STAGE, "process_killed", "the process died 2 times on this image")
+    assert results == ["done a", "done b", error, "done d"]
+
+
+def test_new_rows_share_a_call_while_those_with_a_death_come_alone() -> None:
+    worker = Worker(kill_at={2})
+    with pytest.raises(Killed):
+        worker.process(["a", "b"])
+    assert worker.process(["x", "a", "y", "b"]) == ["done x", "done a", "done y", "done b"]
+    assert worker.calls == [["x", "y"], ["a"], ["b"]]
+
+
+def test_a_culprit_keeps_its_verdict_in_another_batch() -> None:
+    worker = Worker(culprits={"c"})
+    worker.until_complete(["a", "c"])
+    assert refused(worker.process(["x", "c"]), ["x", "c"]) == {"c"}
+    assert worker.deaths_by_culprit == 2
+
+
+def test_a_batch_of_one_costs_two_deaths_too() -> None:
+    worker = Worker(culprits={"c"})
+    assert refused(worker.until_complete(["c"]), ["c"]) == {"c"}
+    assert worker.calls == [["c"], ["c"]]
+
+
+def test_stages_are_counted_apart() -> None:
+    guard = InProcessGuard()
+    guard.begin("decode", [1, 2])
+    assert guard.begin("segment", [1, 2]) == [0, 0]
+    guard.end("decode", [1])
+    assert guard.begin("decode", [1, 2]) == [0, 1]
+    assert guard.begin("segment", [1, 2]) == [1, 1]
+
+
+def test_ids_of_text_and_number_are_told_apart() -> None:
+    guard = InProcessGuard()
+    guard.begin(STAGE, [1])
+    assert guard.begin(STAGE, ["1", 1]) == [0, 1]
+
+
+def test_an_innocent_in_flight_alone_at_a_kill_from_outside_is_refused() -> None:
+    """The guard cannot know better: the batch it was in died, and then it was the only one at work."""
+    worker = Worker(culprits={"c"}, kill_at={5})  # moments: begin 1 2, then the batch dies; begin 3 4, retry 5 6
+    results = worker.until_complete(["a", "c", "b"])
+    assert refused(results, "acb") == {"c"}  # killed just before the retry was written down: nothing held against "a"
+    worker = Worker(culprits={"c"}, kill_at={6})
+    results = worker.until_complete(["a", "c", "b"])
+    assert worker.killed_alone == {"a"}
+    assert refused(results, "acb") == {"a", "c"}
+    assert results[2] == "done b"
+
+
+def test_one_kill_from_outside_costs_no_image() -> None:
+    for moment in range(1, 12):
+        worker = Worker(kill_at={moment})
+        assert worker.until_complete(["a", "b", "c"]) == ["done a", "done b", "done c"]
+
+
+@given(size=st.integers(1, 12), culprits=st.sets(st.integers(0, 11), max_size=5))
+@settings(deadline=None, max_examples=300)
+def test_culprits_alone(size: int, culprits: set[int]) -> None:
+    """Without kills from outside: all culprits refused, no one else, and no culprit kills more than twice."""
+    ids = list(range(size))
+    culprits &= set(ids)
+    worker = Worker(culprits)
+    results = worker.until_complete(ids)
+    assert refused(results, ids) == culprits
+    assert [results[i] for i in ids if i not in culprits] == [f"done {i}" for i in ids if i not in culprits]
+    for culprit in culprits:
+        fatal = [call for call in worker.calls if culprit in call]
+        assert len(fatal) == MAX_DEATHS
+        assert fatal[-1] == [culprit]
+    assert worker.deaths_by_culprit == (1 + len(culprits) if culprits else 0)
+
+
+@given(
+    size=st.integers(1, 10),
+    culprits=st.sets(st.integers(0, 9), max_size=4),
+    kill_at=st.sets(st.integers(1, 60), max_size=8),
+)
+@example(size=2, culprits={1}, kill_at={6})
+@settings(deadline=None, max_examples=500)
+def test_culprits_and_kills_from_outside(size: int, culprits: set[int], kill_at: set[int]) -> None:
+    """A batch always completes; an innocent is refused exactly if a kill from outside hit it alone."""
+    ids = list(range(size))
+    culprits &= set(ids)
+    worker = Worker(culprits, kill_at)
+    results = worker.until_complete(ids)
+    assert len(results) == size
+    assert refused(results, ids) == culprits | worker.killed_alone
+    assert all(results[i] == f"done {i}" for i in ids if i not in culprits | worker.killed_alone)
+    for culprit in culprits:
+        assert sum(culprit in call for call in worker.calls) <= MAX_DEATHS
+    assert len(worker.killed_alone) <= worker.deaths_from_outside

@@ -1,0 +1,290 @@
+"""The model's stage: with a stand-in that fails on demand, and with a small real model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.annotate.stages.fetch_decode import FetchDecode
+from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
+from pipeline.annotate.stages.rows import DECODED, DETECTION_FIELDS, RowError, binary_array, binary_views, error_arrays
+from pipeline.annotate.stages.segment import DeviceLost, Segment
+from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.detections import Detections
+from pipeline.model.layouts import to_native
+from pipeline.model.predictor import Predictor, load_model
+from pipeline.storage.fetch.fetcher import Fetcher
+from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
+from tests.model.golden_weights import official_weights
+from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
+
+FIELDS = [name for name, _ in DETECTION_FIELDS]
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def detections(size: tuple[int, int], scores: Sequence[float], labels: Sequence[int]) -> Detections:
+    """Numbers that depend on the picture's size, so that a mix-up of rows shows."""
+    count = len(scores)
+    boxes = np.tile(np.array([0, 0, size[1], size[0]], np.float32), (count, 1))
+    masks = np.full((count, 28, 28), 0.75, np.float32)
+    return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64), masks, size)
+
+
+class StandIn:
+    """Finds label 0 with 0.9, label 1 with 0.5 and label 2 with 0.1 anywhere; raises what ``fail`` gives."""
+
+    def __init__(self, fail: Callable[[Sequence[np.ndarray]], Exception | None] = lambda images: None) -> None:
+        self.device = torch.device("cpu")
+        self.fail = fail
+        self.calls: list[list[int]] = []
+
+    def predict(
+        self, images: Sequence[np.ndarray], batch_size: int, image_sizes: Sequence[tuple[int, int]]
+    ) -> list[Detections]:
+        self.calls.append([int(image[0, 0, 0]) for image in images])
+        if (error := self.fail(images)) is not None:
+            raise error
+        assert batch_size == 4
+        return [detections(size, [0.9, 0.5, 0.1], [0, 1, 2]) for size in image_sizes]
+
+
+def decoded_rows(
+    pixels: Sequence[np.ndarray | None], errors: Sequence[RowError | None] | None = None, **carried: list[Any]
+) -> pa.Table:
+    """Rows as fetch_decode makes them; the originals are said to be twice as large."""
+
+    def column(get: Callable[[np.ndarray], int], name: str) -> pa.Array:
+        return pa.array([None if p is None else get(p) for p in pixels], DECODED.field(name).type)
+
+    columns = [
+        binary_array(pixels),
+        column(lambda p: p.shape[0], "pixels_height"),
+        column(lambda p: p.shape[1], "pixels_width"),
+        column(lambda p: 2 * p.shape[0], "height"),
+        column(lambda p: 2 * p.shape[1], "width"),
+        column(lambda p: 1, "exif_orientation"),
+        *error_arrays(errors or [None] * len(pixels)),
+    ]
+    ids = {"image_id": list(range(100, 100 + len(pixels))), "image_uri": [f"/{i}.png" for i in range(len(pixels))]}
+    return pa.table({**ids, **carried, **dict(zip(DECODED.names, columns, strict=True))})
+
+
+def plain(number: int, height: int = 6, width: int = 8) -> np.ndarray:
+    return np.full((height + number, width, 3), number, np.uint8)
+
+
+def segment(
+    rows: pa.Table, predictor: Any, thresholds: Sequence[float] = (0, 0, 0), guard: InProcessGuard | None = None
+) -> pa.Table:
+    return Segment(predictor, 4, thresholds, guard or InProcessGuard(), lambda counts: None)(rows)
+
+
+def found(rows: pa.Table) -> Iterator[dict[str, np.ndarray] | None]:
+    """The detections of each row, None where there are none."""
+    views = {name: binary_views(rows[name]) for name in FIELDS}
+    for i in range(len(rows)):
+        values = {
+            name: np.frombuffer(view, dtype) for name, dtype in DETECTION_FIELDS if (view := views[name][i]) is not None
+        }
+        assert len(values) in (0, len(FIELDS))
+        yield values or None
+
+
+class TestRows:
+    def test_columns(self) -> None:
+        rows = decoded_rows([plain(0), plain(1)], split=["train", None], weight=[1.5, 2.5])
+        out = segment(rows, StandIn())
+        kept = ["image_id", "image_uri", "split", "weight", "height", "width", "exif_orientation"]
+        assert out.column_names == [*kept, "stage", "error_code", "error_message", *FIELDS]
+        for name in kept:
+            assert out[name].equals(rows[name]), name
+        assert out["height"].to_pylist() == [12, 14]
+        assert {out.schema.field(name).type for name in FIELDS} == {pa.large_binary()}
+
+    def test_each_row_gets_its_own(self) -> None:
+        predictor = StandIn()
+        out = list(found(segment(decoded_rows([plain(i) for i in range(6)]), predictor)))
+        assert predictor.calls == [[0, 1, 2, 3, 4, 5]]
+        for i, values in enumerate(out):
+            assert values is not None
+            np.testing.assert_array_equal(values["boxes"].reshape(-1, 4), [[0, 0, 16, 12 + 2 * i]] * 3)
+            np.testing.assert_array_equal(values["labels"], [0, 1, 2])
+            np.testing.assert_array_equal(values["scores"], np.array([0.9, 0.5, 0.1], np.float32))
+            assert values["masks"].shape == (3 * 28 * 28,)
+
+    def test_failed_rows_pass_by(self) -> None:
+        error = RowError("fetch", "not_found", "gone")
+        predictor = StandIn()
+        out = segment(decoded_rows([plain(0), None, plain(2), None], [None, error, None, error]), predictor)
+        assert predictor.calls == [[0, 2]]
+        assert [values is not None for values in found(out)] == [True, False, True, False]
+        for column, text in (("stage", "fetch"), ("error_code", "not_found"), ("error_message", "gone")):
+            assert out[column].to_pylist() == [None, text, None, text]
+
+    def test_only_failed_rows(self) -> None:
+        predictor = StandIn()
+        out = segment(decoded_rows([None, None], [RowError("decode", "corrupt_image", "cut")] * 2), predictor)
+        assert predictor.calls == []
+        assert out["error_code"].to_pylist() == ["corrupt_image"] * 2
+        assert list(found(out)) == [None, None]
+
+    @pytest.mark.parametrize(("start", "length"), [(1, 3), (4, 1), (2, 0)])
+    def test_slices(self, start: int, length: int) -> None:
+        error = RowError("fetch", "not_found", "gone")
+        rows = decoded_rows([plain(0), plain(1), None, plain(3), plain(4)], [None, None, error, None, None])
+        expected = segment(rows, StandIn()).slice(start, length)
+        assert segment(rows.slice(start, length), StandIn()).to_pylist() == expected.to_pylist()
+
+    def test_chunks(self) -> None:
+        rows = decoded_rows([plain(i) for i in range(5)])
+        chunked = pa.concat_tables([rows.slice(0, 2), rows.slice(2)])
+        assert chunked["pixels"].num_chunks == 2
+        assert segment(chunked, StandIn()).to_pylist() == segment(rows, StandIn()).to_pylist()
+
+    def test_report(self) -> None:
+        reports: list[dict[str, float]] = []
+        Segment(StandIn(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
+        assert [set(report) for report in reports] == [{"segment_s", "segmented"}]
+        assert reports[0]["segmented"] == 2
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "labels"),
+    [
+        pytest.param((0.0, 0.0, 0.0), [0, 1, 2], id="none"),
+        pytest.param((0.0, 0.6, 0.0), [0, 2], id="one label"),
+        pytest.param((0.9, 0.5, 0.2), [0, 1], id="reached exactly is kept"),
+        pytest.param((0.91, 0.0, 0.0), [1, 2], id="the best one goes"),
+        pytest.param((1.0, 1.0, 1.0), [], id="all go"),
+    ],
+)
+def test_thresholds(thresholds: tuple[float, ...], labels: list[int]) -> None:
+    out = segment(decoded_rows([plain(0), plain(1)]), StandIn(), thresholds)
+    assert out["error_code"].to_pylist() == [None, None]
+    for values in found(out):
+        assert values is not None  # none found is not failed
+        assert values["labels"].tolist() == labels
+        assert len(values["boxes"]) == 4 * len(labels)
+        assert len(values["masks"]) == 28 * 28 * len(labels)
+        np.testing.assert_array_equal(values["scores"], np.array([0.9, 0.5, 0.1], np.float32)[labels])
+
+
+class TestFailures:
+    @pytest.mark.parametrize(
+        ("error", "code", "message"),
+        [
+            pytest.param(OUT_OF_MEMORY, "out_of_memory", "OutOfMemoryError: CUDA out of memory", id="memory"),
+            pytest.param(RuntimeError("shapes differ"), "model_error", "RuntimeError: shapes differ", id="model"),
+            pytest.param(ValueError("x" * 5000), "model_error", "ValueError: xxx", id="long message"),
+        ],
+    )
+    def test_one_bad_image_fails_alone(self, error: Exception, code: str, message: str) -> None:
+        predictor = StandIn(lambda images: error if any(image[0, 0, 0] == 2 for image in images) else None)
+        out = segment(decoded_rows([plain(i) for i in range(4)]), predictor)
+        assert predictor.calls == [[0, 1, 2, 3], [0], [1], [2], [3]]
+        assert out["error_code"].to_pylist() == [None, None, code, None]
+        assert out["stage"].to_pylist() == [None, None, "segment", None]
+        assert out["error_message"][2].as_py().startswith(message)
+        assert len(out["error_message"][2].as_py()) <= 500
+        assert [values is None for values in found(out)] == [False, False, True, False]
+
+    def test_a_batch_too_large_for_the_memory_is_done_one_by_one(self) -> None:
+        predictor = StandIn(lambda images: OUT_OF_MEMORY if len(images) > 1 else None)
+        rows = decoded_rows([plain(i) for i in range(4)])
+        out = segment(rows, predictor)
+        assert out["error_code"].null_count == 4
+        assert out.to_pylist() == segment(rows, StandIn()).to_pylist()
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_a_lost_device_is_raised_and_the_images_stay_in_flight(self, count: int) -> None:
+        lost = RuntimeError("CUDA error: an illegal memory access was encountered")
+        guard, predictor = InProcessGuard(), StandIn(lambda images: lost)
+        with pytest.raises(DeviceLost, match="illegal memory access") as raised:
+            segment(decoded_rows([plain(i) for i in range(count)]), predictor, guard=guard)
+        assert raised.value.__cause__ is lost
+        assert len(predictor.calls) == 1  # nothing else is tried on a device that is gone
+        assert guard.begin("segment", [100]) == [1]
+
+    def test_device_lost_by_a_single_image(self) -> None:
+        def fail(images: Sequence[np.ndarray]) -> Exception:
+            return OUT_OF_MEMORY if len(images) > 1 else RuntimeError("CUDA error: device-side assert triggered")
+
+        with pytest.raises(DeviceLost):
+            segment(decoded_rows([plain(0), plain(1)]), StandIn(fail))
+
+    def test_an_image_that_loses_the_device_again_and_again_is_refused(self) -> None:
+        lost = RuntimeError("CUDA error: device-side assert triggered")
+        predictor = StandIn(lambda images: lost if any(image[0, 0, 0] == 1 for image in images) else None)
+        guard, rows = InProcessGuard(), decoded_rows([plain(0), plain(1), plain(2)])
+        for _ in range(MAX_DEATHS):
+            with pytest.raises(DeviceLost):
+                segment(rows, predictor, guard=guard)
+        out = segment(rows, predictor, guard=guard)
+        assert out["error_code"].to_pylist() == [None, "process_killed", None]
+        assert out["stage"].to_pylist() == [None, "segment", None]
+
+    def test_running_out_of_memory_is_not_losing_the_device(self) -> None:
+        error = torch.OutOfMemoryError("CUDA error: out of memory")
+        out = segment(decoded_rows([plain(0)]), StandIn(lambda images: error))
+        assert out["error_code"].to_pylist() == ["out_of_memory"]
+
+
+@pytest.fixture(scope="module")
+def model() -> Predictor:
+    settings = replace(SMALL_SETTINGS, short_side=64, long_side=96, max_detections=6)
+    weights = to_native(official_weights(SMALL), "official")
+    return load_model(Checkpoint(weights, SMALL, SMALL_CATEGORIES, settings), "cpu")
+
+
+def as_rows(images: Sequence[np.ndarray]) -> pa.Table:
+    """Through the stage before: pictures much larger than the input come shrunk."""
+    fetch_decode = FetchDecode(Fetcher(), 10_000_000, True, 64, 96)
+    rows = manifest_rows([None] * len(images), [encoded(image) for image in images])
+    return fetch_decode(rows, InProcessGuard(), lambda counts: None)
+
+
+def assert_same(values: dict[str, np.ndarray] | None, expected: Detections) -> None:
+    assert values is not None
+    assert len(expected) > 0
+    np.testing.assert_array_equal(values["labels"], expected.labels)
+    np.testing.assert_allclose(values["scores"], expected.scores, atol=1e-5)
+    np.testing.assert_allclose(values["boxes"].reshape(-1, 4), expected.boxes, atol=1e-3)
+    np.testing.assert_allclose(values["masks"].reshape(-1, 28, 28), expected.masks, atol=1e-4)
+
+
+class TestRealModel:
+    def test_equals_predict(self, model: Predictor) -> None:
+        images = [photo(64, 90, 0), photo(96, 64, 1), photo(64, 90, 2), photo(50, 50, 3)]
+        rows = as_rows(images)
+        assert rows["pixels_height"].to_pylist() == [64, 96, 64, 50]
+        out = segment(rows, model, [0.0] * 5)
+        expected = [model.predict([image])[0] for image in images]
+        for values, detections_of_image in zip(found(out), expected, strict=True):
+            assert_same(values, detections_of_image)
+
+    def test_shrunk_rows_give_what_the_originals_give(self, model: Predictor) -> None:
+        images = [photo(200, 300, 0), photo(333, 250, 1), photo(128, 192, 2)]
+        rows = as_rows(images)
+        assert rows["pixels_height"].to_pylist() == [64, 85, 64]
+        assert rows["height"].to_pylist() == [200, 333, 128]
+        out = segment(rows, model, [0.0] * 5)
+        for values, image in zip(found(out), images, strict=True):
+            expected = model.predict([image])[0]
+            assert_same(values, expected)
+            assert expected.boxes.max() > 96  # in the original's pixels
+
+    def test_thresholds_by_class(self, model: Predictor) -> None:
+        image = photo(64, 90, 0)
+        everything = model.predict([image])[0]
+        best, least = everything.scores.max(), everything.scores.min()
+        assert least < best
+        threshold = float((best + least) / 2)
+        (values,) = found(segment(as_rows([image]), model, [threshold] * 5))
+        assert values is not None
+        assert 0 < len(values["scores"]) == (everything.scores >= threshold).sum() < len(everything)

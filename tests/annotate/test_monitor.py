@@ -1,0 +1,119 @@
+"""The run's monitor: as a plain class, and as the actor that workers talk to."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from typing import Any
+
+import pytest
+import ray
+
+from pipeline.annotate import monitor
+from pipeline.annotate.monitor import MonitorClient, RunMonitor, start_monitor
+from pipeline.annotate.stages.guard import run_guarded
+
+
+class FakeMetric:
+    """Remembers what was counted, by name; a second metric of the same name is an error, as in Ray."""
+
+    made: dict[str, float] = {}  # noqa: RUF012 as a registry
+
+    def __init__(self, name: str, description: str) -> None:
+        assert name not in self.made
+        assert description
+        self.name = name
+        self.made[name] = 0.0
+
+    def inc(self, value: float) -> None:
+        assert value > 0  # Ray refuses anything else
+        self.made[self.name] += value
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    FakeMetric.made = {}
+    monkeypatch.setattr(monitor, "MetricCounter", FakeMetric)
+    return FakeMetric.made
+
+
+class TestPlainClass:
+    def test_counts_add_up(self) -> None:
+        run = RunMonitor()
+        run.add({"decoded": 4, "fetch_s": 0.5})
+        run.add({"decoded": 3, "failed:not_found": 1})
+        assert run.snapshot() == {"decoded": 7, "fetch_s": 0.5, "failed:not_found": 1, "segmenting_s": 0.0}
+
+    def test_time_runs_from_the_begin_of_the_first_model_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        now = 100.0
+        monkeypatch.setattr(time, "monotonic", lambda: now)
+        run = RunMonitor()
+        run.add({"decoded": 4})
+        now = 110.0
+        assert run.snapshot()["segmenting_s"] == 0.0
+        run.add({"segmented": 4, "segment_s": 2.0})
+        assert run.snapshot()["segmenting_s"] == pytest.approx(2.0)
+        now = 115.0
+        run.add({"segmented": 4, "segment_s": 3.0})
+        assert run.snapshot()["segmenting_s"] == pytest.approx(7.0)
+        assert run.snapshot()["segment_s"] == pytest.approx(5.0)
+
+    def test_a_snapshot_is_a_copy(self) -> None:
+        run = RunMonitor()
+        run.add({"decoded": 1})
+        run.snapshot()["decoded"] = 99
+        assert run.snapshot()["decoded"] == 1
+
+    def test_is_a_guard(self) -> None:
+        run = RunMonitor()
+        assert run.begin("decode", [1, 2]) == [0, 0]
+        run.end("decode", [1])
+        assert run.begin("decode", [1, 2]) == [0, 1]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("ray_cluster")
+class TestActor:
+    def test_report(self, metrics: dict[str, float]) -> None:
+        handle = start_monitor()
+        client = MonitorClient(handle)
+        client.report({"encoded": 5, "failed:not_found": 2, "fetch_s": 0.0})
+        client.report({"encoded": 1})
+        assert ray.get(handle.snapshot.remote()) == {
+            "encoded": 6,
+            "failed:not_found": 2,
+            "fetch_s": 0.0,
+            "segmenting_s": 0.0,
+        }
+        assert metrics == {
+            "maskfleet_encoded_total": 6,
+            "maskfleet_failed_not_found_total": 2,
+            "maskfleet_fetch_s_total": 0.0,
+        }
+
+    def test_ray_takes_the_names(self) -> None:
+        handle = start_monitor()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # Ray warns of a metric that it will not take
+            MonitorClient(handle).report({"encoded": 2, "failed:not_found": 1, "nothing": 0})
+        assert ray.get(handle.snapshot.remote())["failed:not_found"] == 1
+
+    def test_guards_across_processes(self) -> None:
+        handle = start_monitor()
+
+        @ray.remote(num_cpus=0.1, max_retries=2)
+        def stage(ids: list[int], monitor_handle: Any) -> list[Any]:
+            def work(members: list[int]) -> list[Any]:
+                if any(ids[m] == 13 for m in members):
+                    os._exit(1)
+                return [f"done {ids[m]}" for m in members]
+
+            return run_guarded(MonitorClient(monitor_handle), "decode", ids, work)
+
+        first, culprit, last = ray.get(stage.remote([1, 13, 2], handle))
+        assert (first, last) == ("done 1", "done 2")
+        assert (culprit.stage, culprit.code) == ("decode", "process_killed")
+        assert "2 times" in culprit.message
+        assert MonitorClient(handle).begin("decode", [1, 2]) == [0, 0]

@@ -1,0 +1,64 @@
+"""What a person sees of a run."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.annotate.progress import Progress, duration
+
+HALFWAY = {
+    "encoded": 50.0,
+    "failed:not_found": 3.0,
+    "failed:corrupt_image": 2.0,
+    "segmenting_s": 10.0,
+    "segment_s": 15.0,
+    "fetch_s": 6.0,
+    "decode_s": 3.0,
+    "encode_s": 4.5,
+    "write_s": 1.5,
+}
+
+
+def test_by_hand() -> None:
+    progress = Progress(100, HALFWAY, 30.0, 2)
+    assert (progress.done, progress.failed) == (50, 5)
+    assert progress.rate == pytest.approx(5.0)
+    assert progress.busy_share == pytest.approx(0.75)
+    assert progress.time_split() == {"fetch": 6.0, "decode": 3.0, "segment": 15.0, "encode": 4.5, "write": 1.5}
+    assert progress.line() == (
+        "50/100 images (5 failed) | 5.0 img/s | fetch 20% decode 10% segment 50% encode 15% write 5% | "
+        "replicas busy 75% | 10.0 s to go"
+    )
+
+
+@pytest.mark.parametrize("counts", [{}, {"segmenting_s": 0.0}, {"decoded": 8.0, "fetch_s": 1.0}])
+def test_before_the_first_model_call(counts: dict[str, float]) -> None:
+    progress = Progress(1234, counts, 12.0, 1)
+    assert (progress.done, progress.failed, progress.rate, progress.busy_share) == (0, 0, 0.0, 0.0)
+    assert progress.line().startswith("0/1,234 images (0 failed) | 0.0 img/s")
+    assert progress.line().endswith("starting")
+
+
+def test_retried_tasks_do_not_count_beyond_the_total() -> None:
+    progress = Progress(40, HALFWAY, 30.0, 1)
+    assert progress.done == 40
+    assert progress.busy_share == 1.0
+    assert progress.line().endswith("0.0 s to go")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0.0 s"),
+        (8.14, "8.1 s"),
+        (59.9, "59.9 s"),
+        (60, "1 min 00 s"),
+        (750, "12 min 30 s"),
+        (3599.9, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (11_100, "3 h 05 min"),
+        (100 * 3600, "100 h 00 min"),
+    ],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
