@@ -42,8 +42,8 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.machine import describe
-from pipeline.data.output import Identity, OutputStore
-from pipeline.data.schema import ANNOTATED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
 from pipeline.evaluation.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluation.metrics import coco_stats
 from pipeline.evaluation.metrics_file import arrays_of

@@ -17,10 +17,10 @@ from pipeline.annotate.dry_run import dry_run
 from pipeline.annotate.manifest.open import ManifestError
 from pipeline.annotate.pending.antijoin import DuplicateIdError
 from pipeline.annotate.run import RunFailed, annotate, summary
+from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
 from pipeline.data.model_files import UnknownModelError
-from pipeline.data.output import OutputError
 from pipeline.model.checkpoints import CheckpointError
 from pipeline.storage.download.cache import DownloadError
 from pipeline.storage.lock.lease import LockHeld, LockLost

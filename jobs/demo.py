@@ -20,11 +20,11 @@ from PIL import Image
 
 from jobs import annotate, evaluate
 from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.rows import OutputRows
 from pipeline.cluster import connect
 from pipeline.drawn_rows import draw_rows
 from pipeline.evaluate import METRICS
-from pipeline.output_rows import OutputRows
-from pipeline.pictures import PictureSource
 from pipeline.synthetic import write_scenes
 from pipeline.visualize import DrawOptions, grid
 

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.annotate.manifest.open import ManifestError
+from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
-from pipeline.data.output import OutputError
 from pipeline.evaluate import REPORT, evaluate, summary
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation.input_checks import InputError

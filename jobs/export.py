@@ -19,8 +19,8 @@ import sys
 from collections.abc import Sequence
 
 from jobs.ending import BAD_INPUT, OK, end, end_unforeseen, end_with, set_up_log
+from pipeline.annotations.ledger import OutputError
 from pipeline.config.loading import ConfigError
-from pipeline.data.output import OutputError
 from pipeline.export.errors import ExportError
 from pipeline.export.run import FORMATS, Export, export
 from pipeline.export.selection import read_selection

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.annotate.manifest.open import ManifestError
+from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
 from pipeline.data.model_files import UnknownModelError
-from pipeline.data.output import OutputError
 from pipeline.evaluation.input_checks import InputError
 from pipeline.model.checkpoints import CheckpointError
 from pipeline.storage.download.cache import DownloadError

@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image
 
 from pipeline.annotate.stages.rows import RowError
-from pipeline.data.output import OutputStore
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.rows import OutputRows, Row
 from pipeline.drawn_rows import DrawnRow, draw_rows, drawable
-from pipeline.output_rows import OutputRows, Row
-from pipeline.pictures import PictureSource
 from pipeline.storage.uris import redact
 from pipeline.visualize import DrawOptions, Picture, grid
 

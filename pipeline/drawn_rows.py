@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotate.stages.rows import RowError
-from pipeline.data.schema import ANNOTATED
+from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.rows import Row
+from pipeline.annotations.schema import ANNOTATED
 from pipeline.masks.runs import Rle
 from pipeline.model.categories import Category
-from pipeline.output_rows import Row
-from pipeline.pictures import PictureSource
 from pipeline.visualize import DrawOptions, Picture, draw
 
 _ROWS_AT_ONCE = 8  # fetched concurrently, and in memory together
@@ -44,7 +44,7 @@ def draw_rows(
     """Draw rows, in order. One that cannot be drawn has its reason in the place of the picture.
 
     Args:
-        rows: as `pipeline.output_rows.OutputRows` gives them.
+        rows: as `pipeline.annotations.rows.OutputRows` gives them.
         source: of the pictures.
         options: what is drawn; everything by default.
         categories: names of those that are drawn; all if empty.

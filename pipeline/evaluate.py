@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.annotations.ledger import OutputStore
 from pipeline.cluster import connect
-from pipeline.data.output import OutputStore
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.evaluation.annotated_output import AnnotatedOutput
 from pipeline.evaluation.measure import Measured, Request, measure

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotate.stages.rows import RowError
-from pipeline.data.output import OutputStore
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.rows import OutputRows
 from pipeline.evaluate_config import GalleryConfig
 from pipeline.evaluation.annotated_output import AnnotatedOutput
 from pipeline.evaluation.measure import Measured
@@ -19,8 +21,6 @@ from pipeline.evaluation.predictions import Predictions
 from pipeline.evaluation.scenes import Scene, SceneObjects
 from pipeline.evaluation.slices import Slice
 from pipeline.evaluation.top_images import TopImages
-from pipeline.output_rows import OutputRows
-from pipeline.pictures import PictureSource
 from pipeline.report.gallery import GalleryImage, Overlay
 from pipeline.storage.objects.open import open_objects
 

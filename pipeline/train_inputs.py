@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.pictures import PictureSource
 from pipeline.config.loading import read_class_thresholds
 from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
-from pipeline.pictures import PictureSource
 from pipeline.storage.uris import absolute
 from pipeline.train_config import DataConfig, SourceConfig
 from pipeline.training.augment import Augment

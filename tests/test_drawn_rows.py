@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.rows import OutputRows, Row
 from pipeline.colours import category_colour
 from pipeline.drawn_rows import draw_rows
-from pipeline.output_rows import OutputRows, Row
-from pipeline.pictures import PictureSource
 from pipeline.visualize import DrawOptions
 from tests.drawn_cases import GREY, SIZE, write_output, write_picture
 

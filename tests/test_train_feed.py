@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ray.data import DataContext
 
 from pipeline.annotate.stages.rows import RowError
-from pipeline.pictures import PictureSource
+from pipeline.annotations.pictures import PictureSource
 from pipeline.train_feed import Feed
 from pipeline.training.augment import Augment
 from pipeline.training.coco_data import read_coco

@@ -19,9 +19,9 @@ from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.run import make_identity, model_settings
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.rows import binary_views
+from pipeline.annotations.ledger import OutputStore
 from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
 from pipeline.data.model_files import resolve_checkpoint
-from pipeline.data.output import OutputStore
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.variants import TestSettings

@@ -27,12 +27,12 @@ from pipeline.annotate.monitor import start_monitor
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.progress import Progress, duration
 from pipeline.annotate.stages.encode import Encode
+from pipeline.annotations.ledger import Counts, Identity, OutputStore
+from pipeline.annotations.schema import output_schema
 from pipeline.cluster import choose_pool, connect, describe_cluster
 from pipeline.config.loading import ConfigError
 from pipeline.data.coco_results import coco_categories
 from pipeline.data.model_files import resolve_checkpoint
-from pipeline.data.output import Counts, Identity, OutputStore
-from pipeline.data.schema import output_schema
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.variants import TestSettings
 from pipeline.provenance import code_version, package_versions

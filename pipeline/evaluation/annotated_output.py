@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.annotate.pending.id_partitions import wide, wide_type
-from pipeline.data.data_file import OutputError
-from pipeline.data.data_folder import DATA_FOLDER, DataFolder
-from pipeline.data.schema import FAILED, SCHEMA_VERSION
+from pipeline.annotations.data_file import OutputError
+from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.schema import FAILED, SCHEMA_VERSION
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.output_batch import OutputBatch
 from pipeline.evaluation.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema

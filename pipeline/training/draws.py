@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.pictures import PictureSource
+from pipeline.annotations.pictures import PictureSource
 from pipeline.training.augment import Augment
 from pipeline.training.labelled import DataError, LabelledImage
 from pipeline.training.loading import load_sample

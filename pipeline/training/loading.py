@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.annotate.stages.rows import RowError
-from pipeline.pictures import PictureSource
+from pipeline.annotations.pictures import PictureSource
 from pipeline.training.labelled import LabelledImage
 from pipeline.training.samples import Sample
 

@@ -36,9 +36,9 @@ from pipeline.annotate import run as job
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
 from pipeline.annotate.stages.fetch_decode import FetchDecode
+from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.schema import output_schema
 from pipeline.cluster import ClusterError
-from pipeline.data.output import IdentityMismatch, OutputStore
-from pipeline.data.schema import output_schema
 from pipeline.images.decode import DecodedImage, decode_image
 from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detections import Detections

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.output import Identity, OutputStore
-from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.ground_truth import DealtTruth, deal_truth
 from pipeline.evaluation.groups import read_group

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.data.output import OutputStore
-from pipeline.data.schema import ImageDetections, detections_array
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.schema import ImageDetections, detections_array
 from pipeline.evaluation import annotated_output, predictions
 from pipeline.evaluation.annotated_output import open_annotated_output
 from pipeline.evaluation.ground_truth import Categories

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.data.output import OutputStore
+from pipeline.annotations.ledger import OutputStore
 from pipeline.evaluation.annotated_output import open_annotated_output
 from pipeline.evaluation.input_checks import InputError, InputReport, Tally
 from pipeline.evaluation.results_json import deal_results

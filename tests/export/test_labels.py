@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.data_file import OutputError
-from pipeline.data.output import OutputStore
-from pipeline.export import source as source_module
+from pipeline.annotations import reader as source_module
+from pipeline.annotations.data_file import OutputError
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.reader import open_source
 from pipeline.export.errors import ExportError
 from pipeline.export.labels import Labels, Tally
 from pipeline.export.selection import Selection
-from pipeline.export.source import open_source
 from tests.export.export_cases import EMPTY, IDENTITY, MASKS, Picture, labels_of, table_of, write_output
 
 FULL = MASKS["full"]

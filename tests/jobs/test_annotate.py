@@ -16,7 +16,7 @@ import yaml
 
 from jobs import annotate
 from pipeline.annotate import run as pipeline_annotate
-from pipeline.data.output import OutputStore
+from pipeline.annotations.ledger import OutputStore
 
 ROOT = Path(__file__).parents[2]
 

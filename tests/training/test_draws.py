@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.pictures import PictureSource
+from pipeline.annotations.pictures import PictureSource
 from pipeline.training.augment import Augment
 from pipeline.training.draws import Drawn, Draws, positions
 from pipeline.training.labelled import DataError, LabelledImage

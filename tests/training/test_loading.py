@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.annotate.stages.rows import RowError
-from pipeline.pictures import PictureSource
+from pipeline.annotations.pictures import PictureSource
 from pipeline.training.coco_data import read_coco
 from pipeline.training.loading import load_sample
 from tests.s3_server import S3Server, s3_server

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.data.data_file import OutputError
+from pipeline.annotations.data_file import OutputError
 from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.training.data_report import DataReport

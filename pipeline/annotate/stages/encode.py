@@ -18,7 +18,7 @@ from pipeline.annotate.stages.rows import (
     error_arrays,
     read_errors,
 )
-from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import Rle, rasterise
 from pipeline.model.categories import Category
 

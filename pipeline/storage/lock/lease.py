@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from pipeline.data.data_file import OutputError
+from pipeline.annotations.data_file import OutputError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
 from pipeline.storage.lock.watch import LockHeld, Watch
 from pipeline.storage.objects.base import Changed, Objects

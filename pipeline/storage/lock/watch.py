@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pipeline.data.data_file import OutputError
+from pipeline.annotations.data_file import OutputError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead
 from pipeline.storage.uris import redact
 

@@ -12,8 +12,8 @@ from pycocotools import mask as coco_mask
 
 from pipeline.annotate.stages.encode import Encode, mask_areas
 from pipeline.annotate.stages.rows import DETECTION_FIELDS, RowError, binary_array, error_arrays
-from pipeline.data.data_file import Counts
-from pipeline.data.schema import check_output_schema, output_schema
+from pipeline.annotations.data_file import Counts
+from pipeline.annotations.schema import check_output_schema, output_schema
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
 

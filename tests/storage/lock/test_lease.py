@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.output import OutputStore
+from pipeline.annotations.ledger import OutputStore
 from pipeline.storage.lock import holder as lock_holder
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead, new_holder
 from pipeline.storage.lock.lease import Fence, LockHeld, LockLost, OutputLock
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
-from tests.data.output_cases import IDENTITY, output_table
+from tests.annotations.output_cases import IDENTITY, output_table
 
 ROOT = Path(__file__).parents[3]
 LEASE_S = 0.9

@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.data_file import (
+from pipeline.annotations.data_file import (
     Counts,
     Footer,
     Identity,
@@ -36,8 +36,8 @@ from pipeline.data.data_file import (
     differences,
     encode_data_file,
 )
-from pipeline.data.data_folder import DATA_FOLDER, DataFolder, map_files
-from pipeline.data.schema import FAILED
+from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder, map_files
+from pipeline.annotations.schema import FAILED
 from pipeline.storage.objects.base import Entry, Objects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact

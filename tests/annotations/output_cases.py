@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pyarrow as pa
 
-from pipeline.data.output import Identity, OutputStore
-from pipeline.data.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 
 CATEGORY_IDS = (1, 2, 90)
 CATEGORY_NAMES = ("person", "bicycle", "toothbrush")

@@ -7,8 +7,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.data_file import OutputError, data_file_name, encode_data_file
-from pipeline.output_rows import OutputRows
+from pipeline.annotations.data_file import OutputError, data_file_name, encode_data_file
+from pipeline.annotations.rows import OutputRows
 from tests.drawn_cases import IDENTITY, write_output
 
 

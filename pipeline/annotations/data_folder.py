@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.data_file import Footer, NotParquet, OutputError, read_footer
+from pipeline.annotations.data_file import Footer, NotParquet, OutputError, read_footer
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, Objects
 from pipeline.storage.uris import redact

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.data.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
 from pipeline.storage.objects.base import Entry, Objects
 
 MAGIC = b"PAR1"

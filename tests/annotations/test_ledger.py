@@ -18,11 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.data_file import data_file_name
-from pipeline.data.output import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
+from pipeline.annotations.data_file import data_file_name
+from pipeline.annotations.ledger import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
 from pipeline.storage.objects.base import Objects
 from pipeline.storage.objects.open import open_objects
-from tests.data.output_cases import IDENTITY, all_ids, output_table
+from tests.annotations.output_cases import IDENTITY, all_ids, output_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -246,7 +246,7 @@ class TestIdentity:
 
     def test_schema_version(self, local: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
         local.write_rows(output_table([1]), IDENTITY)
-        monkeypatch.setattr("pipeline.data.data_file.SCHEMA_VERSION", "2")
+        monkeypatch.setattr("pipeline.annotations.data_file.SCHEMA_VERSION", "2")
         with pytest.raises(IdentityMismatch, match="schema_version: 1 -> 2"):
             local.check_identity(IDENTITY)
 
@@ -422,8 +422,8 @@ class TestStripFailed:
 WRITER = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
-from pipeline.data.output import OutputStore
-from tests.data.output_cases import IDENTITY, output_table
+from pipeline.annotations.ledger import OutputStore
+from tests.annotations.output_cases import IDENTITY, output_table
 store = OutputStore(sys.argv[1])
 tables = [output_table(range(first, first + 40)) for first in range(0, 4000, 40)]
 print("ready", flush=True)

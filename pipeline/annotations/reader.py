@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.data_file import Counts, Footer, OutputError
-from pipeline.data.data_folder import DATA_FOLDER, DataFolder
-from pipeline.data.output import OutputStore
+from pipeline.annotations.data_file import Counts, Footer, OutputError
+from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.ledger import OutputStore
 from pipeline.model.categories import Category
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.data_file import Identity, OutputError, data_file_name, encode_data_file
-from pipeline.data.output import OutputStore
-from pipeline.export.source import open_source
+from pipeline.annotations.data_file import Identity, OutputError, data_file_name, encode_data_file
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.reader import open_source
 from pipeline.model.categories import Category
 from tests.export.export_cases import CATEGORIES, IDENTITY, MASKS, Picture, table_of, write_output
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from pipeline.annotate.config import ImagesConfig
 from pipeline.annotate.stages.rows import RowError
-from pipeline.pictures import PictureSource
+from pipeline.annotations.pictures import PictureSource
 
 
 def code(result: object) -> str | None:

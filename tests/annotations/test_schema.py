@@ -12,8 +12,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.output import OutputStore
-from pipeline.data.schema import (
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.schema import (
     DETECTIONS,
     RESERVED_NAMES,
     ImageDetections,
@@ -21,7 +21,7 @@ from pipeline.data.schema import (
     detections_array,
     output_schema,
 )
-from tests.data.output_cases import CATEGORY_IDS, CATEGORY_NAMES, IDENTITY, image_detections, output_table
+from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, IDENTITY, image_detections, output_table
 
 
 class TestOutputSchema:

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from pipeline.data.data_folder import DATA_FOLDER, DataFolder
-from pipeline.data.schema import ANNOTATED
+from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.schema import ANNOTATED
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
