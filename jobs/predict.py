@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from jobs.image_files import find_images, output_names
+from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories, write_json
 from pipeline.data.class_names import read_categories
-from pipeline.data.coco_results import CocoAnnotation, coco_annotations, coco_categories, write_json
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.model.checkpoints import load_checkpoint

@@ -30,8 +30,8 @@ from pipeline.annotate.stages.encode import Encode
 from pipeline.annotations.ledger import Counts, Identity, OutputStore
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster import choose_pool, connect, describe_cluster
+from pipeline.coco.results import coco_categories
 from pipeline.config.loading import ConfigError
-from pipeline.data.coco_results import coco_categories
 from pipeline.data.model_files import resolve_checkpoint
 from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.variants import TestSettings

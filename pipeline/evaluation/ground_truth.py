@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
-from pipeline.evaluation.coco_rows import (
+from pipeline.coco.json_stream import Element, JsonLists
+from pipeline.coco.rows import (
     IdKind,
     ImageId,
     RowError,
@@ -23,7 +24,6 @@ from pipeline.evaluation.coco_rows import (
 )
 from pipeline.evaluation.id_order import IdOrder
 from pipeline.evaluation.input_checks import InputError
-from pipeline.evaluation.json_stream import Element, JsonLists
 from pipeline.evaluation.slices import Dealer, SliceFile, SliceStore
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact

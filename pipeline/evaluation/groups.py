@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.coco.segmentations import as_rle
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.ground_truth import DealtTruth
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.pairing import truth_schema
 from pipeline.evaluation.predictions import BLOCK_IMAGES, Predictions
-from pipeline.evaluation.segmentations import as_rle
 from pipeline.evaluation.slices import Slice, SliceStore
 from pipeline.masks.runs import Rle
 from pipeline.storage.uris import redact

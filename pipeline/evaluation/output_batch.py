@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.coco.segmentations import mask_area
 from pipeline.evaluation.blocks import FoundBlock
 from pipeline.evaluation.ground_truth import Categories
 from pipeline.evaluation.input_checks import NUM_EXAMPLES, InputError, Tally
-from pipeline.evaluation.segmentations import mask_area
 from pipeline.masks.runs import Rle
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 

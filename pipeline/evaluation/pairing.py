@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.evaluation.coco_rows import image_schema, object_schema
+from pipeline.coco.rows import image_schema, object_schema
 from pipeline.evaluation.ground_truth import Categories, DealtTruth
 from pipeline.evaluation.id_order import ORDER_SCHEMA
 from pipeline.evaluation.input_checks import NUM_EXAMPLES, InputError, InputReport, Tally, WhichImages

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.coco.rows import ImageId
 from pipeline.evaluation.blocks import FoundBlock
-from pipeline.evaluation.coco_rows import ImageId
 from pipeline.evaluation.ground_truth import Categories
 from pipeline.evaluation.slices import SliceFile, SliceStore, parts_of
 

@@ -13,13 +13,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.coco.json_stream import JsonLists
+from pipeline.coco.rows import IdKind, RowError, at_place, result_row, result_schema
+from pipeline.coco.segmentations import as_rle, mask_area
 from pipeline.evaluation.blocks import FoundBlock
-from pipeline.evaluation.coco_rows import IdKind, RowError, at_place, result_row, result_schema
 from pipeline.evaluation.ground_truth import Categories, RowBuffer, count_parts
 from pipeline.evaluation.input_checks import InputError
-from pipeline.evaluation.json_stream import JsonLists
 from pipeline.evaluation.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
-from pipeline.evaluation.segmentations import as_rle, mask_area
 from pipeline.evaluation.slices import Dealer, SliceFile, SliceStore, slices_of
 from pipeline.masks.runs import Rle
 from pipeline.storage.uris import redact

@@ -6,7 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from pipeline.evaluation.coco_rows import (
+from pipeline.coco.json_stream import Element, JsonLists
+from pipeline.coco.rows import (
     IdKind,
     ImageId,
     ImageRow,
@@ -17,9 +18,8 @@ from pipeline.evaluation.coco_rows import (
     image_row,
     object_row,
 )
+from pipeline.coco.segmentations import as_rle
 from pipeline.evaluation.input_checks import InputError
-from pipeline.evaluation.json_stream import Element, JsonLists
-from pipeline.evaluation.segmentations import as_rle
 from pipeline.masks.runs import Rle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact

@@ -9,11 +9,11 @@ from typing import Protocol as Interface
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from pipeline.coco.segmentations import mask_area
 from pipeline.evaluation.blocks import FoundBlock, TruthBlock
 from pipeline.evaluation.local import evaluate_blocks
 from pipeline.evaluation.metrics import coco_stats, mmdet_metrics
 from pipeline.evaluation.protocol import IOU_TYPES, Protocol
-from pipeline.evaluation.segmentations import mask_area
 from pipeline.masks.runs import Rle
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.coco.rows import image_schema, object_schema
 from pipeline.evaluation import ground_truth, slices
-from pipeline.evaluation.coco_rows import image_schema, object_schema
 from pipeline.evaluation.ground_truth import MAX_PARTS, Categories, count_parts, deal_truth
 from pipeline.evaluation.input_checks import InputError
 from pipeline.evaluation.slices import SliceStore, slices_of

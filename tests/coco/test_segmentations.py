@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.evaluation.segmentations import as_rle, mask_area
+from pipeline.coco.segmentations import as_rle, mask_area
 
 HEIGHT, WIDTH = 30, 40
 RLE = coco_mask.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))

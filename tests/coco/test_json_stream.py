@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.annotate.manifest.rules import ManifestError
-from pipeline.evaluation import json_stream
+from pipeline.coco import json_stream
+from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.evaluation.input_checks import InputError
-from pipeline.evaluation.json_stream import Element, JsonLists
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

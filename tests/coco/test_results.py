@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.data.coco_results import coco_annotations, coco_categories, coco_rle, write_json
+from pipeline.coco.results import coco_annotations, coco_categories, coco_rle, write_json
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.evaluation.coco_rows import (
+from pipeline.coco.json_stream import Element
+from pipeline.coco.rows import (
     IdKind,
     ImageRow,
     ObjectRow,
@@ -17,7 +18,6 @@ from pipeline.evaluation.coco_rows import (
     place,
     result_row,
 )
-from pipeline.evaluation.json_stream import Element
 
 IMAGE = {"id": 1, "height": 4, "width": 5, "file_name": "a.jpg"}
 OBJECT = {
