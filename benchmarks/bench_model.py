@@ -24,7 +24,7 @@ from torch import nn
 from benchmarks.lively_weights import lively_checkpoint
 from benchmarks.machine import describe
 from pipeline.model import roi
-from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.speed import SpeedOptions
 from pipeline.model.variants import VARIANTS

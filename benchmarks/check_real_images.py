@@ -29,8 +29,8 @@ from jobs.image_files import find_images
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import annotate
 from pipeline.images.decode import decode_image
-from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detections import Detections
+from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.variants import SWIN_T
 from tests.s3_server import S3Server, s3_server

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.variants import TestSettings, Variant
 
 RELU_GAIN = 2**0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.variants import TestSettings, Variant
 
 VARIANT = Variant(

@@ -31,8 +31,8 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.graph import RunParts
 from pipeline.annotate.run import RunReport, annotate
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detections import Detections
+from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 
 STUB_VARIABLE = "MASKFLEET_BENCH_STUB"
 NUM_FILES = 64  # manifests point at the same few files again and again

@@ -20,8 +20,8 @@ from pipeline.annotate.run import RunFailed, annotate, summary
 from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
-from pipeline.data.model_files import UnknownModelError
-from pipeline.model.checkpoints import CheckpointError
+from pipeline.model.files.checkpoints import CheckpointError
+from pipeline.model.files.resolve import UnknownModelError
 from pipeline.storage.download.cache import DownloadError
 from pipeline.storage.lock.lease import LockHeld, LockLost
 from pipeline.storage.uris import UriError

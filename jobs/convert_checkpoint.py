@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from pipeline.data.class_names import read_categories
-from pipeline.data.model_files import resolve_checkpoint
-from pipeline.model.backbones import convert_backbone
-from pipeline.model.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.backbones import convert_backbone
+from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
+from pipeline.model.files.class_names import read_categories
+from pipeline.model.files.resolve import resolve_checkpoint
+from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import Variant
-from pipeline.model.zoo import KNOWN_MODELS
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}

@@ -25,13 +25,13 @@ from PIL import Image
 
 from jobs.image_files import find_images, output_names
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories, write_json
-from pipeline.data.class_names import read_categories
-from pipeline.data.model_files import resolve_checkpoint
 from pipeline.images.decode import ImageError, decode_image
-from pipeline.model.checkpoints import load_checkpoint
 from pipeline.model.detections import Detections
+from pipeline.model.files.checkpoints import load_checkpoint
+from pipeline.model.files.class_names import read_categories
+from pipeline.model.files.resolve import resolve_checkpoint
+from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
-from pipeline.model.zoo import KNOWN_MODELS
 from pipeline.visualize import DrawOptions, draw
 
 PACKAGES = ("maskfleet", "torchvision", "timm", "numpy", "pillow")

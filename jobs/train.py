@@ -17,9 +17,9 @@ from pipeline.annotate.manifest.open import ManifestError
 from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
-from pipeline.data.model_files import UnknownModelError
 from pipeline.evaluation.input_checks import InputError
-from pipeline.model.checkpoints import CheckpointError
+from pipeline.model.files.checkpoints import CheckpointError
+from pipeline.model.files.resolve import UnknownModelError
 from pipeline.storage.download.cache import DownloadError
 from pipeline.storage.lock.lease import LockHeld, LockLost
 from pipeline.storage.uris import UriError

@@ -22,8 +22,8 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from pipeline.annotate.progress import duration
 from pipeline.cluster import ClusterError, connect
 from pipeline.config.base import ConfigError
-from pipeline.data.model_files import resolve_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, package_versions
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects

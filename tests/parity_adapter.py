@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pipeline.model.categories import COCO_CATEGORIES
-from pipeline.model.checkpoints import Checkpoint
-from pipeline.model.layouts import infer_variant, to_native
+from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.files.layouts import infer_variant, to_native
 from pipeline.model.predictor import Predictor
 from pipeline.model.predictor import load_model as load
 from pipeline.model.preprocess import preprocess as preprocess_image

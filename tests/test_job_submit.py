@@ -30,8 +30,8 @@ import yaml
 from PIL import Image
 
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.variants import TestSettings, Variant
 from tests.model.small import picture
 

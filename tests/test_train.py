@@ -17,8 +17,8 @@ from pycocotools import mask as coco_mask
 
 from jobs import train as cli
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.storage.objects.open import open_objects
 from pipeline.train_config import TrainConfig

@@ -23,7 +23,7 @@ from PIL import Image
 
 from benchmarks.chaos.verdict import Rows, read_output
 from benchmarks.random_model import MODEL_SEED, random_model
-from pipeline.model.checkpoints import save_checkpoint
+from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.model.variants import TestSettings
 from pipeline.synthetic import render_scene
 

@@ -21,8 +21,8 @@ from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.rows import binary_views
 from pipeline.annotations.ledger import OutputStore
 from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
-from pipeline.data.model_files import resolve_checkpoint
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.variants import TestSettings
 from pipeline.storage.filesystems import remove_folder

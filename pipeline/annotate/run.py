@@ -32,8 +32,8 @@ from pipeline.annotations.schema import output_schema
 from pipeline.cluster import choose_pool, connect, describe_cluster
 from pipeline.coco.results import coco_categories
 from pipeline.config.loading import ConfigError
-from pipeline.data.model_files import resolve_checkpoint
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.variants import TestSettings
 from pipeline.provenance import code_version, package_versions
 from pipeline.storage.filesystems import remove_folder

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.detections import Detections
 from pipeline.model.detector import BatchDetections, Detector
+from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
 from pipeline.model.speed import SpeedOptions, speed_up
 from pipeline.model.variants import TestSettings

@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.checkpoints import (
+from pipeline.model.files.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.swin import PadThenShiftBlock
 from pipeline.training.checkpoint import CheckpointFolder, Position, load_optimizer_state, optimizer_state

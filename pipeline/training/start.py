@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from pipeline.model.backbones import load_backbone, read_backbone
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import BackboneOnlyError, Checkpoint, CheckpointError, load_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.backbones import load_backbone, read_backbone
+from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, CheckpointError, load_checkpoint
 from pipeline.model.variants import TestSettings, Variant
 from pipeline.training.initialise import initialise, initialise_class_layers
 

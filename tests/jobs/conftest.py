@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.variants import TestSettings, Variant
 
 TINY = Variant(

@@ -12,11 +12,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from jobs.convert_checkpoint import main
-from pipeline.model.backbones import read_backbone
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint
-from pipeline.model.layouts import to_native
+from pipeline.model.files.backbones import read_backbone
+from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.files.layouts import to_native
+from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import load_model
-from pipeline.model.zoo import KNOWN_MODELS
 from tests.jobs.conftest import CATEGORIES, SETTINGS, TINY
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official
 

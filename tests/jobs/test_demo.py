@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jobs import demo
-from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.synthetic import CATEGORIES
 
 # What the model was measured to reach on these scenes, less what other versions of torch may change.

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from jobs import predict
-from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from tests.jobs.conftest import CATEGORIES, SETTINGS
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pipeline.model.categories import COCO_CATEGORIES, Category
-from pipeline.model.checkpoints import Checkpoint
-from pipeline.model.layouts import to_native
+from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.files.layouts import to_native
 from pipeline.model.variants import TestSettings
 from tests.model.golden_weights import GOLDEN_VARIANT, golden_weights, official_weights
 from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS

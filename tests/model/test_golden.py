@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.images.resize import resize_bilinear_uint8, scaled_size
-from pipeline.model.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.detections import Detections
+from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import preprocess
 from pipeline.model.speed import SpeedOptions

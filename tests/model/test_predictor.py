@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from pipeline.images.resize import resize_bilinear_uint8, scaled_size
-from pipeline.model.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.detections import Detections
+from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import input_shape
 from pipeline.model.variants import TestSettings

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from pipeline.model.cascade import BoxHead
-from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.detections import Detections
-from pipeline.model.layouts import to_native
+from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import load_model
 from pipeline.model.speed import SpeedOptions, fold_batch_norm
 from tests.model.compare import assert_same

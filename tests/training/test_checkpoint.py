@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.model.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from pipeline.training import checkpoint as module
 from pipeline.training.checkpoint import (
     CheckpointFolder,

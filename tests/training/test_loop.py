@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.model.checkpoints import load_checkpoint
+from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.training.checkpoint import CheckpointFolder, Position
 from pipeline.training.detector_loss import DetectorLoss, NonFiniteLoss

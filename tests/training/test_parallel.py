@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from pipeline.model.checkpoints import Checkpoint
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.training.checkpoint import CheckpointFolder
 from pipeline.training.collate import collate

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.model.categories import Category
-from pipeline.model.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.detector import Detector
+from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.variants import SWIN_B, SWIN_S
 from pipeline.training.initialise import initialise
 from pipeline.training.start import Start, published_drop_path, start_from

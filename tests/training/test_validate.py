@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.model.checkpoints import Checkpoint
 from pipeline.model.detections import Detections
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.training.samples import Sample
 from pipeline.training.validate import found_block, truth_block, validate

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data import model_files
-from pipeline.data.model_files import UnknownModelError, resolve_checkpoint
-from pipeline.model.zoo import KNOWN_MODELS, KnownModel
+from pipeline.model.files import resolve
+from pipeline.model.files.resolve import UnknownModelError, resolve_checkpoint
+from pipeline.model.files.zoo import KNOWN_MODELS, KnownModel
 from pipeline.storage.download import cache, ranged
 from pipeline.storage.download.cache import DownloadError, cache_directory, fetch_to_cache
 
@@ -373,7 +373,7 @@ class TestResolveCheckpoint:
     @pytest.fixture
     def model(self, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> KnownModel:
         known = KnownModel("swin_x", server.url, 1.0, 1.0, "Apache-2.0", sha256(OLD))
-        monkeypatch.setitem(model_files.KNOWN_MODELS, "swin_x", known)
+        monkeypatch.setitem(resolve.KNOWN_MODELS, "swin_x", known)
         return known
 
     def test_path_stays(self, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.detector import Detector
-from pipeline.model.layouts import (
+from pipeline.model.files.layouts import (
     LayoutError,
     check_keys,
     detect_layout,

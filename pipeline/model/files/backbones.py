@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipeline.model.checkpoints import (
+from pipeline.model.files.checkpoints import (
     BACKBONE_FORMAT,
     CheckpointError,
     as_float32,
@@ -22,7 +22,7 @@ from pipeline.model.checkpoints import (
     weights_digest,
     write_safetensors,
 )
-from pipeline.model.layouts import BACKBONE_LAYOUTS, LayoutError, StateDict, check_keys, detect_layout, to_native
+from pipeline.model.files.layouts import BACKBONE_LAYOUTS, LayoutError, StateDict, check_keys, detect_layout, to_native
 from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import VARIANTS, Variant
 

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.model import checkpoints
 from pipeline.model.categories import COCO_CATEGORIES, Category
-from pipeline.model.checkpoints import (
+from pipeline.model.files import checkpoints
+from pipeline.model.files.checkpoints import (
     Checkpoint,
     CheckpointError,
     file_sha256,
@@ -28,7 +28,7 @@ from pipeline.model.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
-from pipeline.model.layouts import to_native
+from pipeline.model.files.layouts import to_native
 from pipeline.model.variants import TestSettings
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official, to_mmdet3
 from tests.model.small import SMALL, SMALL_CATEGORIES

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.data.class_names import read_categories
 from pipeline.model.categories import Category
+from pipeline.model.files.class_names import read_categories
 
 
 def written(folder: Path, text: str) -> Path:

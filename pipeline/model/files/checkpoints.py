@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.detector import Detector
-from pipeline.model.layouts import (
+from pipeline.model.files.layouts import (
     BACKBONE_LAYOUTS,
     LayoutError,
     StateDict,
@@ -43,7 +43,7 @@ class CheckpointError(ValueError):
 
 
 class BackboneOnlyError(CheckpointError):
-    """A usable file, but of a backbone alone: see `pipeline.model.backbones`."""
+    """A usable file, but of a backbone alone: see `pipeline.model.files.backbones`."""
 
 
 @dataclass(frozen=True)

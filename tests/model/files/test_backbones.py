@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.backbones import convert_backbone, load_backbone, read_backbone
-from pipeline.model.checkpoints import CheckpointError, load_checkpoint
+from pipeline.model.files.backbones import convert_backbone, load_backbone, read_backbone
+from pipeline.model.files.checkpoints import CheckpointError, load_checkpoint
 from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import Variant
 from tests.model.test_swin import lively, random_map

@@ -1,1 +1,0 @@
-"""What is read and written: manifests, storage, the output schema, COCO files. No Ray."""
