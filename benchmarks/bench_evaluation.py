@@ -44,11 +44,11 @@ from benchmarks.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.machine import describe
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
-from pipeline.evaluation.measure import Measured, Request, in_this_process, measure
-from pipeline.evaluation.metrics import coco_stats
-from pipeline.evaluation.metrics_file import arrays_of
-from pipeline.evaluation.protocol import IouType, Protocol
-from pipeline.evaluation.shards import AnalysisPlan
+from pipeline.evaluate.map_groups import AnalysisPlan
+from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
+from pipeline.evaluate.metrics_file import arrays_of
+from pipeline.metrics.ap.figures import coco_stats
+from pipeline.metrics.protocol import IouType, Protocol
 from pipeline.ray_tasks import RayTasks
 
 IMAGES_PER_FILE = 2048

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
 
 THRESHOLD = 0.5
 

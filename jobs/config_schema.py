@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.config.base import Section
 from pipeline.config.loading import config_schema
-from pipeline.evaluate_config import EvaluateConfig
+from pipeline.evaluate.config import EvaluateConfig
 from pipeline.train_config import TrainConfig
 
 JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": EvaluateConfig, "train": TrainConfig}

@@ -24,7 +24,7 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
 from pipeline.cluster import connect
 from pipeline.drawn_rows import draw_rows
-from pipeline.evaluate import METRICS
+from pipeline.evaluate.run import METRICS
 from pipeline.synthetic import write_scenes
 from pipeline.visualize import DrawOptions, grid
 

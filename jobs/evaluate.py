@@ -16,9 +16,9 @@ from pipeline.annotate.manifest.open import ManifestError
 from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
-from pipeline.evaluate import REPORT, evaluate, summary
-from pipeline.evaluate_config import EvaluateConfig
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.run import REPORT, evaluate, summary
 from pipeline.storage.lock.lease import LockHeld, LockLost
 from pipeline.storage.uris import UriError
 

@@ -17,7 +17,7 @@ from pipeline.annotate.manifest.open import ManifestError
 from pipeline.annotations.ledger import OutputError
 from pipeline.cluster import ClusterError
 from pipeline.config.loading import ConfigError, load_config
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.inputs.books import InputError
 from pipeline.model.files.checkpoints import CheckpointError
 from pipeline.model.files.resolve import UnknownModelError
 from pipeline.storage.download.cache import DownloadError

@@ -13,7 +13,7 @@ from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import Row
 from pipeline.annotations.schema import ANNOTATED
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.visualize import DrawOptions, Picture, draw
 

@@ -10,7 +10,7 @@ import ray
 from ray import cloudpickle
 from ray.data import DataContext
 
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.inputs.books import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class RayTasks:
-    """A `pipeline.evaluation.measure.TaskRunner`: every item is a task on one CPU of the cluster.
+    """A `pipeline.evaluate.measure.TaskRunner`: every item is a task on one CPU of the cluster.
 
     Attributes:
         report: takes a line for people for each task that is done.

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
 from pipeline.colours import INK, PAPER, Colour, category_colour, readable_on
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 
 Picture = NDArray[np.uint8]  # (H, W, 3), RGB

@@ -10,7 +10,7 @@ from pipeline.model.categories import Category
 from pipeline.train_config import DataConfig
 from pipeline.train_inputs import picture_source, read_inputs, validation_of
 from pipeline.training.labelled import DataError
-from tests.evaluation.input_cases import write_output
+from tests.evaluate.input_cases import write_output
 from tests.test_train import write_set
 from tests.training.loop_cases import scene
 

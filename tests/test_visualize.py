@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline import visualize
 from pipeline.colours import category_colour
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.visualize import DrawOptions, draw, grid
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.annotate.manifest.parquet_copy import open_stream
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.inputs.books import InputError
 from pipeline.storage.uris import redact
 
 CHUNK_BYTES = 4 << 20

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
 

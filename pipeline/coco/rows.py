@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from pipeline.coco.json_stream import Element
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.inputs.books import InputError
 from pipeline.storage.uris import redact
 
 BOX = pa.list_(pa.float64(), 4)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
 
 # Far outside of any image; the rasteriser allocates by the length of a polygon's edges, without a limit.
 _FARTHEST = 1e6

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.masks.runs import Rle, encode_toggles, toggle_stride
+from pipeline.masks.rle import Rle, encode_toggles, toggle_stride
 from pipeline.masks.sampling import bilinear_samples, sample_positions
 
 __all__ = ["Rle", "rasterise"]

@@ -19,8 +19,8 @@ from pipeline.coco.rows import (
     object_row,
 )
 from pipeline.coco.segmentations import as_rle
-from pipeline.evaluation.input_checks import InputError
-from pipeline.masks.runs import Rle
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact
 from pipeline.training.data_report import DataReport

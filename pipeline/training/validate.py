@@ -10,11 +10,11 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from pipeline.coco.segmentations import mask_area
-from pipeline.evaluation.blocks import FoundBlock, TruthBlock
-from pipeline.evaluation.local import evaluate_blocks
-from pipeline.evaluation.metrics import coco_stats, mmdet_metrics
-from pipeline.evaluation.protocol import IOU_TYPES, Protocol
-from pipeline.masks.runs import Rle
+from pipeline.masks.rle import Rle
+from pipeline.metrics.ap.figures import coco_stats, mmdet_metrics
+from pipeline.metrics.ap.in_memory import evaluate_blocks
+from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.protocol import IOU_TYPES, Protocol
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.storage.map_ahead import map_ahead

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.coco import json_stream
 from pipeline.coco.json_stream import Element, JsonLists
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.inputs.books import InputError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),

@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.evaluation.input_checks import InputError
+from pipeline.evaluate.inputs.books import InputError
 from pipeline.model.categories import Category
 from pipeline.training.coco_data import read_coco
 from pipeline.training.data_report import DataReport

@@ -13,7 +13,7 @@ from pipeline.model.categories import Category
 from pipeline.training.data_report import DataReport
 from pipeline.training.labelled import DataError
 from pipeline.training.pseudo_labels import ScoreBands, read_pseudo_labels
-from tests.evaluation.input_cases import Json, write_output
+from tests.evaluate.input_cases import Json, write_output
 
 HOUSE, TREE, CAR = Category(3, "house"), Category(7, "tree"), Category(9, "car")
 NAMES = {category.id: category.name for category in (HOUSE, TREE, CAR)}

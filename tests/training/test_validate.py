@@ -12,7 +12,7 @@ from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.training.samples import Sample
 from pipeline.training.validate import found_block, truth_block, validate
-from tests.evaluation.coco_cases import pycocotools_result
+from tests.evaluate.coco_cases import pycocotools_result
 from tests.training.loop_cases import CATEGORIES, scene, tiny_start
 
 

@@ -1,0 +1,1 @@
+"""Predictions and ground truth, read, checked and paired image by image."""

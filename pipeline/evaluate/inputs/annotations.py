@@ -1,0 +1,146 @@
+"""The annotate job's output as predictions: its Parquet files in groups of consecutive ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.annotate.pending.id_partitions import wide, wide_type
+from pipeline.annotations.data_file import OutputError
+from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.schema import FAILED, SCHEMA_VERSION
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.inputs.output_batch import OutputBatch
+from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
+from pipeline.storage.objects.base import Entry
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
+
+# A group is never less than a file.
+GROUP_IMAGES = 2048
+# The number of range reads grows with it; beyond 8 million images the groups grow.
+MAX_GROUPS = 4096
+
+_CONCURRENCY = 32
+_ELEMENT = "detections.list.element."
+_LISTED = ["image_id", "status", "height", "width", _ELEMENT + "category_id", _ELEMENT + "category_name"]
+_BOXES = ["image_id", *(_ELEMENT + name for name in ("bbox", "score", "category_id"))]
+_MASKS = [*_BOXES, *(_ELEMENT + name for name in ("area", "segmentation"))]
+
+
+@dataclass(frozen=True)
+class AnnotatedOutput:
+    """See `Predictions`.
+
+    Attributes:
+        uri: of the output folder.
+        id_type: ``int64`` or ``large_string``.
+        groups: their files.
+    """
+
+    uri: str
+    id_type: pa.DataType
+    groups: tuple[tuple[Entry, ...], ...]
+
+    @property
+    def lists_empty_images(self) -> bool:
+        """Yes: every image has a row."""
+        return True
+
+    @property
+    def num_without_box(self) -> int:
+        """None."""
+        return 0
+
+    @property
+    def num_groups(self) -> int:
+        """See `Predictions`."""
+        return len(self.groups)
+
+    def list_group(self, group: int) -> tuple[pa.Table, Counter[CategoryKey]]:
+        """See `Predictions`."""
+        objects = open_objects(self.uri)
+        folder = DataFolder(self.uri, _CONCURRENCY)
+        tables, counts = [], Counter[CategoryKey]()
+        for entry in self.groups[group]:
+            table = folder.read(objects, entry, _LISTED)
+            tables.append(self._listed(table, group))
+            counts.update(_count_categories(table["detections"]))
+        return pa.concat_tables(tables), counts
+
+    def read_group(self, group: int, masks: bool) -> Iterator[FoundBatch]:
+        """See `Predictions`."""
+        objects = open_objects(self.uri)
+        for entry in self.groups[group]:
+            place = f"{redact(self.uri)}/{DATA_FOLDER}/{entry.name}"
+            with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
+                file = pq.ParquetFile(source, pre_buffer=True)
+                for number in range(file.num_row_groups):
+                    rows = file.read_row_group(number, _MASKS if masks else _BOXES, use_threads=False)
+                    for start in range(0, rows.num_rows, BLOCK_IMAGES):
+                        some = rows.slice(start, BLOCK_IMAGES).combine_chunks()
+                        ids = wide(some["image_id"].combine_chunks())
+                        yield OutputBatch(place, ids, some["detections"].combine_chunks())
+
+    def _listed(self, table: pa.Table, group: int) -> pa.Table:
+        columns = [
+            wide(table["image_id"].combine_chunks()),
+            pa.array(np.full(table.num_rows, group)),
+            pc.equal(table["status"], FAILED),
+            pc.fill_null(table["height"], 0),
+            pc.fill_null(table["width"], 0),
+        ]
+        return pa.table(columns, schema=listed_schema(self.id_type))
+
+
+def open_annotated_output(uri: str) -> AnnotatedOutput:
+    """Check an output of the annotate job, and cut it into groups. Reads the files' footers.
+
+    Raises:
+        InputError: there are no data, files of other origin, or files that do not belong together.
+    """
+    try:
+        footers = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
+    except OutputError as error:
+        raise InputError(str(error)) from error
+    if not footers:
+        raise InputError(
+            f"{redact(uri)} holds no predictions: there is no file in its folder {DATA_FOLDER}; "
+            "give the output of annotate, or a COCO results file (.json)"
+        )
+    footer = next(iter(footers.values()))
+    if footer.schema_version != SCHEMA_VERSION:
+        raise InputError(
+            f"{redact(uri)} was written with schema {footer.schema_version}, this code reads {SCHEMA_VERSION}; "
+            "evaluate it with the version that wrote it"
+        )
+    id_type = wide_type(footer.schema.field("image_id").type)
+    files = [(entry, footer.counts.rows) for entry, footer in footers.items()]
+    return AnnotatedOutput(uri, id_type, tuple(_groups(files)))
+
+
+def _groups(files: Sequence[tuple[Entry, int]]) -> Iterator[tuple[Entry, ...]]:
+    wanted = max(GROUP_IMAGES, -(-sum(rows for _, rows in files) // MAX_GROUPS))
+    waiting: list[Entry] = []
+    num_images = 0
+    for entry, rows in files:
+        if waiting and num_images + rows > wanted:
+            yield tuple(waiting)
+            waiting, num_images = [], 0
+        waiting.append(entry)
+        num_images += rows
+    if waiting:
+        yield tuple(waiting)
+
+
+def _count_categories(detections: pa.ChunkedArray) -> dict[CategoryKey, int]:
+    flat = pc.list_flatten(detections)
+    pairs = pa.table({name: pc.struct_field(flat, name) for name in ("category_id", "category_name")})
+    counted = pairs.group_by(["category_id", "category_name"]).aggregate([([], "count_all")]).to_pylist()
+    return {(row["category_id"], row["category_name"]): row["count_all"] for row in counted}

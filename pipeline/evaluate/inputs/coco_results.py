@@ -1,0 +1,177 @@
+"""A COCO results file as predictions: dealt by image id, each part a group."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from pipeline.coco.json_stream import JsonLists
+from pipeline.coco.rows import IdKind, RowError, at_place, result_row, result_schema
+from pipeline.coco.segmentations import as_rle, mask_area
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
+from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
+from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore, slices_of
+from pipeline.masks.rle import Rle
+from pipeline.metrics.blocks import FoundBlock
+from pipeline.storage.uris import redact
+from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions_in
+
+
+@dataclass(frozen=True)
+class DealtResults:
+    """See ``predictions.Predictions``.
+
+    Attributes:
+        uri: of the results file.
+        id_type: ``int64`` or ``large_string``.
+        store: where the parts are.
+        num_groups: parts.
+        files: ``coco_rows.result_schema`` by image id, those of an image in the order of the file.
+        num_without_box: results whose box is the smallest one about their mask.
+    """
+
+    uri: str
+    id_type: pa.DataType
+    store: SliceStore
+    num_groups: int
+    files: tuple[SliceFile, ...]
+    num_without_box: int
+
+    @property
+    def lists_empty_images(self) -> bool:
+        """No: an image without detections does not occur."""
+        return False
+
+    def list_group(self, group: int) -> tuple[pa.Table, Counter[CategoryKey]]:
+        """See `Predictions`."""
+        table = self._read(group)
+        ids = pc.unique(table["image_id"])
+        rest = [pa.array(np.zeros(len(ids), kind)) for kind in (np.bool_, np.int32, np.int32)]
+        groups = pa.array(np.full(len(ids), group, np.int64))
+        counts = pc.value_counts(table["category_id"]).to_pylist()
+        listed = pa.table([ids, groups, *rest], schema=listed_schema(self.id_type))
+        return listed, Counter({(pair["values"], None): pair["counts"] for pair in counts})
+
+    def read_group(self, group: int, masks: bool) -> Iterator[FoundBatch]:
+        """See `Predictions`."""
+        table = self._read(group)
+        encoded = table["image_id"].combine_chunks().dictionary_encode()
+        images = encoded.indices.to_numpy()
+        table = table.take(pa.array(np.argsort(images, kind="stable"))).combine_chunks()
+        offsets = offsets_of(np.bincount(images, minlength=len(encoded.dictionary)))
+        for start in range(0, len(encoded.dictionary), BLOCK_IMAGES):
+            ids = encoded.dictionary.slice(start, BLOCK_IMAGES)
+            first, last = int(offsets[start]), int(offsets[start + len(ids)])
+            some = offsets[start : start + len(ids) + 1] - first
+            yield ResultsBatch(redact(self.uri), ids, some, table.slice(first, last - first))
+
+    def _read(self, group: int) -> pa.Table:
+        return self.store.read(slices_of(self.files, group), result_schema(self.id_type))
+
+
+@dataclass(frozen=True)
+class ResultsBatch:
+    """See ``predictions.FoundBatch``.
+
+    Attributes:
+        place: the file, for messages.
+        image_ids: [R].
+        offsets: [R + 1] which rows of the table are those of each image.
+        table: ``coco_rows.result_schema``.
+    """
+
+    place: str
+    image_ids: pa.Array
+    offsets: NDArray[np.int64]
+    table: pa.Table
+
+    def block(
+        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
+    ) -> FoundBlock:
+        """See `FoundBatch`.
+
+        As ``COCO.loadRes`` has it, but for one thing: areas by which objects are small, medium or large come from
+        masks where masks are compared and from boxes where boxes are, whatever else the results carry.
+        """
+        lengths = np.diff(self.offsets)[rows]
+        chosen, owners, positions = elements_of(self.offsets, rows), owners_of(lengths), positions_in(lengths)
+        labels = categories.positions(self.table["category_id"].to_numpy()[chosen])
+        kept = np.flatnonzero(labels >= 0)
+        owners = owners[kept]
+        table = self.table.take(pa.array(chosen[kept])).combine_chunks()
+        rles = self._rles(table, image_sizes[owners])
+        return FoundBlock(
+            offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
+            positions=positions[kept],
+            categories=labels[kept],
+            boxes=_boxes(table["box"].combine_chunks(), rles),
+            scores=table["score"].to_numpy(),
+            mask_areas=np.array([mask_area(rle) for rle in rles if rle], np.float64) if masks else None,
+            rles=[rle for rle in rles if rle] if masks else None,
+        )
+
+    def _rles(self, table: pa.Table, sizes: NDArray[np.int64]) -> list[Rle | None]:
+        """[D] the masks of results that were dealt with their text."""
+        columns = zip(table["image_id"].to_pylist(), table["text"].to_pylist(), sizes.tolist(), strict=True)
+        return [None if text is None else self._rle(image_id, text, size) for image_id, text, size in columns]
+
+    def _rle(self, image_id: int | str, text: str, size: list[int]) -> Rle:
+        value = json.loads(text)
+        try:
+            segmentation = value["segmentation"]
+            height, width = size if any(size) else segmentation["size"]
+            return as_rle(segmentation, height, width)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{self.place}: a result on image {image_id!r}: {error}") from None
+
+
+def deal_results(uri: str, store: SliceStore, masks: bool) -> DealtResults:
+    """Read a results file once and deal it.
+
+    Args:
+        uri: a JSON list of results, perhaps compressed.
+        store: where the parts go; not the one of the ground truth.
+        masks: keep the segmentations.
+
+    Raises:
+        InputError: not a results file, or a row of it is wrong.
+        ManifestError: the file cannot be opened.
+    """
+    num_parts = count_parts(uri)
+    dealer, kind, num_without_box = Dealer(store, "results", num_parts), IdKind(uri), 0
+    rows = RowBuffer(dealer)
+    elements = JsonLists(uri)
+    for element in elements:
+        if element.key is not None:
+            break
+        try:
+            row = result_row(element.value, element.text, masks)
+            kind.check(row.image_id)
+        except RowError as error:
+            raise at_place(uri, element, error) from None
+        num_without_box += row.box is None
+        if rows.add(row):
+            rows.deal(result_schema(kind.arrow_type))
+    if elements.keys != [None]:
+        raise InputError(f"{redact(uri)} is no COCO results file: that is a list of results, without 'annotations'")
+    rows.deal(result_schema(kind.arrow_type))
+    return DealtResults(uri, kind.arrow_type, store, num_parts, dealer.close(), num_without_box)
+
+
+def _boxes(boxes: pa.FixedSizeListArray, rles: list[Rle | None]) -> NDArray[np.float64]:
+    """[D, 4]; where there is none, the smallest one about the mask."""
+    without = boxes.is_null().to_numpy(zero_copy_only=False)
+    filled = np.zeros((len(boxes), 4))
+    filled[~without] = boxes.flatten().to_numpy().reshape(-1, 4)  # which passes over nulls
+    for index in np.flatnonzero(without).tolist():
+        filled[index] = coco_mask.toBbox(rles[index])
+    return filled

@@ -1,0 +1,247 @@
+"""COCO ground truth of any size -> its images and annotations dealt by image id, in one pass and bounded memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+from numpy.typing import NDArray
+
+from pipeline.coco.json_stream import Element, JsonLists
+from pipeline.coco.rows import (
+    IdKind,
+    ImageId,
+    RowError,
+    at_place,
+    category_row,
+    image_row,
+    image_schema,
+    object_row,
+    object_schema,
+)
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.shuffle.id_order import IdOrder
+from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.uris import redact
+
+PART_BYTES = 64 << 20  # of JSON
+# The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.
+MAX_PARTS = 1024
+_COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
+_COMPRESSION = 5  # of polygons as text, about
+_ROWS_AT_ONCE = 8192
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The categories of the ground truth, in the order of their ids, which is that of the axis ``K``.
+
+    Attributes:
+        ids: [K] ascending.
+        names: [K].
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def positions(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+        """[N] the position of each id, -1 where there is no such category."""
+        known = np.array(self.ids, np.int64)
+        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return np.where(known[at] == ids, at, -1)
+
+
+@dataclass(frozen=True)
+class DealtTruth:
+    """Ground truth on scratch storage. Small and picklable: tasks on other machines read their part of it.
+
+    Attributes:
+        uri: of the JSON file.
+        id_type: of the images' ids: ``int64`` or ``large_string``.
+        first_id: of an image, for messages; ``None`` if there is none.
+        categories: all of them.
+        masks: whether the annotations' segmentations are there.
+        num_images: in all parts.
+        num_objects: annotations in all parts.
+        num_parts: P.
+        images: ``coco_rows.image_schema`` by image id.
+        objects: ``coco_rows.object_schema`` by image id, those of an image in the order of the file.
+        object_ids: ids of the annotations, by themselves: two that are equal are in the same part.
+        orders: ``id_order.ORDER_SCHEMA`` by image id, where ids are strings.
+    """
+
+    uri: str
+    id_type: pa.DataType
+    first_id: ImageId | None
+    categories: Categories
+    masks: bool
+    num_images: int
+    num_objects: int
+    num_parts: int
+    images: tuple[SliceFile, ...]
+    objects: tuple[SliceFile, ...]
+    object_ids: tuple[SliceFile, ...]
+    orders: tuple[SliceFile, ...]
+
+
+def deal_truth(uri: str, store: SliceStore, masks: bool) -> DealtTruth:
+    """Read ground truth once and deal it.
+
+    Args:
+        uri: a COCO JSON file, perhaps compressed; ``images``, ``annotations`` and ``categories`` in any order.
+        store: where the parts go: about half the size of the file with masks.
+        masks: keep the segmentations; without them, only boxes can be compared.
+
+    Raises:
+        InputError: not COCO ground truth, or a row of it is wrong. What only shows when rows are compared (ids
+            that occur twice, annotations of unknown images) is for ``pairing`` to find.
+        ManifestError: the file cannot be opened.
+    """
+    reader = _TruthReader(uri, store, count_parts(uri), masks)
+    elements = JsonLists(uri)
+    for element in elements:
+        if element.key is None:
+            break
+        reader.take(element)
+    if None in elements.keys:
+        raise InputError(
+            f"{redact(uri)} is a list, as results are; ground truth is an object with the lists images, annotations "
+            "and categories"
+        )
+    for key in ("images", "annotations"):
+        if key not in elements.keys:
+            raise InputError(f"{redact(uri)} is no COCO ground truth: it has no list {key!r}")
+    return reader.close()
+
+
+def count_parts(uri: str) -> int:
+    """How many parts a JSON file is dealt into: by its size, and as many as there may be where that is not known.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    filesystem, path = open_filesystem(uri)
+    info = filesystem.get_file_info(path)
+    if info.type != pafs.FileType.File:
+        raise InputError(f"{redact(uri)} is no file, or there is none")
+    if info.size is None:
+        return MAX_PARTS
+    size = info.size * (_COMPRESSION if path.endswith(_COMPRESSED_SUFFIXES) else 1)
+    return min(MAX_PARTS, max(1, -(-size // PART_BYTES)))
+
+
+class RowBuffer:
+    """Rows, one at a time -> tables of a schema, which goes to a dealer."""
+
+    def __init__(self, dealer: Dealer) -> None:
+        self.num_rows = 0
+        self._dealer = dealer
+        self._rows: list[tuple[Any, ...]] = []
+
+    def add(self, row: tuple[Any, ...]) -> bool:
+        """Whether there are now enough rows for a table."""
+        self._rows.append(row)
+        self.num_rows += 1
+        return len(self._rows) >= _ROWS_AT_ONCE
+
+    def deal(self, schema: pa.Schema) -> pa.Table:
+        """Deal what is there by the image id."""
+        columns = list(zip(*self._rows, strict=True)) or [()] * len(schema)
+        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
+        self._rows = []
+        if table.num_rows:
+            self._dealer.deal(table, "image_id")
+        return table
+
+
+class _TruthReader:
+    """Takes the elements of a ground truth file in the order of the file."""
+
+    def __init__(self, uri: str, store: SliceStore, num_parts: int, masks: bool) -> None:
+        self._uri, self._num_parts, self._masks = uri, num_parts, masks
+        self._id_kind = IdKind(uri)
+        self._dealers = [Dealer(store, name, num_parts) for name in ("images", "objects", "object-ids")]
+        self._images, self._objects = (RowBuffer(dealer) for dealer in self._dealers[:2])
+        self._order = IdOrder(store)
+        self._categories: dict[int, str] = {}
+        self._first_use: dict[int, int] = {}  # category id -> annotation id
+
+    def take(self, element: Element) -> None:
+        """Check a row and put it where it belongs; lists with other keys are passed over."""
+        try:
+            if element.key == "annotations":
+                self._take_object(element)
+            elif element.key == "images":
+                self._take_image(element)
+            elif element.key == "categories":
+                self._take_category(element)
+        except RowError as error:
+            raise at_place(self._uri, element, error) from None
+
+    def close(self) -> DealtTruth:
+        """Deal the last rows."""
+        categories = self._checked_categories()
+        self._deal_images()
+        self._deal_objects()
+        images, objects, object_ids = (dealer.close() for dealer in self._dealers)
+        id_type = self._id_kind.arrow_type
+        return DealtTruth(
+            uri=self._uri,
+            id_type=id_type,
+            first_id=self._id_kind.first,
+            categories=categories,
+            masks=self._masks,
+            num_images=self._images.num_rows,
+            num_objects=self._objects.num_rows,
+            num_parts=self._num_parts,
+            images=images,
+            objects=objects,
+            object_ids=object_ids,
+            orders=self._order.deal(self._num_parts) if pa.types.is_large_string(id_type) else (),
+        )
+
+    def _take_image(self, element: Element) -> None:
+        row = image_row(element.value, needs_size=self._masks)
+        self._id_kind.check(row.image_id)
+        if self._images.add(row):
+            self._deal_images()
+
+    def _take_object(self, element: Element) -> None:
+        row = object_row(element.value, element.text, self._masks)
+        self._id_kind.check(row.image_id)
+        self._first_use.setdefault(row.category_id, row.id)
+        if self._objects.add(row):
+            self._deal_objects()
+
+    def _take_category(self, element: Element) -> None:
+        category_id, name = category_row(element.value)
+        if category_id in self._categories:
+            raise RowError(f"the id stands for {self._categories[category_id]!r}, too; give each category its own")
+        self._categories[category_id] = name
+
+    def _deal_images(self) -> None:
+        table = self._images.deal(image_schema(self._id_kind.arrow_type))
+        if table.num_rows and pa.types.is_large_string(self._id_kind.arrow_type):
+            self._order.add(table["image_id"])
+
+    def _deal_objects(self) -> None:
+        table = self._objects.deal(object_schema(self._id_kind.arrow_type))
+        if table.num_rows:
+            self._dealers[2].deal(table.select(["id"]), "id")
+
+    def _checked_categories(self) -> Categories:
+        if not self._categories:
+            raise InputError(f"{redact(self._uri)} is ground truth without categories; add the list 'categories'")
+        unknown = sorted(self._first_use.keys() - self._categories.keys())
+        if unknown:
+            examples = ", ".join(f"{id_} (of annotation {self._first_use[id_]})" for id_ in unknown[:5])
+            raise InputError(
+                f"{redact(self._uri)}: annotations have {len(unknown):,} categories that the list 'categories' lacks: "
+                f"{examples}"
+            )
+        ids = sorted(self._categories)
+        return Categories(tuple(ids), tuple(self._categories[id_] for id_ in ids))

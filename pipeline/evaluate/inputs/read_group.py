@@ -1,0 +1,113 @@
+"""One group of predictions with its ground truth -> blocks of images, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.coco.segmentations import as_rle
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.inputs.ground_truth import DealtTruth
+from pipeline.evaluate.inputs.pairing import truth_schema
+from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, Predictions
+from pipeline.evaluate.shuffle.slices import Slice, SliceStore
+from pipeline.masks.rle import Rle
+from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.storage.uris import redact
+from pipeline.tables.ragged import offsets_of
+
+Blocks = tuple[TruthBlock, FoundBlock]
+
+
+def read_group(
+    truth: DealtTruth, predictions: Predictions, store: SliceStore, group: int, slices: Sequence[Slice]
+) -> Iterator[Blocks]:
+    """All images of a group, each in one block; a block has up to `BLOCK_IMAGES`.
+
+    Memory: the group's ground truth without decoded masks, and two blocks.
+
+    Args:
+        truth: as it was dealt; its ``masks`` says whether blocks have masks.
+        predictions: any.
+        store: of the ground truth.
+        group: number of the group.
+        slices: of its ground truth, see ``pairing.truth_slices``.
+
+    Raises:
+        InputError: an object whose mask does not fit its image, or the predictions have changed since they were
+            listed.
+    """
+    images = store.read(slices, truth_schema(truth.id_type))
+    if not images.num_rows:
+        return
+    ids = images["image_id"].combine_chunks()
+    seen = np.zeros(len(ids), np.bool_)
+    for batch in predictions.read_group(group, truth.masks):
+        at = pc.index_in(batch.image_ids, value_set=ids).fill_null(-1).to_numpy().astype(np.int64)
+        rows = np.flatnonzero(at >= 0)
+        if len(rows):
+            seen[at[rows]] = True
+            block = _truth_block(truth, images.take(pa.array(at[rows])))
+            yield block, batch.block(rows, block.image_sizes, truth.categories, truth.masks)
+    lost = images["expected"].to_numpy(zero_copy_only=False).astype(np.bool_) & ~seen
+    if lost.any():
+        name = repr(ids[int(np.argmax(lost))].as_py())
+        raise InputError(
+            f"{redact(predictions.uri)} has changed while it was evaluated: image {name} is gone; evaluate again"
+        )
+    rest = np.flatnonzero(~seen)
+    for start in range(0, len(rest), BLOCK_IMAGES):
+        block = _truth_block(truth, images.take(pa.array(rest[start : start + BLOCK_IMAGES])))
+        yield block, _nothing_found(len(block), truth.masks)
+
+
+def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
+    images = images.combine_chunks()
+    lists = images["objects"].combine_chunks()
+    lengths = pc.list_value_length(lists).to_numpy()
+    objects = lists.flatten()
+    ids = images["image_id"].to_pylist()
+    sizes = np.stack([images["height"].to_numpy(), images["width"].to_numpy()], axis=1).astype(np.int64)
+    return TruthBlock(
+        image_ids=ids,
+        orders=images["order"].to_numpy(),
+        image_sizes=sizes,
+        offsets=offsets_of(lengths),
+        ids=objects.field("id").to_numpy(),
+        categories=truth.categories.positions(objects.field("category_id").to_numpy()),
+        boxes=objects.field("box").flatten().to_numpy().reshape(-1, 4),
+        areas=objects.field("area").to_numpy(),
+        crowd=objects.field("crowd").to_numpy(zero_copy_only=False).astype(np.bool_),
+        rles=_rles(truth.uri, objects.field("text"), np.repeat(sizes, lengths, axis=0)) if truth.masks else None,
+        file_names=images["file_name"].to_pylist(),
+    )
+
+
+def _rles(uri: str, texts: pa.Array, sizes: NDArray[np.int64]) -> list[Rle]:
+    return [_rle(uri, text, size) for text, size in zip(texts.to_pylist(), sizes.tolist(), strict=True)]
+
+
+def _rle(uri: str, text: str, size: list[int]) -> Rle:
+    annotation = json.loads(text)
+    try:
+        return as_rle(annotation["segmentation"], *size)
+    except ValueError as error:
+        raise InputError(f"{redact(uri)}, annotation {annotation['id']}: {error}") from None
+
+
+def _nothing_found(num_images: int, masks: bool) -> FoundBlock:
+    nothing = np.zeros(0, np.int64)
+    return FoundBlock(
+        offsets=np.zeros(num_images + 1, np.int64),
+        positions=nothing,
+        categories=nothing,
+        boxes=np.zeros((0, 4)),
+        scores=np.zeros(0),
+        mask_areas=np.zeros(0) if masks else None,
+        rles=[] if masks else None,
+    )

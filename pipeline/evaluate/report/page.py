@@ -1,0 +1,105 @@
+"""The report as one HTML file. It loads nothing, runs nothing, and escapes whatever it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from pipeline.evaluate.report import sections
+from pipeline.evaluate.report.cards import GalleryImage, gallery_cards
+from pipeline.evaluate.report.confusion import confusion_view
+from pipeline.evaluate.report.numbers import FILTERS
+from pipeline.metrics.protocol import COCO_MAX_DETS
+from pipeline.model.categories import Category
+from pipeline.storage.uris import redact
+
+_TEMPLATE = "report.html.jinja"
+_OPEN_CLASSES = 3  # of the gallery; the others unfold
+
+
+def render_report(metrics: Mapping[str, Any], gallery: Iterable[GalleryImage] = (), title: str = "") -> str:
+    """The page.
+
+    Args:
+        metrics: what the evaluation job writes as JSON. A section that is not there is not shown.
+        gallery: examples, drawn one at a time; their labels are positions in ``metrics["categories"]``.
+        title: of the page; by default the one in the metrics.
+
+    Returns:
+        HTML that UTF-8 can hold.
+
+    Raises:
+        ValueError: a section whose parts do not fit each other.
+        KeyError: a section with parts missing.
+    """
+    categories = [Category(row["id"], row["name"]) for row in metrics.get("categories", ())]
+    context = {
+        "title": title or metrics.get("title") or "Evaluation",
+        **_what_was_evaluated(metrics),
+        **_numbers(metrics),
+        **_analysis(metrics),
+        "gallery": gallery_cards(gallery, categories),
+        "open_classes": _OPEN_CLASSES,
+    }
+    page = _environment().get_template(_TEMPLATE).render(context)
+    return page.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate pair, no file can
+
+
+def _what_was_evaluated(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    sources = metrics.get("sources", {})
+    images = metrics.get("images")
+    return {
+        "sources": {name: redact(sources[name]) for name in ("predictions", "ground_truth") if sources.get(name)},
+        "model": {name.replace("_", " "): value for name, value in (sources.get("model") or {}).items()},
+        "images": images,
+        "books": sections.books(images or {}),
+        "decisions": metrics.get("decisions", ()),
+        "failures": metrics.get("failures") or {},
+        "categories": metrics.get("categories", ()),
+    }
+
+
+def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    summary, per_class = metrics.get("summary", {}), metrics.get("per_class", {})
+    labels, max_dets = sections.IOU_LABELS, metrics.get("max_dets", COCO_MAX_DETS)
+    return {
+        "headlines": sections.headlines(summary, max_dets),
+        "stats": sections.stat_rows(summary, max_dets),
+        "mmdet": metrics.get("mmdet") or {},
+        "per_class": {labels[kind]: sections.worst_first(per_class[kind]) for kind in labels if kind in per_class},
+        "curves": [sections.curves(metrics, kind) for kind in labels if kind in metrics.get("curves", {})],
+    }
+
+
+def _analysis(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    confusion, errors, calibration = (metrics.get(name) for name in ("confusion", "errors", "calibration"))
+    return {
+        "confusion": confusion,
+        "confusion_view": confusion_view(confusion) if confusion else None,
+        "errors": errors,
+        "error_types": sections.ERROR_TYPES,
+        "error_bars": sections.error_bars(errors) if errors else (),
+        "error_rows": sections.error_rows(errors) if errors else (),
+        "calibration": calibration,
+        "calibration_plot": sections.calibration_plot(calibration) if calibration else None,
+        "calibration_rows": sections.calibration_rows(calibration) if calibration else (),
+        "thresholds": metrics.get("thresholds"),
+        "iou_labels": sections.IOU_LABELS,
+    }
+
+
+@cache
+def _environment() -> Environment:
+    # Not by the file's suffix: that rule would leave a template called *.jinja unescaped.
+    environment = Environment(
+        loader=PackageLoader("pipeline.evaluate.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment

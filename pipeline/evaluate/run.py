@@ -1,0 +1,196 @@
+"""The evaluation job: predictions and ground truth in; metrics, match table, thresholds and report out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.annotations.ledger import OutputStore
+from pipeline.cluster import connect
+from pipeline.evaluate.config import EvaluateConfig
+from pipeline.evaluate.gallery import gallery_images
+from pipeline.evaluate.inputs.annotations import AnnotatedOutput
+from pipeline.evaluate.inputs.predictions import Predictions
+from pipeline.evaluate.map_groups import AnalysisPlan
+from pipeline.evaluate.measure import Measured, Request, measure
+from pipeline.evaluate.metrics_file import analysis_figures, class_thresholds, figures
+from pipeline.evaluate.report.page import render_report
+from pipeline.evaluate.thresholds_file import thresholds_yaml
+from pipeline.metrics.ap.figures import coco_summary_lines
+from pipeline.provenance import code_version, package_versions
+from pipeline.ray_tasks import RayTasks
+from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact
+
+logger = logging.getLogger(__name__)
+
+METRICS, REPORT, THRESHOLDS, MATCHES = "metrics.json", "report.html", "thresholds.yaml", "matches"
+_LOG_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out.
+
+    Attributes:
+        metrics: the content of metrics.json.
+        measured: the figures behind it.
+    """
+
+    metrics: dict[str, Any]
+    measured: Measured
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Evaluate, and write the results; those of an earlier evaluation are replaced.
+
+    Raises:
+        InputError: the inputs cannot be evaluated; no results were written.
+        ClusterError, LockHeld, UriError, ManifestError, OSError: likewise.
+    """
+    run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
+    output = config.output.uri.rstrip("/")
+    scratch = f"{output}/_scratch"
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(OutputLock(output, run_id))
+        stack.enter_context(connect(config.resources.ray_address))
+        _remove_old(output)
+        stack.callback(remove_folder, scratch)
+        report = _reporter()
+        measured = measure(_request(config, scratch), RayTasks(report), report)
+        metrics = _metrics(config, measured)
+        metrics["run"] = {
+            "run_id": run_id,
+            "seconds": round(time.monotonic() - started, 3),
+            "code": code_version(),
+            "packages": package_versions(),
+            "config": config.resolved(),
+        }
+        _write(config, measured, metrics)
+    return Evaluation(metrics, measured)
+
+
+def _remove_old(output: str) -> None:
+    """metrics.json first: where it is, everything is."""
+    objects = open_objects(output)
+    for name in (METRICS, REPORT, THRESHOLDS):
+        objects.delete(name)
+    for folder in (MATCHES, "_scratch"):
+        remove_folder(f"{output}/{folder}")
+
+
+def _request(config: EvaluateConfig, scratch: str) -> Request:
+    analysis = AnalysisPlan(
+        config.metrics.main_iou_type,
+        config.analysis.score_threshold,
+        config.gallery.images_per_class,
+        f"{config.output.uri.rstrip('/')}/{MATCHES}",
+    )
+    return Request(
+        predictions_uri=config.predictions.uri,
+        truth_uri=config.ground_truth.uri,
+        images=config.ground_truth.images,
+        iou_types=config.metrics.iou_types,
+        protocol=config.metrics.protocol(),
+        analysis=analysis if config.analysis.enabled else None,
+        wanted_precision=config.analysis.wanted_precision,
+        scratch_uri=scratch,
+    )
+
+
+def _metrics(config: EvaluateConfig, measured: Measured) -> dict[str, Any]:
+    predictions, truth = redact(config.predictions.uri), redact(config.ground_truth.uri)
+    content: dict[str, Any] = {
+        "title": "Evaluation",
+        "sources": {"predictions": predictions, "ground_truth": truth, "model": _model(measured.predictions)},
+        "decisions": measured.inputs.decisions(config.ground_truth.images),
+        **figures(measured, config.metrics.max_dets),
+    }
+    settings = config.analysis
+    if settings.enabled:
+        kind = config.metrics.main_iou_type
+        content |= analysis_figures(measured, kind, settings.score_threshold, settings.wanted_precision)
+    return content
+
+
+def _model(predictions: Predictions) -> dict[str, str]:
+    """What made the predictions, where they say it."""
+    if not isinstance(predictions, AnnotatedOutput):
+        return {}
+    identity = OutputStore(predictions.uri).identity()
+    if identity is None:
+        return {}
+    keys = ("model_name", "weights_sha256", "config_digest", "code_version")
+    return {key: getattr(identity, key) for key in keys}
+
+
+def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) -> None:
+    objects = open_objects(config.output.uri)
+    if measured.analysis is not None:
+        try:
+            objects.put(THRESHOLDS, _thresholds(config, measured).encode())
+        except ValueError as error:  # several categories of one name: no reason to lose the figures
+            metrics["decisions"].append(f"{THRESHOLDS} was not written: {error}")
+    logger.info("drawing the report")
+    gallery = gallery_images(config.gallery, measured)
+    objects.put(REPORT, render_report(metrics, gallery).encode())
+    objects.put(METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode())
+
+
+def _thresholds(config: EvaluateConfig, measured: Measured) -> str:
+    """Of the categories that the model has: the annotate job refuses others."""
+    names, thresholds = measured.categories.names, class_thresholds(measured, config.metrics.main_iou_type)
+    by_id = _model_categories(measured.predictions) or dict(zip(measured.categories.ids, names, strict=True))
+    kept = [k for k, category_id in enumerate(measured.categories.ids) if category_id in by_id]
+    return thresholds_yaml(
+        [by_id[measured.categories.ids[k]] for k in kept],
+        [thresholds[k] for k in kept],
+        config.analysis.wanted_precision,
+    )
+
+
+def _model_categories(predictions: Predictions) -> dict[int, str]:
+    """Id to name as the model has it; empty where the predictions do not say."""
+    if not isinstance(predictions, AnnotatedOutput):
+        return {}
+    report = OutputStore(predictions.uri).read_report() or {}
+    return {category["id"]: category["name"] for category in report.get("categories", ())}
+
+
+def summary(evaluation: Evaluation) -> str:
+    """The closing words: the books, decisions, COCO's lines for each kind of IoU."""
+    metrics = evaluation.metrics
+    images = metrics["images"]
+    lines = [
+        f"images: {images['ground_truth']:,} in the ground truth = {images['annotated']:,} annotated + "
+        f"{images['failed']:,} failed + {images['without_result']:,} without result; {images['evaluated']:,} evaluated"
+    ]
+    lines += [f"note: {text}" for text in metrics["decisions"]]
+    for kind, values in metrics["summary"].items():
+        lines.append({"bbox": "boxes", "segm": "masks"}[kind])
+        lines += coco_summary_lines(np.array(values["stats"]), metrics["max_dets"])
+    return "\n".join(lines)
+
+
+def _reporter() -> Callable[[str], None]:
+    """A line every few seconds, and not one for each part."""
+    last = 0.0
+
+    def report(line: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= _LOG_INTERVAL_S:
+            last = time.monotonic()
+            logger.info(line)
+
+    return report

@@ -1,0 +1,127 @@
+"""Records on scratch storage: sorted runs, one for each category and file, and their merge in bounded memory.
+
+A file holds the runs of all categories one after the other, cut into chunks, each compressed by itself. What lies
+where is in the `Run`s, which travel with the file's name: such files do not outlive the evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.metrics.ap.records import sort_order
+from pipeline.storage.objects.base import Objects
+
+# The records of each kind of IoU are a stream of runs; so are those of the errors.
+ERRORS_STREAM = "errors"
+# A merge holds two chunks of each group: thousands of groups must fit into memory.
+CHUNK_RECORDS = 1024
+_CODEC = "zstd"
+_READ_THREADS = 16
+
+Records = NDArray[np.void]
+
+
+class Chunk(NamedTuple):
+    """Where some successive records of a run lie in the file."""
+
+    start: int
+    stop: int
+    num_records: int
+
+
+class Run(NamedTuple):
+    """The sorted records of one category in one file."""
+
+    name: str
+    chunks: tuple[Chunk, ...]
+
+
+def write_runs(objects: Objects, name: str, categories: NDArray[np.int64], records: Records) -> dict[int, Run]:
+    """Sort records by category and score, and write them as one file.
+
+    Args:
+        objects: the scratch folder.
+        name: of the file; written again if the task is.
+        categories: [n] of the records.
+        records: [n] in any order, with the fields ``score``, ``image`` and ``rank``.
+
+    Returns:
+        The run of each category that has records; no file is written if none has.
+    """
+    order = sort_order(records)
+    order = order[np.argsort(categories[order], kind="stable")]
+    categories, records = categories[order], records[order]
+    present, starts = np.unique(categories, return_index=True)
+    stops = np.append(starts, len(records))[1:]
+    parts: list[bytes] = []
+    position = 0
+    runs = {}
+    for category, start, stop in zip(present.tolist(), starts.tolist(), stops.tolist(), strict=True):
+        chunks = []
+        for first in range(start, stop, CHUNK_RECORDS):
+            chunk = records[first : min(first + CHUNK_RECORDS, stop)]
+            parts.append(pa.compress(chunk.tobytes(), codec=_CODEC, asbytes=True))
+            chunks.append(Chunk(position, position + len(parts[-1]), len(chunk)))
+            position += len(parts[-1])
+        runs[category] = Run(name, tuple(chunks))
+    if parts:
+        objects.put(name, b"".join(parts))
+    return runs
+
+
+def merge_runs(objects: Objects, runs: Sequence[Run], dtype: np.dtype[np.void]) -> Iterator[Records]:
+    """The records of several runs as one sorted sequence, in pieces.
+
+    Holds two chunks of each run at a time, however long the runs are. No two records may be equal in score,
+    image and rank.
+    """
+    with ThreadPoolExecutor(_READ_THREADS) as pool:
+        cursors = [_Cursor(objects, run, dtype, pool) for run in runs]
+        while cursors := [cursor for cursor in cursors if cursor.fill()]:
+            # Whatever comes after the last loaded record of some run may be preceded by what is not loaded yet.
+            lasts = np.stack([cursor.loaded[-1] for cursor in cursors])
+            limit = lasts[sort_order(lasts)[0]]
+            piece = np.concatenate([cursor.take(limit) for cursor in cursors])
+            yield piece[sort_order(piece)] if len(cursors) > 1 else piece
+
+
+class _Cursor:
+    """What is loaded of a run and not yet taken; the next chunk is already being read."""
+
+    def __init__(self, objects: Objects, run: Run, dtype: np.dtype[np.void], pool: ThreadPoolExecutor) -> None:
+        self.loaded: Records = np.empty(0, dtype)
+        self._objects, self._name, self._dtype, self._pool = objects, run.name, dtype, pool
+        self._chunks = iter(run.chunks)
+        self._next: Future[Records] | None = None
+        self._read_ahead()
+
+    def fill(self) -> bool:
+        """Load the next chunk if all is taken; whether there is anything."""
+        if not len(self.loaded) and self._next is not None:
+            self.loaded = self._next.result()
+            self._read_ahead()
+        return len(self.loaded) > 0
+
+    def take(self, limit: np.void) -> Records:
+        """The loaded records up to and including ``limit``."""
+        score, image, rank = self.loaded["score"], self.loaded["image"], self.loaded["rank"]
+        same_image = (image == limit["image"]) & (rank <= limit["rank"])
+        before = (score > limit["score"]) | ((score == limit["score"]) & ((image < limit["image"]) | same_image))
+        count = int(before.sum())
+        taken, self.loaded = self.loaded[:count], self.loaded[count:]
+        return taken
+
+    def _read_ahead(self) -> None:
+        chunk = next(self._chunks, None)
+        self._next = None if chunk is None else self._pool.submit(self._read, chunk)
+
+    def _read(self, chunk: Chunk) -> Records:
+        packed = self._objects.read_range(self._name, chunk.start, chunk.stop)
+        content = pa.decompress(packed, chunk.num_records * self._dtype.itemsize, codec=_CODEC)
+        return np.frombuffer(content, self._dtype)

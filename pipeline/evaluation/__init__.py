@@ -1,1 +1,0 @@
-"""COCO evaluation of an output against ground truth: sharded by image, exact to pycocotools, bounded in memory."""

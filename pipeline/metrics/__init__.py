@@ -1,0 +1,1 @@
+"""COCO's figures and what lies beyond them, on arrays: no file, no URI, no Ray."""

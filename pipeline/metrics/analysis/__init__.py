@@ -1,0 +1,1 @@
+"""What a mean hides: outcomes, TIDE's errors, confusion, calibration, thresholds, the worst images."""

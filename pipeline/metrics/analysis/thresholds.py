@@ -1,0 +1,129 @@
+"""Per category the score from which on detections are as often right as wanted.
+
+A threshold keeps every detection with ``score >= threshold``, all of equal score or none. Intervals are Wilson's (1927)
+for 95 %; they take detections as independent, which those of one image are not quite, so they are a little too narrow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+
+from pipeline.metrics.ap.hits import scored_hits
+from pipeline.metrics.ap.records import Records
+from pipeline.metrics.blocks import Float64s, Int64s
+
+CONFIDENCE = 0.95
+
+
+class Proportion(NamedTuple):
+    """A measured share with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassThreshold:
+    """The operating point of one category.
+
+    Attributes:
+        threshold: the lowest score that reaches the wanted precision; ``None`` if none does, like the next two.
+        precision: there.
+        recall: there; ``None`` also without objects.
+        labels: detections kept there, those in crowd regions left out; 0 without a threshold.
+        objects: crowd regions left out.
+        best_f1: highest F1 at any score; ``None`` without a true positive, like the next.
+        best_f1_threshold: the highest score that reaches it.
+    """
+
+    threshold: float | None
+    precision: Proportion | None
+    recall: Proportion | None
+    labels: int
+    objects: int
+    best_f1: float | None
+    best_f1_threshold: float | None
+
+
+class ThresholdTracker:
+    """Takes one category's records of AP in descending score, over any number of calls, in constant memory."""
+
+    def __init__(self, wanted_precision: float, num_objects: int) -> None:
+        """Begin with no detections.
+
+        Args:
+            wanted_precision: above 0, at most 1.
+            num_objects: of the category, crowd regions left out.
+
+        Raises:
+            ValueError: another precision.
+        """
+        if not 0 < wanted_precision <= 1:
+            raise ValueError(f"the wanted precision must be above 0 and at most 1, not {wanted_precision}")
+        self._wanted = wanted_precision
+        self._num_objects = num_objects
+        self._num_true = self._num_labels = 0
+        self._last_score: float | None = None
+        self._lowest: tuple[float, int, int] | None = None  # score, true positives, labels
+        self._best_f1: tuple[float, float] | None = None  # F1, score
+
+    def push(self, records: Records) -> None:
+        """Add records with bit 0 for an IoU of 0.5 and range 0 for all areas, none better than an earlier one."""
+        scores, hits = scored_hits(records)
+        if not len(scores):
+            return
+        if scores[0] != self._last_score:
+            self._settle_last()
+        num_true = self._num_true + np.cumsum(hits, dtype=np.int64)
+        num_labels = self._num_labels + np.arange(1, len(scores) + 1)
+        # Where a score ends: only there a threshold can cut. The last one may go on in the next call.
+        ends = np.flatnonzero(scores[1:] != scores[:-1])
+        self._settle(scores[ends], num_true[ends], num_labels[ends])
+        self._last_score = float(scores[-1])
+        self._num_true, self._num_labels = int(num_true[-1]), int(num_labels[-1])
+
+    def result(self) -> ClassThreshold:
+        """The operating point of all records pushed."""
+        self._settle_last()
+        best_f1, best_f1_threshold = self._best_f1 or (None, None)
+        threshold, num_true, labels = self._lowest or (None, 0, 0)
+        precision = recall = None
+        if threshold is not None:
+            precision = wilson_interval(num_true, labels)
+            recall = wilson_interval(num_true, self._num_objects) if self._num_objects else None
+        return ClassThreshold(threshold, precision, recall, labels, self._num_objects, best_f1, best_f1_threshold)
+
+    def _settle_last(self) -> None:
+        if self._last_score is not None:
+            counts = np.array([[self._num_true], [self._num_labels]], np.int64)
+            self._settle(np.array([self._last_score]), *counts)
+
+    def _settle(self, scores: Float64s, num_true: Int64s, num_labels: Int64s) -> None:
+        """Look at thresholds [n] with the counts [n] of what each keeps."""
+        if not len(scores):
+            return
+        good = np.flatnonzero(num_true / num_labels >= self._wanted)
+        if good.size:
+            last = good[-1]
+            self._lowest = float(scores[last]), int(num_true[last]), int(num_labels[last])
+        f1 = 2 * num_true / (num_labels + self._num_objects)
+        best = int(f1.argmax())
+        if f1[best] > (self._best_f1 or (0.0, 0.0))[0]:
+            self._best_f1 = float(f1[best]), float(scores[best])
+
+
+def wilson_interval(successes: int, trials: int) -> Proportion:
+    """A share of at least one trial, with its 95 % score interval."""
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    share = successes / trials
+    scale = 1 + z * z / trials
+    centre = (share + z * z / (2 * trials)) / scale
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / scale
+    # Rounding may push an end past the share where that is 0 or 1.
+    return Proportion(share, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))

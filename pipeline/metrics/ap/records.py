@@ -1,0 +1,131 @@
+"""One block of images -> a compact record per detection: all that precision and recall are computed from.
+
+Legend: N images; D detections; G objects; K categories; A area ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.metrics.ap.matching import Objects, Pairs, match
+from pipeline.metrics.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, IouType, Protocol
+from pipeline.tables.ragged import image_indices
+
+Records = NDArray[Any]
+
+
+def record_dtype(num_ranges: int) -> np.dtype[Any]:
+    """The packed record of one detection.
+
+    ``score``; ``image``, the image's place in the order of ids; ``rank``, the detection's place among those of
+    its image and category, best score first; ``tp`` and ``fp``, per range one bit for each IoU threshold.
+    """
+    bits = ("<u2", (num_ranges,))
+    return np.dtype([("score", "<f8"), ("image", "<i8"), ("rank", "<u2"), ("tp", *bits), ("fp", *bits)])
+
+
+RECORD = record_dtype(len(AREA_NAMES))
+
+
+@dataclass(frozen=True)
+class BlockRecords:
+    """What a block contributes; blocks add up.
+
+    Attributes:
+        categories: [n] of the records.
+        records: [n] of `RECORD` for the detections within the limits, by image, category and rank.
+        num_objects: [K, A] objects that count: no crowds, area within the range.
+    """
+
+    categories: Int64s
+    records: Records
+    num_objects: Int64s
+
+
+def block_records(
+    truth: TruthBlock,
+    found: FoundBlock,
+    ious: Sequence[Float64s],
+    iou_type: IouType,
+    num_categories: int,
+    protocol: Protocol,
+) -> BlockRecords:
+    """Match a block's detections and cut each (image, category) at the highest of ``max_dets``.
+
+    Detections of equal score keep the order in which they were given. Their area is that of the mask or, where
+    boxes are compared, of the box; an object's area is the annotated one.
+
+    Args:
+        truth: objects of N images.
+        found: detections on the same images.
+        ious: N matrices [D_i, G_i]; pairs of different categories may hold anything.
+        iou_type: which area counts.
+        num_categories: K.
+        protocol: the limits.
+
+    Raises:
+        ValueError: masks are compared and the detections have none.
+    """
+    image_of = image_indices(found.offsets)
+    order, ranks = _ranked(image_of, found)
+    kept = order[ranks[order] < protocol.max_dets[-1]]
+    ignored = truth.crowd[:, None] | _outside(truth.areas)
+    outside = _outside(_detected_areas(found, iou_type))
+    pairs = _candidates(truth, found, ious, ranks < protocol.max_dets[-1])
+    tp, fp = match(pairs, Objects(ignored, truth.crowd, truth.ids != 0), ranks, outside)
+    records = np.empty(len(kept), RECORD)
+    records["score"] = found.scores[kept] + 0.0  # -0.0 becomes 0.0: equal scores have equal bytes
+    records["image"] = truth.orders[image_of[kept]]
+    records["rank"] = ranks[kept]
+    records["tp"], records["fp"] = tp[kept], fp[kept]
+    counts = [np.bincount(truth.categories[~column], minlength=num_categories) for column in ignored.T]
+    return BlockRecords(found.categories[kept], records, np.stack(counts, axis=1))
+
+
+def sort_order(records: Records) -> Int64s:
+    """The order in which pycocotools goes through one category's detections: descending score, image, rank."""
+    return np.lexsort((records["rank"], records["image"], -records["score"]))
+
+
+def _ranked(image_of: Int64s, found: FoundBlock) -> tuple[Int64s, Int64s]:
+    """Detections by image, category and descending score [D], and the rank of each within its cell [D]."""
+    order = np.lexsort((-found.scores, found.categories, image_of))
+    image, category = image_of[order], found.categories[order]
+    first = np.diff(image, prepend=-1).astype(np.bool_) | np.diff(category, prepend=-1).astype(np.bool_)
+    starts = np.flatnonzero(first)
+    place = np.arange(len(order))
+    ranks = np.empty_like(place)
+    ranks[order] = place - np.repeat(starts, np.diff(starts, append=len(order)))
+    return order, ranks
+
+
+def _detected_areas(found: FoundBlock, iou_type: IouType) -> Float64s:
+    if iou_type == "bbox":
+        return found.boxes[:, 2] * found.boxes[:, 3]
+    if found.mask_areas is None:
+        raise ValueError("masks are compared, and the detections have none")
+    return found.mask_areas
+
+
+def _outside(areas: Float64s) -> Bools:
+    """[n, A]; both ends belong to a range."""
+    return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
+
+
+def _candidates(truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s], kept: Bools) -> Pairs:
+    """The pairs of a kept detection and an object of its category that pass the lowest threshold."""
+    num_objects = np.diff(truth.offsets)
+    flat = np.concatenate([np.empty(0), *(matrix.ravel() for matrix in ious)])
+    offsets = np.concatenate([[0], np.cumsum(np.diff(found.offsets) * num_objects)])
+    passing = np.flatnonzero(flat >= IOU_THRESHOLDS[0])
+    image = np.searchsorted(offsets, passing, side="right") - 1
+    row, column = np.divmod(passing - offsets[image], num_objects[image])
+    detections, objects = found.offsets[image] + row, truth.offsets[image] + column
+    same = kept[detections] & (found.categories[detections] == truth.categories[objects])
+    return Pairs(detections[same], objects[same], flat[passing[same]])

@@ -1,0 +1,83 @@
+"""Ground truth and detections of a block of images, side by side: what evaluation works on.
+
+Both hold the same N images in the same order, and their objects one after the other: those of image ``i`` are
+``offsets[i]`` to ``offsets[i + 1]``. Categories are positions in the list of ground truth categories in the order
+of their ids. Boxes are x, y, width, height in pixels, as COCO has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.masks.rle import Rle
+
+Int64s = NDArray[np.int64]
+Float64s = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TruthBlock:
+    """The ground truth of N images, G objects in all.
+
+    Attributes:
+        image_ids: [N] as in the ground truth.
+        orders: [N] position of each image among all images in the order of their ids, or any number that sorts
+            the same: decides between equal scores.
+        image_sizes: [N, 2] height, width in pixels.
+        offsets: [N + 1].
+        ids: [G] of the annotations. pycocotools never counts a match with id 0, and neither does this package.
+        categories: [G].
+        boxes: [G, 4].
+        areas: [G] as annotated, in square pixels.
+        crowd: [G].
+        rles: G masks; ``None`` where only boxes are compared.
+        file_names: [N] of the images; ``None`` where they are not known.
+    """
+
+    image_ids: Sequence[int] | Sequence[str]
+    orders: Int64s
+    image_sizes: Int64s
+    offsets: Int64s
+    ids: Int64s
+    categories: Int64s
+    boxes: Float64s
+    areas: Float64s
+    crowd: Bools
+    rles: Sequence[Rle] | None
+    file_names: Sequence[str | None] | None = None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True)
+class FoundBlock:
+    """The detections on the same N images, D in all, in the order in which they were given.
+
+    Attributes:
+        offsets: [N + 1].
+        positions: [D] place of each in its image's list as it was given, before any was left out.
+        categories: [D].
+        boxes: [D, 4].
+        scores: [D].
+        mask_areas: [D] pixels of the mask; ``None`` without masks.
+        rles: D masks; ``None`` where only boxes are compared.
+    """
+
+    offsets: Int64s
+    positions: Int64s
+    categories: Int64s
+    boxes: Float64s
+    scores: Float64s
+    mask_areas: Float64s | None
+    rles: Sequence[Rle] | None
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.offsets) - 1

@@ -1,0 +1,107 @@
+"""What overlaps what in a block, as one list: analysis becomes array work on the block, not a loop over its images.
+
+Legend: N images, D detections, G objects (crowd regions among them), P overlaps, by detection, then by object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.metrics.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.tables.ragged import image_indices, owners_of
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """A detection and an object of the same image that overlap, P times.
+
+    Attributes:
+        detections: [P] index in the block.
+        objects: [P] index in the block.
+        ious: [P] above 0; with a crowd region, the share of the detection that lies in it.
+    """
+
+    detections: Int64s
+    objects: Int64s
+    ious: Float64s
+
+    def take(self, chosen: NDArray[Any]) -> Overlaps:
+        """The overlaps at these indices, or where a mask [P] is true."""
+        return Overlaps(self.detections[chosen], self.objects[chosen], self.ious[chosen])
+
+
+@dataclass(frozen=True)
+class Partners:
+    """At most one object for each detection.
+
+    Attributes:
+        objects: [D] index in the block, -1 for none.
+        ious: [D] 0 for none.
+    """
+
+    objects: Int64s
+    ious: Float64s
+
+    @property
+    def present(self) -> Bools:
+        """[D] which detections have one."""
+        return self.objects >= 0
+
+
+def block_overlaps(truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s]) -> Overlaps:
+    """All overlaps of a block.
+
+    Args:
+        truth: N images.
+        found: the same images.
+        ious: N matrices [D_i, G_i] of every pair, of different categories too.
+    """
+    num_objects = np.diff(truth.offsets)
+    sizes = np.diff(found.offsets) * num_objects
+    flat = np.concatenate([np.empty(0), *(matrix.reshape(-1) for matrix in ious)])
+    assert flat.size == sizes.sum(), "the matrices do not fit the block"
+    where = np.flatnonzero(flat > 0)
+    images = owners_of(sizes)[where]
+    rows, columns = np.divmod(where - (np.cumsum(sizes) - sizes)[images], num_objects[images])
+    return Overlaps(found.offsets[images] + rows, truth.offsets[images] + columns, flat[where])
+
+
+def best_partners(overlaps: Overlaps, num_detections: int) -> Partners:
+    """For each detection the object that it overlaps most, the first of equals; several may share one."""
+    best = np.zeros(num_detections)
+    np.maximum.at(best, overlaps.detections, overlaps.ious)
+    objects = np.full(num_detections, -1, np.int64)
+    first = overlaps.take(np.flatnonzero(overlaps.ious == best[overlaps.detections])[::-1])
+    objects[first.detections] = first.objects  # where a detection has several, the last written stays
+    return Partners(objects, best)
+
+
+def match_in_order(overlaps: Overlaps, num_detections: int, num_objects: int) -> Partners:
+    """Greedy one-to-one matching: a pair counts if neither its detection nor its object was in an earlier one.
+
+    Args:
+        overlaps: the candidates, in the order in which they choose.
+        num_detections: D.
+        num_objects: G.
+    """
+    objects, taken, ious = [-1] * num_detections, bytearray(num_objects), [0.0] * num_detections
+    triples = zip(overlaps.detections.tolist(), overlaps.objects.tolist(), overlaps.ious.tolist(), strict=True)
+    for detection, candidate, iou in triples:
+        if objects[detection] < 0 and not taken[candidate]:
+            objects[detection], ious[detection], taken[candidate] = candidate, iou, 1
+    return Partners(np.array(objects, np.int64), np.array(ious, np.float64))
+
+
+def score_positions(found: FoundBlock) -> Int64s:
+    """[D] each detection's place when every image's are put in descending order, equal scores in the given one.
+
+    Those of image ``i`` have the places ``offsets[i]`` to ``offsets[i + 1]``.
+    """
+    places = np.empty(len(found.scores), np.int64)
+    places[np.lexsort((-found.scores, image_indices(found.offsets)))] = np.arange(places.size)
+    return places

@@ -1,0 +1,141 @@
+"""All stages in this process, on sets cut into many parts, groups and tasks, with pycocotools as the judge."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.evaluate import measure
+from pipeline.evaluate.inputs import annotations, ground_truth, predictions
+from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.map_groups import AnalysisPlan
+from pipeline.evaluate.measure import Measured, Request
+from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
+from pipeline.evaluate.shuffle import sorted_runs
+from pipeline.metrics.protocol import IouType, Protocol
+from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
+from tests.evaluate.input_cases import write_json, write_output
+
+
+@pytest.fixture(autouse=True)
+def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotations, "GROUP_IMAGES", 6)
+    monkeypatch.setattr(ground_truth, "PART_BYTES", 6000)
+    monkeypatch.setattr(predictions, "BLOCK_IMAGES", 2)
+    monkeypatch.setattr(sorted_runs, "CHUNK_RECORDS", 16)
+    monkeypatch.setattr(measure, "_REDUCE_TASKS", 3)
+
+
+def shuffled(work: Callable[[Any], Any], items: Sequence[Any], verb: str) -> Iterator[Any]:
+    """Tasks come back in any order, and some are run twice, as after the loss of a node."""
+    rng = random.Random(verb)
+    some = list(items)
+    rng.shuffle(some)
+    for item in some:
+        if rng.random() < 0.3:
+            work(item)
+        yield work(item)
+
+
+def run(
+    folder: Path, iou_types: tuple[IouType, ...], found: str = "run", max_dets: tuple[int, int, int] = (1, 10, 100)
+) -> Measured:
+    request = Request(
+        predictions_uri=str(folder / found),
+        truth_uri=str(folder / "truth.json"),
+        images="all",
+        iou_types=iou_types,
+        protocol=Protocol(max_dets),
+        analysis=AnalysisPlan(iou_types[-1], 0.3, 2, str(folder / "matches")),
+        wanted_precision=0.5,
+        scratch_uri=str(folder / "scratch"),
+    )
+    return measure.measure(request, shuffled, lambda line: None)
+
+
+def write(folder: Path, case: CocoCase) -> CocoCase:
+    """The set on disk, in both forms, with the float32 numbers of an output."""
+    results = [
+        {**r, "bbox": np.float32(r["bbox"]).tolist(), "score": float(np.float32(r["score"])), "area": 1 << 25}
+        for r in case.results
+    ]
+    names = {c["id"]: c["name"] for c in case.dataset["categories"]}
+    write_json(folder / "truth.json", case.dataset)
+    write_json(folder / "results.json", results)
+    write_output(str(folder / "run"), case.dataset, results, {**names, 999: "unknown"}, rows_per_file=4)
+    return CocoCase(case.dataset, [{k: v for k, v in r.items() if k != "area"} for r in results])
+
+
+@pytest.mark.parametrize("found", ["run", "results.json"])
+@pytest.mark.parametrize("max_dets", [(1, 10, 100), (100, 300, 1000), (1, 2, 3)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_equal_to_pycocotools(tmp_path: Path, seed: int, max_dets: tuple[int, int, int], found: str) -> None:
+    most = 150 if max_dets[2] > 100 else 20
+    case = write(tmp_path, random_case(seed, num_images=22, max_detections=most))
+    measured = run(tmp_path, ("bbox", "segm"), found, max_dets)
+    for iou_type in ("bbox", "segm"):
+        wanted = pycocotools_result(case.dataset, case.results, iou_type, max_dets)
+        got = arrays_of(measured, iou_type)
+        assert np.array_equal(got.precision, wanted.precision)
+        assert np.array_equal(got.recall, wanted.recall)
+        assert np.array_equal(got.scores, wanted.scores)
+
+
+def test_text_ids_are_ordered_like_text(tmp_path: Path) -> None:
+    case = random_case(4, num_images=14)
+    new = {image["id"]: f"{image['id']}" for image in case.dataset["images"]}
+    dataset = {
+        **case.dataset,
+        "images": [{**image, "id": new[image["id"]]} for image in case.dataset["images"]],
+        "annotations": [{**a, "image_id": new[a["image_id"]]} for a in case.dataset["annotations"]],
+    }
+    case = write(tmp_path, CocoCase(dataset, [{**r, "image_id": new[r["image_id"]]} for r in case.results]))
+    wanted = pycocotools_result(case.dataset, case.results, "bbox", (1, 10, 100))
+    assert np.array_equal(arrays_of(run(tmp_path, ("bbox",)), "bbox").scores, wanted.scores)
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        pytest.param({"images": [], "annotations": []}, id="no images"),
+        pytest.param({"images": [{"id": 1, "height": 9, "width": 9}], "annotations": []}, id="no objects"),
+    ],
+)
+def test_nothing_to_find(tmp_path: Path, dataset: dict[str, Any]) -> None:
+    write_json(tmp_path / "truth.json", {**dataset, "categories": [{"id": 3, "name": "cat"}]})
+    (tmp_path / "results.json").write_text("[]")
+    measured = run(tmp_path, ("segm",), "results.json")
+    content = figures(measured, (1, 10, 100)) | analysis_figures(measured, "segm", 0.3, 0.9)
+    assert content["summary"]["segm"]["stats"] == [-1.0] * 12
+    assert content["per_class"]["segm"][0]["AP"] is None
+    json.dumps(content, allow_nan=False)
+
+
+def test_every_problem_is_in_the_message(tmp_path: Path) -> None:
+    case = write(tmp_path, random_case(6))
+    images, objects = case.dataset["images"], case.dataset["annotations"]
+    write_json(
+        tmp_path / "truth.json",
+        {**case.dataset, "images": [*images, images[0]], "annotations": [*objects, {**objects[0], "image_id": 12345}]},
+    )
+    with pytest.raises(InputError, match=r"have an id that another one has.*annotations belong to images"):
+        run(tmp_path, ("bbox",))
+
+
+def test_metrics_are_plain_json(tmp_path: Path) -> None:
+    write(tmp_path, random_case(8, num_images=12))
+    measured = run(tmp_path, ("bbox", "segm"))
+    content = figures(measured, (1, 10, 100)) | analysis_figures(measured, "segm", 0.3, 0.5)
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    objects = {row["name"]: row["objects"] for row in content["categories"]}
+    for row in content["thresholds"]["classes"]:
+        assert row["objects"] == objects[row["name"]]
+    assert sum(content["calibration"]["overall"]["count"]) == sum(
+        row["count"] for row in content["calibration"]["per_class"]
+    )

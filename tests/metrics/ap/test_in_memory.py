@@ -1,0 +1,160 @@
+"""The core as a whole: bit for bit what pycocotools computes, however the images are split."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.metrics.ap.accumulate import Accumulator
+from pipeline.metrics.ap.figures import Arrays, coco_stats
+from pipeline.metrics.ap.in_memory import evaluate_blocks
+from pipeline.metrics.ap.records import block_records, sort_order
+from pipeline.metrics.ious import block_ious
+from pipeline.metrics.protocol import IOU_TYPES, IouType, Protocol
+from tests.evaluate.coco_cases import CocoArrays, CocoCase, blocks_of, pycocotools_result, random_case, rle_of
+
+EXAMPLES = Path(__file__).resolve().parents[4] / "shared" / "data"
+LIMITS = [(1, 10, 100), (100, 300, 1000), (1, 10, 300), (1, 2, 3)]
+
+
+def sharded(case: CocoCase, iou_type: IouType, protocol: Protocol, num_shards: int, rng: np.random.Generator) -> Arrays:
+    """Images dealt at random, records of the shards mixed and sorted per category, pushed in chunks."""
+    num_categories = len(case.dataset["categories"])
+    images = case.dataset["images"]
+    shard_of = rng.integers(0, num_shards, len(images))
+    parts = []
+    for shard in rng.permutation(num_shards).tolist():
+        own = [image for image, number in zip(images, shard_of.tolist(), strict=True) if number == shard]
+        orders = {image["id"]: n for n, image in enumerate(sorted(images, key=lambda image: image["id"]))}
+        for truth, found in blocks_of(*only(case, {image["id"] for image in own}), iou_type):
+            truth.orders[:] = [orders[id_] for id_ in truth.image_ids]
+            ious = block_ious(truth, found, iou_type, same_category_only=True)
+            parts.append(block_records(truth, found, ious, iou_type, num_categories, protocol))
+    num_objects = np.sum([part.num_objects for part in parts], axis=0)
+    results = []
+    for k in range(num_categories):
+        records = np.concatenate([part.records[part.categories == k] for part in parts])
+        records = rng.permutation(records)
+        accumulator = Accumulator(num_objects[k], 10, protocol.max_dets)
+        for chunk in np.array_split(records[sort_order(records)], int(rng.integers(1, 9))):
+            accumulator.push(chunk)
+        results.append(accumulator.result())
+    return Arrays.stack(results)
+
+
+def only(case: CocoCase, image_ids: set[int]) -> CocoCase:
+    """The part of a set on these images, all categories kept."""
+    dataset = {
+        "images": [image for image in case.dataset["images"] if image["id"] in image_ids],
+        "annotations": [item for item in case.dataset["annotations"] if item["image_id"] in image_ids],
+        "categories": case.dataset["categories"],
+    }
+    return CocoCase(dataset, [row for row in case.results if row["image_id"] in image_ids])
+
+
+def in_process(case: CocoCase, iou_type: IouType, max_dets: tuple[int, int, int], images_per_block: int = 5) -> Arrays:
+    blocks = blocks_of(*case, iou_type, images_per_block)
+    return evaluate_blocks(blocks, iou_type, len(case.dataset["categories"]), Protocol(max_dets))
+
+
+def assert_equal(arrays: Arrays, expected: CocoArrays, max_dets: tuple[int, int, int]) -> None:
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(getattr(arrays, name), getattr(expected, name), err_msg=name)
+    first = 0 if 100 in max_dets else 1
+    assert coco_stats(arrays, max_dets)[first:].tolist() == expected.stats[first:].tolist()
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@pytest.mark.parametrize("max_dets", LIMITS)
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_pycocotools(seed, max_dets, iou_type):
+    case = random_case(seed, num_images=10)
+    assert_equal(in_process(case, iou_type, max_dets), pycocotools_result(*case, iou_type, max_dets), max_dets)
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@pytest.mark.parametrize("max_dets", LIMITS)
+def test_more_detections_than_the_limits(max_dets, iou_type):
+    case = random_case(103, num_images=2, num_categories=2, max_objects=30, max_detections=700)
+    assert max(Counter((row["image_id"], row["category_id"]) for row in case.results).values()) > 300
+    assert_equal(in_process(case, iou_type, max_dets), pycocotools_result(*case, iou_type, max_dets), max_dets)
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@pytest.mark.parametrize("num_shards", [1, 2, 7, 50])
+def test_any_number_of_shards(num_shards, iou_type):
+    case, rng = random_case(200 + num_shards, num_images=40), np.random.default_rng(num_shards)
+    expected = pycocotools_result(*case, iou_type)
+    assert_equal(sharded(case, iou_type, Protocol(), num_shards, rng), expected, Protocol().max_dets)
+
+
+def test_the_cases_are_nasty():
+    """What the tests above rely on is there."""
+    cases = [random_case(seed, num_images=10) for seed in range(8)]
+    annotations = [item for case in cases for item in case.dataset["annotations"]]
+    scores = [row["score"] for row in cases[0].results]
+    assert len(set(scores)) < len(scores)
+    assert {0, 1} == {item["iscrowd"] for item in annotations}
+    assert {0.0, 1024.0, 9216.0} <= {item["area"] for item in annotations}
+    assert any(item["id"] == 0 for item in annotations)
+    assert any(0 in item["bbox"][2:] for item in annotations)
+    assert any(row["category_id"] == 999 for case in cases for row in case.results)
+    assert len({item["image_id"] for item in cases[0].dataset["annotations"]}) < len(cases[0].dataset["images"])
+
+
+def test_no_detections_at_all():
+    case = random_case(1)._replace(results=[])
+    assert_equal(in_process(case, "segm", (1, 10, 100)), pycocotools_result(*case, "segm"), (1, 10, 100))
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(ValueError, match="need at least one array"):
+        evaluate_blocks([], "bbox", 3, Protocol())
+
+
+def example(*parts: str) -> Path:
+    path = EXAMPLES.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"{path.name} is not there")
+    return path
+
+
+@pytest.mark.parametrize(("iou_type", "published"), [("bbox", 0.505), ("segm", 0.320)])
+def test_example_of_the_coco_api(iou_type, published):
+    dataset = json.loads(example("cocoapi", "instances_val2014_100.json").read_text())
+    results = json.loads(example("cocoapi", f"instances_val2014_fake{iou_type}100_results.json").read_text())
+    case = CocoCase(dataset, results)
+    arrays = in_process(case, iou_type, (1, 10, 100))
+    assert_equal(arrays, pycocotools_result(*case, iou_type), (1, 10, 100))
+    assert round(coco_stats(arrays, (1, 10, 100))[0], 3) == published
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+def test_real_annotations(iou_type):
+    """Polygons and crowds of COCO 2017."""
+    dataset = json.loads(example("coco_tiny", "annotations", "instances_val2017.json").read_text())
+    case = CocoCase(dataset, moved_objects(dataset, np.random.default_rng(0)))
+    assert_equal(in_process(case, iou_type, (1, 10, 100)), pycocotools_result(*case, iou_type), (1, 10, 100))
+
+
+def moved_objects(dataset: dict[str, Any], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Up to three copies of every object that is not a crowd, a few pixels off, with scores that tie."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+    results = []
+    for item in np.repeat([a for a in dataset["annotations"] if not a["iscrowd"]], 3).tolist():
+        if rng.random() < 0.5:
+            continue
+        height, width = sizes[item["image_id"]]
+        shift = rng.integers(-6, 7, 2)
+        outlines = [np.clip(np.reshape(xy, (-1, 2)) + shift, 0, (width, height)) for xy in item["segmentation"]]
+        row = {name: item[name] for name in ("image_id", "category_id")}
+        row["bbox"] = [item["bbox"][0] + float(shift[0]), item["bbox"][1] + float(shift[1]), *item["bbox"][2:]]
+        row["score"] = float(rng.integers(1, 21) / 20)
+        row["segmentation"] = rle_of([outline.ravel().tolist() for outline in outlines], height, width)
+        results.append(row)
+    return results
