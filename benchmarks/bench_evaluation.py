@@ -44,12 +44,12 @@ from benchmarks.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.machine import describe
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
+from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.map_groups import AnalysisPlan
 from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
 from pipeline.metrics.protocol import IouType, Protocol
-from pipeline.ray_tasks import RayTasks
 
 IMAGES_PER_FILE = 2048
 TEN_MILLION = 10_000_000

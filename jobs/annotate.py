@@ -18,7 +18,7 @@ from pipeline.annotate.manifest.open import ManifestError
 from pipeline.annotate.pending.antijoin import DuplicateIdError
 from pipeline.annotate.run import RunFailed, annotate, summary
 from pipeline.annotations.ledger import OutputError
-from pipeline.cluster import ClusterError
+from pipeline.cluster.connect import ClusterError
 from pipeline.config.loading import ConfigError, load_config
 from pipeline.model.files.checkpoints import CheckpointError
 from pipeline.model.files.resolve import UnknownModelError

@@ -22,11 +22,11 @@ from jobs import annotate, evaluate
 from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
-from pipeline.cluster import connect
-from pipeline.drawn_rows import draw_rows
+from pipeline.cluster.connect import connect
+from pipeline.drawing.draw import DrawOptions, grid
+from pipeline.drawing.rows import draw_rows
 from pipeline.evaluate.run import METRICS
-from pipeline.synthetic import write_scenes
-from pipeline.visualize import DrawOptions, grid
+from pipeline.synthetic.scenes import write_scenes
 
 MODEL = Path(__file__).with_name("demo_model.safetensors")
 NUM_SCENES = 200

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.annotate.manifest.open import ManifestError
 from pipeline.annotations.ledger import OutputError
-from pipeline.cluster import ClusterError
+from pipeline.cluster.connect import ClusterError
 from pipeline.config.loading import ConfigError, load_config
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.inputs.books import InputError

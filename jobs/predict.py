@@ -25,6 +25,7 @@ from PIL import Image
 
 from jobs.image_files import find_images, output_names
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories, write_json
+from pipeline.drawing.draw import DrawOptions, draw
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import load_checkpoint
@@ -32,7 +33,6 @@ from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
-from pipeline.visualize import DrawOptions, draw
 
 PACKAGES = ("maskfleet", "torchvision", "timm", "numpy", "pillow")
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.synthetic import SMALLEST_SIDE, write_scenes
+from pipeline.synthetic.scenes import SMALLEST_SIDE, write_scenes
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,9 +24,9 @@ from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
-from pipeline.drawn_rows import DrawnRow, draw_rows, drawable
+from pipeline.drawing.draw import DrawOptions, Picture, grid
+from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
 from pipeline.storage.uris import redact
-from pipeline.visualize import DrawOptions, Picture, grid
 
 DEFAULT_LIMIT = 16
 CELL = (360, 480)  # height, width of a picture in a contact sheet

@@ -20,7 +20,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.annotate.progress import duration
-from pipeline.cluster import ClusterError, connect
+from pipeline.cluster.connect import ClusterError, connect
+from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.model.detector import Detector
 from pipeline.model.files.resolve import resolve_checkpoint
@@ -36,7 +37,6 @@ from pipeline.training.detector_loss import NonFiniteLoss
 from pipeline.training.draws import Draws
 from pipeline.training.labelled import DataError
 from pipeline.training.start import Start, published_drop_path, start_from
-from pipeline.worker_log import listening
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ import torch
 from ray.train import get_context
 from ray.train.torch import get_device
 
+from pipeline.cluster.worker_log import tell
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.train_config import TrainConfig
 from pipeline.train_feed import Feed
 from pipeline.training.checkpoint import CheckpointFolder, Position
 from pipeline.training.loop import train
 from pipeline.training.parallel import gather_to_first
-from pipeline.worker_log import tell
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from benchmarks.chaos.verdict import Rows, read_output
 from benchmarks.random_model import MODEL_SEED, random_model
 from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.model.variants import TestSettings
-from pipeline.synthetic import render_scene
+from pipeline.synthetic.scenes import render_scene
 
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 64, 80

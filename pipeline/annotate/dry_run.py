@@ -20,7 +20,7 @@ from pipeline.annotate.run import make_identity, model_settings
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.rows import binary_views
 from pipeline.annotations.ledger import OutputStore
-from pipeline.cluster import Pool, choose_pool, connect, describe_cluster
+from pipeline.cluster.connect import Pool, choose_pool, connect, describe_cluster
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model

@@ -26,7 +26,7 @@ from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotations.ledger import Identity, OutputStore
-from pipeline.cluster import Pool
+from pipeline.cluster.connect import Pool
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.variants import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher

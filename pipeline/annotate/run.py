@@ -29,7 +29,7 @@ from pipeline.annotate.progress import Progress, duration
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotations.ledger import Counts, Identity, OutputStore
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster import choose_pool, connect, describe_cluster
+from pipeline.cluster.connect import choose_pool, connect, describe_cluster
 from pipeline.coco.results import coco_categories
 from pipeline.config.loading import ConfigError
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint

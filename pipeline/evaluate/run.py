@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
-from pipeline.cluster import connect
+from pipeline.cluster.connect import connect
+from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.gallery import gallery_images
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
@@ -26,7 +27,6 @@ from pipeline.evaluate.report.page import render_report
 from pipeline.evaluate.thresholds_file import thresholds_yaml
 from pipeline.metrics.ap.figures import coco_summary_lines
 from pipeline.provenance import code_version, package_versions
-from pipeline.ray_tasks import RayTasks
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pipeline.colours import category_colour
+from pipeline.drawing.colours import category_colour
 
 # XML 1.0 has no place for most control characters, escaped or not.
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -38,7 +38,7 @@ from pipeline.annotate.run import RunFailed, annotate
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster import ClusterError
+from pipeline.cluster.connect import ClusterError
 from pipeline.images.decode import DecodedImage, decode_image
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint

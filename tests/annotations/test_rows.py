@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.annotations.data_file import OutputError, data_file_name, encode_data_file
 from pipeline.annotations.rows import OutputRows
-from tests.drawn_cases import IDENTITY, write_output
+from tests.drawing.drawn_cases import IDENTITY, write_output
 
 
 @pytest.fixture

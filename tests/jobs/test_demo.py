@@ -11,7 +11,7 @@ from PIL import Image
 
 from jobs import demo
 from pipeline.model.files.checkpoints import load_checkpoint
-from pipeline.synthetic import CATEGORIES
+from pipeline.synthetic.scenes import CATEGORIES
 
 # What the model was measured to reach on these scenes, less what other versions of torch may change.
 MASK_AP = 0.60

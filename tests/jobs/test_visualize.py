@@ -9,7 +9,7 @@ from PIL import Image
 
 from jobs import visualize
 from pipeline.annotate.config import ImagesConfig
-from tests.drawn_cases import GREY, SIZE, write_output, write_picture
+from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
 
 IDS = ["a/1.jpg", "b/1.jpg", "A/1.jpg", "c"]
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.drawing.draw import DrawOptions, Picture, draw
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
-from pipeline.visualize import DrawOptions, Picture, draw
 
 # 80 classes of 6 images are 960 thumbnails: of this size at most, they fit into 15 MB as base64.
 MOST_BYTES = 11_000

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.colours import category_colour
+from pipeline.drawing.colours import category_colour
 from pipeline.evaluate.report.cards import MOST_BYTES, Card, GalleryImage, Overlay, Thumbnail, gallery_cards
 from pipeline.model.categories import Category
 from tests.evaluate.report.sample_metrics import photograph, sample_gallery

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from pycocotools import mask as coco_mask
 
-from pipeline.colours import INK, PAPER, Colour, category_colour, readable_on
+from pipeline.drawing.colours import INK, PAPER, Colour, category_colour, readable_on
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 

@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from pipeline.annotate.config import ResourcesConfig
-from pipeline.cluster import ClusterError, Pool, choose_pool, connect
+from pipeline.cluster.connect import ClusterError, Pool, choose_pool, connect
 
 LAPTOP = {"CPU": 8.0}
 GPU_BOX = {"CPU": 16.0, "GPU": 1.0}
@@ -100,7 +100,7 @@ class FakeRay:
         monkeypatch.setattr(ray, "is_initialized", lambda: self.running)
         monkeypatch.setattr(ray, "init", self.start)
         monkeypatch.setattr(ray, "shutdown", self.end)
-        monkeypatch.setattr("pipeline.cluster.describe_cluster", dict)
+        monkeypatch.setattr("pipeline.cluster.connect.describe_cluster", dict)
 
     def start(self, **options: Any) -> None:
         self.starts.append(options)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from pipeline.synthetic_shapes import Floats, Placed
+from pipeline.synthetic.shapes import Floats, Placed
 
 
 def background(rng: np.random.Generator, size: tuple[int, int]) -> Floats:

@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 from pipeline.annotations.pictures import PictureSource
 from pipeline.evaluate.inputs.ground_truth import deal_truth
 from pipeline.evaluate.shuffle.slices import SliceStore
-from pipeline.synthetic import CATEGORIES, MOST_OBJECTS, VISIBLE_PIXELS, Scene, render_scene, write_scenes
+from pipeline.synthetic.scenes import CATEGORIES, MOST_OBJECTS, VISIBLE_PIXELS, Scene, render_scene, write_scenes
 from pipeline.training.coco_data import read_coco
 from pipeline.training.loading import load_sample
 from pipeline.training.samples import Sample

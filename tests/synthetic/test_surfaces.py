@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.synthetic_shapes import shape_at
-from pipeline.synthetic_surfaces import background, paint, photograph
+from pipeline.synthetic.shapes import shape_at
+from pipeline.synthetic.surfaces import background, paint, photograph
 
 SIZE = (80, 100)
 

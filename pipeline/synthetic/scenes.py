@@ -18,8 +18,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.model.categories import Category
-from pipeline.synthetic_shapes import CLASSES, Placed, shape_at
-from pipeline.synthetic_surfaces import background, paint, photograph
+from pipeline.synthetic.shapes import CLASSES, Placed, shape_at
+from pipeline.synthetic.surfaces import background, paint, photograph
 
 CATEGORIES = tuple(Category(number, name) for number, name in enumerate(CLASSES, start=1))
 

@@ -9,10 +9,10 @@ from PIL import Image
 from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
-from pipeline.colours import category_colour
-from pipeline.drawn_rows import draw_rows
-from pipeline.visualize import DrawOptions
-from tests.drawn_cases import GREY, SIZE, write_output, write_picture
+from pipeline.drawing.colours import category_colour
+from pipeline.drawing.draw import DrawOptions
+from pipeline.drawing.rows import draw_rows
+from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
 
 BOXES_ONLY = DrawOptions(labels=False, scores=False, masks=False)
 CAT, APPLE = (5, 10), (40, 50)  # row and column of a corner of each box

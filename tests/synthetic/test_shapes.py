@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.synthetic_shapes import CLASSES, Placed, shape_at
+from pipeline.synthetic.shapes import CLASSES, Placed, shape_at
 
 SIZE = (200, 240)
 RADIUS = 60.0

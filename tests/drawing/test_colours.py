@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from pipeline.colours import Colour, category_colour, readable_on
+from pipeline.drawing.colours import Colour, category_colour, readable_on
 from pipeline.model.categories import COCO_CATEGORIES
 
 

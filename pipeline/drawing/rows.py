@@ -13,9 +13,9 @@ from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import Row
 from pipeline.annotations.schema import ANNOTATED
+from pipeline.drawing.draw import DrawOptions, Picture, draw
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
-from pipeline.visualize import DrawOptions, Picture, draw
 
 _ROWS_AT_ONCE = 8  # fetched concurrently, and in memory together
 

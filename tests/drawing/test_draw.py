@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline import visualize
-from pipeline.colours import category_colour
+from pipeline.drawing import draw as visualize
+from pipeline.drawing.colours import category_colour
+from pipeline.drawing.draw import DrawOptions, draw, grid
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import COCO_CATEGORIES, Category
-from pipeline.visualize import DrawOptions, draw, grid
 
 CATEGORIES = (Category(1, "cat"), Category(2, "dog"))
 ONLY = {"boxes": False, "labels": False, "scores": False, "masks": False}

@@ -1,0 +1,1 @@
+"""Ray for every job: connecting, tasks on Ray Data, what workers log."""

@@ -1,0 +1,1 @@
+"""Detections drawn on their pictures: colours, boxes, labels, masks, contact sheets."""

@@ -1,0 +1,1 @@
+"""Rendered scenes with exact masks, for the demo, training tests and benchmarks."""
