@@ -14,7 +14,7 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.config.base import Section
 from pipeline.config.loading import config_schema
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.train_config import TrainConfig
+from pipeline.train.config import TrainConfig
 
 JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": EvaluateConfig, "train": TrainConfig}
 

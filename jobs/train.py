@@ -23,10 +23,10 @@ from pipeline.model.files.resolve import UnknownModelError
 from pipeline.storage.download.cache import DownloadError
 from pipeline.storage.lock.lease import LockHeld, LockLost
 from pipeline.storage.uris import UriError
-from pipeline.train import TrainingFailed, summary, train
-from pipeline.train_config import TrainConfig
-from pipeline.training.detector_loss import NonFiniteLoss
-from pipeline.training.labelled import DataError
+from pipeline.train.config import TrainConfig
+from pipeline.train.data.labelled import DataError
+from pipeline.train.losses.detector import NonFiniteLoss
+from pipeline.train.run import TrainingFailed, summary, train
 
 logger = logging.getLogger("jobs.train")
 

@@ -13,9 +13,9 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.evaluate.inputs.ground_truth import deal_truth
 from pipeline.evaluate.shuffle.slices import SliceStore
 from pipeline.synthetic.scenes import CATEGORIES, MOST_OBJECTS, VISIBLE_PIXELS, Scene, render_scene, write_scenes
-from pipeline.training.coco_data import read_coco
-from pipeline.training.loading import load_sample
-from pipeline.training.samples import Sample
+from pipeline.train.data.coco_source import read_coco
+from pipeline.train.data.loading import load_sample
+from pipeline.train.sample.sample import Sample
 
 NUM_SCENES = 150
 

@@ -2,8 +2,8 @@
 
 The errors are those of `pipeline.metrics.analysis.outcomes`. The price of one is the AP at an IoU of 0.5 once it is
 mended, minus the AP as it is; false positives are mended by taking all of them away, false negatives by not asking
-for the objects without a true positive. Every record says for each of these variants whether its detection is a true or a
-false positive there, so that one sorted pass per category gives all curves.
+for the objects without a true positive. Every record says for each of these variants whether its detection is a true
+or a false positive there, so that one sorted pass per category gives all curves.
 
 The numbers are tidecv 1.0.1's, divided by 100, but for two details:
 

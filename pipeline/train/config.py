@@ -1,0 +1,375 @@
+"""The settings of the training job. `pipeline.config.loading` reads them from YAML."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, Strict, model_validator
+
+from pipeline.annotate.config import ImagesConfig
+from pipeline.config.base import (
+    ConfigError,
+    PositiveFloat,
+    PositiveInt,
+    Score,
+    Section,
+    Text,
+    Uri,
+    place,
+    resolved,
+    unique,
+)
+from pipeline.model.variants import VARIANTS, TestSettings, Variant
+from pipeline.storage.uris import redact
+from pipeline.train.augment import Augment
+from pipeline.train.loop.loop import LoopSettings
+from pipeline.train.loop.optimizer import OptimizerSettings, Schedule
+from pipeline.train.losses.sampling import PUBLISHED, Sampling
+from pipeline.train.multi_scale import MultiScale
+from pipeline.train.scale_jitter import ScaleJitter
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+_OPTIMIZER, _SCHEDULE, _SAMPLING = OptimizerSettings(), Schedule(), PUBLISHED
+
+
+class SourceConfig(Section):
+    """Images to learn from: COCO ground truth, or what the annotate job found."""
+
+    uri: Uri = Field(
+        description="A COCO JSON file, or an output folder of the annotate job, whose detections are then the labels."
+    )
+    image_root: Uri | None = Field(
+        default=None,
+        description="Folder or URI prefix that file names are relative to; needed for COCO. null: as the annotate job "
+        "had it.",
+    )
+    weight: PositiveFloat | None = Field(
+        default=None,
+        description="Share of this source in what is seen, in any unit; for all sources or none. null: by its size.",
+    )
+    keep_empty: bool = Field(default=True, description="Images without objects are background to learn from.")
+    object_score: Score = Field(
+        default=0.7, description="Annotations of the annotate job: from this score on a detection is an object."
+    )
+    ignored_score: Score = Field(
+        default=0.3,
+        description="Likewise: from this score on, and below that of an object, it is neither object nor background.",
+    )
+    class_thresholds_file: Text | None = Field(
+        default=None,
+        description="A YAML file {name: score}, as the evaluation job writes it, in place of object_score per class.",
+    )
+
+    @property
+    def is_coco(self) -> bool:
+        """A file, and no folder."""
+        path = self.uri.split("?", 1)[0].lower()
+        return path.endswith((".json", ".json.gz"))
+
+    @model_validator(mode="after")
+    def _kinds_fit(self) -> SourceConfig:
+        if self.is_coco and self.image_root is None:
+            raise ValueError("image_root is missing: a COCO file names its pictures relative to a folder")
+        if self.ignored_score > self.object_score:
+            raise ValueError("ignored_score must be at most object_score")
+        return self
+
+
+class ValidationConfig(Section):
+    """Images that are never learnt from."""
+
+    uri: Uri = Field(description="A COCO JSON file.")
+    image_root: Uri = Field(description="Folder or URI prefix that file names are relative to.")
+
+
+class DataConfig(Section):
+    """What is learnt from, and how it is read."""
+
+    train: Annotated[tuple[SourceConfig, ...], Strict(False), Field(min_length=1)] = Field(
+        description="Sources, which are mixed."
+    )
+    validation: ValidationConfig | None = Field(
+        default=None, description="What best is chosen by. null: no validation, and no best."
+    )
+    images: ImagesConfig = Field(default=ImagesConfig(), description="How pictures are fetched and decoded.")
+    batch_size: PositiveInt = Field(default=2, description="Images of a step on each worker.")
+    epoch_size: PositiveInt | None = Field(
+        default=None, description="Images of an epoch, all workers together. null: as many as the sources have."
+    )
+
+    @model_validator(mode="after")
+    def _weights_for_all(self) -> DataConfig:
+        given = [source.weight is not None for source in self.train]
+        if any(given) and not all(given):
+            raise ValueError("train: give a weight to all sources or to none")
+        return self
+
+
+class SizesConfig(Section):
+    """A detector of other sizes than the published ones."""
+
+    embed_dim: PositiveInt = Field(description="Channels of the first Swin stage; each further one has twice as many.")
+    depths: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], Strict(False)] = Field(
+        description="Blocks of each stage."
+    )
+    num_heads: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], Strict(False)] = Field(
+        description="Attention heads of each stage."
+    )
+    window_size: PositiveInt = Field(default=7, description="Side of an attention window, in tokens.")
+    fpn_channels: PositiveInt = Field(default=256, description="Channels of every pyramid level.")
+    box_convs: Count = Field(default=4, description="3x3 convolutions in each box head.")
+    box_channels: PositiveInt = Field(default=256, description="Their channels.")
+    box_fc: PositiveInt = Field(default=1024, description="Width of each box head's fully connected layer.")
+    mask_convs: Count = Field(default=4, description="3x3 convolutions in each mask head.")
+    mask_channels: PositiveInt = Field(default=256, description="Their channels.")
+
+
+class TrainModelConfig(Section):
+    """What is trained. Test settings left null are those of the file it starts from, else the published ones."""
+
+    start: Text | None = Field(
+        default=None,
+        description="A detector or an ImageNet backbone to start from: a file, or the name of a published model "
+        "(swin_t_coco, ...). null: from scratch. An output that holds a run already is gone on with in any case.",
+    )
+    variant: Literal["swin_t", "swin_s", "swin_b"] | None = Field(
+        default=None, description="The architecture. null: that of start, or of sizes."
+    )
+    sizes: SizesConfig | None = Field(default=None, description="An architecture of one's own, in place of variant.")
+    classes: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique), Field(min_length=1)] | None = Field(
+        default=None, description="Names, in the order of the labels. null: those of the first COCO source."
+    )
+    drop_path: Fraction | None = Field(
+        default=None, description="Chance that the last block is left out. null: 0.3 for Swin-B, 0.2 for smaller ones."
+    )
+    short_side: PositiveInt | None = Field(
+        default=None, description="For testing: the shorter image side is scaled to this, in pixels."
+    )
+    long_side: PositiveInt | None = Field(
+        default=None, description="For testing: unless the longer one would exceed this, in pixels."
+    )
+    proposals: PositiveInt | None = Field(default=None, description="For testing: proposals of an image.")
+    max_detections: PositiveInt | None = Field(default=None, description="For testing: detections of an image.")
+
+    @model_validator(mode="after")
+    def _one_architecture(self) -> TrainModelConfig:
+        if self.variant is not None and self.sizes is not None:
+            raise ValueError("variant and sizes are two architectures: make one of them null")
+        if self.start is None and self.variant is None and self.sizes is None:
+            raise ValueError("training from scratch needs variant or sizes; or give a start")
+        if self.short_side and self.long_side and self.short_side > self.long_side:
+            raise ValueError("short_side must be at most long_side")
+        self.architecture()
+        return self
+
+    def architecture(self) -> Variant | None:
+        """The variant that was asked for, whatever its number of classes."""
+        if self.sizes is not None:
+            return Variant(name="custom", **self.sizes.model_dump())
+        return None if self.variant is None else VARIANTS[self.variant]
+
+    def settings(self, base: TestSettings) -> TestSettings:
+        """The test settings that the trained model gets.
+
+        Raises:
+            ConfigError: the two do not go together.
+        """
+        keys = ("short_side", "long_side", "proposals", "max_detections")
+        given = {key: value for key in keys if (value := getattr(self, key)) is not None}
+        if self.proposals is not None:
+            given["proposals_per_level"] = self.proposals
+        settings = replace(base, **given)
+        if settings.short_side > settings.long_side:
+            raise ConfigError(f"short_side {settings.short_side} exceeds long_side {settings.long_side}: set both")
+        return settings
+
+
+class AugmentConfig(Section):
+    """What happens to a picture before it is learnt from."""
+
+    scale: Literal["multi_scale", "large_scale_jitter", "none"] = Field(
+        default="multi_scale",
+        description="multi_scale: as the published models were trained (short side 480 to 800 pixels, perhaps cut "
+        "before). large_scale_jitter: scaled to 0.1 to 2 times a square and cut to it. none: the picture's own size.",
+    )
+    side: PositiveInt = Field(default=1024, description="Side of the square of large_scale_jitter, in pixels.")
+    scale_range: Annotated[tuple[PositiveFloat, PositiveFloat], Strict(False)] = Field(
+        default=(0.1, 2.0), description="Smallest and largest scale of large_scale_jitter."
+    )
+    flip: Score = Field(default=0.5, description="Chance that left and right are swapped.")
+    copy_paste: Score = Field(default=0.0, description="Chance that objects of another image are pasted in.")
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> AugmentConfig:
+        self.steps()
+        return self
+
+    def steps(self) -> Augment:
+        """The augmentation."""
+        if self.scale == "large_scale_jitter":
+            return Augment(ScaleJitter(self.side, *self.scale_range), self.flip, self.copy_paste)
+        return Augment(MultiScale() if self.scale == "multi_scale" else None, self.flip, self.copy_paste)
+
+
+class SamplingConfig(Section):
+    """How much of each image the losses look at. Defaults are the published numbers."""
+
+    anchors: PositiveInt = Field(default=_SAMPLING.anchors.count, description="Anchors of the RPN, half positive.")
+    proposals: PositiveInt = Field(default=_SAMPLING.proposals, description="Proposals that the first stage is given.")
+    rois: PositiveInt = Field(
+        default=_SAMPLING.rois.count, description="RoIs of each stage, a quarter positive. Small pictures need fewer."
+    )
+
+    def of_loop(self) -> Sampling:
+        """As the loop takes it; the shares of positives stay."""
+        return Sampling(
+            replace(_SAMPLING.anchors, count=self.anchors), self.proposals, replace(_SAMPLING.rois, count=self.rois)
+        )
+
+
+class OptimizerConfig(Section):
+    """AdamW, and how the learning rate goes. Defaults are the published ones."""
+
+    lr: PositiveFloat = Field(default=_OPTIMIZER.lr, description="Learning rate after the warm-up.")
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
+        default=_OPTIMIZER.betas, description="Decay of the two moments."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=_OPTIMIZER.weight_decay, description="Of all weights but norms and relative position biases."
+    )
+    max_grad_norm: PositiveFloat | None = Field(
+        default=_OPTIMIZER.max_grad_norm, description="Longer gradients are scaled down to this. null: never."
+    )
+    ema_decay: Fraction | None = Field(
+        default=None, description="Of a moving average of the weights, which is then what is written. null: none."
+    )
+
+
+class ScheduleConfig(Section):
+    """How long, and with which learning rate. Defaults are the published ones (36 epochs)."""
+
+    epochs: PositiveInt = Field(default=_SCHEDULE.epochs, description="Of the whole training.")
+    warmup_iterations: Count = Field(
+        default=_SCHEDULE.warmup_iterations, description="Steps over which the learning rate grows."
+    )
+    warmup_factor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=_SCHEDULE.warmup_factor, description="Share of the learning rate in the first step."
+    )
+    steps: Annotated[tuple[PositiveInt, ...], Strict(False)] = Field(
+        default=_SCHEDULE.steps, description="Finished epochs after which the learning rate drops."
+    )
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=_SCHEDULE.gamma, description="What it is multiplied by at each of them."
+    )
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> ScheduleConfig:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("steps must ascend")
+        return self
+
+
+class TrainResourcesConfig(Section):
+    """What the job takes of the cluster. Workers are part of what is computed; the rest changes no result."""
+
+    ray_address: Text | None = Field(
+        default=None,
+        description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
+        "null: RAY_ADDRESS where it is set, else Ray in this process.",
+    )
+    workers: PositiveInt = Field(default=1, description="Processes that train together, a batch of their own each.")
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = Field(
+        default=None, description="0 or 1. null: 1 where the cluster has GPUs, else 0."
+    )
+    cpus_per_worker: PositiveFloat = Field(default=1.0, description="CPUs that each worker reserves and computes with.")
+    data_cpus_per_task: PositiveFloat = Field(
+        default=1.0, description="CPUs that a task reserves which reads and augments pictures."
+    )
+
+
+class TrainOutputConfig(Section):
+    """Where checkpoints and curves go."""
+
+    uri: Uri = Field(
+        description="Folder or prefix of last.safetensors, best.safetensors, training.json and tensorboard/. "
+        "It is also what a run goes on from."
+    )
+    save_every: PositiveInt | None = Field(
+        default=None, description="Steps between two last.safetensors within an epoch. null: one an epoch."
+    )
+
+
+class TrainConfig(Section):
+    """The training job: images with masks to a checkpoint that annotate takes."""
+
+    data: DataConfig = Field(description="What is learnt from, and how it is read.")
+    model: TrainModelConfig = Field(description="What is trained.")
+    augment: AugmentConfig = Field(default=AugmentConfig(), description="What happens to a picture before.")
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How much of each image the losses look at.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW.")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How long.")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: faster on GPUs, by autocast.")
+    activation_checkpointing: bool = Field(
+        default=False, description="Compute the backbone's activations twice: less memory, slower."
+    )
+    evaluate_every: PositiveInt = Field(default=1, description="Epochs between two validations.")
+    log_every: PositiveInt = Field(default=50, description="Steps between two lines of the log.")
+    seed: Count = Field(default=0, description="Of everything that is drawn.")
+    resources: TrainResourcesConfig = Field(
+        default=TrainResourcesConfig(), description="What the job takes of the cluster."
+    )
+    output: TrainOutputConfig = Field(description="Where checkpoints and curves go.")
+
+    @model_validator(mode="after")
+    def _output_is_apart(self) -> TrainConfig:
+        output = place(self.output.uri)
+        if output[0] in ("http", "https"):
+            raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
+        if any(place(source.uri) == output for source in self.data.train):
+            raise ValueError("output.uri is one of data.train: give the training a folder of its own")
+        return self
+
+    def loop_settings(self) -> LoopSettings:
+        """As the loop takes them."""
+        optimizer = self.optimizer.model_dump(exclude={"ema_decay"})
+        return LoopSettings(
+            seed=self.seed,
+            optimizer=OptimizerSettings(**optimizer),
+            schedule=Schedule(**self.schedule.model_dump()),
+            sampling=self.sampling.of_loop(),
+            precision=self.precision,
+            activation_checkpointing=self.activation_checkpointing,
+            ema_decay=self.optimizer.ema_decay,
+            evaluate_every=self.evaluate_every,
+            save_every=self.output.save_every,
+            log_every=self.log_every,
+        )
+
+    def content(self) -> dict[str, Any]:
+        """What a run that goes on must have in common with the one that began; JSON-able and without secrets.
+
+        Left out: resources but for the workers, how often it is validated, saved and logged, and where things lie.
+        """
+        values = self.resolved()
+        for key in ("evaluate_every", "log_every", "output", "activation_checkpointing"):
+            del values[key]
+        values["resources"] = {"workers": self.resources.workers}
+        del values["data"]["images"]
+        return values
+
+    def resolved(self) -> dict[str, Any]:
+        """See `pipeline.config.base.resolved`."""
+        values = resolved(self, {"resources": ("ray_address",), "output": ("uri",), "model": ("start",)})
+        for source, own in zip(values["data"]["train"], self.data.train, strict=True):
+            source |= _without_secrets(own)
+        if self.data.validation is not None:
+            values["data"]["validation"] |= _without_secrets(self.data.validation)
+        values["data"]["images"] = resolved(self.data, {"images": ("allowed_roots",)})["images"]
+        return values
+
+
+def _without_secrets(section: SourceConfig | ValidationConfig) -> dict[str, str | None]:
+    """Where it lies, without secrets."""
+    return {key: None if (uri := getattr(section, key)) is None else redact(uri) for key in ("uri", "image_root")}

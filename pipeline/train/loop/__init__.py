@@ -1,0 +1,1 @@
+"""Steps: optimiser, average, checkpoints, start points, telemetry, validation."""

@@ -1,0 +1,226 @@
+"""What a training run leaves behind, and goes on from; local or on an object store.
+
+    best.safetensors           the model with the best validation figure; annotate takes it as it is
+    last.safetensors           the model as it is now, likewise; its header says where training stands
+    state-<iteration>.safetensors   what else training needs to go on from there
+
+With an average of the weights, ``best`` and ``last`` hold the average, and the state the weights that are trained.
+A state file is written first and named by ``last``, which is replaced as a whole: whenever a run is killed, ``last``
+and the state it names belong together. Older states are removed afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from pipeline.model.files.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    read_weights,
+    save_checkpoint,
+    weights_digest,
+    write_safetensors,
+)
+from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import redact, split_uri
+
+LAST, BEST = "last.safetensors", "best.safetensors"
+_STATE_PREFIX = "state-"
+_WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
+_TIMEOUT_S = 600.0  # for one request; large files go in parts
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands. Random numbers have no state to save: see `pipeline.train.loop.loop`.
+
+    Attributes:
+        iteration: optimiser steps done.
+        best: highest validation figure so far.
+        history: figures of each validation.
+    """
+
+    iteration: int = 0
+    best: float | None = None
+    history: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A run as it was saved.
+
+    Attributes:
+        checkpoint: the model, averaged where an average is kept.
+        state: of `optimizer_state`, and of the trained weights where they differ from the checkpoint's.
+        position: where it stands.
+        settings: what the run was started with, see `CheckpointFolder.save_last`.
+    """
+
+    checkpoint: Checkpoint
+    state: dict[str, Tensor]
+    position: Position
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that are trained."""
+        return _below(self.state, _WEIGHTS) or self.checkpoint.weights
+
+
+class CheckpointFolder:
+    """The files of one run.
+
+    Args:
+        uri: of the folder; nothing is created before the first write.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri.rstrip("/")
+        self._objects = open_objects(uri, _TIMEOUT_S)
+
+    def save_last(
+        self,
+        checkpoint: Checkpoint,
+        optimizer: Mapping[str, Tensor],
+        position: Position,
+        trained: Mapping[str, Tensor] | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Replace ``last`` and its state.
+
+        Args:
+            checkpoint: the model, averaged where an average is kept.
+            optimizer: of `optimizer_state`.
+            position: where training stands.
+            trained: the weights that are trained, where they are not the checkpoint's.
+            settings: JSON-able; whoever resumes gets it back.
+        """
+        state = {_OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
+        state |= {_WEIGHTS + name: tensor for name, tensor in (trained or {}).items()}
+        name = f"{_STATE_PREFIX}{position.iteration:08d}.safetensors"
+        with _sent(self._objects, self._uri, name) as path:
+            write_safetensors(_on_cpu(state), path, {"weights_sha256": weights_digest(state)})
+        training = {"position": asdict(position), "settings": dict(settings or {}), "state": name}
+        with _sent(self._objects, self._uri, LAST) as path:
+            save_checkpoint(replace(checkpoint, source={**checkpoint.source, "training": training}), path)
+        for entry in self._objects.list("").files:
+            if entry.name.startswith(_STATE_PREFIX) and entry.name != name:
+                self._objects.delete(entry.name)
+
+    def save_best(self, checkpoint: Checkpoint) -> None:
+        """Replace ``best``."""
+        with _sent(self._objects, self._uri, BEST) as path:
+            save_checkpoint(checkpoint, path)
+
+    def load_last(self) -> Saved | None:
+        """What to go on from; ``None`` where nothing was saved.
+
+        Raises:
+            CheckpointError: a file is damaged, or ``last`` was put there by someone else.
+        """
+        with _fetched(self._objects, self._uri, LAST) as path:
+            if path is None:
+                return None
+            checkpoint = load_checkpoint(path)
+        training = checkpoint.source.get("training")
+        if training is None:
+            raise CheckpointError(
+                f"{redact(self._uri)}/{LAST} is a model without a record of training: choose another output folder, "
+                "and give the file as the start"
+            )
+        position = Position(**{**training["position"], "history": tuple(training["position"]["history"])})
+        source = {key: value for key, value in checkpoint.source.items() if key != "training"}
+        state = self._load_state(training["state"])
+        return Saved(replace(checkpoint, source=source), state, position, training["settings"])
+
+    def _load_state(self, name: str) -> dict[str, Tensor]:
+        with _fetched(self._objects, self._uri, name) as path:
+            if path is None:
+                raise CheckpointError(f"{redact(self._uri)}/{name}, which {LAST} belongs to, is not there")
+            state, header, _ = read_weights(path)
+        if header.get("weights_sha256") != weights_digest(state):
+            raise CheckpointError(f"{redact(self._uri)}/{name}: this is not what was written; it is damaged")
+        return state
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The optimiser's tensors as ``<parameter>/<kind>``."""
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[parameter]}/{kind}": tensor
+        for parameter, tensors in optimizer.state.items()
+        for kind, tensor in tensors.items()
+    }
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_state` gave, as it is in `Saved.state`.
+
+    Raises:
+        CheckpointError: a parameter of the model has no state, or the state is of another model.
+    """
+    own = _below(state, _OPTIMIZER)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in own.items():
+        name, _, kind = key.rpartition("/")
+        by_parameter.setdefault(name, {})[kind] = tensor
+    if own and set(by_parameter) != {names[parameter] for parameter in parameters}:
+        raise CheckpointError("the state of the optimiser is not that of this model")
+    tensors = {i: by_parameter[names[parameter]] for i, parameter in enumerate(parameters) if own}
+    optimizer.load_state_dict({"state": tensors, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
+
+@contextmanager
+def _sent(objects: Objects, uri: str, name: str) -> Iterator[Path]:
+    """A path to write to; the file is then in the folder, whole."""
+    location = split_uri(uri)
+    if location.scheme == "file":
+        yield Path(os.path.abspath(location.path)) / name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        yield path
+        with pa.memory_map(str(path)) as file:
+            objects.put(name, file.read_buffer())
+
+
+@contextmanager
+def _fetched(objects: Objects, uri: str, name: str) -> Iterator[Path | None]:
+    """A local copy of the file, or the file itself; ``None`` if it is not there."""
+    location = split_uri(uri)
+    if location.scheme == "file":
+        path = Path(os.path.abspath(location.path)) / name
+        yield path if path.exists() else None
+        return
+    try:
+        content, _ = objects.read(name)
+    except FileNotFoundError:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        del content
+        yield path

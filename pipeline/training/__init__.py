@@ -1,1 +1,0 @@
-"""Training of the detector: targets, losses, augmentation, and the loop."""
