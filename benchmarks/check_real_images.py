@@ -25,7 +25,6 @@ import torch
 from benchmarks.lively_weights import lively_checkpoint
 from benchmarks.machine import describe
 from benchmarks.random_model import MODEL_SEED, random_model
-from jobs.image_files import find_images
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import annotate
 from pipeline.images.decode import decode_image
@@ -33,6 +32,7 @@ from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.variants import SWIN_T
+from pipeline.predict.image_files import find_images
 from tests.s3_server import S3Server, s3_server
 
 BUCKET = "real"

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from jobs.image_files import find_images, output_names
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories, write_json
 from pipeline.drawing.draw import DrawOptions, draw
 from pipeline.images.decode import ImageError, decode_image
@@ -33,6 +32,7 @@ from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
+from pipeline.predict.image_files import find_images, output_names
 
 PACKAGES = ("maskfleet", "torchvision", "timm", "numpy", "pillow")
 

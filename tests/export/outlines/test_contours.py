@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from pycocotools import mask as coco_mask
 
-from pipeline.export.contours import outline, rings
+from pipeline.export.outlines.contours import outline, rings
 from tests.export.export_cases import MASKS, Mask, any_mask, unhurried
 
 

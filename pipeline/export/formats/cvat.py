@@ -13,9 +13,9 @@ from xml.sax.saxutils import XMLGenerator
 
 import numpy as np
 
-from pipeline.export.crops import Crop, row_major_toggles
 from pipeline.export.labels import ImageLabels, Labels
 from pipeline.export.markup import css_colour, printable
+from pipeline.export.outlines.crops import Crop, row_major_toggles
 
 
 def write_cvat(labels: Labels, file: BinaryIO) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipeline.export.crops import crop_of, row_major_toggles, run_lengths
+from pipeline.export.outlines.crops import crop_of, row_major_toggles, run_lengths
 from tests.export.export_cases import EMPTY, MASKS, Mask, any_mask, counts_of, unhurried
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from pycocotools import mask as coco_mask
 
+from pipeline.export.formats.yolo import LOSSY, PolygonLoss, write_yolo
 from pipeline.export.target import whole_folder
-from pipeline.export.yolo import LOSSY, PolygonLoss, write_yolo
 from tests.export.export_cases import (
     CATEGORIES,
     EMPTY,

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from pipeline.export.brush_rle import encode_brush
-from pipeline.export.coco import to_json
 from pipeline.export.errors import ExportError
+from pipeline.export.formats.coco import to_json
 from pipeline.export.labels import ImageLabels, Labels
 from pipeline.export.markup import css_colour, printable
+from pipeline.export.outlines.brush_rle import encode_brush
 from pipeline.export.target import Folder
 
 TO_NAME, FROM_NAME = "image", "label"

@@ -17,10 +17,10 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
-from pipeline.export.contours import outline
-from pipeline.export.crops import Crop
 from pipeline.export.labels import ImageInfo, ImageLabels, Labels
 from pipeline.export.names import UniqueNames
+from pipeline.export.outlines.contours import outline
+from pipeline.export.outlines.crops import Crop
 from pipeline.export.target import Folder
 from pipeline.storage.listing import IMAGE_SUFFIXES
 from pipeline.storage.map_ahead import map_ahead

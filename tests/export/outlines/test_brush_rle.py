@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from pipeline.export.brush_rle import encode_brush
-from pipeline.export.crops import Crop, crop_of
+from pipeline.export.outlines.brush_rle import encode_brush
+from pipeline.export.outlines.crops import Crop, crop_of
 from tests.export.export_cases import MASKS, Mask, any_mask, counts_of, unhurried
 
 

@@ -8,12 +8,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pipeline.export import label_studio
 from pipeline.export.errors import ExportError
-from pipeline.export.label_studio import write_label_studio
+from pipeline.export.formats import label_studio
+from pipeline.export.formats.label_studio import write_label_studio
 from pipeline.export.target import whole_folder
 from tests.export.export_cases import CATEGORIES, EMPTY, MASKS, Picture, awkward_pictures, labels_of, write_output
-from tests.export.test_brush_rle import decode_brush
+from tests.export.outlines.test_brush_rle import decode_brush
 
 FULL = MASKS["full"]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.image_files import find_images, output_names
+from pipeline.predict.image_files import find_images, output_names
 
 
 @pytest.fixture

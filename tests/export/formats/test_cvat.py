@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from pipeline.export.cvat import write_cvat
+from pipeline.export.formats.cvat import write_cvat
 from pipeline.export.selection import Selection
 from tests.export.export_cases import (
     CATEGORIES,

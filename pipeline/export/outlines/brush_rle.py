@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.export.crops import Crop, row_major_toggles
+from pipeline.export.outlines.crops import Crop, row_major_toggles
 
 CHANNELS = 4
 LENGTH_BITS = np.array([3, 4, 8, 16])

@@ -1,0 +1,1 @@
+"""Masks as formats want them: crops, rings of polygons, Label Studio's brush."""

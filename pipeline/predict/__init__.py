@@ -1,0 +1,1 @@
+"""A few pictures on this machine, without Ray."""
