@@ -1,6 +1,6 @@
 """How much of their ideal throughput the graph lets the replicas reach: ``python -m benchmarks.bench_actor_feed``.
 
-The annotate job as it is, with the model of fixed duration of `benchmarks.stub_replica`, which notes when each
+The annotate job as it is, with the model of fixed duration of `benchmarks.support.stub_replica`, which notes when each
 batch began and ended.
 
 Two shares, in the steady state (all replicas warm, none dry yet): *throughput* is the images done against what
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import ray
 
-from benchmarks.machine import describe
-from benchmarks.stub_replica import StubSettings, make_inputs, run_job, start_ray
+from benchmarks.support.machine import describe
+from benchmarks.support.stub_replica import StubSettings, make_inputs, run_job, start_ray
 
 WARM_UP_S = 8.0  # from a replica's first batch to its steady state
 

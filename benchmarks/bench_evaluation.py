@@ -40,8 +40,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from benchmarks.evaluation_set import EvaluationSet, evaluation_set
-from benchmarks.machine import describe
+from benchmarks.support.evaluation_set import EvaluationSet, evaluation_set
+from benchmarks.support.machine import describe
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
 from pipeline.cluster.tasks import RayTasks

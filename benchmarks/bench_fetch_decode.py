@@ -26,7 +26,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from benchmarks.machine import describe
+from benchmarks.support.machine import describe
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.model.host_memory import keep_freed_memory

@@ -2,7 +2,7 @@
 
 Every setting runs on the same pictures in the same process, round after round, and the best round counts; the
 baseline is the plain float32 model with torchvision's RoIAlign. Weights are random but lively (see
-`benchmarks.lively_weights`), so 1000 proposals and up to 100 detections are at work. Needs no Ray.
+`benchmarks.support.lively_weights`), so 1000 proposals and up to 100 detections are at work. Needs no Ray.
 
     python -m benchmarks.bench_model                                  # this CPU, Swin-T and Swin-B, by part
     python -m benchmarks.bench_model --device cuda --batch 1 4 16     # a GPU: images per second, precisions, compile
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.lively_weights import lively_checkpoint
-from benchmarks.machine import describe
+from benchmarks.support.lively_weights import lively_checkpoint
+from benchmarks.support.machine import describe
 from pipeline.model import roi
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model

@@ -1,6 +1,6 @@
 """Object store of a run whose decoded pictures are many times larger: ``python -m benchmarks.bench_object_store``.
 
-The annotate job as it is, with the stub of `benchmarks.stub_replica` as a model that is slower than decoding.
+The annotate job as it is, with the stub of `benchmarks.support.stub_replica` as a model that is slower than decoding.
 The store's books are read all the time, straight from Ray's node manager (the counters behind `ray memory`; there
 is no public call for them). Objects that did not fit would show as spilled or fallback bytes.
 """
@@ -20,8 +20,8 @@ from typing import Any
 import ray
 from ray._private import internal_api
 
-from benchmarks.machine import describe
-from benchmarks.stub_replica import StubSettings, make_inputs, run_job, start_ray
+from benchmarks.support.machine import describe
+from benchmarks.support.stub_replica import StubSettings, make_inputs, run_job, start_ray
 
 MIB = 1 << 20
 

@@ -102,7 +102,7 @@ def report(args: argparse.Namespace, folder: Path) -> None:
         memory = f"{figures['peak_bytes'] / 1e6:.0f} | {figures['imported_bytes'] / 1e6:.0f}"
         lines.append(f"| {name} | {times} | {total:.2f} | {memory} | {figures['pending']:,} |")
         assert figures["pending"] == args.rows - round(args.rows * args.done)
-    from benchmarks.machine import describe  # imports torch, whose memory the children would inherit
+    from benchmarks.support.machine import describe  # imports torch, whose memory the children would inherit
 
     print(f"{describe()}, pyarrow {pa.__version__}")
     print(f"{args.rows:,} rows, {args.done:.1%} done\n")

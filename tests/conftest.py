@@ -9,14 +9,14 @@ from unittest import mock
 
 import pytest
 
-from tests.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server, s3_server
 
 
 @pytest.fixture(scope="session")
 def ray_s3() -> Iterator[S3Server]:
     """Ray in this process, three CPUs and no GPU; and S3, as workers get their environment when Ray starts.
 
-    In this process the S3 variables are not set: see `tests.s3_server.s3_environment_variables`.
+    In this process the S3 variables are not set: see `testing.s3_server.s3_environment_variables`.
     """
     import ray
 

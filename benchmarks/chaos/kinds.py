@@ -17,10 +17,10 @@ import pyarrow.fs as pafs
 
 from benchmarks.chaos.flaky_proxy import flaky_proxy
 from benchmarks.chaos.poison import DEADLY_TO_DECODE, DEADLY_TO_SEGMENT
-from benchmarks.chaos.ray_nodes import ray_nodes
 from benchmarks.chaos.scene import ROOT, Hung, Job, Scene, command_line, png
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
-from tests.s3_server import s3_server
+from testing.ray_nodes import ray_nodes
+from testing.s3_server import s3_server
 
 
 @dataclass(frozen=True)

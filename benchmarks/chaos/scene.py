@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from benchmarks.chaos.verdict import Rows, read_output
-from benchmarks.random_model import MODEL_SEED, random_model
+from benchmarks.support.random_model import MODEL_SEED, random_model
 from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.model.variants import TestSettings
 from pipeline.synthetic.scenes import render_scene

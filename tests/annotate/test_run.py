@@ -46,9 +46,9 @@ from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import load_model
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.lock.lease import LockHeld, OutputLock
+from testing.s3_server import S3Server, s3_environment_variables
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.golden_weights import official_weights
-from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
-from tests.s3_server import S3Server, s3_environment_variables
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

@@ -26,9 +26,9 @@ from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.evaluate.run import evaluate
 from pipeline.metrics.protocol import IOU_TYPES
 from pipeline.storage.lock.lease import OutputLock
+from testing.s3_server import S3Server, s3_environment_variables
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import write_json, write_output
-from tests.s3_server import S3Server, s3_environment_variables
 
 pytestmark = pytest.mark.ray
 

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from benchmarks.mask_reference import reference_full_canvas
 from pipeline.masks.rasterise import Rle
+from testing.mask_reference import reference_full_canvas
 
 Float32Array = NDArray[np.float32]
 

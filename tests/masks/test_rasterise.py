@@ -10,9 +10,9 @@ from hypothesis.extra import numpy as st_numpy
 from pycocotools import mask as coco_mask
 
 import pipeline.masks.rasterise as rasterise_module
-from benchmarks.bench_masks import random_boxes, soft_masks
-from benchmarks.mask_reference import reference_full_canvas, reference_per_instance
 from pipeline.masks.rasterise import rasterise
+from testing.mask_reference import reference_full_canvas, reference_per_instance
+from testing.soft_masks import random_boxes, soft_masks
 from tests.masks.mask_cases import Float32Array, expected_rles, needs_fma, random_case
 
 SIDE = 28

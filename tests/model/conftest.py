@@ -12,8 +12,8 @@ from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.files.layouts import to_native
 from pipeline.model.variants import TestSettings
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.model.golden_weights import GOLDEN_VARIANT, golden_weights, official_weights
-from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pipeline.model import cascade
 from pipeline.model.cascade import BoxDetections, BoxHead, CascadeBoxHeads, select_detections
 from pipeline.model.variants import TestSettings
-from tests.model.small import SMALL
+from testing.small_model import SMALL
 
 SIZE = (200.0, 300.0)  # H, W of the input
 ROI = [100.0, 50.0, 140.0, 90.0]  # 40 x 40

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from pipeline.model.mask_head import CascadeMaskHeads, MaskHead
 from pipeline.model.roi import pool_rois
-from tests.model.small import SMALL
+from testing.small_model import SMALL
 
 BOXES = torch.tensor([[8.0, 8, 60, 44], [0, 0, 128, 96], [100, 20, 101, 90], [30, 30, 30, 30]])
 LABELS = torch.tensor([0, 4, 2, 2])

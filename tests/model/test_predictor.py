@@ -17,8 +17,8 @@ from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_c
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import input_shape
 from pipeline.model.variants import TestSettings
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.compare import assert_same
-from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 
 # Kernels may sum in another order for another batch size, so a result depends on the batch in the last digits.
 ROUNDING_PX, ROUNDING = 1e-2, 1e-4

@@ -8,7 +8,7 @@ import torch
 
 from pipeline.model.preprocess import input_shape, normalise, preprocess
 from pipeline.model.variants import TestSettings
-from tests.model.small import picture
+from testing.small_model import picture
 
 CPU = torch.device("cpu")
 SETTINGS = TestSettings(short_side=50, long_side=90)

@@ -16,9 +16,9 @@ from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import load_model
 from pipeline.model.speed import SpeedOptions, fold_batch_norm
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.compare import assert_same
 from tests.model.golden_weights import official_weights
-from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.test_golden import CASES, golden
 
 NEEDS_ALL_CORES = True

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.variants import SWIN_B, SWIN_T, VARIANTS, TestSettings, Variant
-from tests.model.small import SMALL, SMALL_SETTINGS
+from testing.small_model import SMALL, SMALL_SETTINGS
 
 
 def test_published_sizes() -> None:

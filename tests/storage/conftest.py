@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.s3_server import s3_environment_variables
+from testing.s3_server import s3_environment_variables
 from tests.storage.flaky_server import FlakyServer
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.storage.filesystems import S3Environment, open_filesystem, s3_environment
 from pipeline.storage.uris import UriError
-from tests.s3_server import CLIENT_ENVIRONMENT, S3Server, s3_server
+from testing.s3_server import CLIENT_ENVIRONMENT, S3Server, s3_server
 
 
 @pytest.fixture(scope="module")

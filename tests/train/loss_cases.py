@@ -10,7 +10,7 @@ from pipeline.train.losses.assign import Objects
 from pipeline.train.losses.detector import DetectorLoss
 from pipeline.train.losses.sampling import PUBLISHED, Sampling
 from pipeline.train.sample.sample import Batch, Target
-from tests.model.small import SMALL
+from testing.small_model import SMALL
 
 SIDE = 64
 TWO = [(6.0, 8.0, 30.0, 40.0), (34.0, 30.0, 62.0, 60.0)]

@@ -25,7 +25,7 @@ from pipeline.train.feed import Feed
 from pipeline.train.sample.collate import collate
 from pipeline.train.sample.sample import Batch
 from pipeline.train.scale_jitter import ScaleJitter
-from tests.s3_server import S3Server
+from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
 from tests.train.loop_cases import CPU
 

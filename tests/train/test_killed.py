@@ -14,8 +14,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.chaos.ray_nodes import ray_nodes
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
+from testing.ray_nodes import ray_nodes
 from tests.train.test_run import training_values
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

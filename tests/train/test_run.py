@@ -23,7 +23,7 @@ from pipeline.model.predictor import load_model
 from pipeline.storage.objects.open import open_objects
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
-from tests.s3_server import S3Server, s3_environment_variables
+from testing.s3_server import S3Server, s3_environment_variables
 from tests.train.loop_cases import SETTINGS, TINY, scene
 
 SIZES = {

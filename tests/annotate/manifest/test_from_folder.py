@@ -7,13 +7,13 @@ import fsspec
 import pytest
 
 from pipeline.annotate.manifest.open import ManifestError, ManifestSpec, open_manifest
+from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     read_all,
     read_all_ids,
     write,
     write_parquet,
 )
-from tests.s3_server import S3Server
 
 NAMES = ["b/1.JPG", "b.jpg", "b-1.jpeg", "a b%20#?.png", "ü.webp", "b/c/d.tiff", "z.ppm"]
 NO_IMAGES = [".hidden.jpg", "b/.hidden/x.jpg", "notes.txt", "jpg", "b/c/readme"]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.annotate.manifest.open import Manifest, ManifestError, ManifestSpec, open_manifest
+from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -20,7 +21,6 @@ from tests.annotate.manifest.manifest_cases import (
     write,
     write_parquet,
 )
-from tests.s3_server import S3Server
 
 
 class TestReadRows:

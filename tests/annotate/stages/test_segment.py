@@ -20,9 +20,9 @@ from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.storage.fetch.fetcher import Fetcher
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
 from tests.model.golden_weights import official_weights
-from tests.model.small import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 
 FIELDS = [name for name, _ in DETECTION_FIELDS]
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -24,9 +24,9 @@ from pipeline.evaluate.shuffle import slices
 from pipeline.evaluate.shuffle.slices import SliceStore
 from pipeline.metrics.ap.in_memory import evaluate_blocks
 from pipeline.metrics.protocol import IOU_TYPES, IouType, Protocol
+from testing.s3_server import S3Server, s3_server
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import Read, image_ids, read_all, write_json, write_output
-from tests.s3_server import S3Server, s3_server
 
 COCOAPI = Path(__file__).parents[4] / "shared" / "data" / "cocoapi"
 

@@ -30,8 +30,8 @@ from pipeline.model.files.checkpoints import (
 )
 from pipeline.model.files.layouts import to_native
 from pipeline.model.variants import TestSettings
+from testing.small_model import SMALL, SMALL_CATEGORIES
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official, to_mmdet3
-from tests.model.small import SMALL, SMALL_CATEGORIES
 
 State = dict[str, Tensor]
 NAMES = [category.name for category in SMALL_CATEGORIES]

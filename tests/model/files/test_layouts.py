@@ -21,8 +21,8 @@ from pipeline.model.files.layouts import (
 )
 from pipeline.model.swin import SwinStage
 from pipeline.model.variants import SWIN_B, SWIN_S, SWIN_T, Variant
+from testing.small_model import SMALL
 from tests.model.golden_weights import GOLDEN_VARIANT, official_shapes, to_mmdet3
-from tests.model.small import SMALL
 
 State = dict[str, Tensor]
 

@@ -18,7 +18,7 @@ from pipeline.storage import filesystems
 from pipeline.storage.fetch import fetcher as fetch_module
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
 from pipeline.storage.uris import AccessPolicy
-from tests.s3_server import S3Server
+from testing.s3_server import S3Server
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
 
 RUNS_OUT_OF_TIME = {"silent", "drip", "dripheader"}

@@ -11,7 +11,7 @@ import pytest
 from pipeline.storage.objects import s3 as s3_objects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import UriError
-from tests.s3_server import S3Server, s3_environment_variables
+from testing.s3_server import S3Server, s3_environment_variables
 
 
 class FaultyS3(BaseHTTPRequestHandler):

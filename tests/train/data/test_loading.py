@@ -10,7 +10,7 @@ from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.pictures import PictureSource
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.loading import load_sample
-from tests.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server, s3_server
 from tests.train.data_cases import annotation, empty_images, write_coco
 from tests.train.sample_cases import assert_sound
 

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine, in a process of its own: its nodes come and go on request.
 
-The process started here (``python -m benchmarks.chaos.ray_nodes``) says the cluster's address on its standard
+The process started here (``python -m testing.ray_nodes``) says the cluster's address on its standard
 output and reads from its standard input which node to replace by a new one.
 """
 
@@ -57,8 +57,8 @@ def ray_nodes(log: Path) -> Iterator[RayNodes]:
     environment.pop("RAY_ADDRESS", None)
     with open(log, "ab") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.chaos.ray_nodes"],
-            cwd=Path(__file__).resolve().parents[2],
+            [sys.executable, "-m", "testing.ray_nodes"],
+            cwd=Path(__file__).resolve().parents[1],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

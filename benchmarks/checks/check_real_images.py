@@ -1,4 +1,4 @@
-"""Annotate real pictures through S3 and compare with `predict`: ``python -m benchmarks.check_real_images FOLDER``.
+"""Real pictures through S3 against `predict`: ``python -m benchmarks.checks.check_real_images FOLDER``.
 
 The pictures below FOLDER go to an S3 server process on this machine; the annotate job reads them there and writes
 its output there, with each number of replicas asked for. Every row is compared with what the same checkpoint finds
@@ -22,9 +22,9 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import torch
 
-from benchmarks.lively_weights import lively_checkpoint
-from benchmarks.machine import describe
-from benchmarks.random_model import MODEL_SEED, random_model
+from benchmarks.support.lively_weights import lively_checkpoint
+from benchmarks.support.machine import describe
+from benchmarks.support.random_model import MODEL_SEED, random_model
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import annotate
 from pipeline.images.decode import decode_image
@@ -33,7 +33,7 @@ from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.variants import SWIN_T
 from pipeline.predict.image_files import find_images
-from tests.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server, s3_server
 
 BUCKET = "real"
 # A batch of several pictures may use other kernels than one picture does.

@@ -33,11 +33,11 @@ from pipeline.model.categories import Category
 from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.variants import TestSettings, Variant
-from tests.model.small import picture
+from testing.small_model import picture
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 STARTUP_TIMEOUT_S = 240.0
 JOB_TIMEOUT_S = 600.0

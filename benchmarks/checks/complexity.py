@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds by part: ``python -m benchmarks.complexity [swin_t swin_s swin_b]``.
+"""Parameters and multiply-adds by part: ``python -m benchmarks.checks.complexity [swin_t swin_s swin_b]``.
 
 Counted: every convolution, linear layer and matrix product of the forward pass (attention's two products
 included) for one image of 1280x800, 1000 proposals through each box head, 100 boxes through each mask head.

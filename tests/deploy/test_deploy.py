@@ -15,7 +15,7 @@ import yaml
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.config.loading import load_config
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 
 

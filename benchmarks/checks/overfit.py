@@ -1,4 +1,4 @@
-"""Whether the training can learn real pictures by heart: ``python -m benchmarks.overfit INSTANCES_JSON IMAGE_ROOT``.
+"""Whether training can learn pictures by heart: ``python -m benchmarks.checks.overfit INSTANCES_JSON IMAGE_ROOT``.
 
 Takes the 8 images of a COCO data set whose smallest objects are the largest (no speck can be learnt in 256 pixels),
 trains a small detector on them from random weights with the training job, and measures it on the same 8 images.
@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from benchmarks.machine import describe
+from benchmarks.support.machine import describe
 from jobs import train
 
 NUM_IMAGES = 8

@@ -1,4 +1,4 @@
-"""Whether pseudo-labels help: ``python -m benchmarks.self_training --out self-training``, about an hour on two cores.
+"""Whether pseudo-labels help: ``python -m benchmarks.checks.self_training --out self-training``, an hour on two cores.
 
 A teacher learns from a few labelled scenes and annotates many unlabelled ones; the evaluation job chooses the
 thresholds; a student starts from the teacher and learns from both. The control starts from the teacher, too, and
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import describe
+from benchmarks.support.machine import describe
 from jobs import annotate, evaluate, render_scenes, train
 
 TRAIN, ANNOTATE, EVALUATE = (f"configs/{name}.yaml" for name in ("self_training", "annotate_laptop", "evaluate"))
@@ -142,5 +142,5 @@ def _run(job: Callable[[Sequence[str]], int], arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.chdir(Path(__file__).parents[1])
+    os.chdir(Path(__file__).parents[2])
     sys.exit(main())

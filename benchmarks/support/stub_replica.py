@@ -25,14 +25,14 @@ import torch
 from PIL import Image
 
 import pipeline.annotate.replica
-from benchmarks.bench_masks import random_boxes, soft_masks
-from benchmarks.random_model import random_model
+from benchmarks.support.random_model import random_model
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.graph import RunParts
 from pipeline.annotate.run import RunReport, annotate
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
+from testing.soft_masks import random_boxes, soft_masks
 
 STUB_VARIABLE = "MASKFLEET_BENCH_STUB"
 NUM_FILES = 64  # manifests point at the same few files again and again
@@ -102,7 +102,7 @@ class StubActor(pipeline.annotate.replica.SegmentActor):
 def start_ray(settings: StubSettings, **options: Any) -> None:
     """Ray in this process, and stubs as the replicas of the jobs that this process runs."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    here = str(Path(__file__).resolve().parents[1])
+    here = str(Path(__file__).resolve().parents[2])
     python_path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     environment = {"env_vars": {STUB_VARIABLE: json.dumps(asdict(settings)), "PYTHONPATH": python_path}}
     ray.init(
