@@ -18,13 +18,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.ending import BAD_INPUT, OK, end, end_unforeseen, end_with, set_up_log
-from pipeline.annotations.ledger import OutputError
-from pipeline.config.loading import ConfigError
-from pipeline.export.errors import ExportError
+from jobs.ending import OK, end, run, set_up_log
 from pipeline.export.run import FORMATS, Export, export
 from pipeline.export.selection import read_selection
-from pipeline.storage.uris import UriError, redact
+from pipeline.storage.uris import redact
 
 logger = logging.getLogger("jobs.export")
 
@@ -33,14 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, export, print a summary."""
     args = _parser().parse_args(argv)
     set_up_log()
-    try:
-        selection = read_selection(args.class_thresholds, args.min_score)
-        summary = export(Export(args.annotations, args.format, args.out, selection, args.overwrite))
-    except (ConfigError, ExportError, OutputError, UriError) as error:
-        return end_with(logger, BAD_INPUT, error)
-    except Exception as error:
-        return end_unforeseen(logger, error, "the export stopped")
-    print(summary.text())
+    return run(logger, lambda: _export(args), "the export stopped")
+
+
+def _export(args: argparse.Namespace) -> int:
+    selection = read_selection(args.class_thresholds, args.min_score)
+    print(export(Export(args.annotations, args.format, args.out, selection, args.overwrite)).text())
     return end(logger, OK, f"{args.format}: {redact(args.out)}")
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
@@ -76,7 +76,7 @@ class _Book:
     def keep(self, rows: Iterable[DrawnRow]) -> Iterator[tuple[DrawnRow, Picture]]:
         """Those that could be drawn."""
         for row in rows:
-            if isinstance(row.picture, RowError):
+            if isinstance(row.picture, ImageFailure):
                 self.failed += 1
                 error = row.picture
                 print(f"{row.image_id}: not drawn: {error.code}: {error.message}", file=sys.stderr, flush=True)

@@ -27,7 +27,7 @@ from PIL import Image
 import pipeline.annotate.replica
 from benchmarks.support.random_model import random_model
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import RunParts
+from pipeline.annotate.parts import RunParts
 from pipeline.annotate.run import RunReport, annotate
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections

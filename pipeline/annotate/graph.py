@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,35 +21,16 @@ from ray.data import DataContext, Dataset
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, ReadUnit
 from pipeline.annotate.monitor import MonitorClient
+from pipeline.annotate.parts import RunParts
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.stages.encode import Encode
-from pipeline.annotate.stages.fetch_decode import FetchDecode
-from pipeline.annotations.ledger import Identity, OutputStore
-from pipeline.cluster.connect import Pool
+from pipeline.annotate.stages.fetch_decode import FetchDecode, fetch_decode_stage
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.model.variants import TestSettings
-from pipeline.storage.fetch.fetcher import Fetcher
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
 ROWS_PER_READ_TASK = 4096
 # Reading, encoding and writing are light, and several of them fit beside a fetch task on one core.
 LIGHT_CPUS = 0.25
-
-
-@dataclass(frozen=True)
-class RunParts:
-    """All that the graph's workers need. Everything in it pickles, and nothing in it is a secret."""
-
-    config: AnnotateConfig
-    manifest: Manifest
-    settings: TestSettings
-    encode: Encode
-    store: OutputStore
-    identity: Identity
-    fence: Callable[[], None]
-    checkpoint: ray.ObjectRef
-    monitor: Any
-    pool: Pool
 
 
 def build(parts: RunParts, pending: Pending) -> Dataset:
@@ -85,17 +65,6 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
         # strict: without it, blocks smaller than a file are passed on as they are
         .repartition(target_num_rows_per_block=parts.config.output.images_per_file, strict=True)
         .map_batches(write, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
-    )
-
-
-def fetch_decode_stage(config: AnnotateConfig, settings: TestSettings) -> FetchDecode:
-    """The stage as a config asks for it, for a model with these settings."""
-    return FetchDecode(
-        Fetcher(config.images.fetch_settings(), config.images.access_policy()),
-        config.images.max_pixels,
-        config.images.apply_exif,
-        settings.short_side,
-        settings.long_side,
     )
 
 

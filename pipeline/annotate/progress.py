@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pipeline.provenance import duration
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -58,12 +60,3 @@ class Progress:
             f"{self.done:,}/{self.total:,} images ({self.failed:,} failed) | {self.rate:.1f} img/s | {shares} | "
             f"replicas busy {self.busy_share:.0%} | {left}"
         )
-
-
-def duration(seconds: float) -> str:
-    """``3 h 05 min``, ``12 min 30 s`` or ``8.1 s``."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{seconds:.1f} s"

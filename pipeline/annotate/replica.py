@@ -9,8 +9,8 @@ import pyarrow as pa
 import ray
 import torch
 
-from pipeline.annotate.graph import RunParts
 from pipeline.annotate.monitor import MonitorClient
+from pipeline.annotate.parts import RunParts
 from pipeline.annotate.stages.segment import DeviceLost, Segment
 from pipeline.model.predictor import load_model
 from pipeline.model.speed import SpeedOptions

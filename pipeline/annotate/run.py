@@ -6,7 +6,6 @@ compares manifest and output once more; what is missing is queued again, what is
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import sys
@@ -21,21 +20,23 @@ from typing import Any
 import ray
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import RunParts, build
+from pipeline.annotate.graph import build
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.monitor import start_monitor
+from pipeline.annotate.parts import RunParts
 from pipeline.annotate.pending.antijoin import Pending, find_pending
-from pipeline.annotate.progress import Progress, duration
+from pipeline.annotate.pool import choose_pool
+from pipeline.annotate.prepare import make_identity, model_settings
+from pipeline.annotate.progress import Progress
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotations.ledger import Counts, Identity, OutputStore
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import choose_pool, connect, describe_cluster
+from pipeline.cluster.connect import connect, describe_cluster
 from pipeline.coco.results import coco_categories
-from pipeline.config.loading import ConfigError
+from pipeline.errors import RunError
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.variants import TestSettings
-from pipeline.provenance import code_version, package_versions
+from pipeline.provenance import code_version, duration, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import LockLost, OutputLock
 from pipeline.storage.uris import redact
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 MAX_ROUNDS = 3
 
 
-class RunFailed(RuntimeError):
+class RunFailed(RunError):
     """The run ended without closing its books; what it wrote is kept."""
 
 
@@ -85,8 +86,8 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
         ``too_many_failures``.
 
     Raises:
-        ConfigError, ManifestError, CheckpointError, LockHeld, IdentityMismatch, ...: before anything was started.
-        RunFailed: the books do not close.
+        UserError: before anything was started.
+        RunError: another run holds the output, or the books do not close.
     """
     run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
@@ -121,31 +122,6 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
             pool=pool,
         )
         return run.execute(parts)
-
-
-def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettings:
-    """The checkpoint's settings with those of the config.
-
-    Raises:
-        ConfigError: the config does not fit the checkpoint.
-    """
-    try:
-        config.model.label_thresholds([c.name for c in checkpoint.categories])
-        return config.model.settings(checkpoint.settings)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from None
-
-
-def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
-    """What every file of the output must agree in, and where it came from."""
-    return Identity(
-        model_name=f"{checkpoint.variant.name} ({checkpoint.source.get('file', 'unknown file')})",
-        weights_sha256=checkpoint.weights_sha256,
-        config_digest=config.content_digest(checkpoint.settings),
-        content_config=json.dumps(config.content(checkpoint.settings), sort_keys=True),
-        code_version=code_version(),
-        run_id=run_id,
-    )
 
 
 @dataclass

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotate.config import ImagesConfig
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
+from pipeline.config.images import ImagesConfig
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 from pipeline.storage.uris import AccessPolicy, UriError, join
@@ -62,7 +62,7 @@ class PictureSource:
             ) from None
         return cls.of_config(config, image_root)
 
-    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | RowError]:
+    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
         """RGB ``(H, W, 3)`` pictures in order, fetched concurrently; failures as values.
 
         Args:
@@ -70,20 +70,20 @@ class PictureSource:
         """
         places = [self._place(uri) for uri in uris]
         blobs = iter(self.fetcher.fetch_many([place for place in places if isinstance(place, str)]))
-        return [place if isinstance(place, RowError) else self._decode(next(blobs)) for place in places]
+        return [place if isinstance(place, ImageFailure) else self._decode(next(blobs)) for place in places]
 
-    def _place(self, uri: str | None) -> str | RowError:
+    def _place(self, uri: str | None) -> str | ImageFailure:
         if uri is None:
-            return RowError(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
+            return ImageFailure(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
         try:
             return join(self.image_root, uri) if self.image_root else uri
         except UriError as error:
-            return RowError(FETCH, error.code, str(error))
+            return ImageFailure(FETCH, error.code, str(error))
 
-    def _decode(self, blob: bytes | FetchError) -> NDArray[np.uint8] | RowError:
+    def _decode(self, blob: bytes | FetchError) -> NDArray[np.uint8] | ImageFailure:
         if isinstance(blob, FetchError):
-            return RowError(FETCH, blob.code, f"{blob.uri}: {blob.detail}")
+            return ImageFailure(FETCH, blob.code, f"{blob.uri}: {blob.detail}")
         try:
             return decode_image(blob, max_pixels=self.max_pixels, apply_exif=self.apply_exif).pixels
         except ImageError as error:
-            return RowError(DECODE, error.code, str(error))
+            return ImageFailure(DECODE, error.code, str(error))

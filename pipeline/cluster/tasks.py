@@ -10,7 +10,7 @@ import ray
 from ray import cloudpickle
 from ray.data import DataContext
 
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.coco.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

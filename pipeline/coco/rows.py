@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.errors import UserError
 from pipeline.storage.uris import redact
 
 BOX = pa.list_(pa.float64(), 4)
@@ -23,7 +24,7 @@ _NUMBERS = {int, float}
 ImageId = int | str
 
 
-class RowError(ValueError):
+class RowError(UserError):
     """What is wrong with a row, without its place."""
 
 

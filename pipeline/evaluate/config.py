@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.annotate.config import ImagesConfig
 from pipeline.config.base import PositiveInt, Score, Section, Text, Uri, place, resolved, unique
+from pipeline.config.images import ImagesConfig
 from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, IouType, Protocol
 
 

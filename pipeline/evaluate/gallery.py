@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
@@ -89,9 +89,11 @@ def _source(
 
 
 def _gallery_image(
-    category_name: str, example: _Example, scene: Scene, picture: NDArray[np.uint8] | RowError
+    category_name: str, example: _Example, scene: Scene, picture: NDArray[np.uint8] | ImageFailure
 ) -> GalleryImage:
-    pixels, reason = (None, f"{picture.code}: {picture.message}") if isinstance(picture, RowError) else (picture, "")
+    pixels, reason = (
+        (None, f"{picture.code}: {picture.message}") if isinstance(picture, ImageFailure) else (picture, "")
+    )
     if pixels is not None and pixels.shape[:2] != scene.image_size:
         there, here = (" x ".join(map(str, size)) for size in (pixels.shape[:2], scene.image_size))
         pixels, reason = None, f"the picture is {there} (height x width), the ground truth says {here}"

@@ -18,8 +18,9 @@ from typing import Protocol as TypingProtocol
 
 import numpy as np
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.books import InputError, InputReport, WhichImages
+from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories, deal_truth
 from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_slices

@@ -56,7 +56,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         InputError: the inputs cannot be evaluated; no results were written.
-        ClusterError, LockHeld, UriError, ManifestError, OSError: likewise.
+        UserError, RunError, OSError: likewise.
     """
     run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
     output = config.output.uri.rstrip("/")

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import BinaryIO
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.reader import Source, open_source
 from pipeline.export.errors import ExportError
 from pipeline.export.formats.coco import write_coco, write_coco_results
@@ -15,7 +16,6 @@ from pipeline.export.formats.cvat import write_cvat
 from pipeline.export.formats.label_studio import write_label_studio
 from pipeline.export.formats.yolo import write_yolo
 from pipeline.export.labels import Labels, Tally
-from pipeline.export.selection import Selection
 from pipeline.export.target import Folder, whole_file, whole_folder
 from pipeline.storage.uris import redact, split_uri
 

@@ -35,6 +35,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from pipeline.errors import UserError
+
 _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     # JpegImageFile and not Pillow's factory: of a multi-picture JPEG (MPO) it reads the primary image only.
     ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
@@ -78,7 +80,7 @@ _TRANSPOSE = {
 _INVERSE_ORIENTATION = {6: 8, 8: 6}
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """Bytes that give no picture.
 
     Attributes:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.coco.errors import InputError
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import Float64s, FoundBlock, Int64s, TruthBlock
 from pipeline.metrics.protocol import IouType

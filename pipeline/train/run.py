@@ -19,13 +19,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.annotate.progress import duration
 from pipeline.cluster.connect import ClusterError, connect
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
+from pipeline.errors import RunError
 from pipeline.model.detector import Detector
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.provenance import code_version, package_versions
+from pipeline.provenance import code_version, duration, package_versions
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 REPORT = "training.json"
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(RunError):
     """A worker stopped for a reason that is not the user's data; the message has its error."""
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.annotate.progress import Progress, duration
+from pipeline.annotate.progress import Progress
+from pipeline.provenance import duration
 
 HALFWAY = {
     "encoded": 50.0,

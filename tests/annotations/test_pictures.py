@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.annotate.config import ImagesConfig
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.config.images import ImagesConfig
 
 
 def code(result: object) -> str | None:
-    return result.code if isinstance(result, RowError) else None
+    return result.code if isinstance(result, ImageFailure) else None
 
 
 def source_of(images: ImagesConfig, image_root: str = "") -> PictureSource:
@@ -75,7 +75,7 @@ def test_report_of_another_kind(report: dict[str, object]) -> None:
 
 def test_secrets_of_a_uri_are_not_repeated() -> None:
     (error,) = PictureSource().read_many(["http://127.0.0.1:9/a.jpg?X-Amz-Signature=secret"])
-    assert isinstance(error, RowError)
+    assert isinstance(error, ImageFailure)
     assert "secret" not in error.message
 
 

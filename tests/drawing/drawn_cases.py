@@ -11,9 +11,9 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.annotate.config import ImagesConfig
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.config.images import ImagesConfig
 
 CATEGORY_IDS, CATEGORY_NAMES = (3, 7), ("cat", "Äpfel")
 IDENTITY = Identity("tiny", "a" * 64, "c" * 64, "{}", "0.1", "run-1")

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate import measure
 from pipeline.evaluate.inputs import annotations, ground_truth, predictions
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.map_groups import AnalysisPlan
 from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures

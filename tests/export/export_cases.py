@@ -15,11 +15,11 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.export.labels import Labels
-from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 
 Mask = NDArray[np.bool_]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.export.errors import ExportError
 from pipeline.export.run import FOLDERS, FORMATS, Export, export
-from pipeline.export.selection import Selection
 from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
 
 FULL = MASKS["full"]

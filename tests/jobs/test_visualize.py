@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jobs import visualize
-from pipeline.annotate.config import ImagesConfig
+from pipeline.config.images import ImagesConfig
 from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
 
 IDS = ["a/1.jpg", "b/1.jpg", "A/1.jpg", "c"]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from pipeline.annotate.manifest.parquet_copy import UnitWriter, open_stream
+from pipeline.annotate.manifest.parquet_copy import UnitWriter
 from pipeline.annotate.manifest.rules import (
     ID,
     URI,
@@ -21,13 +21,14 @@ from pipeline.annotate.manifest.rules import (
     ManifestError,
     Opened,
     Spec,
-    cannot_read,
     check_ids,
     check_uris,
     check_uris_as_ids,
     find_columns,
     row_namer,
 )
+from pipeline.storage.errors import cannot_read
+from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import redact
 
 _CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead

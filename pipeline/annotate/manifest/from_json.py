@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter, open_stream
+from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import (
     ID,
     URI,
@@ -30,6 +30,7 @@ from pipeline.annotate.manifest.rules import (
     missing_column,
     row_namer,
 )
+from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import redact
 
 _JSONL_BUFFER_BYTES = 1 << 20

@@ -16,13 +16,13 @@ from pipeline.annotate.manifest.rules import (
     Opened,
     ReadUnit,
     Spec,
-    cannot_read,
     check_ids,
     check_uris,
     check_uris_as_ids,
     find_columns,
 )
 from pipeline.annotate.manifest.units import open_file, open_unit, read_id_column, unit_row_namer
+from pipeline.storage.errors import cannot_read
 from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files, plain_root
 from pipeline.storage.uris import redact
 from pipeline.tables.arrow_types import is_binary, is_text, without_view

@@ -35,6 +35,7 @@ from pipeline.annotate.manifest.rules import (
     is_relative,
 )
 from pipeline.annotate.manifest.units import open_unit, read_id_column
+from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files
 from pipeline.storage.uris import UriError, absolute, join, redact, split_uri
 from pipeline.tables.arrow_types import without_views
@@ -202,6 +203,8 @@ def open_manifest(spec: Spec, scratch_uri: str) -> Manifest:
         found = _READERS[kind](spec, scratch_uri)
     except UriError as error:
         raise ManifestError(f"manifest: {error}") from None
+    except StorageError as error:
+        raise ManifestError(str(error)) from None
     root = found.image_root and absolute(found.image_root)
     manifest = Manifest(spec.uri, found.units, found.columns, found.id_type, found.carried, root)
     if not manifest.num_rows:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import UserError
 from pipeline.storage.uris import UriError, join, redact
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
@@ -22,7 +23,7 @@ RESERVED_COLUMNS = frozenset(
 _HTTP = re.compile(r"(?is)^([^/]*::)?https?://")  # chained ones too; read by RE2 as well
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
     """A manifest that cannot be used. The message names file, row or column and says what to do; redacted."""
 
 
@@ -175,12 +176,6 @@ def check_uris_as_ids(uris: pa.Array, root: str | None, name_row: Callable[[int]
 def is_relative(uris: pa.Array) -> pa.BooleanArray:
     """Which URIs are relative; null stays null."""
     return pc.invert(pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://")))
-
-
-def cannot_read(uri: str, error: Exception) -> ManifestError:
-    """The reason why a file could not be read, redacted."""
-    reason = str(error).replace(uri, redact(uri))
-    return ManifestError(f"{redact(uri)} cannot be read: {type(error).__name__}: {reason}")
 
 
 def missing_column(name: str, available: Iterable[str], file: str) -> ManifestError:

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.annotate.manifest.rules import ManifestError, ReadUnit, cannot_read, check_ids, row_namer
+from pipeline.annotate.manifest.rules import ManifestError, ReadUnit, check_ids, row_namer
+from pipeline.storage.errors import cannot_read
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
 

@@ -20,10 +20,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit
-from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array, concat_ids, wide, wide_type
+from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.uris import redact
 from pipeline.tables.arrow_types import is_text
+from pipeline.tables.ids import concat_ids, wide, wide_type
 
 _NUM_EXAMPLES = 5
 _READ_AHEAD = 4  # units

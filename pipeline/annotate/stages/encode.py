@@ -10,17 +10,12 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as mask_api
 
-from pipeline.annotate.stages.rows import (
-    DETECTION_FIELDS,
-    ERROR_COLUMNS,
-    RowError,
-    binary_views,
-    error_arrays,
-    read_errors,
-)
+from pipeline.annotate.stages.rows import DETECTION_FIELDS, ERROR_COLUMNS, error_arrays, read_errors
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import Rle, rasterise
 from pipeline.model.categories import Category
+from pipeline.tables.binary import binary_views
 
 ENCODE = "encode"
 
@@ -48,7 +43,7 @@ class Encode:
             try:
                 found.append(self._image({n: fields[n][i] for n in fields}, sizes[i]) if error is None else None)
             except ValueError as bad:  # masks that are not finite: the model's fault, and this image's alone
-                errors[i] = RowError(ENCODE, "bad_mask", str(bad))
+                errors[i] = ImageFailure(ENCODE, "bad_mask", str(bad))
                 found.append(None)
         table = self._output_rows(rows, found, errors)
         counts: dict[str, float] = {"encode_s": time.perf_counter() - started, "encoded": len(rows)}
@@ -77,7 +72,7 @@ class Encode:
         )
 
     def _output_rows(
-        self, rows: pa.Table, found: list[ImageDetections | None], errors: list[RowError | None]
+        self, rows: pa.Table, found: list[ImageDetections | None], errors: list[ImageFailure | None]
     ) -> pa.Table:
         made = dict(zip(ERROR_COLUMNS, error_arrays(errors), strict=True))
         made["status"] = pa.array([ANNOTATED if e is None else FAILED for e in errors], pa.string())

@@ -10,12 +10,16 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.stages.guard import Guard, run_guarded
-from pipeline.annotate.stages.rows import DECODED, RowError, binary_array, error_arrays
+from pipeline.annotate.stages.rows import DECODED, error_arrays
+from pipeline.annotations.failure import ImageFailure
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.resize import resize_bilinear_uint8, scaled_size
+from pipeline.model.variants import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 from pipeline.storage.uris import redact
+from pipeline.tables.binary import binary_array
 
 FETCH, DECODE = "fetch", "decode"
 
@@ -77,13 +81,13 @@ class FetchDecode:
             blobs[i] = blob
         return blobs
 
-    def _decode(self, blob: bytes | memoryview | FetchError) -> DecodedImage | RowError:
+    def _decode(self, blob: bytes | memoryview | FetchError) -> DecodedImage | ImageFailure:
         if isinstance(blob, FetchError):
-            return RowError(FETCH, blob.code, str(blob))
+            return ImageFailure(FETCH, blob.code, str(blob))
         try:
             image = decode_image(bytes(blob), max_pixels=self.max_pixels, apply_exif=self.apply_exif)
         except ImageError as error:
-            return RowError(DECODE, error.code, str(error))
+            return ImageFailure(DECODE, error.code, str(error))
         return DecodedImage(self._shrink(image.pixels), image.pixels.shape[:2], image.exif_orientation)
 
     def _shrink(self, pixels: np.ndarray) -> np.ndarray:
@@ -95,9 +99,9 @@ class FetchDecode:
         return resize_bilinear_uint8(channels_first, size).permute(1, 2, 0).contiguous().numpy()
 
 
-def _decoded_rows(rows: pa.Table, results: list[DecodedImage | RowError]) -> pa.Table:
+def _decoded_rows(rows: pa.Table, results: list[DecodedImage | ImageFailure]) -> pa.Table:
     images = [r if isinstance(r, DecodedImage) else None for r in results]
-    errors = [r if isinstance(r, RowError) else None for r in results]
+    errors = [r if isinstance(r, ImageFailure) else None for r in results]
 
     def column(get: Callable[[DecodedImage], int], name: str) -> pa.Array:
         return pa.array([None if image is None else get(image) for image in images], DECODED.field(name).type)
@@ -117,3 +121,14 @@ def _decoded_rows(rows: pa.Table, results: list[DecodedImage | RowError]) -> pa.
     for field, values in zip(DECODED, added, strict=True):
         rows = rows.append_column(field, values)
     return rows
+
+
+def fetch_decode_stage(config: AnnotateConfig, settings: TestSettings) -> FetchDecode:
+    """The stage as a config asks for it, for a model with these settings."""
+    return FetchDecode(
+        Fetcher(config.images.fetch_settings(), config.images.access_policy()),
+        config.images.max_pixels,
+        config.images.apply_exif,
+        settings.short_side,
+        settings.long_side,
+    )

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.annotate.pending.id_partitions import wide, wide_type
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.schema import FAILED, SCHEMA_VERSION
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.output_batch import OutputBatch
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
+from pipeline.tables.ids import wide, wide_type
 
 # A group is never less than a file.
 GROUP_IMAGES = 2048

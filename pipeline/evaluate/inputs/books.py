@@ -11,10 +11,6 @@ NUM_EXAMPLES = 5
 WhichImages = Literal["all", "annotated"]
 
 
-class InputError(ValueError):
-    """Ground truth or predictions that cannot be evaluated. The message says where, why and what to do; redacted."""
-
-
 @dataclass(frozen=True)
 class Tally:
     """How often something occurs, and the first few cases of it, for people."""

@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
 from pipeline.coco.rows import IdKind, RowError, at_place, result_row, result_schema
 from pipeline.coco.segmentations import as_rle, mask_area
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
 from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore, slices_of

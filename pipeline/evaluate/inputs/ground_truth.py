@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
     IdKind,
@@ -22,7 +23,6 @@ from pipeline.coco.rows import (
     object_row,
     object_schema,
 )
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.shuffle.id_order import IdOrder
 from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore
 from pipeline.storage.filesystems import open_filesystem

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import mask_area
-from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputError, Tally
+from pipeline.evaluate.inputs.books import NUM_EXAMPLES, Tally
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import FoundBlock

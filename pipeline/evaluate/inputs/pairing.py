@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.rows import image_schema, object_schema
-from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputError, InputReport, Tally, WhichImages
+from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputReport, Tally, WhichImages
 from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA

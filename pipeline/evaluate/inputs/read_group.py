@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import as_rle
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.pairing import truth_schema
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, Predictions

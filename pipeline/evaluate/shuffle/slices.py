@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotate.pending.id_partitions import hash_ids, wide
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.ids import hash_ids, wide
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
 _READS_AT_ONCE = 16

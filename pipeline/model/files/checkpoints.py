@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.detector import Detector
 from pipeline.model.files.layouts import (
@@ -38,7 +39,7 @@ FORMAT = "maskfleet-1"
 BACKBONE_FORMAT = "maskfleet-backbone-1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the file and says what to do."""
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.model.cascade import BOX_POOL_SIDE
 from pipeline.model.variants import VARIANTS, Variant
 
@@ -61,7 +62,7 @@ _HEADS: _Rules = [
 ]
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError):
     """The names or shapes of a state dict are not those of a model we know."""
 
 

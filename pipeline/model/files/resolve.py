@@ -6,13 +6,14 @@ import difflib
 import logging
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.storage.download.cache import cache_directory, fetch_to_cache
 
 LOG = logging.getLogger(__name__)
 
 
-class UnknownModelError(ValueError):
+class UnknownModelError(UserError):
     """Neither a file nor the name of a known model."""
 
 

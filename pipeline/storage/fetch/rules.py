@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.errors import RunError
 from pipeline.storage.uris import redact
 
 _RETRYABLE = frozenset({"timeout", "throttled", "unavailable"})
 
 
-class FetchError(Exception):
+class FetchError(RunError):
     """An object that could not be read. Neither message nor attributes hold credentials or query strings.
 
     Attributes:

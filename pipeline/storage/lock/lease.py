@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 
-from pipeline.annotations.data_file import OutputError
+from pipeline.errors import RunError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
 from pipeline.storage.lock.watch import LockHeld, Watch
 from pipeline.storage.objects.base import Changed, Objects
@@ -33,7 +33,7 @@ DEFAULT_LEASE_S = 60.0
 _LOG = logging.getLogger(__name__)
 
 
-class LockLost(OutputError):
+class LockLost(RunError):
     """This run must not write any more."""
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from pipeline.annotations.data_file import OutputError
+from pipeline.errors import RunError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead
 from pipeline.storage.uris import redact
 
 REPORT_EVERY_S = 30.0
 
 
-class LockHeld(OutputError):
+class LockHeld(RunError):
     """Another run writes this output; the message says which."""
 
 

@@ -15,8 +15,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.errors import RunError
 
-class Changed(Exception):
+
+class Changed(RunError):
     """The file is not the version that was to be replaced."""
 
 

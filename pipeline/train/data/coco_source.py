@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
     IdKind,
@@ -19,7 +20,6 @@ from pipeline.coco.rows import (
     object_row,
 )
 from pipeline.coco.segmentations import as_rle
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact

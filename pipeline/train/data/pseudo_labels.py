@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.reader import Source, open_source
 from pipeline.annotations.schema import ANNOTATED
-from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact
 from pipeline.train.data.books import DataReport

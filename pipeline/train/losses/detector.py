@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Generator, Tensor, nn
 
+from pipeline.errors import RunError
 from pipeline.model.detector import Detector
 from pipeline.model.roi import ROI_LEVELS
 from pipeline.model.rpn import level_anchors, propose
@@ -19,7 +20,7 @@ from pipeline.train.losses.sampling import PUBLISHED, Sampling, image_generators
 from pipeline.train.sample.sample import Batch
 
 
-class NonFiniteLoss(ValueError):
+class NonFiniteLoss(RunError):
     """A part of the loss is NaN or infinite."""
 
 

@@ -11,11 +11,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.annotate.stages.encode import Encode, mask_areas
-from pipeline.annotate.stages.rows import DETECTION_FIELDS, RowError, binary_array, error_arrays
+from pipeline.annotate.stages.rows import DETECTION_FIELDS, error_arrays
 from pipeline.annotations.data_file import Counts
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import check_output_schema, output_schema
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
+from pipeline.tables.binary import binary_array
 
 CATEGORIES = (Category(3, "cat"), Category(90, "Äpfel"))
 NO_CARRIED = pa.schema([])
@@ -34,7 +36,7 @@ def some(count: int, size: tuple[int, int] = (40, 60), seed: int = 0) -> Detecti
 
 
 def segmented_rows(
-    images: Sequence[Detections | RowError],
+    images: Sequence[Detections | ImageFailure],
     sizes: Sequence[tuple[int | None, int | None]] | None = None,
     **carried: Any,
 ) -> pa.Table:
@@ -49,7 +51,7 @@ def segmented_rows(
         "width": pa.array([width for _, width in sizes], pa.int32()),
         "exif_orientation": pa.array([None if image is None else 6 for image in found], pa.int8()),
     }
-    errors = [image if isinstance(image, RowError) else None for image in images]
+    errors = [image if isinstance(image, ImageFailure) else None for image in images]
     columns |= dict(zip(("stage", "error_code", "error_message"), error_arrays(errors), strict=True))
     for name, dtype in DETECTION_FIELDS:
         columns[name] = binary_array([None if d is None else getattr(d, name).astype(dtype) for d in found])
@@ -63,24 +65,24 @@ def encode(rows: pa.Table, carried: pa.Schema = NO_CARRIED) -> pa.Table:
     return table
 
 
-ERROR = RowError("fetch", "not_found", "gone")
-CASES: dict[str, list[Detections | RowError]] = {
+ERROR = ImageFailure("fetch", "not_found", "gone")
+CASES: dict[str, list[Detections | ImageFailure]] = {
     "two images": [some(3), some(2, (25, 33), 1)],
     "nothing found": [some(0), some(0)],
     "some with nothing": [some(2), some(0), some(1, seed=4)],
     "failed between": [some(2), ERROR, some(1)],
-    "all failed": [ERROR, RowError("decode", "corrupt_image", "cut")],
+    "all failed": [ERROR, ImageFailure("decode", "corrupt_image", "cut")],
     "no rows": [],
 }
 
 
 @pytest.mark.parametrize("images", CASES.values(), ids=CASES)
-def test_rows(images: list[Detections | RowError]) -> None:
+def test_rows(images: list[Detections | ImageFailure]) -> None:
     table = encode(segmented_rows(images))
     assert table.schema.equals(output_schema(pa.string()))
     assert len(table) == len(images)
     for row, image in zip(table.to_pylist(), images, strict=True):
-        if isinstance(image, RowError):
+        if isinstance(image, ImageFailure):
             assert (row["status"], row["detections"]) == ("failed", [])
             assert (row["stage"], row["error_code"], row["error_message"]) == (image.stage, image.code, image.message)
             assert (row["height"], row["width"], row["exif_orientation"]) == (None, None, None)

@@ -18,13 +18,14 @@ from PIL import Image
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
-from pipeline.annotate.stages.rows import DECODED, binary_views
+from pipeline.annotate.stages.rows import DECODED
 from pipeline.images.decode import decode_image
 from pipeline.images.resize import scaled_size
 from pipeline.model.preprocess import preprocess
 from pipeline.model.variants import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
 from pipeline.storage.uris import AccessPolicy
+from pipeline.tables.binary import binary_views
 
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 2_000_000

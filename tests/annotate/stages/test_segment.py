@@ -13,13 +13,15 @@ import torch
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
-from pipeline.annotate.stages.rows import DECODED, DETECTION_FIELDS, RowError, binary_array, binary_views, error_arrays
+from pipeline.annotate.stages.rows import DECODED, DETECTION_FIELDS, error_arrays
 from pipeline.annotate.stages.segment import DeviceLost, Segment
+from pipeline.annotations.failure import ImageFailure
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.tables.binary import binary_array, binary_views
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
 from tests.model.golden_weights import official_weights
@@ -55,7 +57,7 @@ class StandIn:
 
 
 def decoded_rows(
-    pixels: Sequence[np.ndarray | None], errors: Sequence[RowError | None] | None = None, **carried: list[Any]
+    pixels: Sequence[np.ndarray | None], errors: Sequence[ImageFailure | None] | None = None, **carried: list[Any]
 ) -> pa.Table:
     """Rows as fetch_decode makes them; the originals are said to be twice as large."""
 
@@ -119,7 +121,7 @@ class TestRows:
             assert values["masks"].shape == (3 * 28 * 28,)
 
     def test_failed_rows_pass_by(self) -> None:
-        error = RowError("fetch", "not_found", "gone")
+        error = ImageFailure("fetch", "not_found", "gone")
         predictor = StandIn()
         out = segment(decoded_rows([plain(0), None, plain(2), None], [None, error, None, error]), predictor)
         assert predictor.calls == [[0, 2]]
@@ -129,14 +131,14 @@ class TestRows:
 
     def test_only_failed_rows(self) -> None:
         predictor = StandIn()
-        out = segment(decoded_rows([None, None], [RowError("decode", "corrupt_image", "cut")] * 2), predictor)
+        out = segment(decoded_rows([None, None], [ImageFailure("decode", "corrupt_image", "cut")] * 2), predictor)
         assert predictor.calls == []
         assert out["error_code"].to_pylist() == ["corrupt_image"] * 2
         assert list(found(out)) == [None, None]
 
     @pytest.mark.parametrize(("start", "length"), [(1, 3), (4, 1), (2, 0)])
     def test_slices(self, start: int, length: int) -> None:
-        error = RowError("fetch", "not_found", "gone")
+        error = ImageFailure("fetch", "not_found", "gone")
         rows = decoded_rows([plain(0), plain(1), None, plain(3), plain(4)], [None, None, error, None, None])
         expected = segment(rows, StandIn()).slice(start, length)
         assert segment(rows.slice(start, length), StandIn()).to_pylist() == expected.to_pylist()

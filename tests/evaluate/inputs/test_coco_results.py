@@ -9,8 +9,8 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs import coco_results, ground_truth
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.coco_results import DealtResults, deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.shuffle import slices

@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.rows import image_schema, object_schema
 from pipeline.evaluate.inputs import ground_truth
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.ground_truth import MAX_PARTS, Categories, count_parts, deal_truth
 from pipeline.evaluate.shuffle import slices
 from pipeline.evaluate.shuffle.slices import SliceStore, slices_of

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from pipeline.annotations.ledger import OutputStore
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.books import InputError, InputReport, Tally
+from pipeline.evaluate.inputs.books import InputReport, Tally
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.shuffle.slices import SliceStore
 from tests.evaluate.input_cases import IDENTITY, Read, image_ids, output_rows, read_all, write_json

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs import annotations, coco_results, ground_truth
 from pipeline.evaluate.inputs import read_group as groups
 from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.inputs.ground_truth import deal_truth
 from pipeline.evaluate.inputs.pairing import pair_part, truth_slices
