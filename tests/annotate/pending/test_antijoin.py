@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.manifest.open import Manifest, ManifestError, ManifestSpec, ReadUnit, open_manifest
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit, open_manifest
 from pipeline.annotate.manifest.rules import Columns
 from pipeline.annotate.pending import antijoin
 from pipeline.annotate.pending.antijoin import DuplicateIdError, Pending, find_pending
@@ -33,7 +34,7 @@ def manifest_of(folder: Path, ids: Sequence[Id], rows_per_unit: int = 3) -> Mani
     kind = pa.int64() if isinstance(ids[0], int) else pa.string()
     table = pa.table({"image_id": pa.array(ids, kind), "image_uri": ["/x"] * len(ids)})
     pq.write_table(table, path, row_group_size=rows_per_unit)
-    return open_manifest(ManifestSpec(str(path)), str(folder / "scratch"))
+    return open_manifest(ManifestConfig(uri=str(path)), str(folder / "scratch"))
 
 
 def arrays_of(ids: Sequence[Id], length: int, kind: pa.DataType) -> list[pa.Array]:
