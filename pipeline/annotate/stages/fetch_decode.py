@@ -126,7 +126,7 @@ def _decoded_rows(rows: pa.Table, results: list[DecodedImage | ImageFailure]) ->
 def fetch_decode_stage(config: AnnotateConfig, settings: TestSettings) -> FetchDecode:
     """The stage as a config asks for it, for a model with these settings."""
     return FetchDecode(
-        Fetcher(config.images.fetch_settings(), config.images.access_policy()),
+        Fetcher(config.images, config.images.access_policy()),
         config.images.max_pixels,
         config.images.apply_exif,
         settings.short_side,
