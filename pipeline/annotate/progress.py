@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.provenance import duration
+from pipeline.messages.timing import duration
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import mask_area
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.masks.rle import Rle
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import FoundBlock
-from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded

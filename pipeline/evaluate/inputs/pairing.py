@@ -23,8 +23,8 @@ from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.evaluate.shuffle.slices import Slice, SliceFile, SliceStore, slices_of
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.uris import redact
-from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ragged import offsets_of
 
 
