@@ -25,6 +25,7 @@ from pipeline.annotate.parts import RunParts
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode, fetch_decode_stage
+from pipeline.cluster.quiet import quiet
 from pipeline.model.host_memory import keep_freed_memory
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
@@ -69,9 +70,7 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
 
 
 def _set_context(config: AnnotateConfig) -> None:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # the run prints its own line
-    context.print_on_execution_start = False
+    context = quiet(DataContext.get_current())
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
         context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)
