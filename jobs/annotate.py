@@ -17,7 +17,6 @@ from pipeline.cluster import ClusterError
 from pipeline.config import AnnotateConfig
 from pipeline.config_loading import ConfigError, load_config
 from pipeline.data.antijoin import DuplicateIdError
-from pipeline.data.download import DownloadError
 from pipeline.data.lock import LockHeld, LockLost
 from pipeline.data.manifest import ManifestError
 from pipeline.data.model_files import UnknownModelError
@@ -25,6 +24,7 @@ from pipeline.data.output import OutputError
 from pipeline.data.uris import UriError
 from pipeline.dry_run import dry_run
 from pipeline.model.checkpoints import CheckpointError
+from pipeline.storage.download import DownloadError
 
 TOO_MANY_FAILURES = 3
 

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
 from pipeline.cluster import ClusterError
 from pipeline.config_loading import ConfigError, load_config
-from pipeline.data.download import DownloadError
 from pipeline.data.lock import LockHeld, LockLost
 from pipeline.data.manifest import ManifestError
 from pipeline.data.model_files import UnknownModelError
@@ -23,6 +22,7 @@ from pipeline.data.output import OutputError
 from pipeline.data.uris import UriError
 from pipeline.evaluation.input_checks import InputError
 from pipeline.model.checkpoints import CheckpointError
+from pipeline.storage.download import DownloadError
 from pipeline.train import TrainingFailed, summary, train
 from pipeline.train_config import TrainConfig
 from pipeline.training.detector_loss import NonFiniteLoss

@@ -6,8 +6,8 @@ import difflib
 import logging
 from pathlib import Path
 
-from pipeline.data.download import cache_directory, fetch_to_cache
 from pipeline.model.zoo import KNOWN_MODELS
+from pipeline.storage.download import cache_directory, fetch_to_cache
 
 LOG = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = 
 
     Args:
         name_or_path: a file, or a name out of `pipeline.model.zoo.KNOWN_MODELS`. Where both exist, the file.
-        cache_dir: where downloads are kept, `pipeline.data.download.cache_directory` by default.
+        cache_dir: where downloads are kept, `pipeline.storage.download.cache_directory` by default.
 
     Raises:
         UnknownModelError: neither of the two.
