@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ import torch
 
 from pipeline.annotate.stages.guard import Guard, run_guarded
 from pipeline.annotate.stages.rows import DETECTION_FIELDS, ERROR_COLUMNS, error_arrays, read_errors
+from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
 from pipeline.model.detections import Detections
@@ -31,8 +32,8 @@ class Segment:
         predictor: the replica.
         batch_size: images per model call.
         thresholds: for each label, the least score that a detection of it must have.
-        guard: counts the deaths of processes.
-        report: takes named counts.
+        guard: counts the deaths of processes over an image that is segmented.
+        report: takes what was done.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class Segment:
         batch_size: int,
         thresholds: Sequence[float],
         guard: Guard,
-        report: Callable[[dict[str, float]], None],
+        report: Report,
     ) -> None:
         self._predictor = predictor
         self._batch_size = batch_size
@@ -66,7 +67,7 @@ class Segment:
 
         found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work)
         results: dict[int, Detections | ImageFailure] = dict(zip(waiting, found, strict=True))
-        self._report({"segment_s": time.perf_counter() - started, "segmented": len(rows)})
+        self._report(StageCounts(segment_s=time.perf_counter() - started, segmented=len(rows)))
         return _segmented_rows(rows, results)
 
     def _predict(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections | ImageFailure]:
