@@ -9,7 +9,8 @@ Decoded pictures cross as uint8 in blocks of a few model batches; results are ga
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,19 +20,52 @@ from ray.data import DataContext, Dataset
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, ReadUnit
 from pipeline.annotate.monitor import MonitorClient
-from pipeline.annotate.parts import RunParts
 from pipeline.annotate.pending.antijoin import Pending
+from pipeline.annotate.pool import Pool
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.stage import Stage
 from pipeline.annotate.stages.write import Write
+from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.pictures import PictureSource
+from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
+from pipeline.model.variants import TestSettings
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
 ROWS_PER_READ_TASK = 4096
 # Reading, encoding and writing are light, and several of them fit beside a fetch task on one core.
 LIGHT_CPUS = 0.25
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """What the graph is built from, on the driver.
+
+    Attributes:
+        config: of the run.
+        manifest: what is read.
+        settings: the model's, completed by the config.
+        categories: what the model's labels stand for.
+        checkpoint: the model, in the object store.
+        schema: of the output.
+        store, identity: the output, and what goes into its files' footers.
+        fence: raises where this run may not write any more.
+        monitor: what `pipeline.annotate.monitor.start_monitor` gave.
+        pool: the replicas of the model.
+    """
+
+    config: AnnotateConfig
+    manifest: Manifest
+    settings: TestSettings
+    categories: tuple[Category, ...]
+    checkpoint: ray.ObjectRef
+    schema: pa.Schema
+    store: OutputStore
+    identity: Identity
+    fence: Callable[[], None]
+    monitor: Any
+    pool: Pool
 
 
 def build(parts: RunParts, pending: Pending) -> Dataset:

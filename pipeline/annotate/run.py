@@ -20,10 +20,9 @@ from typing import Any
 import ray
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import build
+from pipeline.annotate.graph import RunParts, build
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.monitor import start_monitor
-from pipeline.annotate.parts import RunParts
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
