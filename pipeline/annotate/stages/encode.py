@@ -11,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as mask_api
 
-from pipeline.annotate.stages.rows import DETECTION_FIELDS, ERROR_COLUMNS, error_arrays, read_errors
+from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import Rle, rasterise
 from pipeline.model.categories import Category
+from pipeline.model.detections import DETECTION_ARRAYS
 from pipeline.tables.binary import binary_views
 
 ENCODE = "encode"
@@ -40,7 +41,7 @@ class Encode:
         """Segmented rows become rows of the output's schema."""
         started = time.perf_counter()
         errors = read_errors(rows)
-        fields = {name: binary_views(rows[name]) for name, _ in DETECTION_FIELDS}
+        fields = {name: binary_views(rows[name]) for name in DETECTION_ARRAYS}
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
         found: list[ImageDetections | None] = []
         for i, error in enumerate(errors):
@@ -62,7 +63,7 @@ class Encode:
 
     def _image(self, raw: dict[str, memoryview | None], size: tuple[int, int]) -> ImageDetections:
         arrays: dict[str, np.ndarray] = {
-            name: np.frombuffer(raw[name] or b"", dtype) for name, dtype in DETECTION_FIELDS
+            name: np.frombuffer(raw[name] or b"", dtype) for name, dtype in DETECTION_ARRAYS.items()
         }
         boxes: np.ndarray = arrays["boxes"].reshape(-1, 4)
         count = len(arrays["scores"])

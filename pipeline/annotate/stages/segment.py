@@ -10,11 +10,11 @@ import pyarrow as pa
 import torch
 
 from pipeline.annotate.stages.guard import Guard, run_guarded
-from pipeline.annotate.stages.rows import DETECTION_FIELDS, ERROR_COLUMNS, error_arrays, read_errors
+from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.predictor import Predictor
 from pipeline.tables.binary import binary_array, binary_views
 
@@ -73,7 +73,8 @@ class Segment:
     def _predict(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections | ImageFailure]:
         """All at once; where that fails, one by one, so that only the culprit's row does."""
         try:
-            return [self._keep(d) for d in self._predictor.predict(images, self._batch_size, sizes)]
+            found = self._predictor.predict(images, self._batch_size, sizes)
+            return [d.where(d.scores >= self._thresholds[d.labels]) for d in found]
         except Exception as error:
             self._raise_if_device_lost(error)
             if len(images) == 1:
@@ -87,12 +88,6 @@ class Segment:
         if not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error):
             raise DeviceLost(str(error)) from error
 
-    def _keep(self, found: Detections) -> Detections:
-        keep = found.scores >= self._thresholds[found.labels]
-        fields = (found.boxes, found.scores, found.labels, found.masks)
-        boxes, scores, labels, masks = (values[keep] for values in fields)
-        return Detections(boxes, scores, labels, masks, found.image_size)
-
 
 def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | ImageFailure]) -> pa.Table:
     errors = read_errors(rows)
@@ -105,7 +100,7 @@ def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | ImageFail
     rows = rows.drop_columns(["pixels", "pixels_height", "pixels_width", *ERROR_COLUMNS])
     for name, values in zip(ERROR_COLUMNS, error_arrays(errors), strict=True):
         rows = rows.append_column(name, values)
-    for name, dtype in DETECTION_FIELDS:
+    for name, dtype in DETECTION_ARRAYS.items():
         arrays = [None if d is None else getattr(d, name).astype(dtype, copy=False) for d in found]
         rows = rows.append_column(name, binary_array(arrays))
     return rows

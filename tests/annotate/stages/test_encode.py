@@ -12,13 +12,13 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.annotate.stages.encode import Encode, mask_areas
-from pipeline.annotate.stages.rows import DETECTION_FIELDS, error_arrays
+from pipeline.annotate.stages.rows import error_arrays
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.data_file import Counts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import check_output_schema, output_schema
 from pipeline.model.categories import Category
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.tables.binary import binary_array
 
 CATEGORIES = (Category(3, "cat"), Category(90, "Äpfel"))
@@ -55,7 +55,7 @@ def segmented_rows(
     }
     errors = [image if isinstance(image, ImageFailure) else None for image in images]
     columns |= dict(zip(("stage", "error_code", "error_message"), error_arrays(errors), strict=True))
-    for name, dtype in DETECTION_FIELDS:
+    for name, dtype in DETECTION_ARRAYS.items():
         columns[name] = binary_array([None if d is None else getattr(d, name).astype(dtype) for d in found])
     return pa.table(columns)
 

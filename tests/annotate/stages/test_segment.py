@@ -13,12 +13,12 @@ import torch
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
-from pipeline.annotate.stages.rows import DECODED, DETECTION_FIELDS, error_arrays
+from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.segment import DeviceLost, Segment
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import Predictor, load_model
@@ -27,7 +27,7 @@ from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
 from tests.model.golden_weights import official_weights
 
-FIELDS = [name for name, _ in DETECTION_FIELDS]
+FIELDS = list(DETECTION_ARRAYS)
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
@@ -93,7 +93,9 @@ def found(rows: pa.Table) -> Iterator[dict[str, np.ndarray] | None]:
     views = {name: binary_views(rows[name]) for name in FIELDS}
     for i in range(len(rows)):
         values = {
-            name: np.frombuffer(view, dtype) for name, dtype in DETECTION_FIELDS if (view := views[name][i]) is not None
+            name: np.frombuffer(view, dtype)
+            for name, dtype in DETECTION_ARRAYS.items()
+            if (view := views[name][i]) is not None
         }
         assert len(values) in (0, len(FIELDS))
         yield values or None
