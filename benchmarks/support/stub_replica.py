@@ -27,7 +27,6 @@ from PIL import Image
 import pipeline.annotate.replica
 from benchmarks.support.random_model import random_model
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.parts import RunParts
 from pipeline.annotate.run import RunReport, annotate
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
@@ -89,14 +88,14 @@ class StubPredictor:
 class StubActor(pipeline.annotate.replica.SegmentActor):
     """The replica as it is, but for its model."""
 
-    def __init__(self, parts: RunParts) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         settings = StubSettings(**json.loads(os.environ[STUB_VARIABLE]))
 
         def load_stub(checkpoint: Checkpoint, *_: Any, **__: Any) -> StubPredictor:
             return StubPredictor(settings, checkpoint.categories)
 
         pipeline.annotate.replica.load_model = load_stub  # type: ignore[assignment]
-        super().__init__(parts)
+        super().__init__(*args, **options)
 
 
 def start_ray(settings: StubSettings, **options: Any) -> None:

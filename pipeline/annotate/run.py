@@ -20,15 +20,13 @@ from typing import Any
 import ray
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import build
+from pipeline.annotate.graph import RunParts, build
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.monitor import start_monitor
-from pipeline.annotate.parts import RunParts
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
-from pipeline.annotate.progress import Progress
-from pipeline.annotate.stages.encode import Encode
+from pipeline.annotate.progress import Progress, Snapshot
 from pipeline.annotations.ledger import Counts, Identity, OutputStore
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import connect, describe_cluster
@@ -113,11 +111,12 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
             config=config,
             manifest=manifest,
             settings=settings,
-            encode=Encode(schema, checkpoint.categories),
+            categories=checkpoint.categories,
+            checkpoint=ray.put(checkpoint),
+            schema=schema,
             store=store,
             identity=identity,
             fence=lock.fence(),
-            checkpoint=ray.put(checkpoint),
             monitor=start_monitor(),
             pool=pool,
         )
@@ -175,7 +174,7 @@ class _Run:
             self._work(parts, pending, started)
             pending = self._pending()
         seconds = time.monotonic() - started
-        snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
+        snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
         progress = Progress(todo, snapshot, seconds, parts.pool.max_actors)
         report.this_run = {
             "images": todo,
@@ -250,7 +249,7 @@ def _progress_lines(parts: RunParts, total: int, started: float, interval_s: flo
 
     def loop() -> None:
         while not stop.wait(1.0 if live else interval_s):
-            snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
+            snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
             line = Progress(total, snapshot, time.monotonic() - started, parts.pool.max_actors).line()
             if live:
                 print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)

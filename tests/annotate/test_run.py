@@ -35,8 +35,8 @@ from pipeline.annotate import graph
 from pipeline.annotate import run as job
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
-from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import ClusterError
 from pipeline.images.decode import DecodedImage, decode_image
@@ -664,15 +664,15 @@ class TestOtherRuns:
     def test_an_image_that_kills_the_process(
         self, first: First, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        class Fragile(FetchDecode):
+        class Fragile(PictureSource):
             """Defined here, so that workers get it by value. The kill is as hard as a segmentation fault."""
 
-            def _decode(self, blob: Any) -> DecodedImage | Any:
-                if isinstance(blob, bytes) and blob.startswith(b"KILL"):
+            def decode(self, data: Any) -> DecodedImage | Any:
+                if isinstance(data, bytes) and data.startswith(b"KILL"):
                     os._exit(139)
-                return super()._decode(blob)
+                return super().decode(data)
 
-        monkeypatch.setattr(graph, "FetchDecode", Fragile)
+        monkeypatch.setattr(graph, "PictureSource", Fragile)
         contents = [blob if blob != GOOD_BYTES[1] else b"KILL" for blob in GOOD_BYTES]
         table = pa.table({"image_id": [7, 8, 9], "image_bytes": pa.array(contents, pa.binary())})
         pq.write_table(table, tmp_path / "manifest.parquet")
