@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.annotations.class_thresholds import Selection
+from pipeline.annotations.run_json import RunState
 from pipeline.export.errors import ExportError
 from pipeline.export.run import FOLDERS, FORMATS, Export, export
 from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
@@ -91,7 +92,7 @@ class TestSummary:
 
     def test_what_one_should_know(self, tmp_path: Path) -> None:
         picture = Picture("a", [FULL])
-        text = self.said(tmp_path, "cvat", picture, Selection(), list_categories=False, state="running")
+        text = self.said(tmp_path, "cvat", picture, Selection(), list_categories=False, state=RunState.RUNNING)
         assert "no score threshold was given" in text
         assert "the 1 of which something was found" in text
         assert "has not finished" in text
