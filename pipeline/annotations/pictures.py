@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.image_uris import picture_uri
+from pipeline.annotations.run_json import RunJson
 from pipeline.config.images import ImagesConfig
 from pipeline.images.decode import DecodedImage, ImageError, decode_image
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
-from pipeline.storage.uris import AccessPolicy, UriError, join
+from pipeline.storage.uris import AccessPolicy, UriError
 
 FETCH, DECODE = "fetch", "decode"
 
@@ -48,19 +49,13 @@ class PictureSource:
         return cls(Fetcher(config.fetch_settings(), policy), config.max_pixels, config.apply_exif, image_root)
 
     @classmethod
-    def of_run(cls, report: Mapping[str, Any], image_root: str = "") -> PictureSource:
-        """As the run that wrote this ``run.json`` read its images.
+    def of_run(cls, run: RunJson, image_root: str = "") -> PictureSource:
+        """As a run of annotate read its images.
 
         Raises:
-            ValueError: the report holds no usable ``config.images``.
+            OutputError: its ``run.json`` does not say how.
         """
-        try:
-            config = ImagesConfig.model_validate(report["config"]["images"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                "run.json does not say how images were read (config.images): it is not an annotate job's"
-            ) from None
-        return cls.of_config(config, image_root)
+        return cls.of_config(run.images_config(), image_root)
 
     def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
         """RGB ``(H, W, 3)`` pictures in order, fetched concurrently; failures as values.
@@ -90,7 +85,7 @@ class PictureSource:
         if uri is None:
             return ImageFailure(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
         try:
-            return join(self.image_root, uri) if self.image_root else uri
+            return picture_uri(uri, self.image_root)
         except UriError as error:
             return ImageFailure(FETCH, error.code, str(error))
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.failure import ImageFailure
-from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
+from pipeline.annotations.run_json import RunJson
 from pipeline.evaluate.config import GalleryConfig
 from pipeline.evaluate.examples import Scene, SceneObjects
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
@@ -77,15 +77,13 @@ def _source(
     config: GalleryConfig, predictions: Predictions, image_ids: Sequence[int | str]
 ) -> tuple[PictureSource, dict[int | str, str]]:
     """How pictures are read, and the URIs that the predictions know."""
-    root = config.image_root or ""
-    own = PictureSource.of_config(config.images, root)
+    source = PictureSource.of_config(config.images, config.image_root or "")
     if not isinstance(predictions, AnnotatedOutput):
-        return own, {}
-    report = OutputStore(predictions.uri).read_report() or {}
-    apply_exif = report.get("config", {}).get("images", {}).get("apply_exif", own.apply_exif)
-    root = root or report.get("config", {}).get("manifest", {}).get("image_root") or ""
-    uris = OutputRows(predictions.uri).image_uris(image_ids)
-    return replace(own, apply_exif=apply_exif, image_root=root), uris
+        return source, {}
+    run = RunJson.read(predictions.uri)
+    if run is not None and run.apply_exif is not None:
+        source = replace(source, apply_exif=run.apply_exif)
+    return source, OutputRows(predictions.uri).image_uris(image_ids)
 
 
 def _gallery_image(

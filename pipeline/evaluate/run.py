@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import RunJson
 from pipeline.cluster.connect import connect
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.config import EvaluateConfig
@@ -164,8 +165,8 @@ def _model_categories(predictions: Predictions) -> dict[int, str]:
     """Id to name as the model has it; empty where the predictions do not say."""
     if not isinstance(predictions, AnnotatedOutput):
         return {}
-    report = OutputStore(predictions.uri).read_report() or {}
-    return {category["id"]: category["name"] for category in report.get("categories", ())}
+    run = RunJson.read(predictions.uri)
+    return {category.id: category.name for category in run.categories} if run else {}
 
 
 def summary(evaluation: Evaluation) -> str:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.config.images import ImagesConfig
 from pipeline.images.decode import DecodedImage
 
@@ -18,7 +20,8 @@ def code(result: object) -> str | None:
 
 
 def source_of(images: ImagesConfig, image_root: str = "") -> PictureSource:
-    return PictureSource.of_run({"config": {"images": images.model_dump(mode="json")}}, image_root)
+    config = {"images": images.model_dump(mode="json")}
+    return PictureSource.of_run(RunJson(state=RunState.FINISHED, config=config), image_root)
 
 
 @pytest.fixture
@@ -68,10 +71,10 @@ def test_relative_without_a_root_is_relative_to_here(folder: Path, monkeypatch: 
     assert code(PictureSource().read_many(["plain.png"])[0]) is None
 
 
-@pytest.mark.parametrize("report", [{}, {"config": None}, {"config": {}}, {"config": {"images": {"max_pixels": "x"}}}])
-def test_report_of_another_kind(report: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="does not say how images were read"):
-        PictureSource.of_run(report)
+@pytest.mark.parametrize("config", [{}, {"images": None}, {"images": {"max_pixels": "x"}}])
+def test_report_of_another_kind(config: dict[str, object]) -> None:
+    with pytest.raises(OutputError, match="does not say how images were read"):
+        PictureSource.of_run(RunJson(state=RunState.FINISHED, config=config))
 
 
 def test_secrets_of_a_uri_are_not_repeated() -> None:
