@@ -49,7 +49,7 @@ from pipeline.evaluate.map_groups import AnalysisPlan
 from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
-from pipeline.metrics.protocol import IouType, Protocol
+from pipeline.metrics.protocol import CocoProtocol, IouType
 
 IMAGES_PER_FILE = 2048
 TEN_MILLION = 10_000_000
@@ -125,7 +125,7 @@ def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -
         truth_uri=str(folder / "truth.json"),
         images="all",
         iou_types=(iou_type,),
-        protocol=Protocol(),
+        protocol=CocoProtocol(),
         analysis=plan,
         wanted_precision=0.9,
         scratch_uri=scratch,
@@ -176,7 +176,7 @@ def compare(folder: Path, iou_type: IouType, num_images: int) -> tuple[Measured,
         start = time.process_time()
         measured = ours(folder, iou_type, analysis)
         seconds = time.process_time() - start
-        stats = coco_stats(arrays_of(measured, iou_type), Protocol().max_dets)
+        stats = coco_stats(arrays_of(measured, iou_type), CocoProtocol().max_dets)
         _row(name, seconds, num_images, base, np.array_equal(stats, wanted))
         if not np.array_equal(stats, wanted):
             raise RuntimeError(f"{stats.tolist()}, not {wanted.tolist()}")

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 
 
 @dataclass(frozen=True)
-class SceneObjects:
+class ExampleObjects:
     """Objects or detections of one image.
 
     Attributes:
@@ -28,7 +28,7 @@ class SceneObjects:
 
 
 @dataclass(frozen=True)
-class Scene:
+class Example:
     """One image.
 
     Attributes:
@@ -36,14 +36,14 @@ class Scene:
         file_name: as in the ground truth; ``None`` if that has none.
         image_size: height, width in pixels.
         truth: all objects.
-        found: detections from a score on.
+        detections: detections from a score on.
     """
 
     image_id: int | str
     file_name: str | None
     image_size: tuple[int, int]
-    truth: SceneObjects
-    found: SceneObjects
+    truth: ExampleObjects
+    detections: ExampleObjects
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -54,37 +54,37 @@ class Scene:
         return json.dumps(asdict(self), default=text).encode()
 
     @classmethod
-    def decode(cls, content: bytes) -> Scene:
+    def decode(cls, content: bytes) -> Example:
         """The inverse of `encode`."""
         values: dict[str, Any] = json.loads(content)
-        for key in ("truth", "found"):
+        for key in ("truth", "detections"):
             objects = values[key]
             if objects["rles"] is not None:
                 objects["rles"] = [Rle(size=rle["size"], counts=rle["counts"].encode()) for rle in objects["rles"]]
-            values[key] = SceneObjects(**objects)
+            values[key] = ExampleObjects(**objects)
         return cls(**{**values, "image_size": tuple(values["image_size"])})
 
 
-def scene_of(truth: TruthBlock, found: FoundBlock, image: int, score_threshold: float) -> Scene:
+def example_of(truth: TruthBlock, detections: DetectionBlock, image: int, score_threshold: float) -> Example:
     """Image number ``image`` of a block, with the detections of at least this score."""
     first, last = truth.offsets[image : image + 2].tolist()
-    start, stop = found.offsets[image : image + 2].tolist()
-    kept = [i for i in range(start, stop) if found.scores[i] >= score_threshold]
+    start, stop = detections.offsets[image : image + 2].tolist()
+    kept = [i for i in range(start, stop) if detections.scores[i] >= score_threshold]
     height, width = truth.image_sizes[image].tolist()
-    return Scene(
+    return Example(
         image_id=truth.image_ids[image],
         file_name=truth.file_names[image] if truth.file_names else None,
         image_size=(height, width),
-        truth=SceneObjects(
+        truth=ExampleObjects(
             boxes=truth.boxes[first:last].tolist(),
             categories=truth.categories[first:last].tolist(),
             scores=None,
             rles=None if truth.rles is None else list(truth.rles[first:last]),
         ),
-        found=SceneObjects(
-            boxes=found.boxes[kept].tolist(),
-            categories=found.categories[kept].tolist(),
-            scores=found.scores[kept].tolist(),
-            rles=None if found.rles is None else [found.rles[i] for i in kept],
+        detections=ExampleObjects(
+            boxes=detections.boxes[kept].tolist(),
+            categories=detections.categories[kept].tolist(),
+            scores=detections.scores[kept].tolist(),
+            rles=None if detections.rles is None else [detections.rles[i] for i in kept],
         ),
     )

@@ -2,7 +2,7 @@
 
     ground truth ── deal by image id ──┐
     predictions ── list images ────────┴─► pair a hash part ─► evaluate a group ─► reduce a category
-                   a batch of groups       each a task         each a task         each a task
+                   a range of groups       each a task         each a task         each a task
 
 What passes between the stages lies on scratch storage; tasks return where it lies, and sums. A task that is run
 again writes the same files again.
@@ -13,8 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-from typing import Protocol as TypingProtocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,16 +21,16 @@ from pipeline.evaluate.inputs.annotations import open_annotated_output
 from pipeline.evaluate.inputs.books import InputError, InputReport, WhichImages
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories, deal_truth
-from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_slices
-from pipeline.evaluate.inputs.predictions import Predictions, group_batches, list_images
-from pipeline.evaluate.map_groups import AnalysisPlan, AnalysisSums, ShardPlan, ShardResult, evaluate_group
+from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
+from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list_images
+from pipeline.evaluate.map_groups import AnalysisPlan, AnalysisSums, GroupPlan, GroupResult, evaluate_group
 from pipeline.evaluate.reduce_categories import CategoryWork, Reduced, reduce_category
-from pipeline.evaluate.shuffle.slices import SliceStore
-from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, Run
+from pipeline.evaluate.shuffle.chunks import ChunkStore
+from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, SortedRun
 from pipeline.metrics.analysis.tide import ErrorTotals
 from pipeline.metrics.analysis.top_images import TopImages
 from pipeline.metrics.blocks import Int64s
-from pipeline.metrics.protocol import IouType, Protocol
+from pipeline.metrics.protocol import CocoProtocol, IouType
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +39,7 @@ _RESULTS_SUFFIXES = (".json", ".json.gz", ".json.bz2", ".json.zst")
 _REDUCE_TASKS = 128
 
 
-class TaskRunner(TypingProtocol):
+class TaskRunner(Protocol):
     """Runs tasks somewhere, each by itself."""
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
@@ -77,7 +76,7 @@ class Request:
     truth_uri: str
     images: WhichImages
     iou_types: tuple[IouType, ...]
-    protocol: Protocol
+    protocol: CocoProtocol
     analysis: AnalysisPlan | None
     wanted_precision: float
     scratch_uri: str
@@ -99,7 +98,7 @@ class Measured:
         analysis: sums over all images; ``None`` without.
         num_records: that went from the map to the reduce.
         record_bytes: of them, packed.
-        scratch_uri: where the scenes of the analysis lie.
+        scratch_uri: where the examples of the analysis lie.
     """
 
     categories: Categories
@@ -127,12 +126,12 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
     Raises:
         InputError: the inputs cannot be evaluated; every reason is in the message.
     """
-    plan, slices, inputs = _pair(request, run_tasks, report)
+    plan, chunks, inputs = _pair(request, run_tasks, report)
     evaluate = functools.partial(_evaluate, plan)
-    shards = list(run_tasks(evaluate, list(enumerate(slices)), "evaluated"))
-    num_objects = {kind: np.sum([shard.num_objects[kind] for shard in shards], axis=0) for kind in request.iou_types}
-    analysis = _add_up([shard.analysis for shard in shards if shard.analysis])
-    works = _reduce_works(request, shards, num_objects, analysis)
+    groups = list(run_tasks(evaluate, list(enumerate(chunks)), "evaluated"))
+    num_objects = {kind: np.sum([group.num_objects[kind] for group in groups], axis=0) for kind in request.iou_types}
+    analysis = _add_up([group.analysis for group in groups if group.analysis])
+    works = _reduce_works(request, groups, num_objects, analysis)
     reduce = functools.partial(_reduce, protocol=request.protocol, scratch_uri=plan.store.uri)
     reduced: dict[str, list[Reduced]] = {}
     for batch in run_tasks(reduce, _balanced(works), "reduced"):
@@ -143,9 +142,9 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
         categories=plan.truth.categories,
         predictions=plan.predictions,
         inputs=inputs,
-        num_images=sum(shard.num_images for shard in shards),
-        num_detections=np.sum([shard.num_detections for shard in shards], axis=0),
-        num_crowd=np.sum([shard.num_crowd for shard in shards], axis=0),
+        num_images=sum(group.num_images for group in groups),
+        num_detections=np.sum([group.num_detections for group in groups], axis=0),
+        num_crowd=np.sum([group.num_crowd for group in groups], axis=0),
         num_objects=num_objects,
         reduced={stream: sorted(parts, key=lambda each: each.category) for stream, parts in reduced.items()},
         analysis=analysis,
@@ -157,15 +156,15 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
 
 def _pair(
     request: Request, run_tasks: TaskRunner, report: Callable[[str], None]
-) -> tuple[ShardPlan, list[Any], InputReport]:
+) -> tuple[GroupPlan, list[Any], InputReport]:
     """Deal, list and join: the plan, the ground truth of each group, and the books."""
     masks = "segm" in request.iou_types
-    store = SliceStore(f"{request.scratch_uri}/truth")
+    store = ChunkStore(f"{request.scratch_uri}/truth")
     truth = deal_truth(request.truth_uri, store, masks)
     report(f"ground truth: {truth.num_images:,} images, {truth.num_objects:,} objects")
     predictions = _open_predictions(request, masks)
     listing = functools.partial(_list, predictions, store=store, num_parts=truth.num_parts)
-    listed = list(run_tasks(listing, group_batches(predictions), "listed"))
+    listed = list(run_tasks(listing, group_ranges(predictions), "listed"))
     inputs = check_sides(truth, predictions, listed, request.images)
     pair = functools.partial(pair_part, truth, listed, store, num_groups=predictions.num_groups, images=request.images)
     paired = list(run_tasks(pair, list(range(truth.num_parts)), "paired"))
@@ -174,20 +173,20 @@ def _pair(
         inputs = replace(inputs, without_box=0)  # which matters to nobody then
     if problems := inputs.problems():
         raise InputError("; ".join(problems))
-    plan = ShardPlan(truth, predictions, store, request.iou_types, request.protocol, request.analysis)
-    slices = [truth_slices(paired, group) for group in range(predictions.num_groups)]
-    return plan, slices, inputs
+    plan = GroupPlan(truth, predictions, store, request.iou_types, request.protocol, request.analysis)
+    chunks = [truth_chunks(paired, group) for group in range(predictions.num_groups)]
+    return plan, chunks, inputs
 
 
 def _open_predictions(request: Request, masks: bool) -> Predictions:
     if request.predictions_uri.lower().endswith(_RESULTS_SUFFIXES):
-        return deal_results(request.predictions_uri, SliceStore(f"{request.scratch_uri}/results"), masks)
+        return deal_results(request.predictions_uri, ChunkStore(f"{request.scratch_uri}/results"), masks)
     return open_annotated_output(request.predictions_uri)
 
 
 def _reduce_works(
     request: Request,
-    shards: Sequence[ShardResult],
+    groups: Sequence[GroupResult],
     num_objects: Mapping[IouType, Int64s],
     analysis: AnalysisSums | None,
 ) -> list[CategoryWork]:
@@ -200,7 +199,7 @@ def _reduce_works(
         CategoryWork(
             category,
             stream,
-            tuple(_runs(shards, stream, category)),
+            tuple(_runs(groups, stream, category)),
             counts[category],
             request.wanted_precision if stream == main else None,
         )
@@ -209,9 +208,9 @@ def _reduce_works(
     ]
 
 
-def _runs(shards: Sequence[ShardResult], stream: str, category: int) -> Iterator[Run]:
-    for shard in shards:
-        run = shard.runs.get(stream, {}).get(category)
+def _runs(groups: Sequence[GroupResult], stream: str, category: int) -> Iterator[SortedRun]:
+    for group in groups:
+        run = group.runs.get(stream, {}).get(category)
         if run is not None:
             yield run
 
@@ -225,8 +224,8 @@ def _add_up(parts: Sequence[AnalysisSums]) -> AnalysisSums | None:
         errors = part.errors if errors is None else errors + part.errors if part.errors else errors
         top.merge(part.top)
     shown = top.image_orders()
-    scenes = {order: scene for part in parts for order, scene in part.scenes.items() if order in shown}
-    return AnalysisSums(errors, np.sum([part.confusion for part in parts], axis=0), top, scenes)
+    examples = {order: example for part in parts for order, example in part.examples.items() if order in shown}
+    return AnalysisSums(errors, np.sum([part.confusion for part in parts], axis=0), top, examples)
 
 
 def _balanced(works: Sequence[CategoryWork]) -> list[list[CategoryWork]]:
@@ -244,9 +243,9 @@ def _list(predictions: Predictions, groups: range, **where: Any) -> Any:
     return list_images(predictions, groups, **where)
 
 
-def _evaluate(plan: ShardPlan, numbered: tuple[int, Any]) -> ShardResult:
-    group, slices = numbered
-    return evaluate_group(plan, group, slices)
+def _evaluate(plan: GroupPlan, numbered: tuple[int, Any]) -> GroupResult:
+    group, chunks = numbered
+    return evaluate_group(plan, group, chunks)
 
 
 def _reduce(batch: Sequence[CategoryWork], **how: Any) -> list[Reduced]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, Run, merge_runs
+from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, SortedRun, merge_runs
 from pipeline.metrics.analysis.calibration import Calibration, CalibrationCounter
 from pipeline.metrics.analysis.thresholds import ClassThreshold, ThresholdTracker
 from pipeline.metrics.analysis.tide import MAX_DETECTIONS, VARIANT_RECORD
@@ -15,7 +15,7 @@ from pipeline.metrics.ap.accumulate import Accumulator, CategoryResult
 from pipeline.metrics.ap.matching import NUM_THRESHOLDS
 from pipeline.metrics.ap.records import RECORD
 from pipeline.metrics.blocks import Int64s
-from pipeline.metrics.protocol import Protocol
+from pipeline.metrics.protocol import CocoProtocol
 from pipeline.storage.objects.open import open_objects
 
 
@@ -33,7 +33,7 @@ class CategoryWork:
 
     category: int
     stream: str
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
     num_objects: Int64s
     wanted_precision: float | None = None
 
@@ -54,7 +54,7 @@ class Reduced:
     threshold: ClassThreshold | None = None
 
 
-def reduce_category(work: CategoryWork, protocol: Protocol, scratch_uri: str) -> Reduced:
+def reduce_category(work: CategoryWork, protocol: CocoProtocol, scratch_uri: str) -> Reduced:
     """Go once through the records of a category, in memory that does not grow with them."""
     if work.stream == ERRORS_STREAM:
         dtype, accumulator = VARIANT_RECORD, Accumulator(work.num_objects, 1, (MAX_DETECTIONS,))

@@ -57,7 +57,7 @@ class TruthBlock:
 
 
 @dataclass(frozen=True)
-class FoundBlock:
+class DetectionBlock:
     """The detections on the same N images, D in all, in the order in which they were given.
 
     Attributes:

@@ -28,7 +28,7 @@ MMDET_MAX_DETS = (100, 300, 1000)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class CocoProtocol:
     """The part of the protocol that people vary.
 
     Attributes:

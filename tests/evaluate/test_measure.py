@@ -18,7 +18,7 @@ from pipeline.evaluate.map_groups import AnalysisPlan
 from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
 from pipeline.evaluate.shuffle import sorted_runs
-from pipeline.metrics.protocol import IouType, Protocol
+from pipeline.metrics.protocol import CocoProtocol, IouType
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import write_json, write_output
 
@@ -51,7 +51,7 @@ def run(
         truth_uri=str(folder / "truth.json"),
         images="all",
         iou_types=iou_types,
-        protocol=Protocol(max_dets),
+        protocol=CocoProtocol(max_dets),
         analysis=AnalysisPlan(iou_types[-1], 0.3, 2, str(folder / "matches")),
         wanted_precision=0.5,
         scratch_uri=str(folder / "scratch"),

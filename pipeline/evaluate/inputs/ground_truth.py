@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
+    BadRow,
     IdKind,
     ImageId,
-    RowError,
     at_place,
     category_row,
     image_row,
@@ -23,8 +23,8 @@ from pipeline.coco.rows import (
     object_schema,
 )
 from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer
 from pipeline.evaluate.shuffle.id_order import IdOrder
-from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
 
@@ -82,13 +82,13 @@ class DealtTruth:
     num_images: int
     num_objects: int
     num_parts: int
-    images: tuple[SliceFile, ...]
-    objects: tuple[SliceFile, ...]
-    object_ids: tuple[SliceFile, ...]
-    orders: tuple[SliceFile, ...]
+    images: tuple[ChunkFile, ...]
+    objects: tuple[ChunkFile, ...]
+    object_ids: tuple[ChunkFile, ...]
+    orders: tuple[ChunkFile, ...]
 
 
-def deal_truth(uri: str, store: SliceStore, masks: bool) -> DealtTruth:
+def deal_truth(uri: str, store: ChunkStore, masks: bool) -> DealtTruth:
     """Read ground truth once and deal it.
 
     Args:
@@ -161,7 +161,7 @@ class RowBuffer:
 class _TruthReader:
     """Takes the elements of a ground truth file in the order of the file."""
 
-    def __init__(self, uri: str, store: SliceStore, num_parts: int, masks: bool) -> None:
+    def __init__(self, uri: str, store: ChunkStore, num_parts: int, masks: bool) -> None:
         self._uri, self._num_parts, self._masks = uri, num_parts, masks
         self._id_kind = IdKind(uri)
         self._dealers = [Dealer(store, name, num_parts) for name in ("images", "objects", "object-ids")]
@@ -179,7 +179,7 @@ class _TruthReader:
                 self._take_image(element)
             elif element.key == "categories":
                 self._take_category(element)
-        except RowError as error:
+        except BadRow as error:
             raise at_place(self._uri, element, error) from None
 
     def close(self) -> DealtTruth:
@@ -220,7 +220,7 @@ class _TruthReader:
     def _take_category(self, element: Element) -> None:
         category_id, name = category_row(element.value)
         if category_id in self._categories:
-            raise RowError(f"the id stands for {self._categories[category_id]!r}, too; give each category its own")
+            raise BadRow(f"the id stands for {self._categories[category_id]!r}, too; give each category its own")
         self._categories[category_id] = name
 
     def _deal_images(self) -> None:

@@ -14,7 +14,7 @@ from pipeline.coco.segmentations import mask_area
 from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputError, Tally
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import FoundBlock
+from pipeline.metrics.blocks import DetectionBlock
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
@@ -22,7 +22,7 @@ _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
 
 @dataclass(frozen=True)
 class OutputBatch:
-    """See ``predictions.FoundBatch``.
+    """See ``predictions.DetectionBatch``.
 
     Attributes:
         place: the file, for messages.
@@ -37,8 +37,8 @@ class OutputBatch:
 
     def block(
         self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> FoundBlock:
-        """See `FoundBatch`. Numbers become float64 without loss; their order stays."""
+    ) -> DetectionBlock:
+        """See `DetectionBatch`. Numbers become float64 without loss; their order stays."""
         lists = self.detections
         if not np.array_equal(rows, np.arange(len(lists))):
             lists = lists.take(pa.array(rows))
@@ -52,7 +52,7 @@ class OutputBatch:
         scores = self._column(flat, "score").to_numpy().astype(np.float64)
         self._check_finite(np.isfinite(scores) & np.isfinite(boxes).all(axis=1), rows[owners])
         areas, rles = self._masks(flat, rows, owners, image_sizes) if masks else (None, None)
-        return FoundBlock(
+        return DetectionBlock(
             offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
             positions=positions[kept],
             categories=labels[kept],

@@ -15,20 +15,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.metrics.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import Bools, DetectionBlock, Float64s, Int64s, TruthBlock
 from pipeline.metrics.overlaps import Overlaps, Partners, block_overlaps, match_in_order
 
 MATCH_IOU = 0.5
 
 
 def block_confusion(
-    truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s], num_categories: int, score_threshold: float
+    truth: TruthBlock, detections: DetectionBlock, ious: Sequence[Float64s], num_categories: int, score_threshold: float
 ) -> Int64s:
     """Count one block; the matrices of blocks add up to that of the set.
 
     Args:
         truth: N images.
-        found: the same images.
+        detections: the same images.
         ious: N matrices [D_i, G_i] of every pair, of different categories too.
         num_categories: K.
         score_threshold: lower scores are left out.
@@ -37,16 +37,16 @@ def block_confusion(
         [K + 1, K + 1]; the row is the object's category, the column the detection's. The last row holds detections
         of nothing, the last column objects that were not detected.
     """
-    overlaps = block_overlaps(truth, found, ious)
-    kept = found.scores >= score_threshold
+    overlaps = block_overlaps(truth, detections, ious)
+    kept = detections.scores >= score_threshold
     overlaps = overlaps.take(kept[overlaps.detections] & (overlaps.ious >= MATCH_IOU))
-    same = truth.categories[overlaps.objects] == found.categories[overlaps.detections]
+    same = truth.categories[overlaps.objects] == detections.categories[overlaps.detections]
     crowd = truth.crowd[overlaps.objects]
-    matched = _matched(overlaps.take(~crowd), same[~crowd], found.scores, len(truth.crowd))
+    matched = _matched(overlaps.take(~crowd), same[~crowd], detections.scores, len(truth.crowd))
     in_crowd = np.zeros(len(kept), np.bool_)
     in_crowd[overlaps.detections[same & crowd]] = True
     false = kept & ~matched.present & ~in_crowd
-    return _counts(truth, found, matched, false, num_categories)
+    return _counts(truth, detections, matched, false, num_categories)
 
 
 def _matched(candidates: Overlaps, same: Bools, scores: Float64s, num_objects: int) -> Partners:
@@ -61,7 +61,9 @@ def _matched(candidates: Overlaps, same: Bools, scores: Float64s, num_objects: i
     return match_in_order(candidates.take(np.lexsort(keys)), len(scores), num_objects)
 
 
-def _counts(truth: TruthBlock, found: FoundBlock, matched: Partners, false: Bools, num_categories: int) -> Int64s:
+def _counts(
+    truth: TruthBlock, detections: DetectionBlock, matched: Partners, false: Bools, num_categories: int
+) -> Int64s:
     background = num_categories
     missed = ~truth.crowd
     missed[matched.objects[matched.present]] = False
@@ -70,7 +72,7 @@ def _counts(truth: TruthBlock, found: FoundBlock, matched: Partners, false: Bool
         np.full(false.sum(), background),
         truth.categories[missed],
     ]
-    columns = [found.categories[matched.present], found.categories[false], np.full(missed.sum(), background)]
+    columns = [detections.categories[matched.present], detections.categories[false], np.full(missed.sum(), background)]
     side = num_categories + 1
     cells = np.concatenate(rows) * side + np.concatenate(columns)
     return np.bincount(cells, minlength=side * side).reshape(side, side)

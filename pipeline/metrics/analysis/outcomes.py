@@ -25,7 +25,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import Bools, DetectionBlock, Int64s, TruthBlock
 from pipeline.metrics.overlaps import (
     Overlaps,
     Partners,
@@ -85,17 +85,17 @@ class Judgement:
     missed: Bools
 
 
-def judge(truth: TruthBlock, found: FoundBlock, overlaps: Overlaps) -> Judgement:
+def judge(truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps) -> Judgement:
     """Apply the rules above.
 
     Args:
         truth: N images.
-        found: the same images.
+        detections: the same images.
         overlaps: all their overlaps.
     """
-    places = score_positions(found)
-    judged = places - found.offsets[image_indices(found.offsets)] < MAX_DETECTIONS
-    matched, own, other, region = _partners(truth, found, overlaps.take(judged[overlaps.detections]), places)
+    places = score_positions(detections)
+    judged = places - detections.offsets[image_indices(detections.offsets)] < MAX_DETECTIONS
+    matched, own, other, region = _partners(truth, detections, overlaps.take(judged[overlaps.detections]), places)
     mistakes = _mistakes(matched, own, other)
     mistakes[~judged] = 0
     ignored = judged & ~matched.present & (region.ious > POSITIVE_IOU)
@@ -117,10 +117,12 @@ def judge(truth: TruthBlock, found: FoundBlock, overlaps: Overlaps) -> Judgement
     )
 
 
-def _partners(truth: TruthBlock, found: FoundBlock, overlaps: Overlaps, places: Int64s) -> tuple[Partners, ...]:
+def _partners(
+    truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps, places: Int64s
+) -> tuple[Partners, ...]:
     """What each detection matches, and what it overlaps most: own category, other categories, own crowd regions."""
     crowd = truth.crowd[overlaps.objects]
-    same = truth.categories[overlaps.objects] == found.categories[overlaps.detections]
+    same = truth.categories[overlaps.objects] == detections.categories[overlaps.detections]
     matched = _matched(overlaps.take(same & ~crowd & (overlaps.ious >= POSITIVE_IOU)), places, len(truth.crowd))
     kinds = (same & ~crowd, ~same & ~crowd, same & crowd)
     return matched, *(best_partners(overlaps.take(kind), len(places)) for kind in kinds)

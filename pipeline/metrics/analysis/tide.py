@@ -27,7 +27,7 @@ import numpy as np
 from pipeline.metrics.analysis.outcomes import ERRORS, MAX_DETECTIONS, Judgement, Outcome, judge
 from pipeline.metrics.ap.accumulate import CategoryResult
 from pipeline.metrics.ap.records import Records, record_dtype
-from pipeline.metrics.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import Bools, DetectionBlock, Float64s, Int64s, TruthBlock
 from pipeline.metrics.overlaps import block_overlaps, score_positions
 from pipeline.tables.ragged import image_indices
 
@@ -109,21 +109,23 @@ class ErrorSummary:
     counts: dict[str, int]
 
 
-def block_errors(truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s], num_categories: int) -> BlockErrors:
+def block_errors(
+    truth: TruthBlock, detections: DetectionBlock, ious: Sequence[Float64s], num_categories: int
+) -> BlockErrors:
     """Judge a block.
 
     Args:
         truth: N images.
-        found: the same images.
+        detections: the same images.
         ious: N matrices [D_i, G_i] of every pair, of different categories too.
         num_categories: K.
     """
-    judgement = judge(truth, found, block_overlaps(truth, found, ious))
-    categories, records = _records(truth, found, judgement)
+    judgement = judge(truth, detections, block_overlaps(truth, detections, ious))
+    categories, records = _records(truth, detections, judgement)
     totals = ErrorTotals(
         num_objects=_num_objects(truth, judgement, num_categories),
         num_detections=_num_detections(categories, records, num_categories),
-        counts=_counts(truth, found, judgement, num_categories),
+        counts=_counts(truth, detections, judgement, num_categories),
     )
     return BlockErrors(categories, records, totals, judgement)
 
@@ -160,13 +162,13 @@ def _mean_ap(results: Sequence[CategoryResult], totals: ErrorTotals, variant: in
     return sum(aps) / len(aps) if aps else None
 
 
-def _records(truth: TruthBlock, found: FoundBlock, judgement: Judgement) -> tuple[Int64s, Records]:
+def _records(truth: TruthBlock, detections: DetectionBlock, judgement: Judgement) -> tuple[Int64s, Records]:
     """What the detections count as in each variant.
 
     A detection with a mended category gets a second record there, which counts in that variant only.
     """
     outcomes, mistakes = judgement.outcomes, judgement.mistakes
-    records = _blank_records(truth, found)
+    records = _blank_records(truth, detections)
     moved = np.flatnonzero((judgement.fixes >= 0) & (mistakes == Outcome.CLASSIFICATION))
     moved_records = records[moved]
     moved_records["tp"][:, Outcome.CLASSIFICATION] = 1
@@ -180,18 +182,18 @@ def _records(truth: TruthBlock, found: FoundBlock, judgement: Judgement) -> tupl
     records["tp"][mended, Outcome.LOCALISATION] = 1
 
     kept = np.flatnonzero((outcomes <= Outcome.BACKGROUND) | mended)
-    categories = np.concatenate([found.categories[kept], truth.categories[judgement.fixes[moved]]])
+    categories = np.concatenate([detections.categories[kept], truth.categories[judgement.fixes[moved]]])
     return categories, np.concatenate([records[kept], moved_records])
 
 
-def _blank_records(truth: TruthBlock, found: FoundBlock) -> Records:
+def _blank_records(truth: TruthBlock, detections: DetectionBlock) -> Records:
     """[D] with what decides the order, and no marks."""
-    images = image_indices(found.offsets)
-    records = np.zeros(len(found.scores), VARIANT_RECORD)
-    records["score"] = found.scores + 0.0  # no -0.0, as in the records of AP
+    images = image_indices(detections.offsets)
+    records = np.zeros(len(detections.scores), VARIANT_RECORD)
+    records["score"] = detections.scores + 0.0  # no -0.0, as in the records of AP
     records["image"] = truth.orders[images]
     # From MAX_DETECTIONS on nothing is judged and no record kept: those ranks only have to fit the field.
-    records["rank"] = np.minimum(score_positions(found) - found.offsets[images], MAX_DETECTIONS)
+    records["rank"] = np.minimum(score_positions(detections) - detections.offsets[images], MAX_DETECTIONS)
     return records
 
 
@@ -214,9 +216,9 @@ def _num_detections(categories: Int64s, records: Records, num_categories: int) -
     return counts.T
 
 
-def _counts(truth: TruthBlock, found: FoundBlock, judgement: Judgement, num_categories: int) -> Int64s:
-    categories = np.concatenate([found.categories, truth.categories[judgement.missed]])
-    missed = np.full(len(categories) - len(found.categories), Outcome.MISSED, np.uint8)
+def _counts(truth: TruthBlock, detections: DetectionBlock, judgement: Judgement, num_categories: int) -> Int64s:
+    categories = np.concatenate([detections.categories, truth.categories[judgement.missed]])
+    missed = np.full(len(categories) - len(detections.categories), Outcome.MISSED, np.uint8)
     outcomes = np.concatenate([judgement.outcomes, missed])
     stride = len(Outcome)
     table = np.bincount(categories * stride + outcomes, minlength=num_categories * stride)

@@ -43,7 +43,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Objects:
+class MatchTargets:
     """What matching asks of the G objects.
 
     Attributes:
@@ -58,7 +58,7 @@ class Objects:
     countable: Bools
 
 
-def match(pairs: Pairs, objects: Objects, ranks: Int64s, outside: Bools) -> tuple[Uint16s, Uint16s]:
+def match(pairs: Pairs, objects: MatchTargets, ranks: Int64s, outside: Bools) -> tuple[Uint16s, Uint16s]:
     """True and false positives, bit t for threshold t; neither where a detection is ignored.
 
     A detection takes the object of highest IoU that is still free, the last of equals, and an ignored object
@@ -96,7 +96,9 @@ def match(pairs: Pairs, objects: Objects, ranks: Int64s, outside: Bools) -> tupl
     return tp, fp
 
 
-def _choose(reached: Bools, candidates: Int64s, starts: Int64s, objects: Objects, free: Bools) -> tuple[Bools, Int64s]:
+def _choose(
+    reached: Bools, candidates: Int64s, starts: Int64s, objects: MatchTargets, free: Bools
+) -> tuple[Bools, Int64s]:
     """One round.
 
     Args:
