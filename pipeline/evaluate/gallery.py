@@ -8,7 +8,6 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.annotate.stages.rows import RowError
 from pipeline.annotations.ledger import OutputStore
@@ -23,6 +22,7 @@ from pipeline.evaluate.report.cards import GalleryImage, Overlay
 from pipeline.evaluate.shuffle.chunks import Chunk
 from pipeline.metrics.analysis.top_images import TopImages
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Uint8s
 
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together
 
@@ -88,9 +88,7 @@ def _source(
     return replace(own, apply_exif=apply_exif, image_root=root), uris
 
 
-def _gallery_image(
-    category_name: str, pick: _Pick, example: Example, picture: NDArray[np.uint8] | RowError
-) -> GalleryImage:
+def _gallery_image(category_name: str, pick: _Pick, example: Example, picture: Uint8s | RowError) -> GalleryImage:
     pixels, reason = (None, f"{picture.code}: {picture.message}") if isinstance(picture, RowError) else (picture, "")
     if pixels is not None and pixels.shape[:2] != example.image_size:
         there, here = (" x ".join(map(str, size)) for size in (pixels.shape[:2], example.image_size))

@@ -25,10 +25,11 @@ from pipeline.metrics.analysis.match_table import match_schema, match_table
 from pipeline.metrics.analysis.tide import ErrorTotals, block_errors
 from pipeline.metrics.analysis.top_images import TopImages
 from pipeline.metrics.ap.records import Records, block_records
-from pipeline.metrics.blocks import DetectionBlock, Float64s, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.ious import block_ious
 from pipeline.metrics.protocol import AREA_NAMES, CocoProtocol, IouType
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Float64s, Int64s
 
 
 @dataclass(frozen=True)

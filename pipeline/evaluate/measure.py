@@ -29,8 +29,8 @@ from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, SortedRun
 from pipeline.metrics.analysis.tide import ErrorTotals
 from pipeline.metrics.analysis.top_images import TopImages
-from pipeline.metrics.blocks import Int64s
 from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.tables.arrays import Int64s
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -23,8 +23,8 @@ from pipeline.metrics.analysis.thresholds import ClassThreshold, Proportion
 from pipeline.metrics.analysis.tide import error_summary
 from pipeline.metrics.ap.figures import Arrays, ap_limit, coco_stats, mmdet_metrics, per_class, stat_names
 from pipeline.metrics.ap.hits import HIT_IOU
-from pipeline.metrics.blocks import Float64s
 from pipeline.metrics.protocol import IOU_THRESHOLDS, RECALL_THRESHOLDS, IouType
+from pipeline.tables.arrays import Float64s
 
 FORMAT = 1
 _CURVE_IOUS = (0.5, 0.75)

@@ -14,9 +14,9 @@ from pipeline.metrics.analysis.tide import MAX_DETECTIONS, VARIANT_RECORD
 from pipeline.metrics.ap.accumulate import Accumulator, CategoryResult
 from pipeline.metrics.ap.matching import NUM_THRESHOLDS
 from pipeline.metrics.ap.records import RECORD
-from pipeline.metrics.blocks import Int64s
 from pipeline.metrics.protocol import CocoProtocol
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Int64s
 
 
 @dataclass(frozen=True)

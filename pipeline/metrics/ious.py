@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pipeline.evaluate.inputs.books import InputError
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import DetectionBlock, Float64s, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import IouType
+from pipeline.tables.arrays import Float64s, Int64s, Uint8s
 from pipeline.tables.ragged import image_indices
 
 
@@ -72,7 +72,7 @@ def _mask_ious(truth: TruthBlock, detections: DetectionBlock, same_category_only
     return ious
 
 
-def _iou(detections: Sequence[Rle] | Float64s, truth: Sequence[Rle] | Float64s, crowd: NDArray[np.uint8]) -> Float64s:
+def _iou(detections: Sequence[Rle] | Float64s, truth: Sequence[Rle] | Float64s, crowd: Uint8s) -> Float64s:
     """[D, G], also where pycocotools would return an empty list."""
     if len(detections) == 0 or len(truth) == 0:
         return np.zeros((len(detections), len(truth)))

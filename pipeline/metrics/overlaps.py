@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, DetectionBlock, Float64s, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import image_indices, owners_of
 
 

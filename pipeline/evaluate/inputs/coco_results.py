@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pipeline.coco.json_stream import JsonLists
@@ -23,6 +22,7 @@ from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chun
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Float64s, Int64s
 from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions_in
 
 
@@ -91,12 +91,10 @@ class ResultsBatch:
 
     place: str
     image_ids: pa.Array
-    offsets: NDArray[np.int64]
+    offsets: Int64s
     table: pa.Table
 
-    def block(
-        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> DetectionBlock:
+    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
         """See `DetectionBatch`.
 
         As ``COCO.loadRes`` has it, but for one thing: areas by which objects are small, medium or large come from
@@ -119,7 +117,7 @@ class ResultsBatch:
             rles=[rle for rle in rles if rle] if masks else None,
         )
 
-    def _rles(self, table: pa.Table, sizes: NDArray[np.int64]) -> list[Rle | None]:
+    def _rles(self, table: pa.Table, sizes: Int64s) -> list[Rle | None]:
         """[D] the masks of results that were dealt with their text."""
         columns = zip(table["image_id"].to_pylist(), table["text"].to_pylist(), sizes.tolist(), strict=True)
         return [None if text is None else self._rle(image_id, text, size) for image_id, text, size in columns]
@@ -167,7 +165,7 @@ def deal_results(uri: str, store: ChunkStore, masks: bool) -> DealtResults:
     return DealtResults(uri, kind.arrow_type, store, num_parts, dealer.close(), num_without_box)
 
 
-def _boxes(boxes: pa.FixedSizeListArray, rles: list[Rle | None]) -> NDArray[np.float64]:
+def _boxes(boxes: pa.FixedSizeListArray, rles: list[Rle | None]) -> Float64s:
     """[D, 4]; where there is none, the smallest one about the mask."""
     without = boxes.is_null().to_numpy(zero_copy_only=False)
     filled = np.zeros((len(boxes), 4))

@@ -27,6 +27,7 @@ from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer
 from pipeline.evaluate.shuffle.id_order import IdOrder
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Int64s
 
 PART_BYTES = 64 << 20  # of JSON
 # The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.
@@ -48,7 +49,7 @@ class Categories:
     ids: tuple[int, ...]
     names: tuple[str, ...]
 
-    def positions(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    def positions(self, ids: NDArray[np.integer]) -> Int64s:
         """[N] the position of each id, -1 where there is no such category."""
         known = np.array(self.ids, np.int64)
         at = np.minimum(np.searchsorted(known, ids), len(known) - 1)

@@ -15,6 +15,7 @@ from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputError, Tally
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import DetectionBlock
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
@@ -35,9 +36,7 @@ class OutputBatch:
     image_ids: pa.Array
     detections: pa.ListArray
 
-    def block(
-        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> DetectionBlock:
+    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
         """See `DetectionBatch`. Numbers become float64 without loss; their order stays."""
         lists = self.detections
         if not np.array_equal(rows, np.arange(len(lists))):
@@ -63,8 +62,8 @@ class OutputBatch:
         )
 
     def _masks(
-        self, flat: pa.StructArray, rows: NDArray[np.int64], owners: NDArray[np.int64], image_sizes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], list[Rle]]:
+        self, flat: pa.StructArray, rows: Int64s, owners: Int64s, image_sizes: Int64s
+    ) -> tuple[Float64s, list[Rle]]:
         segmentation = self._column(flat, "segmentation")
         sizes = self._column(segmentation, "size").flatten().to_numpy().reshape(-1, 2)
         wrong = np.unique(owners[(sizes != image_sizes[owners]).any(axis=1)])
@@ -92,7 +91,7 @@ class OutputBatch:
             raise InputError(f"{self.place}: {column.null_count:,} detections have no {name}; the file is damaged")
         return column
 
-    def _check_finite(self, finite: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
+    def _check_finite(self, finite: Bools, rows: Int64s) -> None:
         wrong = np.unique(rows[~finite])
         if len(wrong):
             names = Tally.of((self._name(row) for row in wrong[:NUM_EXAMPLES]), len(wrong))

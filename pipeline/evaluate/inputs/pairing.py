@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.coco.rows import image_schema, object_schema
 from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputError, InputReport, Tally, WhichImages
@@ -23,6 +22,7 @@ from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Pred
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Bools, Int64s
 from pipeline.tables.ragged import offsets_of
 
 
@@ -47,7 +47,7 @@ class Joined(NamedTuple):
         listed: `listed_schema`.
     """
 
-    rows: NDArray[np.int64]
+    rows: Int64s
     listed: pa.Table
 
 
@@ -126,7 +126,7 @@ def truth_chunks(paired: Sequence[PairedPart], group: int) -> tuple[Chunk, ...]:
     return tuple(each for each in chunks if each.stop > each.start)
 
 
-def _index_in(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
+def _index_in(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> Int64s:
     """[N] where each id comes first among others, -1 where it does not."""
     if not (len(ids) and len(among)):  # which may then be of different types
         return np.full(len(ids), -1)
@@ -134,7 +134,7 @@ def _index_in(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]
     return index.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _groups(joined: Joined, part: int, num_groups: int) -> NDArray[np.int64]:
+def _groups(joined: Joined, part: int, num_groups: int) -> Int64s:
     """[N] the group of each image."""
     groups = (np.arange(len(joined.rows)) + part) % num_groups
     has_row = joined.rows >= 0
@@ -142,7 +142,7 @@ def _groups(joined: Joined, part: int, num_groups: int) -> NDArray[np.int64]:
     return groups
 
 
-def _annotated(joined: Joined) -> NDArray[np.bool_]:
+def _annotated(joined: Joined) -> Bools:
     failed = np.append(joined.listed["failed"].to_numpy(zero_copy_only=False).astype(np.bool_), True)
     return ~failed[joined.rows]
 
@@ -155,9 +155,7 @@ def _orders(truth: DealtTruth, store: ChunkStore, part: int, images: pa.Table) -
     return orders["order"].combine_chunks().take(pa.array(_index_in(images["image_id"], orders["image_id"])))
 
 
-def _with_objects(
-    images: pa.Table, objects: pa.Table, owners: NDArray[np.int64], expected: NDArray[np.bool_], orders: pa.Array
-) -> pa.Table:
+def _with_objects(images: pa.Table, objects: pa.Table, owners: Int64s, expected: Bools, orders: pa.Array) -> pa.Table:
     """Each image with the list of its annotations, in the order of the file."""
     order = np.argsort(owners, kind="stable")
     order = order[np.count_nonzero(owners < 0) :]
@@ -169,9 +167,7 @@ def _with_objects(
     return pa.table(columns, schema=truth_schema(images["image_id"].type))
 
 
-def _report(
-    images: pa.Table, objects: pa.Table, object_ids: pa.Table, owners: NDArray[np.int64], joined: Joined
-) -> InputReport:
+def _report(images: pa.Table, objects: pa.Table, object_ids: pa.Table, owners: Int64s, joined: Joined) -> InputReport:
     ids, listed = images["image_id"], joined.listed
     has_row = joined.rows >= 0
     failed = has_row & ~_annotated(joined)
@@ -192,7 +188,7 @@ def _report(
     )
 
 
-def _tally(ids: pa.ChunkedArray, chosen: NDArray[np.bool_]) -> Tally:
+def _tally(ids: pa.ChunkedArray, chosen: Bools) -> Tally:
     some = np.flatnonzero(chosen)
     return Tally.of(map(repr, ids.take(pa.array(some[:NUM_EXAMPLES])).to_pylist()), len(some))
 
@@ -203,13 +199,13 @@ def _repeated(ids: pa.ChunkedArray) -> Tally:
     return _tally(pa.chunked_array([values]), counts.to_numpy() > 1)
 
 
-def _orphans(objects: pa.Table, owners: NDArray[np.int64]) -> Tally:
+def _orphans(objects: pa.Table, owners: Int64s) -> Tally:
     rows = np.flatnonzero(owners < 0)
     first = objects.select(["id", "image_id"]).take(pa.array(rows[:NUM_EXAMPLES])).to_pylist()
     return Tally.of((f"{row['id']} (of image {row['image_id']!r})" for row in first), len(rows))
 
 
-def _other_sizes(images: pa.Table, joined: Joined, annotated: NDArray[np.bool_]) -> Tally:
+def _other_sizes(images: pa.Table, joined: Joined, annotated: Bools) -> Tally:
     rows = np.flatnonzero(annotated)
     here, there = _sizes(images)[rows], _sizes(joined.listed)[joined.rows[rows]]
     wrong = np.flatnonzero((here != there).any(axis=1) & here.all(axis=1) & there.all(axis=1))
@@ -221,7 +217,7 @@ def _other_sizes(images: pa.Table, joined: Joined, annotated: NDArray[np.bool_])
     return Tally.of(texts, len(wrong))
 
 
-def _sizes(table: pa.Table) -> NDArray[np.int64]:
+def _sizes(table: pa.Table) -> Int64s:
     return np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1).astype(np.int64)
 
 

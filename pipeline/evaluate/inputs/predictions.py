@@ -14,12 +14,12 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.coco.rows import ImageId
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, parts_of
 from pipeline.metrics.blocks import DetectionBlock
+from pipeline.tables.arrays import Int64s
 
 BLOCK_IMAGES = 1024
 
@@ -33,9 +33,7 @@ class DetectionBatch(Protocol):
     def image_ids(self) -> pa.Array:
         """Of the images, each once: ``int64`` or ``large_string``."""
 
-    def block(
-        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> DetectionBlock:
+    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
         """The detections on chosen images; those of categories that the ground truth lacks are left out.
 
         Args:

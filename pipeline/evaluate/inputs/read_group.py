@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.coco.segmentations import as_rle
 from pipeline.evaluate.inputs.books import InputError
@@ -19,6 +18,7 @@ from pipeline.evaluate.shuffle.chunks import Chunk, ChunkStore
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Int64s
 from pipeline.tables.ragged import offsets_of
 
 Blocks = tuple[TruthBlock, DetectionBlock]
@@ -88,7 +88,7 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
     )
 
 
-def _rles(uri: str, texts: pa.Array, sizes: NDArray[np.int64]) -> list[Rle]:
+def _rles(uri: str, texts: pa.Array, sizes: Int64s) -> list[Rle]:
     return [_rle(uri, text, size) for text, size in zip(texts.to_pylist(), sizes.tolist(), strict=True)]
 
 

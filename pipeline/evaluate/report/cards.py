@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.drawing.draw import DrawOptions, Picture, draw
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
+from pipeline.tables.arrays import Uint8s
 
 # 80 classes of 6 images are 960 thumbnails: of this size at most, they fit into 15 MB as base64.
 MOST_BYTES = 11_000
@@ -67,7 +68,7 @@ class GalleryImage:
     kind: Literal["worst", "best"]
     image_id: int | str
     quality: float
-    pixels: NDArray[np.uint8] | None
+    pixels: Uint8s | None
     truth: Overlay
     detections: Overlay
     true_positives: int

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.annotate.pending.id_partitions import hash_ids, wide
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Int64s
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
 _READS_AT_ONCE = 16
@@ -32,7 +33,7 @@ class ChunkFile:
     """
 
     name: str
-    offsets: NDArray[np.int64]
+    offsets: Int64s
 
     def part(self, number: int) -> Chunk:
         """The chunk of a part."""
@@ -118,7 +119,7 @@ class Dealer:
         self._name = name
         self._num_parts = num_parts
         self._tables: list[pa.Table] = []
-        self._parts: list[NDArray[np.int64]] = []
+        self._parts: list[Int64s] = []
         self._files: list[ChunkFile] = []
         self._size_bytes = 0
 
@@ -143,7 +144,7 @@ class Dealer:
             self._files.append(self._store.write(name, table, parts, self._num_parts))
 
 
-def parts_of(ids: pa.ChunkedArray, num_parts: int) -> NDArray[np.int64]:
+def parts_of(ids: pa.ChunkedArray, num_parts: int) -> Int64s:
     """[N] the part of each id."""
     return (hash_ids(wide(ids.combine_chunks())) % np.uint64(num_parts)).astype(np.int64)
 

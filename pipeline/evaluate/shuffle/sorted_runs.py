@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.ap.records import sort_order
 from pipeline.storage.objects.base import Objects
+from pipeline.tables.arrays import Int64s
 
 # The records of each kind of IoU are a stream of runs; so are those of the errors.
 ERRORS_STREAM = "errors"
@@ -42,7 +43,7 @@ class SortedRun(NamedTuple):
     chunks: tuple[RecordChunk, ...]
 
 
-def write_runs(objects: Objects, name: str, categories: NDArray[np.int64], records: Records) -> dict[int, SortedRun]:
+def write_runs(objects: Objects, name: str, categories: Int64s, records: Records) -> dict[int, SortedRun]:
     """Sort records by category and score, and write them as one file.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.metrics.ap.hits import scored_hits
 from pipeline.metrics.ap.records import Records
-from pipeline.metrics.blocks import Float64s, Int64s
+from pipeline.tables.arrays import Float64s, Int64s
 
 NUM_BINS = 20
 # Not linspace, whose 0.35 is above 0.35.

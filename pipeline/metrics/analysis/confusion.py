@@ -15,8 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.metrics.blocks import Bools, DetectionBlock, Float64s, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.overlaps import Overlaps, Partners, block_overlaps, match_in_order
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 
 MATCH_IOU = 0.5
 

@@ -35,7 +35,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.metrics.analysis.outcomes import Judgement, Outcome
-from pipeline.metrics.blocks import Bools, DetectionBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.tables.arrays import Bools
 from pipeline.tables.ragged import image_indices
 
 _BOX = pa.list_(pa.field("element", pa.float64()), 4)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, DetectionBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.overlaps import (
     Overlaps,
     Partners,
@@ -33,6 +32,7 @@ from pipeline.metrics.overlaps import (
     match_in_order,
     score_positions,
 )
+from pipeline.tables.arrays import Bools, Int64s, Uint8s
 from pipeline.tables.ragged import image_indices
 
 POSITIVE_IOU = 0.5
@@ -77,9 +77,9 @@ class Judgement:
         missed: [G].
     """
 
-    outcomes: NDArray[np.uint8]
+    outcomes: Uint8s
     partners: Partners
-    mistakes: NDArray[np.uint8]
+    mistakes: Uint8s
     fixes: Int64s
     taken: Bools
     missed: Bools
@@ -134,7 +134,7 @@ def _matched(candidates: Overlaps, places: Int64s, num_objects: int) -> Partners
     return match_in_order(candidates.take(order), len(places), num_objects)
 
 
-def _mistakes(matched: Partners, own: Partners, other: Partners) -> NDArray[np.uint8]:
+def _mistakes(matched: Partners, own: Partners, other: Partners) -> Uint8s:
     """The first error that fits, by the highest IoU with objects of the own category and of all others."""
     cases = {
         Outcome.TRUE_POSITIVE: matched.present,

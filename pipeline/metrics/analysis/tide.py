@@ -27,8 +27,9 @@ import numpy as np
 from pipeline.metrics.analysis.outcomes import ERRORS, MAX_DETECTIONS, Judgement, Outcome, judge
 from pipeline.metrics.ap.accumulate import CategoryResult
 from pipeline.metrics.ap.records import Records, record_dtype
-from pipeline.metrics.blocks import Bools, DetectionBlock, Float64s, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.overlaps import block_overlaps, score_positions
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import image_indices
 
 __all__ = [

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.metrics.ap.records import Records
-from pipeline.metrics.blocks import Bools, Float64s, Int64s
 from pipeline.metrics.protocol import RECALL_THRESHOLDS
+from pipeline.tables.arrays import Bools, Float64s, Int64s, Uint16s
 
 NUM_RECALLS = len(RECALL_THRESHOLDS)
 
@@ -172,6 +171,6 @@ def _split(records: Records, num_thresholds: int) -> tuple[Bools, Int64s]:
     return plain, np.flatnonzero((partly | (records["tp"] != 0)).any(axis=1))
 
 
-def _unpacked(bits: NDArray[np.uint16], num_thresholds: int) -> Int64s:
+def _unpacked(bits: Uint16s, num_thresholds: int) -> Int64s:
     """[n, A] -> [A, T, n] of 0 and 1."""
     return (bits.T[:, None] >> np.arange(num_thresholds)[:, None]) & 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.metrics.ap.records import Records
-from pipeline.metrics.blocks import Bools, Float64s
+from pipeline.tables.arrays import Bools, Float64s
 
 HIT_IOU = 0.5  # the first of the IoU thresholds: bit 0
 

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, Float64s, Int64s
 from pipeline.metrics.protocol import IOU_THRESHOLDS
-
-Uint16s = NDArray[np.uint16]
+from pipeline.tables.arrays import Bools, Float64s, Int64s, Uint16s
 
 # pycocotools caps a threshold at 1 - 1e-10; the highest, 0.95, is below that.
 NUM_THRESHOLDS = len(IOU_THRESHOLDS)

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics.ap.matching import MatchTargets, Pairs, match
-from pipeline.metrics.blocks import Bools, DetectionBlock, Float64s, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, CocoProtocol, IouType
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import image_indices
 
 Records = NDArray[Any]
