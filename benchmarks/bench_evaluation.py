@@ -45,7 +45,8 @@ from benchmarks.support.machine import describe
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
 from pipeline.cluster.tasks import RayTasks
-from pipeline.evaluate.map_groups import AnalysisPlan
+from pipeline.evaluate.analysis import AnalysisPlan
+from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
@@ -119,7 +120,7 @@ def _output_rows(
 def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -> Request:
     """What the job asks for, with scratch and match table in a folder of their own."""
     scratch = tempfile.mkdtemp(dir=folder, prefix="scratch-")
-    plan = AnalysisPlan(iou_type, 0.3, 3, f"{scratch}/matches") if analysis else None
+    plan = AnalysisPlan(AnalysisConfig(), iou_type, 3, f"{scratch}/matches") if analysis else None
     return Request(
         predictions_uri=str(folder / predictions),
         truth_uri=str(folder / "truth.json"),
@@ -127,7 +128,6 @@ def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -
         iou_types=(iou_type,),
         protocol=CocoProtocol(),
         analysis=plan,
-        wanted_precision=0.9,
         scratch_uri=scratch,
     )
 

@@ -1,13 +1,20 @@
-"""Single images of a block, whole and as text: what the report's gallery draws."""
+"""The worst and best images of each category, whole and as text: what the report's gallery draws."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
+from pipeline.evaluate.shuffle.chunks import Chunk
 from pipeline.masks.rle import Rle
+from pipeline.metrics.analysis.image_quality import block_qualities
+from pipeline.metrics.analysis.top_images import CategoryImages, TopImages
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.metric import ComparedBlock
+from pipeline.storage.objects.base import Objects
 
 
 @dataclass(frozen=True)
@@ -88,3 +95,68 @@ def example_of(truth: TruthBlock, detections: DetectionBlock, image: int, score_
             rles=None if detections.rles is None else [detections.rles[i] for i in kept],
         ),
     )
+
+
+@dataclass(frozen=True)
+class PickedExamples:
+    """The images that are shown.
+
+    Attributes:
+        categories: [K] the worst and best of each.
+        chunks: by the image's order, where its `Example` lies on scratch storage.
+    """
+
+    categories: Sequence[CategoryImages]
+    chunks: Mapping[int, Chunk]
+
+
+class ExamplePicker:
+    """Picks the worst and best images of each category, and keeps what is on them.
+
+    Used like a `Metric`, but for `write`: what is on the images is sent home by way of scratch storage.
+    """
+
+    def __init__(self, num_categories: int, per_category: int, score_threshold: float) -> None:
+        """Begin with no images.
+
+        Args:
+            num_categories: K.
+            per_category: how many of the worst and of the best.
+            score_threshold: lower scores neither count nor are shown.
+        """
+        self._num_categories, self._score_threshold = num_categories, score_threshold
+        self._top = TopImages(per_category)
+        self._images: dict[int, bytes] = {}
+        self._chunks: dict[int, Chunk] = {}
+
+    def update(self, block: ComparedBlock) -> None:
+        """Take in a block. Only the images that are among the worst or best so far stay in memory."""
+        self._top.update(
+            block_qualities(block.truth, block.detections, block.judgement, self._num_categories, self._score_threshold)
+        )
+        wanted = self._top.image_orders()
+        self._images = {order: text for order, text in self._images.items() if order in wanted}
+        for image, order in enumerate(block.truth.orders.tolist()):
+            if order in wanted:
+                example = example_of(block.truth, block.detections, image, self._score_threshold)
+                self._images[order] = example.encode()
+
+    def write(self, objects: Objects, name: str) -> None:
+        """Write the images in memory as one file, if there are any, and let them go."""
+        if self._images:
+            objects.put(name, b"".join(self._images.values()))
+        stops = accumulate(map(len, self._images.values()))
+        for (order, text), stop in zip(self._images.items(), stops, strict=True):
+            self._chunks[order] = Chunk(name, stop - len(text), stop)
+        self._images = {}
+
+    def merge(self, other: ExamplePicker) -> None:
+        """Take in what another has written of other images."""
+        self._top.merge(other._top)
+        wanted = self._top.image_orders()
+        chunks = {**self._chunks, **other._chunks}
+        self._chunks = {order: chunk for order, chunk in chunks.items() if order in wanted}
+
+    def result(self) -> PickedExamples:
+        """Of all images."""
+        return PickedExamples(self._top.result(self._num_categories), self._chunks)

@@ -20,7 +20,7 @@ from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.measure import Measured
 from pipeline.evaluate.report.cards import GalleryImage, Overlay
 from pipeline.evaluate.shuffle.chunks import Chunk
-from pipeline.metrics.analysis.top_images import TopImages
+from pipeline.metrics.analysis.top_images import CategoryImages
 from pipeline.storage.objects.open import open_objects
 from pipeline.tables.arrays import Uint8s
 
@@ -43,8 +43,8 @@ def gallery_images(config: GalleryConfig, measured: Measured) -> Iterator[Galler
     """
     if measured.analysis is None:
         return
-    picks = list(_picks(measured.analysis.top, len(measured.categories.ids)))
-    examples = _Examples(measured.scratch_uri, measured.analysis.examples)
+    picks = list(_picks(measured.analysis.examples.categories))
+    examples = _Examples(measured.scratch_uri, measured.analysis.examples.chunks)
     source, uris = _source(config, measured.predictions, [pick.row["image_id"] for pick in picks])
     waiting = iter(picks)
     while some := list(islice(waiting, _PICTURES_AT_ONCE)):
@@ -54,8 +54,8 @@ def gallery_images(config: GalleryConfig, measured: Measured) -> Iterator[Galler
             yield _gallery_image(measured.categories.names[pick.category], pick, example, picture)
 
 
-def _picks(top: TopImages, num_categories: int) -> Iterator[_Pick]:
-    for category, images in enumerate(top.result(num_categories)):
+def _picks(categories: Sequence[CategoryImages]) -> Iterator[_Pick]:
+    for category, images in enumerate(categories):
         for row in images.worst:
             yield _Pick(category, "worst", row)
         for row in images.best:

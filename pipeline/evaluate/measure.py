@@ -15,20 +15,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
+from pipeline.evaluate.analysis import AnalysisPlan, sorted_metrics
+from pipeline.evaluate.examples import PickedExamples
 from pipeline.evaluate.inputs.annotations import open_annotated_output
 from pipeline.evaluate.inputs.books import InputError, InputReport, WhichImages
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories, deal_truth
 from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
 from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list_images
-from pipeline.evaluate.map_groups import AnalysisPlan, AnalysisSums, GroupPlan, GroupResult, evaluate_group
-from pipeline.evaluate.reduce_categories import CategoryWork, Reduced, reduce_category
+from pipeline.evaluate.map_groups import AnalysisSums, GroupPlan, GroupSums, evaluate_group
+from pipeline.evaluate.reduce_categories import CURVES, CategoryWork, Reduced, ReducePlan, reduce_category
 from pipeline.evaluate.shuffle.chunks import ChunkStore
-from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, SortedRun
-from pipeline.metrics.analysis.tide import ErrorTotals
-from pipeline.metrics.analysis.top_images import TopImages
+from pipeline.evaluate.streams import ERRORS_STREAM, RecordStream
+from pipeline.metrics.ap.accumulate import CategoryResult
+from pipeline.metrics.metric import Figures
 from pipeline.metrics.protocol import CocoProtocol, IouType
 from pipeline.tables.arrays import Int64s
 
@@ -68,7 +68,6 @@ class Request:
         iou_types: what is compared.
         protocol: the limits.
         analysis: ``None``: COCO's figures only.
-        wanted_precision: of the thresholds per class, with the analysis.
         scratch_uri: a folder that all nodes reach; whoever gives it removes it.
     """
 
@@ -78,8 +77,20 @@ class Request:
     iou_types: tuple[IouType, ...]
     protocol: CocoProtocol
     analysis: AnalysisPlan | None
-    wanted_precision: float
     scratch_uri: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the analysis came to.
+
+    Attributes:
+        figures: by their sections of metrics.json, in the order of these.
+        examples: worst and best images; they lie in ``Measured.scratch_uri``.
+    """
+
+    figures: Mapping[str, Figures]
+    examples: PickedExamples
 
 
 @dataclass(frozen=True)
@@ -93,9 +104,9 @@ class Measured:
         num_images: that count.
         num_detections: [K].
         num_crowd: [K] crowd regions.
-        num_objects: by what was compared, [K, A] objects that count.
-        reduced: by stream, K categories.
-        analysis: sums over all images; ``None`` without.
+        num_objects: [K] that count, of any size.
+        curves: by what was compared, of K categories.
+        analysis: ``None`` without.
         num_records: that went from the map to the reduce.
         record_bytes: of them, packed.
         scratch_uri: where the examples of the analysis lie.
@@ -107,9 +118,9 @@ class Measured:
     num_images: int
     num_detections: Int64s
     num_crowd: Int64s
-    num_objects: dict[IouType, Int64s]
-    reduced: dict[str, list[Reduced]]
-    analysis: AnalysisSums | None
+    num_objects: Int64s
+    curves: dict[IouType, list[CategoryResult]]
+    analysis: Analysis | None
     num_records: int
     record_bytes: int
     scratch_uri: str
@@ -119,7 +130,7 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
     """Evaluate.
 
     Args:
-        request: see there.
+        request: what and how.
         run_tasks: where the tasks run.
         report: takes a line for people now and then.
 
@@ -127,29 +138,24 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
         InputError: the inputs cannot be evaluated; every reason is in the message.
     """
     plan, chunks, inputs = _pair(request, run_tasks, report)
-    evaluate = functools.partial(_evaluate, plan)
-    groups = list(run_tasks(evaluate, list(enumerate(chunks)), "evaluated"))
-    num_objects = {kind: np.sum([group.num_objects[kind] for group in groups], axis=0) for kind in request.iou_types}
-    analysis = _add_up([group.analysis for group in groups if group.analysis])
-    works = _reduce_works(request, groups, num_objects, analysis)
-    reduce = functools.partial(_reduce, protocol=request.protocol, scratch_uri=plan.store.uri)
-    reduced: dict[str, list[Reduced]] = {}
-    for batch in run_tasks(reduce, _balanced(works), "reduced"):
-        for each in batch:
-            reduced.setdefault(each.stream, []).append(each)
-    chunks = [chunk for work in works for run in work.runs for chunk in run.chunks]
+    sums = GroupSums(plan)
+    for group in run_tasks(functools.partial(_evaluate, plan), list(enumerate(chunks)), "evaluated"):
+        sums.merge(group)
+    works = _reduce_works(sums)
+    results = _reduce_all(ReducePlan(request.protocol, request.analysis, plan.store.uri), works, run_tasks)
+    records = [chunk for work in works for run in work.runs for chunk in run.chunks]
     return Measured(
         categories=plan.truth.categories,
         predictions=plan.predictions,
         inputs=inputs,
-        num_images=sum(group.num_images for group in groups),
-        num_detections=np.sum([group.num_detections for group in groups], axis=0),
-        num_crowd=np.sum([group.num_crowd for group in groups], axis=0),
-        num_objects=num_objects,
-        reduced={stream: sorted(parts, key=lambda each: each.category) for stream, parts in reduced.items()},
-        analysis=analysis,
-        num_records=sum(chunk.num_records for chunk in chunks),
-        record_bytes=sum(chunk.stop - chunk.start for chunk in chunks),
+        num_images=sums.num_images,
+        num_detections=sums.num_detections,
+        num_crowd=sums.num_crowd,
+        num_objects=sums.streams[request.iou_types[0]].num_objects[:, 0],
+        curves={iou_type: results[iou_type, CURVES] for iou_type in request.iou_types},
+        analysis=_analysis(request.analysis, sums.analysis, results),
+        num_records=sum(chunk.num_records for chunk in records),
+        record_bytes=sum(chunk.stop - chunk.start for chunk in records),
         scratch_uri=plan.store.uri,
     )
 
@@ -184,69 +190,62 @@ def _open_predictions(request: Request, masks: bool) -> Predictions:
     return open_annotated_output(request.predictions_uri)
 
 
-def _reduce_works(
-    request: Request,
-    groups: Sequence[GroupResult],
-    num_objects: Mapping[IouType, Int64s],
-    analysis: AnalysisSums | None,
-) -> list[CategoryWork]:
+def _reduce_works(sums: GroupSums) -> list[CategoryWork]:
     """Every category of every stream, also those without records."""
-    objects: dict[str, Int64s] = dict(num_objects.items())
-    if analysis and analysis.errors:
-        objects[ERRORS_STREAM] = analysis.errors.num_objects
-    main = request.analysis.iou_type if request.analysis else None
+    streams: dict[str, RecordStream] = dict(sums.streams.items())
+    if sums.analysis:
+        streams[ERRORS_STREAM] = sums.analysis.errors
     return [
-        CategoryWork(
-            category,
-            stream,
-            tuple(_runs(groups, stream, category)),
-            counts[category],
-            request.wanted_precision if stream == main else None,
-        )
-        for stream, counts in objects.items()
-        for category in range(len(counts))
+        CategoryWork(category, name, tuple(runs), stream.num_objects[category])
+        for name, stream in streams.items()
+        for category, runs in enumerate(stream.runs)
     ]
 
 
-def _runs(groups: Sequence[GroupResult], stream: str, category: int) -> Iterator[SortedRun]:
-    for group in groups:
-        run = group.runs.get(stream, {}).get(category)
-        if run is not None:
-            yield run
+def _reduce_all(
+    plan: ReducePlan, works: Sequence[CategoryWork], run_tasks: TaskRunner
+) -> dict[tuple[str, str], list[Any]]:
+    """By stream and metric, the results of all categories in their order."""
+    reduced = [
+        each for some in run_tasks(functools.partial(_reduce, plan), _balanced(works), "reduced") for each in some
+    ]
+    results: dict[tuple[str, str], list[Any]] = {}
+    for each in sorted(reduced, key=lambda each: each.category):
+        for name, result in each.results.items():
+            results.setdefault((each.stream, name), []).append(result)
+    return results
 
 
-def _add_up(parts: Sequence[AnalysisSums]) -> AnalysisSums | None:
-    if not parts:
+def _analysis(
+    plan: AnalysisPlan | None, sums: AnalysisSums | None, results: Mapping[tuple[str, str], list[Any]]
+) -> Analysis | None:
+    if plan is None or sums is None:
         return None
-    errors: ErrorTotals | None = None
-    top = TopImages(parts[0].top.per_category)
-    for part in parts:
-        errors = part.errors if errors is None else errors + part.errors if part.errors else errors
-        top.merge(part.top)
-    shown = top.image_orders()
-    examples = {order: example for part in parts for order, example in part.examples.items() if order in shown}
-    return AnalysisSums(errors, np.sum([part.confusion for part in parts], axis=0), top, examples)
+    figures = {name: metric.result() for name, metric in sums.metrics.items()}
+    for name, each in sorted_metrics(plan).items():
+        figures[name] = each.join(results[each.stream, name])
+    return Analysis(figures, sums.examples.result())
 
 
 def _balanced(works: Sequence[CategoryWork]) -> list[list[CategoryWork]]:
-    """Batches of about equal numbers of records, the longest work first."""
-    batches: list[list[CategoryWork]] = [[] for _ in range(min(_REDUCE_TASKS, len(works)))]
-    sizes = [0] * len(batches)
+    """The works of each task: about equal numbers of records, the longest work first."""
+    tasks: list[list[CategoryWork]] = [[] for _ in range(min(_REDUCE_TASKS, len(works)))]
+    sizes = [0] * len(tasks)
     for work in sorted(works, key=lambda work: -work.num_records):
         lightest = sizes.index(min(sizes))
-        batches[lightest].append(work)
+        tasks[lightest].append(work)
         sizes[lightest] += work.num_records + 1
-    return batches
+    return tasks
 
 
 def _list(predictions: Predictions, groups: range, **where: Any) -> Any:
     return list_images(predictions, groups, **where)
 
 
-def _evaluate(plan: GroupPlan, numbered: tuple[int, Any]) -> GroupResult:
+def _evaluate(plan: GroupPlan, numbered: tuple[int, Any]) -> GroupSums:
     group, chunks = numbered
     return evaluate_group(plan, group, chunks)
 
 
-def _reduce(batch: Sequence[CategoryWork], **how: Any) -> list[Reduced]:
-    return [reduce_category(work, **how) for work in batch]
+def _reduce(plan: ReducePlan, works: Sequence[CategoryWork]) -> list[Reduced]:
+    return [reduce_category(plan, work) for work in works]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import yaml
 
 from pipeline.metrics.analysis.thresholds import ClassThreshold, Proportion
-from pipeline.metrics.ap.hits import HIT_IOU
+from pipeline.metrics.ap.records import HIT_IOU
 
 # The highest score there is: a category that never reaches the precision keeps next to nothing.
 NEVER = 1.0

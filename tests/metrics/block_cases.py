@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.metric import ComparedBlock
 
 Case = tuple[TruthBlock, DetectionBlock, list[NDArray[np.float64]]]
 
@@ -53,6 +54,11 @@ def block(*images: Image, first_order: int = 0) -> Case:
     )
     ious = [np.array(i.ious, np.float64).reshape(len(i.found), len(i.objects)) for i in images]
     return truth, detections, ious
+
+
+def compared(*images: Image, first_order: int = 0) -> ComparedBlock:
+    """The same as metrics get it."""
+    return ComparedBlock(*block(*images, first_order=first_order), NUM_CATEGORIES)
 
 
 def with_string_ids(truth: TruthBlock) -> TruthBlock:

@@ -12,20 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.metrics.ap.records import sort_order
+from pipeline.metrics.ap.records import Records, sort_order
 from pipeline.storage.objects.base import Objects
 from pipeline.tables.arrays import Int64s
 
-# The records of each kind of IoU are a stream of runs; so are those of the errors.
-ERRORS_STREAM = "errors"
 # A merge holds two chunks of each group: thousands of groups must fit into memory.
 CHUNK_RECORDS = 1024
 _CODEC = "zstd"
 _READ_THREADS = 16
-
-Records = NDArray[np.void]
 
 
 class RecordChunk(NamedTuple):

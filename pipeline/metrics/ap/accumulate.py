@@ -42,7 +42,7 @@ class CategoryResult:
 
 
 class Accumulator:
-    """Takes one category's records in the order of `records.sort_order`, over any number of calls."""
+    """The curves of one category, a `CategoryMetric`: takes records in the order of `records.sort_order`."""
 
     def __init__(self, num_objects: Int64s, num_thresholds: int, max_dets: Sequence[int]) -> None:
         """Begin with no detections.
@@ -57,12 +57,12 @@ class Accumulator:
         needed = _counts_reaching(self._num_objects)
         self._curves = [(limit, _Curves(needed, num_thresholds)) for limit in max_dets]
 
-    def push(self, records: Records) -> None:
+    def update(self, records: Records) -> None:
         """Add records of `records.record_dtype` with A ranges, none of which belongs before an earlier one."""
         for start in range(0, len(records), _CHUNK):
-            self._push(records[start : start + _CHUNK])
+            self._update(records[start : start + _CHUNK])
 
-    def _push(self, records: Records) -> None:
+    def _update(self, records: Records) -> None:
         plain, event = _split(records, self._num_thresholds)
         scores, ranks = (np.ascontiguousarray(records[name]) for name in ("score", "rank"))
         true = _unpacked(records["tp"][event], self._num_thresholds)
@@ -78,7 +78,7 @@ class Accumulator:
             curves.close(float(scores[counted.argmax()]), num_plain[:, -1])
 
     def result(self) -> CategoryResult:
-        """What was pushed so far comes to."""
+        """Of all records so far."""
         curves = [each for _, each in self._curves]
         reached = [each.num_true / np.maximum(self._num_objects, 1)[:, None] for each in curves]
         return CategoryResult(

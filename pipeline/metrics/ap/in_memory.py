@@ -48,6 +48,6 @@ def _reduce(parts: list[BlockRecords], num_categories: int, protocol: CocoProtoc
     for k in range(num_categories):
         accumulator = Accumulator(num_objects[k], NUM_THRESHOLDS, protocol.max_dets)
         own = records[ends[k] : ends[k + 1]]
-        accumulator.push(own[sort_order(own)])
+        accumulator.update(own[sort_order(own)])
         results.append(accumulator.result())
     return results

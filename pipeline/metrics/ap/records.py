@@ -33,15 +33,17 @@ def record_dtype(num_ranges: int) -> np.dtype[Any]:
 
 RECORD = record_dtype(len(AREA_NAMES))
 
+HIT_IOU = 0.5  # the first of the IoU thresholds: bit 0
+
 
 @dataclass(frozen=True)
 class BlockRecords:
-    """What a block contributes; blocks add up.
+    """What a block contributes to curves of precision and recall; blocks add up.
 
     Attributes:
         categories: [n] of the records.
-        records: [n] of `RECORD` for the detections within the limits, by image, category and rank.
-        num_objects: [K, A] objects that count: no crowds, area within the range.
+        records: [n] `record_dtype` with A ranges.
+        num_objects: [K, A] objects that count in each range.
     """
 
     categories: Int64s
@@ -70,6 +72,10 @@ def block_records(
         num_categories: K.
         protocol: the limits.
 
+    Returns:
+        `RECORD` for the detections within the limits, by image, category and rank. Objects count unless they are
+        crowd regions or their area is outside the range.
+
     Raises:
         ValueError: masks are compared and the detections have none.
     """
@@ -92,6 +98,16 @@ def block_records(
 def sort_order(records: Records) -> Int64s:
     """The order in which pycocotools goes through one category's detections: descending score, image, rank."""
     return np.lexsort((records["rank"], records["image"], -records["score"]))
+
+
+def scored_hits(records: Records) -> tuple[Float64s, Bools]:
+    """Scores [n] and whether each is a true positive at `HIT_IOU` [n], for objects of any size.
+
+    Detections that COCO ignores, those in crowd regions, are left out.
+    """
+    true, false = (records[name][:, 0] & 1 for name in ("tp", "fp"))
+    counted = (true | false) > 0
+    return np.ascontiguousarray(records["score"][counted]), true[counted] > 0
 
 
 def _ranked(image_of: Int64s, detections: DetectionBlock) -> tuple[Int64s, Int64s]:

@@ -25,7 +25,7 @@ LIMITS = [(1, 10, 100), (100, 300, 1000), (1, 10, 300), (1, 2, 3)]
 def grouped(
     case: CocoCase, iou_type: IouType, protocol: CocoProtocol, num_groups: int, rng: np.random.Generator
 ) -> Arrays:
-    """Images dealt at random, records of the groups mixed and sorted per category, pushed in chunks."""
+    """Images dealt at random, records of the groups mixed and sorted per category, fed in chunks."""
     num_categories = len(case.dataset["categories"])
     images = case.dataset["images"]
     group_of = rng.integers(0, num_groups, len(images))
@@ -44,7 +44,7 @@ def grouped(
         records = rng.permutation(records)
         accumulator = Accumulator(num_objects[k], 10, protocol.max_dets)
         for chunk in np.array_split(records[sort_order(records)], int(rng.integers(1, 9))):
-            accumulator.push(chunk)
+            accumulator.update(chunk)
         results.append(accumulator.result())
     return Arrays.stack(results)
 

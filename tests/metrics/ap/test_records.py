@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.metrics.ap.records import RECORD, BlockRecords, block_records, record_dtype, sort_order
+from pipeline.metrics.ap.records import RECORD, BlockRecords, block_records, record_dtype, scored_hits, sort_order
 from pipeline.metrics.ious import block_ious
 from pipeline.metrics.protocol import AREA_NAMES, IOU_TYPES, CocoProtocol, IouType
 from tests.evaluate.coco_cases import CocoCase, blocks_of, random_case, run_pycocotools
+from tests.metrics.record_cases import records_of
 
 BITS = 1 << np.arange(10)
 
@@ -113,3 +114,14 @@ def test_records_are_packed():
     assert RECORD.itemsize == 8 + 8 + 2 + 2 * 4 + 2 * 4
     assert record_dtype(4) == RECORD
     assert record_dtype(9)["tp"].shape == (9,)
+
+
+def test_hits_without_ignored_detections() -> None:
+    scores, hits = scored_hits(records_of([(0.9, "t"), (0.8, "i"), (0.7, "f"), (0.6, "t")]))
+    assert scores.tolist() == [0.9, 0.7, 0.6]
+    assert hits.tolist() == [True, False, True]
+
+
+def test_hits_of_no_records() -> None:
+    scores, hits = scored_hits(records_of([]))
+    assert len(scores) == len(hits) == 0
