@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from pipeline.evaluate.report.confusion import confusion_view
 from pipeline.evaluate.report.numbers import Number, defined_ratio, is_defined
 from pipeline.evaluate.report.plots import recall_precision, reliability
 
@@ -169,3 +170,15 @@ def calibration_rows(calibration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Classes by their calibration error, largest first; those without detections last."""
     rows = calibration.get("per_class", ())
     return sorted(rows, key=lambda row: (not is_defined(row["ece"]), -(row["ece"] or 0)))
+
+
+# What the templates of the sections call.
+VIEWS: dict[str, Any] = {
+    "iou_labels": IOU_LABELS,
+    "confusion_view": confusion_view,
+    "error_types": ERROR_TYPES,
+    "error_bars": error_bars,
+    "error_rows": error_rows,
+    "calibration_plot": calibration_plot,
+    "calibration_rows": calibration_rows,
+}
