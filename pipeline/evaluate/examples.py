@@ -120,7 +120,7 @@ class ExamplePicker:
         """Begin with no images.
 
         Args:
-            num_categories: K.
+            num_categories: K, of the ground truth.
             per_category: how many of the worst and of the best.
             score_threshold: lower scores neither count nor are shown.
         """

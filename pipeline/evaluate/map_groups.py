@@ -39,7 +39,7 @@ class GroupPlan:
         predictions: in groups.
         store: of the ground truth; records go there as well.
         iou_types: what is compared.
-        protocol: the limits.
+        protocol: how many detections count.
         analysis: ``None``: COCO's figures only.
     """
 
@@ -139,7 +139,7 @@ def evaluate_group(plan: GroupPlan, group: int, chunks: Sequence[Chunk]) -> Grou
 
     Args:
         plan: the same for all groups.
-        group: its number.
+        group: which one; it names the files.
         chunks: of its ground truth, see ``pairing.truth_chunks``.
 
     Raises:

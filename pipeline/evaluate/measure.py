@@ -66,7 +66,7 @@ class Request:
         truth_uri: a COCO JSON file.
         images: which images of the ground truth count.
         iou_types: what is compared.
-        protocol: the limits.
+        protocol: how many detections count.
         analysis: ``None``: COCO's figures only.
         scratch_uri: a folder that all nodes reach; whoever gives it removes it.
     """
@@ -102,7 +102,7 @@ class Measured:
         predictions: as they were opened.
         inputs: the books of both sides.
         num_images: that count.
-        num_detections: [K].
+        num_detections: [K] that were compared.
         num_crowd: [K] crowd regions.
         num_objects: [K] that count, of any size.
         curves: by what was compared, of K categories.

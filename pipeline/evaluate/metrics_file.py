@@ -30,7 +30,7 @@ def figures(measured: Measured, max_dets: Sequence[int]) -> dict[str, Any]:
     """COCO's part: books, categories, the twelve figures, mmdet's names, each class, curves.
 
     Args:
-        measured: all of it.
+        measured: of the same evaluation.
         max_dets: the limits it was measured with.
     """
     content: dict[str, Any] = {

@@ -27,7 +27,7 @@ class ReducePlan:
     """What the reduce does, the same for all categories. Picklable.
 
     Attributes:
-        protocol: the limits.
+        protocol: how many detections count.
         analysis: ``None``: curves only.
         scratch_uri: where the records lie.
     """

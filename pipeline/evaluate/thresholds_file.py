@@ -20,8 +20,8 @@ def thresholds_yaml(names: Sequence[str], thresholds: Sequence[ClassThreshold], 
     float32, in which models give their scores, as well as in float64.
 
     Args:
-        names: K.
-        thresholds: K.
+        names: [K] of the categories.
+        thresholds: [K] in the same order.
         wanted_precision: for the heading.
 
     Raises:

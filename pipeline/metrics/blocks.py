@@ -25,10 +25,10 @@ class TruthBlock:
         image_sizes: [N, 2] height, width in pixels.
         offsets: [N + 1].
         ids: [G] of the annotations. pycocotools never counts a match with id 0, and neither does this package.
-        categories: [G].
-        boxes: [G, 4].
+        categories: [G] positions among the categories.
+        boxes: [G, 4] x, y, width, height.
         areas: [G] as annotated, in square pixels.
-        crowd: [G].
+        crowd: [G] whether it is a crowd region.
         rles: G masks; ``None`` where only boxes are compared.
         file_names: [N] of the images; ``None`` where they are not known.
     """
@@ -57,9 +57,9 @@ class DetectionBlock:
     Attributes:
         offsets: [N + 1].
         positions: [D] place of each in its image's list as it was given, before any was left out.
-        categories: [D].
-        boxes: [D, 4].
-        scores: [D].
+        categories: [D] positions among the categories.
+        boxes: [D, 4] x, y, width, height.
+        scores: [D] the higher, the surer.
         mask_areas: [D] pixels of the mask; ``None`` without masks.
         rles: D masks; ``None`` where only boxes are compared.
     """

@@ -38,7 +38,7 @@ class ComparedBlock:
         truth: the ground truth of the images.
         detections: on the same images.
         ious: N matrices [D_i, G_i] of every pair, of different categories too.
-        num_categories: K.
+        num_categories: K, of the ground truth.
     """
 
     truth: TruthBlock

@@ -58,8 +58,8 @@ def block_overlaps(truth: TruthBlock, detections: DetectionBlock, ious: Sequence
     """All overlaps of a block.
 
     Args:
-        truth: N images.
-        detections: the same images.
+        truth: of N images.
+        detections: on the same images.
         ious: N matrices [D_i, G_i] of every pair, of different categories too.
     """
     num_objects = np.diff(truth.offsets)
@@ -87,8 +87,8 @@ def match_in_order(overlaps: Overlaps, num_detections: int, num_objects: int) ->
 
     Args:
         overlaps: the candidates, in the order in which they choose.
-        num_detections: D.
-        num_objects: G.
+        num_detections: D, of the block.
+        num_objects: G, of the block.
     """
     objects, taken, ious = [-1] * num_detections, bytearray(num_objects), [0.0] * num_detections
     triples = zip(overlaps.detections.tolist(), overlaps.objects.tolist(), overlaps.ious.tolist(), strict=True)

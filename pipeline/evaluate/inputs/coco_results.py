@@ -84,7 +84,7 @@ class ResultsBatch:
 
     Attributes:
         place: the file, for messages.
-        image_ids: [R].
+        image_ids: [R] each once.
         offsets: [R + 1] which rows of the table are those of each image.
         table: ``coco_rows.result_schema``.
     """

@@ -43,7 +43,7 @@ class Categories:
 
     Attributes:
         ids: [K] ascending.
-        names: [K].
+        names: [K] in the same order.
     """
 
     ids: tuple[int, ...]
@@ -68,7 +68,7 @@ class DealtTruth:
         masks: whether the annotations' segmentations are there.
         num_images: in all parts.
         num_objects: annotations in all parts.
-        num_parts: P.
+        num_parts: P, that images and annotations are dealt into.
         images: ``coco_rows.image_schema`` by image id.
         objects: ``coco_rows.object_schema`` by image id, those of an image in the order of the file.
         object_ids: ids of the annotations, by themselves: two that are equal are in the same part.

@@ -27,7 +27,7 @@ class OutputBatch:
 
     Attributes:
         place: the file, for messages.
-        image_ids: [R].
+        image_ids: [R] of the rows.
         detections: [R] lists of structs, as ``pipeline.annotations.schema`` has them; without the columns of masks
             where these are not needed, always without the categories' names.
     """

@@ -98,7 +98,7 @@ def pair_part(
     """Join one part.
 
     Args:
-        truth: all of it.
+        truth: as it was dealt.
         listed: all images of the predictions.
         store: of both; the file goes there, too.
         part: number of the part.

@@ -109,7 +109,7 @@ def list_images(predictions: Predictions, groups: Sequence[int], store: ChunkSto
     """Deal the images of some groups by their ids.
 
     Args:
-        predictions: any.
+        predictions: in either form.
         groups: one of `group_ranges`.
         store: where the file goes; the same groups overwrite it.
         num_parts: of the ground truth.

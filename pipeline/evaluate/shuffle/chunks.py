@@ -65,9 +65,9 @@ class ChunkStore:
 
         Args:
             name: of the file.
-            table: N rows.
+            table: N rows in any order of their parts.
             parts: [N] which part each row belongs to, 0 to ``num_parts - 1``.
-            num_parts: P.
+            num_parts: P, how many there are.
         """
         order = np.argsort(parts, kind="stable")
         ends = np.cumsum(np.bincount(parts, minlength=num_parts)).tolist()
@@ -111,7 +111,7 @@ class Dealer:
     Args:
         store: where the files go.
         name: what their names begin with.
-        num_parts: P.
+        num_parts: P, how many there are.
     """
 
     def __init__(self, store: ChunkStore, name: str, num_parts: int) -> None:

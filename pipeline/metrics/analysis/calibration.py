@@ -33,7 +33,7 @@ class Calibration:
         counts: [B] detections with ``edge <= score < next edge``; 1 belongs to the last bin. Scores beyond 0 to 1
             are counted in the outermost bins.
         num_true: [B] of them, true positives.
-        score_sums: [B].
+        score_sums: [B] of the same detections.
     """
 
     counts: Int64s
@@ -73,7 +73,7 @@ class CalibrationFigures:
     categories: Sequence[Calibration]
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """See `Figures`."""
+        """The section of metrics.json."""
         overall = Calibration.of_all(self.categories)
         return {
             "bin_edges": BIN_EDGES.tolist(),

@@ -38,7 +38,7 @@ class Confusion:
     score_threshold: float
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """See `Figures`."""
+        """The section of metrics.json."""
         return {
             "score_threshold": self.score_threshold,
             "iou_threshold": MATCH_IOU,

@@ -38,10 +38,10 @@ def block_qualities(
     detections from the threshold on would have alone. Ignored ones do not count.
 
     Args:
-        truth: N images.
-        detections: the same images.
+        truth: of N images.
+        detections: on the same images.
         judgement: what became of their detections and objects.
-        num_categories: K.
+        num_categories: K, of the ground truth.
         score_threshold: lower scores are left out.
 
     Returns:

@@ -70,11 +70,11 @@ def match_table(
     """The rows of one block.
 
     Args:
-        truth: N images.
-        detections: the same images.
+        truth: of N images.
+        detections: on the same images.
         judgement: what became of their detections and objects.
-        category_ids: K.
-        category_names: K.
+        category_ids: [K] ascending.
+        category_names: [K] in the same order.
         id_type: of ``image_id``: int64 or string.
     """
     missed = np.flatnonzero(judgement.missed | ~(truth.crowd | _named(judgement, len(truth.crowd))))

@@ -74,7 +74,7 @@ class Judgement:
         fixes: [D] for the best scored of the localisation and classification errors about one untaken object, that
             object: mended, the detection would be right. -1 for all others, which TIDE mends by taking them away.
         taken: [G] the objects with a true positive.
-        missed: [G].
+        missed: [G] the objects that no detection took and no localisation or classification error is about.
     """
 
     outcomes: Uint8s
@@ -89,8 +89,8 @@ def judge(truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps) -> 
     """Apply the rules above.
 
     Args:
-        truth: N images.
-        detections: the same images.
+        truth: of N images.
+        detections: on the same images.
         overlaps: all their overlaps.
     """
     places = score_positions(detections)
@@ -156,7 +156,7 @@ def _fixes(about: Int64s, places: Int64s, taken: Bools) -> tuple[Int64s, Bools]:
     Args:
         about: [D] the object that mending the error would match, -1 for none.
         places: [D] ascending from the best score on.
-        taken: [G].
+        taken: [G] the objects with a true positive.
     """
     candidates = np.flatnonzero(about >= 0)
     candidates = candidates[~taken[about[candidates]]]

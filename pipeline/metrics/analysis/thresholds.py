@@ -67,7 +67,7 @@ class ThresholdFigures:
     iou_type: IouType
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """See `Figures`."""
+        """The section of metrics.json."""
         return {
             "wanted_precision": self.wanted_precision,
             "iou_threshold": HIT_IOU,

@@ -131,7 +131,7 @@ class ErrorSummary:
     category_counts: tuple[dict[str, int], ...]
 
     def to_json(self, names: Sequence[str]) -> dict[str, Any]:
-        """See `Figures`."""
+        """The section of metrics.json."""
         return {
             "iou_threshold": POSITIVE_IOU,
             "background_threshold": BACKGROUND_IOU,

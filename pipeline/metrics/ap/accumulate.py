@@ -31,8 +31,8 @@ class CategoryResult:
     """The arrays of ``COCOeval.eval`` for one category; -1 for ranges without objects.
 
     Attributes:
-        precision: [T, R, A, M].
-        recall: [T, A, M].
+        precision: [T, R, A, M] highest one from each recall on.
+        recall: [T, A, M] of all detections.
         scores: [T, R, A, M] score at which each recall is reached, 0 where it is not.
     """
 
@@ -111,7 +111,7 @@ class _Curves:
         """Go along the curves to the last of E events.
 
         Args:
-            scores: [E].
+            scores: [E] descending.
             true: [A, T, E] 1 where an event is a true positive.
             false: [A, T, E] 1 where it is a false one, and not at all thresholds.
             num_plain: [A, E] false positives at all thresholds since `close`, up to and with each event.

@@ -21,9 +21,9 @@ class Arrays:
     """The arrays of ``COCOeval.eval``: -1 where a category has no objects of a range.
 
     Attributes:
-        precision: [T, R, K, A, M].
-        recall: [T, K, A, M].
-        scores: [T, R, K, A, M].
+        precision: [T, R, K, A, M] highest one from each recall on.
+        recall: [T, K, A, M] of all detections.
+        scores: [T, R, K, A, M] at which each recall is reached.
     """
 
     precision: Float64s

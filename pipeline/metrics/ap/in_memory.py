@@ -25,8 +25,8 @@ def evaluate_blocks(
     Args:
         blocks: every image in one of them.
         iou_type: compare boxes or masks.
-        num_categories: K.
-        protocol: the limits.
+        num_categories: K, of the ground truth.
+        protocol: how many detections count.
 
     Raises:
         ValueError: no blocks, no categories, or masks that do not fit their images.

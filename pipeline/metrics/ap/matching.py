@@ -29,9 +29,9 @@ class Pairs:
     """The pairs that can match at all: IoU at or above the lowest threshold, same image, same category.
 
     Attributes:
-        detections: [P].
-        objects: [P].
-        ious: [P].
+        detections: [P] index in the block.
+        objects: [P] index in the block.
+        ious: [P] at or above the lowest threshold.
     """
 
     detections: Int64s
@@ -63,7 +63,7 @@ def match(pairs: Pairs, objects: MatchTargets, ranks: Int64s, outside: Bools) ->
 
     Args:
         pairs: P pairs in any order.
-        objects: G objects.
+        objects: all G of the block.
         ranks: [D] place of each detection among those of its image and category, best score first.
         outside: [D, A] the detection's own area is outside the range.
 
@@ -102,8 +102,8 @@ def _choose(
         reached: [P, 1, T] the thresholds that each pair passes; the pairs of a detection side by side, worst first.
         candidates: [P] their objects.
         starts: [D] the first pair of each detection.
-        objects: G objects.
-        free: [G, A, T].
+        objects: all G of the block.
+        free: [G, A, T] not taken in an earlier round.
 
     Returns:
         Whether each detection takes an object, and which, both [D, A, T]; any object where it takes none.

@@ -69,8 +69,8 @@ def block_records(
         detections: detections on the same images.
         ious: N matrices [D_i, G_i]; pairs of different categories may hold anything.
         iou_type: which area counts.
-        num_categories: K.
-        protocol: the limits.
+        num_categories: K, of the ground truth.
+        protocol: how many detections count.
 
     Returns:
         `RECORD` for the detections within the limits, by image, category and rank. Objects count unless they are
