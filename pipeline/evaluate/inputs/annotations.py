@@ -16,7 +16,7 @@ from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.schema import FAILED, SCHEMA_VERSION
 from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.output_batch import OutputBatch
-from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
+from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
@@ -74,7 +74,7 @@ class AnnotatedOutput:
             counts.update(_count_categories(table["detections"]))
         return pa.concat_tables(tables), counts
 
-    def read_group(self, group: int, masks: bool) -> Iterator[FoundBatch]:
+    def read_group(self, group: int, masks: bool) -> Iterator[DetectionBatch]:
         """See `Predictions`."""
         objects = open_objects(self.uri)
         for entry in self.groups[group]:

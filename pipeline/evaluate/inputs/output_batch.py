@@ -15,7 +15,8 @@ from pipeline.coco.segmentations import mask_area
 from pipeline.evaluate.inputs.books import NUM_EXAMPLES, Tally
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import FoundBlock
+from pipeline.metrics.blocks import DetectionBlock
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
@@ -23,11 +24,11 @@ _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
 
 @dataclass(frozen=True)
 class OutputBatch:
-    """See ``predictions.FoundBatch``.
+    """See ``predictions.DetectionBatch``.
 
     Attributes:
         place: the file, for messages.
-        image_ids: [R].
+        image_ids: [R] of the rows.
         detections: [R] lists of structs, as ``pipeline.annotations.schema`` has them; without the columns of masks
             where these are not needed, always without the categories' names.
     """
@@ -36,10 +37,8 @@ class OutputBatch:
     image_ids: pa.Array
     detections: pa.ListArray
 
-    def block(
-        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> FoundBlock:
-        """See `FoundBatch`. Numbers become float64 without loss; their order stays."""
+    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
+        """See `DetectionBatch`. Numbers become float64 without loss; their order stays."""
         lists = self.detections
         if not np.array_equal(rows, np.arange(len(lists))):
             lists = lists.take(pa.array(rows))
@@ -53,7 +52,7 @@ class OutputBatch:
         scores = self._column(flat, "score").to_numpy().astype(np.float64)
         self._check_finite(np.isfinite(scores) & np.isfinite(boxes).all(axis=1), rows[owners])
         areas, rles = self._masks(flat, rows, owners, image_sizes) if masks else (None, None)
-        return FoundBlock(
+        return DetectionBlock(
             offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
             positions=positions[kept],
             categories=labels[kept],
@@ -64,8 +63,8 @@ class OutputBatch:
         )
 
     def _masks(
-        self, flat: pa.StructArray, rows: NDArray[np.int64], owners: NDArray[np.int64], image_sizes: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], list[Rle]]:
+        self, flat: pa.StructArray, rows: Int64s, owners: Int64s, image_sizes: Int64s
+    ) -> tuple[Float64s, list[Rle]]:
         segmentation = self._column(flat, "segmentation")
         sizes = self._column(segmentation, "size").flatten().to_numpy().reshape(-1, 2)
         wrong = np.unique(owners[(sizes != image_sizes[owners]).any(axis=1)])
@@ -93,7 +92,7 @@ class OutputBatch:
             raise InputError(f"{self.place}: {column.null_count:,} detections have no {name}; the file is damaged")
         return column
 
-    def _check_finite(self, finite: NDArray[np.bool_], rows: NDArray[np.int64]) -> None:
+    def _check_finite(self, finite: Bools, rows: Int64s) -> None:
         wrong = np.unique(rows[~finite])
         if len(wrong):
             names = Tally.of((self._name(row) for row in wrong[:NUM_EXAMPLES]), len(wrong))
