@@ -176,14 +176,14 @@ class _Run:
         twice, unknown = pending.duplicate_done, pending.unknown_done
         if twice.count:
             raise RunFailed(
-                f"{twice.count} images are more than once in {redact(self.config.output.uri)} ({twice.examples}): "
+                f"{twice.count} images are more than once in {redact(self.config.output.uri)} ({twice}): "
                 "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
             )
         if unknown.count:
             logger.warning(
                 "%d images of the output are not in the manifest, and stay as they are: %s",
                 unknown.count,
-                unknown.examples,
+                unknown,
             )
         return pending
 

@@ -46,7 +46,7 @@ class PictureSource:
         policy = config.access_policy()
         if image_root and policy.roots is not None:
             policy = AccessPolicy((*policy.roots, image_root))
-        return cls(Fetcher(config.fetch_settings(), policy), config.max_pixels, config.apply_exif, image_root)
+        return cls(Fetcher(config, policy), config.max_pixels, config.apply_exif, image_root)
 
     @classmethod
     def of_run(cls, run: RunJson, image_root: str = "") -> PictureSource:

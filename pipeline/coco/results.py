@@ -7,7 +7,6 @@ without loss (a float32 is exact as a Python float, and compressed RLE counts ar
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,6 +16,7 @@ from pycocotools import mask as coco_mask
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
+from pipeline.storage.whole_file import write_whole
 
 
 class CocoRle(TypedDict):
@@ -93,13 +93,8 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
         TypeError, ValueError: something in it that JSON does not have.
         OSError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(content, file, allow_nan=False, ensure_ascii=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, allow_nan=False, ensure_ascii=False)
 
 
 def _xywh(box: list[float]) -> list[float]:

@@ -45,7 +45,7 @@ def load(tmp_path: Path) -> Any:
 
 
 def test_defaults_are_those_of_the_parts() -> None:
-    assert config().images.fetch_settings() == FetchSettings()
+    assert config().images.model_dump(include={*FetchSettings.model_fields}) == FetchSettings().model_dump()
     assert config().images.access_policy() == AccessPolicy(None)
     assert config().model.settings(TestSettings()) == TestSettings()
 
@@ -61,7 +61,9 @@ def test_settings_reach_the_parts() -> None:
             "allowed_roots": ["s3://b/x", "/data"],
         }
     ).images
-    assert images.fetch_settings() == FetchSettings(1, 2, 3, max_object_bytes=4, concurrency=5)
+    assert isinstance(images, FetchSettings)
+    assert (images.attempt_timeout_s, images.deadline_s, images.max_attempts) == (1, 2, 3)
+    assert (images.max_object_bytes, images.fetch_concurrency) == (4, 5)
     assert images.access_policy() == AccessPolicy(("s3://b/x", "/data"))
     model = {"short_side": 400, "long_side": 600, "score_threshold": 0.25, "max_detections": 7}
     assert config(model=model).model.settings(TestSettings(nms_iou=0.4)) == TestSettings(

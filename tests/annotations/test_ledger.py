@@ -199,7 +199,7 @@ class TestForeignFiles:
     def test_many_are_counted(self, local: OutputStore) -> None:
         for n in range(15):
             open_objects(local.uri, 1.0).put(f"data/x{n:02d}", b"")
-        with pytest.raises(OutputError, match=r"x00, .*x09 and 5 more\. Move"):
+        with pytest.raises(OutputError, match=r"x00, .*x04 and 10 more\. Move"):
             local.recover()
 
 

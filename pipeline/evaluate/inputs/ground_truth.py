@@ -28,6 +28,7 @@ from pipeline.evaluate.shuffle.id_order import IdOrder
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
 from pipeline.tables.arrays import Int64s
+from pipeline.tables.examples import Examples
 
 PART_BYTES = 64 << 20  # of JSON
 # The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.
@@ -239,7 +240,7 @@ class _TruthReader:
             raise InputError(f"{redact(self._uri)} is ground truth without categories; add the list 'categories'")
         unknown = sorted(self._first_use.keys() - self._categories.keys())
         if unknown:
-            examples = ", ".join(f"{id_} (of annotation {self._first_use[id_]})" for id_ in unknown[:5])
+            examples = Examples.of(f"{id_} (of annotation {self._first_use[id_]})" for id_ in unknown)
             raise InputError(
                 f"{redact(self._uri)}: annotations have {len(unknown):,} categories that the list 'categories' lacks: "
                 f"{examples}"

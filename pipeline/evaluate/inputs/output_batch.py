@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import mask_area
-from pipeline.evaluate.inputs.books import NUM_EXAMPLES, Tally
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import DetectionBlock
 from pipeline.tables.arrays import Bools, Float64s, Int64s
+from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
@@ -74,7 +74,7 @@ class OutputBatch:
             texts = (f"{name} ({found}, not {size})" for name, found, size in images)
             raise InputError(
                 f"{self.place}: masks of {len(wrong):,} images have another size (height x width) than the image: "
-                f"{Tally.of(texts, len(wrong))}"
+                f"{Examples.of(texts, len(wrong))}"
             )
         shared = image_sizes.tolist()
         counts = _contents(self._column(segmentation, "counts"))
@@ -95,7 +95,7 @@ class OutputBatch:
     def _check_finite(self, finite: Bools, rows: Int64s) -> None:
         wrong = np.unique(rows[~finite])
         if len(wrong):
-            names = Tally.of((self._name(row) for row in wrong[:NUM_EXAMPLES]), len(wrong))
+            names = Examples.of((self._name(row) for row in wrong[:NUM_EXAMPLES]), len(wrong))
             raise InputError(
                 f"{self.place}: {len(wrong):,} images have detections with a score or a box that is no finite number: "
                 f"{names}; annotate them anew"

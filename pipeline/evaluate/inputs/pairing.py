@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.rows import image_schema, object_schema
-from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputReport, Tally, WhichImages
+from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.storage.uris import redact
 from pipeline.tables.arrays import Bools, Int64s
+from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ragged import offsets_of
 
 
@@ -178,9 +179,9 @@ def _report(images: pa.Table, objects: pa.Table, object_ids: pa.Table, owners: I
         objects=objects.num_rows,
         rows=listed.num_rows,
         common=int(np.count_nonzero(has_row)),
-        missing=_tally(ids, ~has_row),
-        failed=_tally(ids, failed),
-        unknown=_tally(listed["image_id"], unknown),
+        missing=_examples(ids, ~has_row),
+        failed=_examples(ids, failed),
+        unknown=_examples(listed["image_id"], unknown),
         other_size=_other_sizes(images, joined, has_row & ~failed),
         repeated_images=_repeated(ids),
         repeated_rows=_repeated(listed["image_id"]),
@@ -189,24 +190,24 @@ def _report(images: pa.Table, objects: pa.Table, object_ids: pa.Table, owners: I
     )
 
 
-def _tally(ids: pa.ChunkedArray, chosen: Bools) -> Tally:
+def _examples(ids: pa.ChunkedArray, chosen: Bools) -> Examples:
     some = np.flatnonzero(chosen)
-    return Tally.of(map(repr, ids.take(pa.array(some[:NUM_EXAMPLES])).to_pylist()), len(some))
+    return Examples.of(map(repr, ids.take(pa.array(some[:NUM_EXAMPLES])).to_pylist()), len(some))
 
 
-def _repeated(ids: pa.ChunkedArray) -> Tally:
+def _repeated(ids: pa.ChunkedArray) -> Examples:
     """The ids that are there more than once."""
     values, counts = pc.value_counts(ids.combine_chunks()).flatten()
-    return _tally(pa.chunked_array([values]), counts.to_numpy() > 1)
+    return _examples(pa.chunked_array([values]), counts.to_numpy() > 1)
 
 
-def _orphans(objects: pa.Table, owners: Int64s) -> Tally:
+def _orphans(objects: pa.Table, owners: Int64s) -> Examples:
     rows = np.flatnonzero(owners < 0)
     first = objects.select(["id", "image_id"]).take(pa.array(rows[:NUM_EXAMPLES])).to_pylist()
-    return Tally.of((f"{row['id']} (of image {row['image_id']!r})" for row in first), len(rows))
+    return Examples.of((f"{row['id']} (of image {row['image_id']!r})" for row in first), len(rows))
 
 
-def _other_sizes(images: pa.Table, joined: Joined, annotated: Bools) -> Tally:
+def _other_sizes(images: pa.Table, joined: Joined, annotated: Bools) -> Examples:
     rows = np.flatnonzero(annotated)
     here, there = _sizes(images)[rows], _sizes(joined.listed)[joined.rows[rows]]
     wrong = np.flatnonzero((here != there).any(axis=1) & here.all(axis=1) & there.all(axis=1))
@@ -215,7 +216,7 @@ def _other_sizes(images: pa.Table, joined: Joined, annotated: Bools) -> Tally:
         f"{name!r} ({there[i][0]} x {there[i][1]}, not {here[i][0]} x {here[i][1]})"
         for name, i in zip(names, wrong.tolist(), strict=False)
     )
-    return Tally.of(texts, len(wrong))
+    return Examples.of(texts, len(wrong))
 
 
 def _sizes(table: pa.Table) -> Int64s:
@@ -235,5 +236,5 @@ def _compare_categories(categories: Categories, detections: Counter[CategoryKey]
     return InputReport(
         detections=sum(detections.values()),
         foreign=dict(foreign),
-        renamed=Tally.of(renamed),
+        renamed=Examples.of(renamed),
     )

@@ -23,6 +23,7 @@ from pipeline.coco.segmentations import as_rle
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact
+from pipeline.tables.examples import Examples
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError, LabelledImage, is_visible
 
@@ -197,6 +198,5 @@ def _kind(found: ObjectRow) -> str:
     return "ignored" if found.crowd else "objects"
 
 
-def _examples(values: Iterable[object]) -> str:
-    ordered = sorted(values, key=str)
-    return ", ".join(map(str, ordered[:10])) + (", ..." if len(ordered) > 10 else "")
+def _examples(values: Iterable[object]) -> Examples:
+    return Examples.of(sorted(values, key=str))
