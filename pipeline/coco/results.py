@@ -40,7 +40,7 @@ class CocoAnnotation(TypedDict):
 
 
 def coco_annotations(
-    found: Detections,
+    detections: Detections,
     image_id: int,
     categories: Sequence[Category],
     first_id: int = 1,
@@ -49,7 +49,7 @@ def coco_annotations(
     """One image's detections as annotations, in their order.
 
     Args:
-        found: the detections.
+        detections: the detections.
         image_id: id of the image in the file.
         categories: what the labels stand for.
         first_id: the annotations are numbered from here; COCO reserves 0 for "no match", so start at 1.
@@ -58,7 +58,7 @@ def coco_annotations(
     Raises:
         IndexError: a label without a category.
     """
-    rles = found.rle() if rles is None else rles
+    rles = detections.rle() if rles is None else rles
     return [
         CocoAnnotation(
             id=first_id + i,
@@ -71,7 +71,7 @@ def coco_annotations(
             iscrowd=0,
         )
         for i, (box, score, label, rle) in enumerate(
-            zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), rles, strict=True)
+            zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), rles, strict=True)
         )
     ]
 

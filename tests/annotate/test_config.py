@@ -380,12 +380,14 @@ def test_thresholds_file_that_cannot_be_used(load: Any, tmp_path: Path, text: st
     assert str(path) in str(error.value)
 
 
-def test_thresholds_file_is_never_ignored() -> None:
-    unread = config(model={"class_thresholds_file": "thresholds.yaml"})
-    with pytest.raises(ConfigError, match="has not been read"):
-        unread.content()
-    with pytest.raises(ConfigError, match="has not been read"):
-        unread.model.label_thresholds(["dog"])
+def test_thresholds_file_is_never_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.yaml"
+    with pytest.raises(ValidationError, match="cannot be read"):
+        config(model={"class_thresholds_file": str(path)})
+    path.write_text("dog: 0.5\n")
+    made = config(model={"class_thresholds_file": str(path)})
+    assert made.content() == config(model={"class_thresholds": {"dog": 0.5}}).content()
+    assert made.model.label_thresholds(["dog"]) == (0.5,)
 
 
 def test_did_you_mean() -> None:

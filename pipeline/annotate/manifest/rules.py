@@ -12,14 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.stages.rows import WORKING_NAMES
+from pipeline.annotations.schema import RESERVED_NAMES
 from pipeline.errors import UserError
 from pipeline.storage.uris import UriError, join, redact
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
-RESERVED_COLUMNS = frozenset(
-    {ID, URI, BYTES, "height", "width", "detections", "status", "stage", "error_code", "error_message"}
-    | {"exif_orientation", "stored_height", "stored_width"}
-)
 _HTTP = re.compile(r"(?is)^([^/]*::)?https?://")  # chained ones too; read by RE2 as well
 
 
@@ -104,10 +102,14 @@ def find_columns(
 
 
 def check_carry(carry: Collection[str]) -> None:
-    """Refuse carried columns that the output could not hold under their names."""
+    """Refuse carried columns that the output, or the rows on their way to it, could not hold under their names."""
     for name in carry:
-        if name in RESERVED_COLUMNS:
+        if name in RESERVED_NAMES:
             raise ManifestError(f"column {name!r} cannot be carried: the output has its own; rename it in the manifest")
+        if name in WORKING_NAMES:
+            raise ManifestError(
+                f"column {name!r} cannot be carried: the stages use that name for their own; rename it in the manifest"
+            )
 
 
 def check_ids(ids: pa.Array, name_row: Callable[[int], str]) -> None:

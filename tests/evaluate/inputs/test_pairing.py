@@ -11,7 +11,7 @@ from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.annotations import open_annotated_output
 from pipeline.evaluate.inputs.books import InputReport
 from pipeline.evaluate.inputs.coco_results import deal_results
-from pipeline.evaluate.shuffle.slices import SliceStore
+from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.messages.examples import Examples
 from tests.evaluate.input_cases import IDENTITY, Read, image_ids, output_rows, read_all, write_json
 
@@ -79,11 +79,11 @@ def test_the_books(tmp_path: Path) -> None:
     assert got.report.problems() == []
     assert sorted(image_ids(got.blocks)) == [1, 2, 3, 4, 5]
     objects_of, detections_of = {}, {}
-    for truth_block, found_block in got.blocks:
-        assert len(truth_block) == len(found_block)
+    for truth_block, detection_block in got.blocks:
+        assert len(truth_block) == len(detection_block)
         for n, id_ in enumerate(truth_block.image_ids):
             objects_of[id_] = int(truth_block.offsets[n + 1] - truth_block.offsets[n])
-            detections_of[id_] = int(found_block.offsets[n + 1] - found_block.offsets[n])
+            detections_of[id_] = int(detection_block.offsets[n + 1] - detection_block.offsets[n])
     assert objects_of == {1: 2, 2: 0, 3: 1, 4: 1, 5: 0}
     assert detections_of == {1: 2, 2: 1, 3: 0, 4: 0, 5: 0}
 
@@ -97,7 +97,7 @@ def test_only_annotated_images_count(tmp_path: Path) -> None:
 
 def test_results_do_not_say_which_images_were_annotated(tmp_path: Path) -> None:
     truth = write_json(tmp_path / "gt.json", {"categories": CATEGORIES, "images": images(1), "annotations": []})
-    found = deal_results(write_json(tmp_path / "r.json", results(1)), SliceStore(str(tmp_path / "r")), masks=False)
+    found = deal_results(write_json(tmp_path / "r.json", results(1)), ChunkStore(str(tmp_path / "r")), masks=False)
     with pytest.raises(InputError, match=r"r.json is a results file, which does not say.*; evaluate all images"):
         read_all(truth, found, str(tmp_path / "scratch"), masks=False, images="annotated")
 
