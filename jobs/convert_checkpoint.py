@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipeline.messages.examples import Examples
 from pipeline.model.detector import Detector
 from pipeline.model.files.backbones import convert_backbone
 from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
@@ -26,7 +27,6 @@ from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import Variant
-from pipeline.tables.examples import Examples
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}

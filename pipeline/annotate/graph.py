@@ -28,6 +28,7 @@ from pipeline.annotate.stages.stage import Stage
 from pipeline.annotate.stages.write import Write
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.pictures import PictureSource
+from pipeline.cluster.quiet import quiet
 from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.variants import TestSettings
@@ -105,9 +106,7 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
 
 
 def _set_context(config: AnnotateConfig) -> None:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # the run prints its own line
-    context.print_on_execution_start = False
+    context = quiet(DataContext.get_current())
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
         context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)

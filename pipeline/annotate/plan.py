@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.provenance import duration
+from pipeline.messages.timing import duration
 
 # One driver's scheduling loop was measured at 13 ms of CPU a block, and 20 to 30 blocks/s on a busy machine.
 DRIVER_BLOCKS_PER_SECOND = 20.0

@@ -7,7 +7,6 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,10 @@ from pipeline.cluster.connect import ClusterError, connect
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.errors import RunError
+from pipeline.messages.timing import duration
 from pipeline.model.detector import Detector
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.provenance import code_version, duration, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> Trained:
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(config.output.uri, time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:8]))
+        stack.enter_context(OutputLock(config.output.uri, new_run_id()))
         inputs = read_inputs(config.data, config.model.classes)
         for name, books in zip(_names(config), inputs.reports, strict=True):
             logger.info("%s: %s", name, books)

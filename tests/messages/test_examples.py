@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.tables.examples import Examples
+from pipeline.messages.examples import Examples
 
 
 @pytest.mark.parametrize(
