@@ -26,11 +26,11 @@ from PIL import Image
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories, write_json
 from pipeline.drawing.draw import DrawOptions, draw
 from pipeline.images.decode import ImageError, decode_image
+from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
 from pipeline.predict.image_files import find_images, output_names
 

@@ -25,7 +25,7 @@ from pipeline.storage.lock.lease import LockHeld, LockLost
 from pipeline.storage.uris import UriError
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.labelled import DataError
-from pipeline.train.losses.detector import NonFiniteLoss
+from pipeline.train.loop.finite import NonFiniteLoss
 from pipeline.train.run import TrainingFailed, summary, train
 
 logger = logging.getLogger("jobs.train")

@@ -23,7 +23,8 @@ from pipeline.config.base import (
     resolved,
     unique,
 )
-from pipeline.model.variants import TestSettings
+from pipeline.model.architectures import KNOWN_MODELS
+from pipeline.model.settings import TestSettings
 from pipeline.storage.fetch.fetcher import FetchSettings
 from pipeline.storage.uris import AccessPolicy, redact
 
@@ -120,7 +121,9 @@ class ImagesConfig(Section):
 class ModelConfig(Section):
     """Which model, and how it is run. Sizes and thresholds left null are the checkpoint's own."""
 
-    checkpoint: Text = Field(description="A checkpoint file, or the name of a published model (swin_t_coco, ...).")
+    checkpoint: Text = Field(
+        description=f"A checkpoint file, or the name of a published model ({', '.join(KNOWN_MODELS)})."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="fp32 gives the published results; bf16 and fp16 are faster on GPUs."
     )

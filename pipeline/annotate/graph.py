@@ -28,7 +28,7 @@ from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.cluster.connect import Pool
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.

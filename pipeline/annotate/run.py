@@ -34,7 +34,7 @@ from pipeline.coco.results import coco_categories
 from pipeline.config.loading import ConfigError
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.provenance import code_version, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import LockLost, OutputLock

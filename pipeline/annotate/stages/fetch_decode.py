@@ -13,7 +13,8 @@ import torch
 from pipeline.annotate.stages.guard import Guard, run_guarded
 from pipeline.annotate.stages.rows import DECODED, RowError, binary_array, error_arrays
 from pipeline.images.decode import ImageError, decode_image
-from pipeline.images.resize import resize_bilinear_uint8, scaled_size
+from pipeline.images.resize import resize_bilinear_uint8
+from pipeline.images.sizes import scaled_size
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 from pipeline.storage.uris import redact
 

@@ -20,9 +20,9 @@ from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
 from pipeline.annotate.stages.rows import DECODED, binary_views
 from pipeline.images.decode import decode_image
-from pipeline.images.resize import scaled_size
+from pipeline.images.sizes import scaled_size
 from pipeline.model.preprocess import preprocess
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
 from pipeline.storage.uris import AccessPolicy
 

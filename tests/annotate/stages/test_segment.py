@@ -15,9 +15,9 @@ from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
 from pipeline.annotate.stages.rows import DECODED, DETECTION_FIELDS, RowError, binary_array, binary_views, error_arrays
 from pipeline.annotate.stages.segment import DeviceLost, Segment
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.storage.fetch.fetcher import Fetcher
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
