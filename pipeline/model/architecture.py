@@ -96,7 +96,7 @@ class Architecture(Generic[V]):
 
 @dataclass(frozen=True)
 class Layouts(Generic[V]):
-    """The ways in which an architecture's weights are named in files. Pure functions on names and state dicts.
+    """How an architecture's weights are named in files of others. Pure functions on names and state dicts.
 
     Attributes:
         detect: name of the layout that has these names (prefixes already stripped); `LayoutError` where none has.
@@ -113,7 +113,7 @@ class Layouts(Generic[V]):
 
 @dataclass(frozen=True)
 class BackboneLayouts(Generic[V]):
-    """Classifiers whose weights a detector's backbone starts from.
+    """Those of classifiers whose weights a detector's backbone starts from.
 
     Attributes:
         names: those of the layouts that are such a classifier's.
@@ -134,24 +134,24 @@ class Network(Generic[V, D]):
 
     Attributes:
         build: a detector with weights of no meaning; the number is the drop path rate of its last block.
-        layouts: of its files.
         loss: what to wrap in DDP: it maps a `pipeline.model.batch.Batch` and a generator, which decides what is
             sampled, to the weighted parts of the loss, float32 scalars. Every parameter takes part in every batch.
         initialise: sets all weights that need no training data, the same for the same seed.
         initialise_class_layers: sets the layers whose outputs belong to classes, from the global random state, and
             gives the names of their weights.
         decays: whether weight decay applies to the parameter of this name.
+        layouts: of files that others wrote; ``None``: there are only our own.
         recomputed: the blocks whose activations are worth computing twice where memory is short.
         fold_batch_norm: makes each norm that can be part of the convolution before it, in place and in eval mode.
         compiled: the parts to compile one by one.
     """
 
     build: Callable[[V, float], D]
-    layouts: Layouts[V]
     loss: Callable[[D, Sampling], nn.Module]
     initialise: Callable[[D, int], None]
     initialise_class_layers: Callable[[D], list[str]]
     decays: Callable[[str], bool]
+    layouts: Layouts[V] | None = None
     recomputed: tuple[type[nn.Module], ...] = ()
     fold_batch_norm: Callable[[D], None] = lambda detector: None
     compiled: Callable[[D], Sequence[nn.Module]] = lambda detector: (detector,)

@@ -39,16 +39,16 @@ def compiled(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
 
 NETWORK = Network(
     build=CascadeMaskRCNN,
+    loss=DetectorLoss,
+    initialise=initialise,
+    initialise_class_layers=initialise_class_layers,
+    decays=decays,
     layouts=Layouts(
         detect_layout,
         to_native,
         infer_variant,
         BackboneLayouts(BACKBONE_LAYOUTS, BACKBONE_SIZES, infer_backbone, covered_by_classifier),
     ),
-    loss=DetectorLoss,
-    initialise=initialise,
-    initialise_class_layers=initialise_class_layers,
-    decays=decays,
     recomputed=(PadThenShiftBlock,),
     fold_batch_norm=fold_batch_norm,
     compiled=compiled,

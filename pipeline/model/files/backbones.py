@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pipeline.model.architecture import BackboneLayouts, Variant
-from pipeline.model.architectures import architecture_named, architecture_of, build, network_of
+from pipeline.model.architectures import architecture_named, architecture_of, build
 from pipeline.model.files.checkpoints import (
     BACKBONE_FORMAT,
     CheckpointError,
@@ -38,12 +38,14 @@ class BackboneWeights:
         variant: a detector that has such a backbone; nothing but the backbone's sizes means anything in it.
         source: file name, layout and sha256 of the file they were read from first.
         weights_sha256: `weights_digest` of the weights.
+        layouts: of the architecture that it is for.
     """
 
     weights: StateDict
     variant: Variant
     source: dict[str, Any]
     weights_sha256: str
+    layouts: BackboneLayouts[Any]
 
 
 def read_backbone(path: str | Path) -> BackboneWeights:
@@ -64,7 +66,9 @@ def read_backbone(path: str | Path) -> BackboneWeights:
                 raise LayoutError(f"this is a detector in the {layout} layout, not an ImageNet backbone")
             weights = as_float32(layouts.to_native(state, layout))
             source = {"file": path.name, "layout": layout, "sha256": file_sha256(path)}
-        backbone = _with_backbone(layouts.backbone)
+        if layouts is None or layouts.backbone is None:
+            raise LayoutError("the architecture that it names has no backbone by itself")
+        backbone = layouts.backbone
         variant = backbone.infer_variant(weights)
         with torch.device("meta"):
             expected = build(variant).state_dict()
@@ -74,7 +78,7 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     digest = weights_digest(weights)
     if header.get("weights_sha256", digest) != digest:
         raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
-    return BackboneWeights(weights, variant, source, digest)
+    return BackboneWeights(weights, variant, source, digest, backbone)
 
 
 def convert_backbone(path: str | Path, out: str | Path) -> BackboneWeights:
@@ -84,11 +88,11 @@ def convert_backbone(path: str | Path, out: str | Path) -> BackboneWeights:
         CheckpointError: as `read_backbone`.
     """
     backbone = read_backbone(path)
-    sizes = _layouts_of(backbone.variant).sizes
+    sizes = {key: getattr(backbone.variant, key) for key in ("name", *backbone.layouts.sizes)}
     header = {
         "format": BACKBONE_FORMAT,
         "architecture": architecture_of(backbone.variant).name,
-        "variant": json.dumps({key: getattr(backbone.variant, key) for key in ("name", *sizes)}),
+        "variant": json.dumps(sizes),
         "source": json.dumps(backbone.source),
         "weights_sha256": backbone.weights_sha256,
     }
@@ -106,21 +110,12 @@ def load_backbone(path: str | Path, backbone: nn.Module) -> None:
         CheckpointError: as `read_backbone`, and where the sizes are not those of ``backbone``.
     """
     found = read_backbone(path)
-    covers = _layouts_of(found.variant).covers
     weights = {name.removeprefix("backbone."): tensor for name, tensor in found.weights.items()}
-    own = {name: tensor for name, tensor in backbone.state_dict().items() if not covers(f"backbone.{name}")}
+    own = {
+        name: tensor for name, tensor in backbone.state_dict().items() if not found.layouts.covers(f"backbone.{name}")
+    }
     try:
         check_keys(backbone.state_dict(), weights | own)
     except LayoutError as error:
         raise CheckpointError(f"{path}: {error}") from error
     backbone.load_state_dict(weights | own)
-
-
-def _layouts_of(variant: Variant) -> BackboneLayouts[Any]:
-    return _with_backbone(network_of(variant).layouts.backbone)
-
-
-def _with_backbone(layouts: BackboneLayouts[Any] | None) -> BackboneLayouts[Any]:
-    if layouts is None:
-        raise LayoutError("no classifier's weights are known for this kind of detector")
-    return layouts

@@ -144,6 +144,8 @@ def recognise(names: Collection[str]) -> tuple[Layouts[Any], str]:
     refused = []
     for architecture in ARCHITECTURES:
         layouts = architecture.network().layouts
+        if layouts is None:
+            continue
         try:
             return layouts, layouts.detect(names)
         except LayoutError as error:
