@@ -18,10 +18,10 @@ from pathlib import Path
 from jobs.arguments import positive
 from pipeline.coco.results import write_json
 from pipeline.drawing.draw import DrawOptions
+from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
 from pipeline.predict.image_files import find_images
 from pipeline.predict.run import PredictRun

@@ -25,7 +25,8 @@ from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.progress import Progress, Snapshot
-from pipeline.annotations.ledger import Counts, Identity, OutputStore
+from pipeline.annotations.data_file import Counts, Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import connect, describe_cluster

@@ -17,13 +17,14 @@ import torch
 from ray.data import DataContext
 
 from pipeline.cluster.quiet import quiet
+from pipeline.model.batch import Batch
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.train.data.draws import Draws, positions
 from pipeline.train.data.labelled import DataError
 from pipeline.train.data.sample_rows import error_row, from_rows, to_rows
 from pipeline.train.sample.collate import collate
-from pipeline.train.sample.sample import Batch, Sample
+from pipeline.train.sample.sample import Sample
 
 logger = logging.getLogger(__name__)
 
