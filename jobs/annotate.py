@@ -15,6 +15,7 @@ from jobs.ending import OK, end, run, set_up_log
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.dry_run import dry_run
 from pipeline.annotate.run import annotate, summary
+from pipeline.annotations.run_json import RunState
 from pipeline.config.loading import load_config
 
 TOO_MANY_FAILURES = 3
@@ -42,7 +43,7 @@ def _annotate(args: argparse.Namespace) -> int:
         return OK
     report = annotate(config, retry_failed=args.retry_failed)
     print(summary(report))
-    if report.state == "too_many_failures":
+    if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(
             logger,

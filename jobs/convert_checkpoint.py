@@ -26,6 +26,7 @@ from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.swin import SwinBackbone
 from pipeline.model.variants import Variant
+from pipeline.tables.examples import Examples
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
@@ -85,7 +86,7 @@ def _detector_facts(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         "kind": "Cascade Mask R-CNN",
         "variant": _backbone_sizes(checkpoint.variant),
-        "classes": f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})",
+        "classes": f"{len(names)} ({Examples.of(names)})",
         "parameters": _count(p.numel() for p in parameters),
         "settings": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.settings).items()),
         "source": _source(checkpoint.source),

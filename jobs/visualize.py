@@ -12,18 +12,18 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from pipeline.annotations.failure import ImageFailure
-from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
+from pipeline.annotations.run_json import RunJson
 from pipeline.drawing.draw import DrawOptions, Picture, grid
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
 from pipeline.storage.uris import redact
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     options = DrawOptions(args.boxes, args.labels, args.scores, args.masks, min_score=args.min_score)
     try:
-        report = _report(args.annotations)
-        _check_categories(args.categories, report)
-        source = PictureSource.of_run(report, args.image_root)
+        run = _run(args.annotations)
+        _check_categories(args.categories, run.detections_per_category)
+        source = PictureSource.of_run(run, args.image_root)
         rows = _chosen(OutputRows(args.annotations), args, options)
         out.mkdir(parents=True, exist_ok=True)
         book = _Book()
@@ -130,15 +130,14 @@ def _fitted(picture: Picture) -> Picture:
     return np.asarray(image)
 
 
-def _report(uri: str) -> dict[str, Any]:
-    report = OutputStore(uri).read_report()
-    if report is None:
+def _run(uri: str) -> RunJson:
+    run = RunJson.read(uri)
+    if run is None:
         raise ValueError(f"{redact(uri)} has no run.json: is it the output of an annotate job?")
-    return report
+    return run
 
 
-def _check_categories(names: Sequence[str], report: dict[str, Any]) -> None:
-    known = report.get("detections_per_category")
+def _check_categories(names: Sequence[str], known: Collection[str]) -> None:
     for name in names:
         if known and name not in known:
             raise ValueError(f"there are no detections of {name!r} in this output, only of: {', '.join(known)}")

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 
 from pipeline.config.base import PositiveInt, Score, Section, Text, Uri, place, resolved, unique
 from pipeline.config.images import ImagesConfig
-from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, IouType, Protocol
+from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, CocoProtocol, IouType
 
 
 class PredictionsConfig(Section):
@@ -45,9 +45,9 @@ class MetricsConfig(Section):
         self.protocol()
         return self
 
-    def protocol(self) -> Protocol:
+    def protocol(self) -> CocoProtocol:
         """The limits as the evaluation takes them."""
-        return Protocol(self.max_dets)
+        return CocoProtocol(self.max_dets)
 
     @property
     def main_iou_type(self) -> IouType:

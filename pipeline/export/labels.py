@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import OutputError
+from pipeline.annotations.image_uris import image_path
 from pipeline.annotations.reader import Source
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.export.errors import ExportError
-from pipeline.export.names import image_path
 from pipeline.export.outlines.crops import Crop, crop_of
 from pipeline.provenance import code_version
 from pipeline.storage.uris import redact

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from pipeline.annotate.progress import Progress
+from pipeline.annotate.progress import Progress, Snapshot
+from pipeline.annotate.stages.stage import StageCounts
 from pipeline.provenance import duration
 
-HALFWAY = {
-    "encoded": 50.0,
-    "failed:not_found": 3.0,
-    "failed:corrupt_image": 2.0,
-    "segmenting_s": 10.0,
-    "segment_s": 15.0,
-    "fetch_s": 6.0,
-    "decode_s": 3.0,
-    "encode_s": 4.5,
-    "write_s": 1.5,
-}
+HALFWAY = Snapshot(
+    StageCounts(
+        encoded=50,
+        failed=Counter({"not_found": 3, "corrupt_image": 2}),
+        segment_s=15.0,
+        fetch_s=6.0,
+        decode_s=3.0,
+        encode_s=4.5,
+        write_s=1.5,
+    ),
+    segmenting_s=10.0,
+)
 
 
 def test_by_hand() -> None:
@@ -32,9 +36,9 @@ def test_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("counts", [{}, {"segmenting_s": 0.0}, {"decoded": 8.0, "fetch_s": 1.0}])
-def test_before_the_first_model_call(counts: dict[str, float]) -> None:
-    progress = Progress(1234, counts, 12.0, 1)
+@pytest.mark.parametrize("counts", [StageCounts(), StageCounts(decoded=8, fetch_s=1.0)])
+def test_before_the_first_model_call(counts: StageCounts) -> None:
+    progress = Progress(1234, Snapshot(counts), 12.0, 1)
     assert (progress.done, progress.failed, progress.rate, progress.busy_share) == (0, 0, 0.0, 0.0)
     assert progress.line().startswith("0/1,234 images (0 failed) | 0.0 img/s")
     assert progress.line().endswith("starting")

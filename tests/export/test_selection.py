@@ -8,7 +8,7 @@ import pytest
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.config.loading import ConfigError
 from pipeline.export.errors import ExportError
-from pipeline.export.selection import read_selection
+from pipeline.export.run import read_selection
 from tests.export.export_cases import CATEGORIES
 
 

@@ -28,7 +28,7 @@ def open_unit(unit: ReadUnit, stream: bool = False) -> Iterator[pq.ParquetFile]:
                 raise ManifestError(f"{redact(unit.file)} has changed since the manifest was opened: start again")
             yield file
     except pa.ArrowInvalid as error:
-        raise cannot_read(unit.file, error) from None
+        raise ManifestError(str(cannot_read(unit.file, error))) from None
 
 
 def open_file(uri: str, stream: bool = False) -> pq.ParquetFile:

@@ -1,13 +1,20 @@
-"""What rows look like between the stages, and how a row fails."""
+"""What rows look like between the stages, and how a row fails.
+
+A stage replaces the columns that only it needs:
+
+    read ─ image_bytes ─► fetch_decode ─ pixels ... ─► segment ─ boxes, scores ... ─► encode ─► the output's schema
+
+The manifest's carried columns pass all of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.annotations.failure import ImageFailure
+from pipeline.model.detections import DETECTION_ARRAYS
 
 ERROR_COLUMNS = ("stage", "error_code", "error_message")
 
@@ -24,8 +31,9 @@ DECODED = pa.schema(
     ]
 )
 
-# Put by segment in the place of the pixels: N detections as raw float32 (labels int64) bytes.
-DETECTION_FIELDS = (("boxes", np.float32), ("scores", np.float32), ("labels", np.int64), ("masks", np.float32))
+# Names that rows have on their way and that no carried column may have. Segment puts a column of raw bytes for each
+# array of the detections in the place of the pixels.
+WORKING_NAMES = frozenset({"image_bytes", *DECODED.names, *DETECTION_ARRAYS})
 
 
 def error_arrays(errors: Sequence[ImageFailure | None]) -> list[pa.Array]:

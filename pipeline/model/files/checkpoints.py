@@ -34,6 +34,7 @@ from pipeline.model.files.layouts import (
     to_native,
 )
 from pipeline.model.variants import TestSettings, Variant
+from pipeline.storage.whole_file import write_whole
 
 FORMAT = "maskfleet-1"
 BACKBONE_FORMAT = "maskfleet-backbone-1"
@@ -152,11 +153,8 @@ def read_weights(path: Path) -> tuple[StateDict, Mapping[str, str], Mapping[str,
 
 def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
     """Write a safetensors file; it appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in weights.items()}, part, metadata=header)
-    part.replace(path)
+    with write_whole(path) as temporary:
+        save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata=header)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.model.files.zoo import KNOWN_MODELS
-from pipeline.storage.download.cache import cache_directory, fetch_to_cache
+from pipeline.storage.download import cache_directory, fetch_to_cache
 
 LOG = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = 
 
     Args:
         name_or_path: a file, or a name out of `pipeline.model.files.zoo.KNOWN_MODELS`. Where both exist, the file.
-        cache_dir: where downloads are kept, `pipeline.storage.download.cache.cache_directory` by default.
+        cache_dir: where downloads are kept, `pipeline.storage.download.cache_directory` by default.
 
     Raises:
         UnknownModelError: neither of the two.

@@ -1,4 +1,4 @@
-"""Published checkpoints this project can use, by name. Data only; `pipeline.storage.download.cache` fetches them.
+"""Published checkpoints this project can use, by name. Data only; `pipeline.storage.download` fetches them.
 
 URLs and figures of the official models are from the tables in the README of
 github.com/SwinTransformer/Swin-Transformer-Object-Detection; ModelScope's figures from its model card. None
