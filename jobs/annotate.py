@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from jobs.ending import OK, end, run, set_up_log
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.dry_run import dry_run
-from pipeline.annotate.run import annotate, summary
 from pipeline.annotations.run_json import RunState
 from pipeline.config.loading import load_config
 
@@ -38,6 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _annotate(args: argparse.Namespace) -> int:
     config = load_config(AnnotateConfig, args.config, args.set)
+    # Here and not above: the model's packages and Ray take ten seconds to import, and a config that is wrong is told
+    # before that.
+    from pipeline.annotate.dry_run import dry_run
+    from pipeline.annotate.run import annotate, summary
+
     if args.dry_run:
         print(dry_run(config))
         return OK

@@ -7,7 +7,6 @@ import gc
 import io
 import json
 import logging
-import os
 import shutil
 import time
 from collections import Counter
@@ -36,11 +35,10 @@ from pipeline.annotate import run as job
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
-from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import ClusterError
-from pipeline.images.decode import DecodedImage, decode_image
+from pipeline.images.decode import decode_image
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
@@ -662,28 +660,6 @@ class TestOtherRuns:
         assert report.state == "finished"
         assert len(list((tmp_path / "out" / "data").iterdir())) == 1
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
-
-    def test_an_image_that_kills_the_process(
-        self, first: First, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class Fragile(PictureSource):
-            """Defined here, so that workers get it by value. The kill is as hard as a segmentation fault."""
-
-            def decode(self, data: Any) -> DecodedImage | Any:
-                if isinstance(data, bytes) and data.startswith(b"KILL"):
-                    os._exit(139)
-                return super().decode(data)
-
-        monkeypatch.setattr(graph, "PictureSource", Fragile)
-        contents = [blob if blob != GOOD_BYTES[1] else b"KILL" for blob in GOOD_BYTES]
-        table = pa.table({"image_id": [7, 8, 9], "image_bytes": pa.array(contents, pa.binary())})
-        pq.write_table(table, tmp_path / "manifest.parquet")
-        changes = {"manifest__uri": str(tmp_path / "manifest.parquet"), "manifest__carry": []}
-        report = annotate(world.config(tmp_path / "out", **changes))
-        assert (report.images, report.failures) == (ImageCounts(3, 2, 1), {"process_killed": 1})
-        rows = read_rows(tmp_path / "out")
-        assert (rows[8]["stage"], rows[8]["error_code"]) == ("decode", "process_killed")
-        assert [len(rows[number]["detections"]) for number in (7, 9)] == [6, 6]
 
     def test_s3(self, ray_s3: S3Server, world: World, checkpoint: Checkpoint, tmp_path: Path) -> None:
         good = {

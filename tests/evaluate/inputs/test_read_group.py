@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.metrics.ap.in_memory import evaluate_blocks
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
-from testing.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import Read, image_ids, read_all, write_json, write_output
 
@@ -40,13 +39,6 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground_truth, "_ROWS_AT_ONCE", 4)
     monkeypatch.setattr(chunks, "BUFFER_BYTES", 2000)
     monkeypatch.setattr(annotations, "GROUP_IMAGES", 5)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
 
 
 def float32_case(seed: int, texts: bool = False) -> CocoCase:

@@ -1,27 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import pytest
 
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.loading import load_sample
-from testing.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
 from tests.train.sample_cases import assert_sound
 
 PICTURES = PictureSource()
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
 
 
 def test_a_sample_is_the_picture_with_its_objects(tmp_path: Path) -> None:
