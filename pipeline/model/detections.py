@@ -1,12 +1,16 @@
-"""The value that leaves the model: one image's detections, on the CPU, in that image's own pixels."""
+"""The values that leave the model: a batch's detections on its device, and one image's on the CPU. No torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.masks.rasterise import Rle, rasterise
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -41,3 +45,22 @@ class Detections:
 
 # The arrays, one entry a detection: name and type.
 DETECTION_ARRAYS = {f.name: f.metadata["dtype"] for f in fields(Detections) if "dtype" in f.metadata}
+
+
+@dataclass(frozen=True)
+class BatchDetections:
+    """The detections of a batch, image after image, each image's best first.
+
+    Attributes:
+        boxes: ``(N, 4)`` xyxy in pixels of each one's original image.
+        scores: ``(N,)``.
+        labels: int64 ``(N,)``.
+        masks: ``(N, S, S)`` probabilities over each box, S the same for all.
+        counts: detections of each image; they sum to N.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor
+    counts: list[int]

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor, nn
 
 from pipeline.model.architecture import Variant
+from pipeline.model.detections import BatchDetections
 from pipeline.model.settings import TestSettings
-
-
-@dataclass(frozen=True)
-class BatchDetections:
-    """The detections of a batch, image after image, each image's best first.
-
-    Attributes:
-        boxes: ``(N, 4)`` xyxy in pixels of each one's original image.
-        scores: ``(N,)``.
-        labels: int64 ``(N,)``.
-        masks: ``(N, S, S)`` probabilities over each box, S the same for all.
-        counts: detections of each image; they sum to N.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    masks: Tensor
-    counts: list[int]
 
 
 class Detector(nn.Module):

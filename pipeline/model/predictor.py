@@ -11,8 +11,8 @@ import torch
 
 from pipeline.model.architectures import build
 from pipeline.model.categories import Category
-from pipeline.model.detections import DETECTION_ARRAYS, Detections
-from pipeline.model.detector import BatchDetections, Detector
+from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
+from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
 from pipeline.model.settings import TestSettings

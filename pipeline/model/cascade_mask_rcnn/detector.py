@@ -12,7 +12,8 @@ from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS, image_index
 from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork
 from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
-from pipeline.model.detector import BatchDetections, Detector
+from pipeline.model.detections import BatchDetections
+from pipeline.model.detector import Detector
 from pipeline.model.settings import TestSettings
 
 
