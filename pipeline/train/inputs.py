@@ -12,7 +12,7 @@ from pipeline.config.loading import read_class_thresholds
 from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.storage.uris import absolute
-from pipeline.train.augment import Augment
+from pipeline.train.augment import AugmentConfig
 from pipeline.train.config import DataConfig, SourceConfig
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.coco_source import read_coco
@@ -120,7 +120,7 @@ def picture_source(config: DataConfig) -> PictureSource:
     return PictureSource.of_config(images)
 
 
-def draws_of(config: DataConfig, inputs: Inputs, augment: Augment, seed: int) -> Draws:
+def draws_of(config: DataConfig, inputs: Inputs, augment: AugmentConfig, seed: int) -> Draws:
     """What is learnt from, in which order."""
     weights = tuple(source.weight for source in config.train if source.weight is not None)
     return Draws(inputs.sources, weights or None, picture_source(config), augment, seed, config.epoch_size)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.annotations.pictures import PictureSource
-from pipeline.train.augment import Augment
+from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.epoch_order import epoch_order, image_rng
 from pipeline.train.data.labelled import DataError, LabelledImage
 from pipeline.train.data.loading import load_sample
@@ -45,7 +45,7 @@ class Draws:
     sources: Sequence[Sequence[LabelledImage]]
     weights: tuple[float, ...] | None
     pictures: PictureSource
-    augment: Augment
+    augment: AugmentConfig
     seed: int
     epoch_size: int | None = None
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.train.loop.settings import OptimizerSettings
+from pipeline.train.loop.settings import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, decays: Callable[[str], bool]) -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, weight_decay: float, decays: Callable[[st
     ]
 
 
-def make_optimizer(model: nn.Module, settings: OptimizerSettings, decays: Callable[[str], bool]) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, settings: OptimizerConfig, decays: Callable[[str], bool]) -> torch.optim.AdamW:
     """AdamW over the model's trainable parameters; ``decays`` tells by a parameter's name whether its weights decay."""
     groups = parameter_groups(model, settings.weight_decay, decays)
     return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas)
