@@ -16,8 +16,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
+# Two processes: what shares one Ray is half of the work, and tests/conftest.py deals out the rest.
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test-all: setup
 	$(BIN)/python -m pytest

@@ -83,7 +83,7 @@ def main() -> None:
                     images_per_block=block,
                 )
                 share, busy, seconds = steady_state(log_dir, batch_s, args.batch_size)
-                own = report.this_run["replica_busy_share"]
+                own = report.this_run.replica_busy_share
                 line = f"| {actors} | {block} | {ideal:.0f} | {share:.1%} | {busy:.1%} | {seconds:.0f} | {own:.1%} "
                 print(f"{line}| {os.getloadavg()[0]:.1f} |", flush=True)
         ray.shutdown()

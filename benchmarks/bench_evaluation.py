@@ -45,11 +45,12 @@ from benchmarks.support.machine import describe
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
 from pipeline.cluster.tasks import RayTasks
-from pipeline.evaluate.map_groups import AnalysisPlan
+from pipeline.evaluate.analysis import AnalysisPlan
+from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
-from pipeline.metrics.protocol import IouType, Protocol
+from pipeline.metrics.protocol import CocoProtocol, IouType
 
 IMAGES_PER_FILE = 2048
 TEN_MILLION = 10_000_000
@@ -119,15 +120,14 @@ def _output_rows(
 def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -> Request:
     """What the job asks for, with scratch and match table in a folder of their own."""
     scratch = tempfile.mkdtemp(dir=folder, prefix="scratch-")
-    plan = AnalysisPlan(iou_type, 0.3, 3, f"{scratch}/matches") if analysis else None
+    plan = AnalysisPlan(AnalysisConfig(), iou_type, 3, f"{scratch}/matches") if analysis else None
     return Request(
         predictions_uri=str(folder / predictions),
         truth_uri=str(folder / "truth.json"),
         images="all",
         iou_types=(iou_type,),
-        protocol=Protocol(),
+        protocol=CocoProtocol(),
         analysis=plan,
-        wanted_precision=0.9,
         scratch_uri=scratch,
     )
 
@@ -176,7 +176,7 @@ def compare(folder: Path, iou_type: IouType, num_images: int) -> tuple[Measured,
         start = time.process_time()
         measured = ours(folder, iou_type, analysis)
         seconds = time.process_time() - start
-        stats = coco_stats(arrays_of(measured, iou_type), Protocol().max_dets)
+        stats = coco_stats(arrays_of(measured, iou_type), CocoProtocol().max_dets)
         _row(name, seconds, num_images, base, np.array_equal(stats, wanted))
         if not np.array_equal(stats, wanted):
             raise RuntimeError(f"{stats.tolist()}, not {wanted.tolist()}")

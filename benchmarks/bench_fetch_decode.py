@@ -29,6 +29,7 @@ from PIL import Image
 from benchmarks.support.machine import describe
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotations.pictures import PictureSource
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 
@@ -78,7 +79,7 @@ def plain_loop(paths: Sequence[Path]) -> None:
 def stage_loop(stage: FetchDecode, blocks: Sequence[pa.Table]) -> None:
     """The stage on each block, as a task calls it, less the monitor's messages."""
     for block in blocks:
-        rows = stage(block, InProcessGuard(), lambda counts: None)
+        rows = stage(block)
         if rows["error_code"].null_count != len(rows):
             raise RuntimeError(f"failed rows: {rows['error_message'].drop_null().to_pylist()[:3]}")
 
@@ -166,7 +167,7 @@ def main() -> None:
         local = [[str(path) for path in paths[i : i + args.block]] for i in starts]
         remote = [[f"s3://{BUCKET}/{path.name}" for path in paths[i : i + args.block]] for i in starts]
         fetcher = Fetcher()
-        stage = FetchDecode(fetcher, 100_000_000, apply_exif=True, short_side=800, long_side=1333)
+        stage = FetchDecode(PictureSource(fetcher), 800, 1333, InProcessGuard(), report=lambda counts: None)
         local_blocks, remote_blocks = [manifest_rows(b) for b in local], [manifest_rows(b) for b in remote]
         loops: dict[str, Callable[[], None]] = {
             "plain loop, local": lambda: plain_loop(paths),

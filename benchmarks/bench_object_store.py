@@ -95,13 +95,13 @@ def measure(folder: Path, times_store: float, block: int, args: argparse.Namespa
     finally:
         ray.shutdown()
     pixels = num_images * picture_bytes
-    if peak.spilled or peak.fallback or peak.created < pixels or report.images["annotated"] != num_images:
+    if peak.spilled or peak.fallback or peak.created < pixels or report.images.annotated != num_images:
         raise RuntimeError(f"{peak}, {report.images} of {num_images} images, {pixels} bytes of pixels")
     return (
         f"| {num_images} | {pixels / MIB:.0f} | {times_store:g}x | {block} | {peak.used / MIB:.1f} | "
         f"{peak.used / (args.store_mib * MIB):.0%} | {peak.spilled / MIB:.0f} | {peak.fallback / MIB:.0f} | "
-        f"{peak.created / MIB:.0f} | {peak.samples} | {report.this_run['images_per_second']:.0f} | "
-        f"{report.this_run['replica_busy_share']:.0%} | {os.getloadavg()[0]:.1f} |"
+        f"{peak.created / MIB:.0f} | {peak.samples} | {report.this_run.images_per_second:.0f} | "
+        f"{report.this_run.replica_busy_share:.0%} | {os.getloadavg()[0]:.1f} |"
     )
 
 

@@ -59,11 +59,12 @@ def read_output_ids(folder: Path) -> Iterator[pa.Array]:
 
 def measure(folder: Path, memory_rows: int, started: float) -> None:
     """Print the figures of one resume as JSON; ``started`` is when its process began."""
-    from pipeline.annotate.manifest.open import ManifestSpec, open_manifest
+    from pipeline.annotate.config import ManifestConfig
+    from pipeline.annotate.manifest.open import open_manifest
     from pipeline.annotate.pending.antijoin import find_pending
 
     imported, imported_bytes = time.time(), peak_bytes()
-    manifest = open_manifest(ManifestSpec(str(folder / "manifest.parquet")), str(folder / "scratch"))
+    manifest = open_manifest(ManifestConfig(uri=str(folder / "manifest.parquet")), str(folder / "scratch"))
     opened = time.time()
     pending = find_pending(manifest, read_output_ids(folder), memory_rows=memory_rows, tmp_dir=str(folder))
     units = pending.units

@@ -11,20 +11,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
+from jobs.ending import OK, end, run, set_up_log
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.dry_run import dry_run
-from pipeline.annotate.manifest.open import ManifestError
-from pipeline.annotate.pending.antijoin import DuplicateIdError
-from pipeline.annotate.run import RunFailed, annotate, summary
-from pipeline.annotations.ledger import OutputError
-from pipeline.cluster.connect import ClusterError
-from pipeline.config.loading import ConfigError, load_config
-from pipeline.model.files.checkpoints import CheckpointError
-from pipeline.model.files.resolve import UnknownModelError
-from pipeline.storage.download.cache import DownloadError
-from pipeline.storage.lock.lease import LockHeld, LockLost
-from pipeline.storage.uris import UriError
+from pipeline.annotations.run_json import RunState
+from pipeline.config.loading import load_config
 
 TOO_MANY_FAILURES = 3
 
@@ -40,32 +30,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
     args = parser.parse_args(argv)
     set_up_log()
-    try:
-        config = load_config(AnnotateConfig, args.config, args.set)
-        if args.dry_run:
-            print(dry_run(config))
-            return OK
-        report = annotate(config, retry_failed=args.retry_failed)
-    except (LockHeld, LockLost, RunFailed) as error:
-        return end_with(logger, FAILED, error)
-    except (
-        ConfigError,
-        ManifestError,
-        DuplicateIdError,
-        CheckpointError,
-        DownloadError,
-        UnknownModelError,
-        UriError,
-        ClusterError,
-        OutputError,
-    ) as error:
-        return end_with(logger, BAD_INPUT, error)
-    except Exception as error:
-        return end_unforeseen(
-            logger, error, "the run stopped; what it wrote is kept, and the same command goes on from there"
-        )
+    advice = "the run stopped; what it wrote is kept, and the same command goes on from there"
+    return run(logger, lambda: _annotate(args), advice)
+
+
+def _annotate(args: argparse.Namespace) -> int:
+    config = load_config(AnnotateConfig, args.config, args.set)
+    # Here and not above: the model's packages and Ray take ten seconds to import, and a config that is wrong is told
+    # before that.
+    from pipeline.annotate.dry_run import dry_run
+    from pipeline.annotate.run import annotate, summary
+
+    if args.dry_run:
+        print(dry_run(config))
+        return OK
+    report = annotate(config, retry_failed=args.retry_failed)
     print(summary(report))
-    if report.state == "too_many_failures":
+    if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(
             logger,

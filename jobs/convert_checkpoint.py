@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from pipeline.messages.examples import Examples
 from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
 from pipeline.model.files.backbones import convert_backbone
 from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
@@ -80,7 +81,7 @@ def _detector_facts(checkpoint: Checkpoint) -> dict[str, str]:
     return {
         "kind": architecture_of(checkpoint.variant).title,
         "variant": checkpoint.variant.sizes(),
-        "classes": f"{len(names)} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})",
+        "classes": f"{len(names)} ({Examples.of(names)})",
         "parameters": _count(p.numel() for p in parameters),
         "settings": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.settings).items()),
         "source": _source(checkpoint.source),

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 
 from jobs import annotate, evaluate
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
 from pipeline.cluster.connect import connect
@@ -96,7 +96,7 @@ def _contact_sheet(results: Path) -> np.ndarray:
     ids = [str(number) for number in range(1, rows * columns + 1)]
     source = PictureSource()
     drawn = draw_rows(OutputRows(str(results)).by_id(ids), source, DrawOptions(min_score=_SHOWN_SCORE))
-    pictures = [row.picture for row in drawn if not isinstance(row.picture, RowError)]
+    pictures = [row.picture for row in drawn if not isinstance(row.picture, ImageFailure)]
     return grid(pictures, columns, _CELL, ids)
 
 

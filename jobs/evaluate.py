@@ -11,16 +11,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
-from pipeline.annotate.manifest.open import ManifestError
-from pipeline.annotations.ledger import OutputError
-from pipeline.cluster.connect import ClusterError
-from pipeline.config.loading import ConfigError, load_config
+from jobs.ending import OK, end, run, set_up_log
+from pipeline.config.loading import load_config
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.run import REPORT, evaluate, summary
-from pipeline.storage.lock.lease import LockHeld, LockLost
-from pipeline.storage.uris import UriError
 
 logger = logging.getLogger("jobs.evaluate")
 
@@ -32,16 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. metrics.iou_types=[bbox]")
     args = parser.parse_args(argv)
     set_up_log()
-    try:
-        config = load_config(EvaluateConfig, args.config, args.set)
-        evaluation = evaluate(config)
-    except (LockHeld, LockLost) as error:
-        return end_with(logger, FAILED, error)
-    except (ConfigError, InputError, ManifestError, UriError, ClusterError, OutputError) as error:
-        return end_with(logger, BAD_INPUT, error)
-    except Exception as error:
-        return end_unforeseen(logger, error, "the evaluation stopped; run it again")
-    print(summary(evaluation))
+    return run(logger, lambda: _evaluate(args), "the evaluation stopped; run it again")
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    config = load_config(EvaluateConfig, args.config, args.set)
+    print(summary(evaluate(config)))
     return end(logger, OK, f"finished: {config.resolved()['output']['uri'].rstrip('/')}/{REPORT}")
 
 

@@ -1,11 +1,5 @@
 """Annotations in other tools' formats: ``python -m jobs.export --annotations OUTPUT --format coco --out labels.json``.
 
-coco          a COCO data set of pseudo-labels, with scores and where they come from. Exact. OUT is a file.
-coco-results  COCO results, for pycocotools' loadRes. Exact, every detection. OUT is a file.
-yolo-seg      a polygon an object. Lossy: the summary says how much. OUT is a folder.
-label-studio  pre-annotations with brush masks. Exact. OUT is a folder.
-cvat          CVAT for images 1.1, with masks. Exact. OUT is a file.
-
 Annotated images without objects are exported as such; failed images are left out and counted. The result appears
 whole or not at all; a folder in an object store is whole once its export.json says "finished". Exit codes: 0 done,
 1 failed, 2 bad input.
@@ -18,13 +12,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.ending import BAD_INPUT, OK, end, end_unforeseen, end_with, set_up_log
-from pipeline.annotations.ledger import OutputError
-from pipeline.config.loading import ConfigError
-from pipeline.export.errors import ExportError
-from pipeline.export.run import FORMATS, Export, export
-from pipeline.export.selection import read_selection
-from pipeline.storage.uris import UriError, redact
+from jobs.ending import OK, end, run, set_up_log
+from pipeline.export.run import FORMATS, Export, export, read_selection
+from pipeline.storage.uris import redact
 
 logger = logging.getLogger("jobs.export")
 
@@ -33,20 +23,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, export, print a summary."""
     args = _parser().parse_args(argv)
     set_up_log()
-    try:
-        selection = read_selection(args.class_thresholds, args.min_score)
-        summary = export(Export(args.annotations, args.format, args.out, selection, args.overwrite))
-    except (ConfigError, ExportError, OutputError, UriError) as error:
-        return end_with(logger, BAD_INPUT, error)
-    except Exception as error:
-        return end_unforeseen(logger, error, "the export stopped")
-    print(summary.text())
+    return run(logger, lambda: _export(args), "the export stopped")
+
+
+def _export(args: argparse.Namespace) -> int:
+    selection = read_selection(args.class_thresholds, args.min_score)
+    print(export(Export(args.annotations, args.format, args.out, selection, args.overwrite)).text())
     return end(logger, OK, f"{args.format}: {redact(args.out)}")
 
 
 def _parser() -> argparse.ArgumentParser:
+    formats = "\n".join(["formats:", *(f"  {format.help_line()}" for format in FORMATS.values())])
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m jobs.export",
+        description=__doc__,
+        epilog=formats,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--annotations", required=True, metavar="URI", help="the annotate job's output")
     parser.add_argument("--format", required=True, choices=FORMATS)

@@ -12,21 +12,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.ending import BAD_INPUT, FAILED, OK, end, end_unforeseen, end_with, set_up_log
-from pipeline.annotate.manifest.open import ManifestError
-from pipeline.annotations.ledger import OutputError
-from pipeline.cluster.connect import ClusterError
-from pipeline.config.loading import ConfigError, load_config
-from pipeline.evaluate.inputs.books import InputError
-from pipeline.model.files.checkpoints import CheckpointError
-from pipeline.model.files.resolve import UnknownModelError
-from pipeline.storage.download.cache import DownloadError
-from pipeline.storage.lock.lease import LockHeld, LockLost
-from pipeline.storage.uris import UriError
+from jobs.ending import OK, end, run, set_up_log
+from pipeline.config.loading import load_config
 from pipeline.train.config import TrainConfig
-from pipeline.train.data.labelled import DataError
-from pipeline.train.loop.finite import NonFiniteLoss
-from pipeline.train.run import TrainingFailed, summary, train
+from pipeline.train.run import summary, train
 
 logger = logging.getLogger("jobs.train")
 
@@ -38,27 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. schedule.epochs=12")
     args = parser.parse_args(argv)
     set_up_log()
-    try:
-        config = load_config(TrainConfig, args.config, args.set)
-        trained = train(config)
-    except (LockHeld, LockLost, NonFiniteLoss, TrainingFailed) as error:
-        return end_with(logger, FAILED, error)
-    except (
-        ConfigError,
-        DataError,
-        InputError,
-        ManifestError,
-        CheckpointError,
-        DownloadError,
-        UnknownModelError,
-        UriError,
-        ClusterError,
-        OutputError,
-    ) as error:
-        return end_with(logger, BAD_INPUT, error)
-    except Exception as error:
-        return end_unforeseen(logger, error, "the training stopped; the same command goes on from the last checkpoint")
-    print(summary(config, trained))
+    advice = "the training stopped; the same command goes on from the last checkpoint"
+    return run(logger, lambda: _train(args), advice)
+
+
+def _train(args: argparse.Namespace) -> int:
+    config = load_config(TrainConfig, args.config, args.set)
+    print(summary(config, train(config)))
     return end(logger, OK, f"finished: {config.resolved()['output']['uri']}")
 
 

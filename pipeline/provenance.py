@@ -1,8 +1,10 @@
-"""Which code made an output."""
+"""Which run of which code made an output."""
 
 from __future__ import annotations
 
 import subprocess
+import time
+import uuid
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -37,3 +39,8 @@ def package_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def new_run_id() -> str:
+    """For one run of a job: the time in UTC, and letters that no other run has."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"

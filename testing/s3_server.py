@@ -42,18 +42,25 @@ class S3Server:
 
     Attributes:
         endpoint: ``http://127.0.0.1:port``.
-        environment: what a client process needs; already in ``os.environ`` inside the context.
     """
 
     endpoint: str
-    environment: Mapping[str, str]
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a client process needs; `s3_environment_variables` is more thorough in this one."""
+        return {**CLIENT_ENVIRONMENT, "AWS_ENDPOINT_URL": self.endpoint}
+
+    def reset(self) -> None:
+        """Forget all buckets."""
+        self._send("POST", "/moto-api/reset", b"")
 
     def create_bucket(self, bucket: str) -> None:
-        self._put(f"/{bucket}", b"")
+        self._send("PUT", f"/{bucket}", b"")
 
     def put(self, bucket: str, key: str, body: bytes) -> str:
         """Store an object; its URI."""
-        self._put(f"/{bucket}/{urllib.parse.quote(key)}", body)
+        self._send("PUT", f"/{bucket}/{urllib.parse.quote(key)}", body)
         return f"s3://{bucket}/{key}"
 
     def deny(self, bucket: str, prefix: str) -> None:
@@ -61,42 +68,47 @@ class S3Server:
         resource = f"arn:aws:s3:::{bucket}/{prefix}*"
         statement = {"Effect": "Deny", "Principal": "*", "Action": "s3:GetObject", "Resource": resource}
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-        self._put(f"/{bucket}?policy", policy.encode())
+        self._send("PUT", f"/{bucket}?policy", policy.encode())
 
-    def _put(self, path: str, body: bytes) -> None:
+    def _send(self, method: str, path: str, body: bytes) -> None:
         # Without a type of its own urllib calls the body a form, and moto takes it apart.
         headers = {"Content-Type": "application/octet-stream"}
-        request = urllib.request.Request(self.endpoint + path, data=body, headers=headers, method="PUT")
+        request = urllib.request.Request(self.endpoint + path, data=body, headers=headers, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         opener.open(request, timeout=30).close()
 
 
 @contextmanager
-def s3_environment_variables(endpoint: str) -> Iterator[dict[str, str]]:
+def s3_environment_variables(endpoint: str) -> Iterator[None]:
     """Dummy keys and the endpoint in ``os.environ``; nothing of the developer's own AWS set-up."""
-    environment = {**CLIENT_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}
-    with mock.patch.dict(os.environ, environment):
+    with mock.patch.dict(os.environ, {**CLIENT_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}):
         for name in _FOREIGN_VARIABLES:
             os.environ.pop(name, None)
-        yield environment
+        yield
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
-    """Start moto as a process of its own on a free port; end it afterwards."""
+def s3_process() -> Iterator[S3Server]:
+    """Start moto as a process of its own on a free port; end it afterwards. ``os.environ`` knows nothing of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    endpoint = f"http://127.0.0.1:{port}"
+    server = S3Server(f"http://127.0.0.1:{port}")
     try:
-        _wait_until_it_answers(process, endpoint)
-        with s3_environment_variables(endpoint) as environment:
-            yield S3Server(endpoint, environment)
+        _wait_until_it_answers(process, server.endpoint)
+        yield server
     finally:
         process.terminate()
         process.wait(timeout=20)
+
+
+@contextmanager
+def s3_server() -> Iterator[S3Server]:
+    """A server of one's own that ``os.environ`` knows."""
+    with s3_process() as server, s3_environment_variables(server.endpoint):
+        yield server
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], endpoint: str) -> None:

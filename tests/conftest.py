@@ -1,4 +1,4 @@
-"""One Ray for all tests that need one, and an S3 server that its workers know."""
+"""One Ray and one S3 server for all tests that need one; and how tests are dealt to two processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,29 @@ from unittest import mock
 
 import pytest
 
-from testing.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server, s3_environment_variables, s3_process
+
+_IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
+if _IN_PARALLEL:
+    # Before torch is imported: threads of two processes that fight for the cores only wait for each other.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Under pytest-xdist: a file stays in one process, as its fixtures do, and all that share one Ray in one.
+
+    The longest come first, or one process would be left alone with them: the shared Ray, then files that start their
+    own. `tryfirst`, as xdist looks for the groups in the same hook.
+    """
+    if not _IN_PARALLEL:
+        return
+    sharing = {item.path for item in items if "ray_s3" in getattr(item, "fixturenames", ())}
+    own = {item.path for item in items if item.get_closest_marker("ray")} - sharing
+    for item in items:
+        group = "ray" if item.path in sharing else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: (item.path not in sharing, item.path not in own))
 
 
 @pytest.fixture(scope="session")
@@ -21,9 +43,11 @@ def ray_s3() -> Iterator[S3Server]:
     import ray
 
     with ExitStack() as stack:
-        outside = dict(os.environ)
-        server = stack.enter_context(s3_server())
-        with mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0"}):
+        # As long as Ray is there: each kind of dataset would start a process that counts what is used.
+        stack.enter_context(mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0"}))
+        server = stack.enter_context(s3_process())
+        server.create_bucket("pictures")
+        with s3_environment_variables(server.endpoint):
             ray.init(
                 address="local",
                 num_cpus=3,
@@ -33,9 +57,6 @@ def ray_s3() -> Iterator[S3Server]:
                 log_to_driver=False,
             )
         stack.callback(ray.shutdown)
-        os.environ.clear()
-        os.environ.update(outside)
-        server.create_bucket("pictures")
         yield server
 
 
@@ -44,9 +65,16 @@ def ray_cluster(ray_s3: S3Server) -> None:
     """Ray in this process, for tests that do not care about S3."""
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    """An S3 server of a test file's own."""
-    with s3_server() as server:
-        server.create_bucket("bucket")
+@pytest.fixture(scope="session")
+def _s3_process() -> Iterator[S3Server]:
+    with s3_process() as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def s3(_s3_process: S3Server) -> Iterator[S3Server]:
+    """An S3 server with an empty bucket; what other test files left there is gone."""
+    _s3_process.reset()
+    _s3_process.create_bucket("bucket")
+    with s3_environment_variables(_s3_process.endpoint):
+        yield _s3_process

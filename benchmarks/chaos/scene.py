@@ -21,8 +21,10 @@ import pyarrow.fs as pafs
 import yaml
 from PIL import Image
 
+from benchmarks.chaos.undisturbed import undisturbed_rows
 from benchmarks.chaos.verdict import Rows, read_output
 from benchmarks.support.random_model import MODEL_SEED, random_model
+from pipeline.annotate.config import AnnotateConfig
 from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.model.settings import TestSettings
 from pipeline.synthetic.scenes import render_scene
@@ -47,7 +49,7 @@ class Scene:
 
     Attributes:
         folder: of everything.
-        expected: rows of an undisturbed run by image id.
+        expected: the rows that a run should write, by image id.
     """
 
     folder: Path
@@ -60,10 +62,10 @@ class Scene:
 
 
 def make_scene(folder: Path, num_images: int) -> Scene:
-    """Render the pictures, damage some more, make the model, and run the job undisturbed.
+    """Render the pictures, damage some more, make the model, and see what the stages make of them undisturbed.
 
     Raises:
-        RuntimeError: the undisturbed run does not do what it should.
+        RuntimeError: they do not do what they should.
     """
     images = folder / "images"
     images.mkdir(parents=True)
@@ -74,12 +76,10 @@ def make_scene(folder: Path, num_images: int) -> Scene:
     (images / "scene_0010_empty.jpg").write_bytes(b"")
     (images / "scene_0020_text.jpg").write_bytes(b"<html><body>404 not found</body></html>")
     save_checkpoint(replace(random_model(MODEL_SEED), settings=_SETTINGS), folder / "model.safetensors")
-    job = Job(folder, "undisturbed", images.as_uri())
-    job.run_to_the_end()
-    rows, _ = job.read()
+    rows = undisturbed_rows(AnnotateConfig.model_validate(_config(folder, images.as_uri(), str(folder / "unused"))))
     failed = [row["image_id"] for row in rows if row["status"] == "failed"]
     if len(rows) != num_images + BAD_IMAGES or len(failed) != BAD_IMAGES:
-        raise RuntimeError(f"the undisturbed run: {len(rows)} rows, failed: {failed}; see {job.log}")
+        raise RuntimeError(f"undisturbed: {len(rows)} rows, failed: {failed}")
     return Scene(folder, {row["image_id"]: row for row in rows})
 
 
@@ -88,6 +88,16 @@ def png(height: int, width: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)).save(buffer, "png")
     return buffer.getvalue()
+
+
+def _config(folder: Path, manifest: str, output: str) -> dict[str, dict[str, Any]]:
+    return {
+        "manifest": {"uri": manifest, "format": "folder"},
+        "images": {"max_attempts": 12},
+        "model": {"checkpoint": str(folder / "model.safetensors"), "batch_size": 2},
+        "resources": {"actors": 1, "images_per_block": 4, "fetch_cpus_per_task": 0.5},
+        "output": {"uri": output, "images_per_file": 8, "max_failed_fraction": 1.0, "lease_s": LEASE_S},
+    }
 
 
 class Job:
@@ -131,18 +141,7 @@ class Job:
         self._started: set[psutil.Process] = set()
         self.attempts = 0
         self.exit_code = 1
-        config: dict[str, dict[str, Any]] = {
-            "manifest": {"uri": manifest, "format": "folder"},
-            "images": {"max_attempts": 12},
-            "model": {"checkpoint": str(folder / "model.safetensors"), "batch_size": 2},
-            "resources": {"actors": 1, "images_per_block": 4, "fetch_cpus_per_task": 0.5},
-            "output": {
-                "uri": output or str(self.output),
-                "images_per_file": 8,
-                "max_failed_fraction": 1.0,
-                "lease_s": LEASE_S,
-            },
-        }
+        config = _config(folder, manifest, output or str(self.output))
         for section, values in (settings or {}).items():
             config[section].update(values)
         self._config.write_text(yaml.safe_dump(config))

@@ -80,10 +80,12 @@ def judge(rows: Collection[Mapping[str, Any]], report: Mapping[str, Any], expect
             killed.append(row["image_id"])
         elif difference := _difference(row, wanted):
             differences.append(f"{row['image_id']}: {difference}")
-    failed = sum(row["status"] == "failed" for row in rows)
+    codes = Counter(row["error_code"] for row in rows if row["status"] == "failed")
+    failed = codes.total()
     books = {"manifest": len(expected), "annotated": len(rows) - failed, "failed": failed}
-    if report.get("images") != books:
-        differences.append(f"run.json says {report.get('images')}, the rows {books}")
+    said = (report.get("images"), report.get("failures"))
+    if said != (books, codes):
+        differences.append(f"run.json says {said}, the rows {(books, dict(codes))}")
     if exit_code:
         differences.append(f"the last run ended with {exit_code}")
     return Verdict(

@@ -73,7 +73,7 @@ def annotated_rows(server: S3Server, checkpoint_path: Path, actors: int, batch_s
         }
     )
     report = annotate(config)
-    print(f"{actors} actors: {report.images}, {report.this_run['seconds']:.0f} s", flush=True)
+    print(f"{actors} actors: {report.images}, {report.this_run.seconds:.0f} s", flush=True)
     filesystem = pafs.S3FileSystem(endpoint_override=server.endpoint, region="us-east-1")
     return ds.dataset(f"{BUCKET}/output-{actors}-actors/data", filesystem=filesystem).to_table().to_pylist()
 

@@ -27,8 +27,8 @@ from PIL import Image
 import pipeline.annotate.replica
 from benchmarks.support.random_model import random_model
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import RunParts
-from pipeline.annotate.run import RunReport, annotate
+from pipeline.annotate.run import annotate
+from pipeline.annotations.run_json import RunJson
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
@@ -89,14 +89,14 @@ class StubPredictor:
 class StubActor(pipeline.annotate.replica.SegmentActor):
     """The replica as it is, but for its model."""
 
-    def __init__(self, parts: RunParts) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         settings = StubSettings(**json.loads(os.environ[STUB_VARIABLE]))
 
         def load_stub(checkpoint: Checkpoint, *_: Any, **__: Any) -> StubPredictor:
             return StubPredictor(settings, checkpoint.categories)
 
         pipeline.annotate.replica.load_model = load_stub  # type: ignore[assignment]
-        super().__init__(parts)
+        super().__init__(*args, **options)
 
 
 def start_ray(settings: StubSettings, **options: Any) -> None:
@@ -122,7 +122,7 @@ def make_inputs(folder: Path, size: tuple[int, int], seed: int = 0) -> list[Path
     return paths
 
 
-def run_job(folder: Path, files: Sequence[Path], num_images: int, batch_size: int, **resources: Any) -> RunReport:
+def run_job(folder: Path, files: Sequence[Path], num_images: int, batch_size: int, **resources: Any) -> RunJson:
     """The annotate job over ``num_images`` rows that take turns with the files; the output is thrown away."""
     uris = [str(files[i % len(files)]) for i in range(num_images)]
     pq.write_table(pa.table({"image_id": range(num_images), "image_uri": uris}), folder / "manifest.parquet")

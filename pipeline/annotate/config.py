@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
+from pipeline.annotations.class_thresholds import read_class_thresholds
 from pipeline.config.base import (
     ConfigError,
     PositiveFloat,
@@ -23,12 +24,11 @@ from pipeline.config.base import (
     resolved,
     unique,
 )
+from pipeline.config.images import ImagesConfig
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import TestSettings
-from pipeline.storage.fetch.fetcher import FetchSettings
-from pipeline.storage.uris import AccessPolicy, redact
+from pipeline.storage.uris import redact
 
-_FETCH = FetchSettings()
 # A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
 # Larger blocks were measured to leave the actors idle (too few in flight), far smaller ones to make the
 # driver's scheduling loop the limit.
@@ -68,56 +68,6 @@ class ManifestConfig(Section):
         return self
 
 
-class ImagesConfig(Section):
-    """How images are fetched and decoded. What exceeds a limit becomes a failed row, the run goes on."""
-
-    max_pixels: PositiveInt = Field(
-        default=100_000_000, description="Largest height x width that is decoded, in pixels."
-    )
-    apply_exif: bool = Field(
-        default=True, description="Turn pictures upright as their EXIF orientation says. false: pixels as stored."
-    )
-    allowed_roots: Annotated[tuple[Uri, ...], Strict(False)] | None = Field(
-        default=None,
-        description="Prefixes that images may be read from (s3://bucket/prefix, /data, https://host/). "
-        "null: anything but internal hosts. []: nothing, for manifests that hold the bytes.",
-    )
-    max_object_bytes: PositiveInt = Field(
-        default=_FETCH.max_object_bytes, description="Largest encoded image that is read, in bytes."
-    )
-    attempt_timeout_s: PositiveFloat = Field(
-        default=_FETCH.attempt_timeout_s, description="Time limit of one attempt to fetch an image, in seconds."
-    )
-    deadline_s: PositiveFloat = Field(
-        default=_FETCH.deadline_s,
-        description="Time limit of all attempts at one image and the waits between, in seconds.",
-    )
-    max_attempts: PositiveInt = Field(default=_FETCH.max_attempts, description="Attempts at one image; 1: no retries.")
-    fetch_concurrency: Annotated[int, Field(ge=1, le=1024)] = Field(
-        default=_FETCH.concurrency, description="Images that one fetch task requests at the same time."
-    )
-
-    @model_validator(mode="after")
-    def _times_fit(self) -> ImagesConfig:
-        if self.attempt_timeout_s > self.deadline_s:
-            raise ValueError("attempt_timeout_s must be at most deadline_s, which covers all attempts")
-        return self
-
-    def fetch_settings(self) -> FetchSettings:
-        """The limits as the fetcher takes them."""
-        return FetchSettings(
-            attempt_timeout_s=self.attempt_timeout_s,
-            deadline_s=self.deadline_s,
-            max_attempts=self.max_attempts,
-            max_object_bytes=self.max_object_bytes,
-            concurrency=self.fetch_concurrency,
-        )
-
-    def access_policy(self) -> AccessPolicy:
-        """What may be read; ``allowed_roots: null`` allows everything but internal hosts."""
-        return AccessPolicy(self.allowed_roots)
-
-
 class ModelConfig(Section):
     """Which model, and how it is run. Sizes and thresholds left null are the checkpoint's own."""
 
@@ -149,6 +99,17 @@ class ModelConfig(Section):
         default=8, description="Images the model takes at once. Raise it until the GPU is busy or its memory full."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_thresholds(cls, values: Any) -> Any:
+        """Put what ``class_thresholds_file`` holds where thresholds belong; those given directly win."""
+        name = values.get("class_thresholds_file") if isinstance(values, dict) else None
+        direct = values.get("class_thresholds") or {} if name else None
+        if not isinstance(name, str) or not isinstance(direct, dict):
+            return values
+        others = {key: value for key, value in values.items() if key != "class_thresholds_file"}
+        return {**others, "class_thresholds": {**read_class_thresholds(name), **direct}}
+
     @model_validator(mode="after")
     def _thresholds_apply(self) -> ModelConfig:
         if self.short_side and self.long_side and self.short_side > self.long_side:
@@ -178,7 +139,6 @@ class ModelConfig(Section):
         Raises:
             ConfigError: a threshold names a category that the model does not have.
         """
-        self._check_file_was_read()
         for name in self.class_thresholds:
             if name not in names:
                 raise ConfigError(f"class_thresholds: the model has no category {name!r}{did_you_mean(name, names)}")
@@ -195,10 +155,6 @@ class ModelConfig(Section):
                     f"class_thresholds: {threshold} for {name!r} has no effect, because the model itself drops "
                     f"scores up to {score_threshold}: lower score_threshold"
                 )
-
-    def _check_file_was_read(self) -> None:
-        if self.class_thresholds_file is not None:
-            raise ConfigError("class_thresholds_file has not been read: use load_config, or set class_thresholds")
 
 
 class ResourcesConfig(Section):
@@ -314,7 +270,6 @@ class AnnotateConfig(Section):
             base: the checkpoint's settings. With them the model's settings are complete, so that a default
                 written out or not, or changed in the checkpoint, is told apart correctly.
         """
-        self.model._check_file_was_read()
         root = self.manifest.image_root
         return {
             "manifest": {

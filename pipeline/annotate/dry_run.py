@@ -12,21 +12,23 @@ import ray
 import torch
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import fetch_decode_stage
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
-from pipeline.annotate.run import make_identity, model_settings
+from pipeline.annotate.pool import Pool, choose_pool
+from pipeline.annotate.prepare import make_identity, model_settings
+from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
-from pipeline.annotate.stages.rows import binary_views
 from pipeline.annotations.ledger import OutputStore
-from pipeline.cluster.connect import Pool, choose_pool, connect, describe_cluster
+from pipeline.annotations.pictures import PictureSource
+from pipeline.cluster.connect import connect, describe_cluster
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.binary import binary_views
 
 SAMPLE_IMAGES = 8
 TIMED_IMAGES = 2
@@ -90,14 +92,20 @@ def dry_run(config: AnnotateConfig) -> str:
 
 def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Manifest, pending: Pending) -> pa.Table:
     """The first few pending images, fetched and decoded as a run would; failures are rows."""
-    stage = fetch_decode_stage(config, settings)
+    stage = FetchDecode(
+        PictureSource.of_config(config.images),
+        settings.short_side,
+        settings.long_side,
+        InProcessGuard(),
+        report=lambda counts: None,
+    )
     tables = (
         table
         for unit, rows in islice(pending.iter_units(), 1)
         for table in manifest.read_rows(unit, rows[:SAMPLE_IMAGES], SAMPLE_IMAGES)
     )
     rows = next(tables, manifest.schema.empty_table())
-    return stage(rows, InProcessGuard(), lambda counts: None)
+    return stage(rows)
 
 
 def _sample_line(decoded: pa.Table) -> str:

@@ -5,36 +5,39 @@ What it counts is for people to watch; a retried task counts twice. The books ar
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ray
 from ray.util.metrics import Counter as MetricCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.stage import StageCounts
 
 
 class RunMonitor(InProcessGuard):
-    """Counters by name, and the guard's book-keeping."""
+    """The sum of all counts, and the guard's book-keeping."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._counts: dict[str, float] = {}
+        self._counts = StageCounts()
         self._first_segment: float | None = None
 
-    def add(self, counts: dict[str, float]) -> None:
-        """Add to the named counters."""
-        for name, value in counts.items():
-            self._counts[name] = self._counts.get(name, 0.0) + value
-        if self._first_segment is None and "segmented" in counts:
-            self._first_segment = time.monotonic() - counts.get("segment_s", 0.0)
+    def add(self, counts: StageCounts) -> None:
+        """Add to the sum."""
+        self._counts += counts
+        if self._first_segment is None and counts.segmented:
+            self._first_segment = time.monotonic() - counts.segment_s
 
-    def snapshot(self) -> dict[str, float]:
-        """The counters, and ``segmenting_s``: seconds since the first model call began."""
+    def snapshot(self) -> Snapshot:
+        """The sum now, and the time since the first model call began."""
         elapsed = 0.0 if self._first_segment is None else time.monotonic() - self._first_segment
-        return {**self._counts, "segmenting_s": elapsed}
+        return Snapshot(self._counts, elapsed)
 
 
 def start_monitor() -> Any:
@@ -48,34 +51,42 @@ def start_monitor() -> Any:
     return ray.remote(RunMonitor).options(**options).remote()
 
 
+@dataclass(frozen=True)
 class MonitorClient:
-    """A worker's end of the monitor: the `Guard` of its stage, and the `report` callable.
+    """A worker's end of the monitor: the `Guard` of its stage, and its `Report`. Picklable.
 
-    Everything reported also goes to Ray's metrics as ``maskfleet_<name>_total``.
+    Everything reported also goes to Ray's metrics as ``maskfleet_<name>_total``, failures as
+    ``maskfleet_failed_<code>_total``.
+
+    Attributes:
+        monitor: what `start_monitor` gave.
     """
 
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
-        self._metrics: dict[str, MetricCounter] = {}
+    monitor: Any
 
     def begin(self, stage: str, ids: Sequence[Hashable]) -> list[int]:
         """See `pipeline.annotate.stages.guard.Guard`; returns when the monitor has written the rows down."""
-        return ray.get(self._monitor.begin.remote(stage, ids))
+        return ray.get(self.monitor.begin.remote(stage, ids))
 
     def retry(self, stage: str, image_id: Hashable) -> None:
         """See `pipeline.annotate.stages.guard.Guard`; returns when the monitor has written the row down."""
-        ray.get(self._monitor.retry.remote(stage, image_id))
+        ray.get(self.monitor.retry.remote(stage, image_id))
 
     def end(self, stage: str, ids: Sequence[Hashable]) -> None:
         """See `pipeline.annotate.stages.guard.Guard`. Not waited for: calls of one process arrive in order."""
-        self._monitor.end.remote(stage, ids)
+        self.monitor.end.remote(stage, ids)
 
-    def report(self, counts: dict[str, float]) -> None:
-        """Add to the run's counters."""
-        self._monitor.add.remote(counts)
-        for name, value in counts.items():
-            metric = name.replace(":", "_")
-            if metric not in self._metrics:
-                self._metrics[metric] = MetricCounter(f"maskfleet_{metric}_total", f"{name}, summed over the run")
+    def report(self, counts: StageCounts) -> None:
+        """Add to the run's counts."""
+        self.monitor.add.remote(counts)
+        figures = {f.name: getattr(counts, f.name) for f in fields(counts) if f.name != "failed"}
+        figures |= {f"failed_{code}": count for code, count in counts.failed.items()}
+        for name, value in figures.items():
             if value > 0:
-                self._metrics[metric].inc(value)
+                _metric(name).inc(value)
+
+
+@functools.cache
+def _metric(name: str) -> MetricCounter:
+    """One for each worker process: metrics may be made only once."""
+    return MetricCounter(f"maskfleet_{name}_total", f"{name}, summed over the run")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.annotate.progress import duration
+from pipeline.messages.timing import duration
 from pipeline.model.architectures import giga_macs
 
 # One driver's scheduling loop was measured at 13 ms of CPU a block, and 20 to 30 blocks/s on a busy machine.

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pipeline.annotate.stages.stage import StageCounts
+from pipeline.messages.timing import duration
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What the workers of a run have done so far.
+
+    Attributes:
+        counts: their sum.
+        segmenting_s: seconds since the first model call began; 0 before it.
+    """
+
+    counts: StageCounts = field(default_factory=StageCounts)
+    segmenting_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -12,41 +27,48 @@ class Progress:
 
     Attributes:
         total: images this run has to do.
-        counts: the monitor's counters.
+        so_far: what the monitor knows.
         elapsed_s: since the run began.
         actors: replicas of the model.
     """
 
     total: int
-    counts: Mapping[str, float]
+    so_far: Snapshot
     elapsed_s: float
     actors: int
 
     @property
     def done(self) -> int:
         """Images that came out, failed ones included; a retried task counts twice, but never beyond the total."""
-        return min(self.total, int(self.counts.get("encoded", 0)))
+        return min(self.total, self.so_far.counts.encoded)
 
     @property
     def failed(self) -> int:
         """Images that came out failed."""
-        return int(sum(value for name, value in self.counts.items() if name.startswith("failed:")))
+        return self.so_far.counts.failed.total()
 
     @property
     def rate(self) -> float:
         """Images per second since the first model call."""
-        seconds = self.counts.get("segmenting_s", 0.0)
+        seconds = self.so_far.segmenting_s
         return self.done / seconds if seconds > 0 else 0.0
 
     @property
     def busy_share(self) -> float:
         """Of the replicas' time since the first model call, the share spent in the stage."""
-        seconds = self.counts.get("segmenting_s", 0.0) * self.actors
-        return min(1.0, self.counts.get("segment_s", 0.0) / seconds) if seconds > 0 else 0.0
+        seconds = self.so_far.segmenting_s * self.actors
+        return min(1.0, self.so_far.counts.segment_s / seconds) if seconds > 0 else 0.0
 
     def time_split(self) -> dict[str, float]:
         """Seconds of work in each stage, summed over workers."""
-        return {name: self.counts.get(f"{name}_s", 0.0) for name in ("fetch", "decode", "segment", "encode", "write")}
+        counts = self.so_far.counts
+        return {
+            "fetch": counts.fetch_s,
+            "decode": counts.decode_s,
+            "segment": counts.segment_s,
+            "encode": counts.encode_s,
+            "write": counts.write_s,
+        }
 
     def line(self) -> str:
         """Done, failed, rate, time split, busy share, time to go."""
@@ -58,12 +80,3 @@ class Progress:
             f"{self.done:,}/{self.total:,} images ({self.failed:,} failed) | {self.rate:.1f} img/s | {shares} | "
             f"replicas busy {self.busy_share:.0%} | {left}"
         )
-
-
-def duration(seconds: float) -> str:
-    """``3 h 05 min``, ``12 min 30 s`` or ``8.1 s``."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{seconds:.1f} s"

@@ -9,33 +9,38 @@ import pyarrow as pa
 import ray
 import torch
 
-from pipeline.annotate.graph import RunParts
+from pipeline.annotate.config import ModelConfig
 from pipeline.annotate.monitor import MonitorClient
+from pipeline.annotate.pool import Pool
 from pipeline.annotate.stages.segment import DeviceLost, Segment
 from pipeline.model.predictor import load_model
+from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions
 
 logger = logging.getLogger(__name__)
 
 
 class SegmentActor:
-    """The segment stage in an actor of Ray Data's pool."""
+    """The segment stage in an actor of Ray Data's pool.
 
-    def __init__(self, parts: RunParts) -> None:
-        model = parts.config.model
-        device = "cuda" if parts.pool.gpus else "cpu"
+    Args:
+        checkpoint: the model, in the object store.
+        config: how it is run.
+        settings: its own, completed by the config.
+        pool: says what this replica gets.
+        client: guards and counts.
+    """
+
+    def __init__(
+        self, checkpoint: ray.ObjectRef, config: ModelConfig, settings: TestSettings, pool: Pool, client: MonitorClient
+    ) -> None:
+        device = "cuda" if pool.gpus else "cpu"
         if device == "cpu":
-            torch.set_num_threads(max(1, round(parts.pool.cpus)))
-        predictor = load_model(
-            ray.get(parts.checkpoint),
-            device,
-            model.precision,
-            parts.settings,
-            speed=SpeedOptions(compile=model.compile),
-        )
-        client = MonitorClient(parts.monitor)
-        thresholds = model.label_thresholds([c.name for c in predictor.categories])
-        self._stage = Segment(predictor, model.batch_size, thresholds, client, client.report)
+            torch.set_num_threads(max(1, round(pool.cpus)))
+        speed = SpeedOptions(compile=config.compile)
+        predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
+        thresholds = config.label_thresholds([c.name for c in predictor.categories])
+        self._stage = Segment(predictor, config.batch_size, thresholds, client, client.report)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Decoded rows to segmented rows."""

@@ -6,17 +6,14 @@ compares manifest and output once more; what is missing is queued again, what is
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import ray
 
@@ -25,17 +22,19 @@ from pipeline.annotate.graph import RunParts, build
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.monitor import start_monitor
 from pipeline.annotate.pending.antijoin import Pending, find_pending
-from pipeline.annotate.progress import Progress, duration
-from pipeline.annotate.stages.encode import Encode
-from pipeline.annotations.ledger import Counts, Identity, OutputStore
+from pipeline.annotate.pool import choose_pool
+from pipeline.annotate.prepare import make_identity, model_settings
+from pipeline.annotate.progress import Progress, Snapshot
+from pipeline.annotations.data_file import Counts, Identity
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import choose_pool, connect, describe_cluster
-from pipeline.coco.results import coco_categories
-from pipeline.config.loading import ConfigError
+from pipeline.cluster.connect import connect, describe_cluster
+from pipeline.errors import RunError
+from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.settings import TestSettings
-from pipeline.provenance import code_version, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import LockLost, OutputLock
 from pipeline.storage.uris import redact
@@ -47,33 +46,11 @@ logger = logging.getLogger(__name__)
 MAX_ROUNDS = 3
 
 
-class RunFailed(RuntimeError):
+class RunFailed(RunError):
     """The run ended without closing its books; what it wrote is kept."""
 
 
-@dataclass
-class RunReport:
-    """What run.json says."""
-
-    run_id: str
-    state: str
-    config: dict[str, Any]
-    identity: dict[str, Any]
-    code: dict[str, Any]
-    cluster: dict[str, Any]
-    categories: list[dict[str, Any]]
-    images: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, int] = field(default_factory=dict)
-    detections_per_category: dict[str, int] = field(default_factory=dict)
-    this_run: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def failed_fraction(self) -> float:
-        """Failed images over all images of the manifest."""
-        return self.images["failed"] / max(1, self.images["manifest"])
-
-
-def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
+def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     """Run the job until every image of the manifest is annotated or failed with a reason.
 
     Args:
@@ -85,10 +62,10 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
         ``too_many_failures``.
 
     Raises:
-        ConfigError, ManifestError, CheckpointError, LockHeld, IdentityMismatch, ...: before anything was started.
-        RunFailed: the books do not close.
+        UserError: before anything was started.
+        RunError: another run holds the output, or the books do not close.
     """
-    run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
+    run_id = new_run_id()
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)
@@ -112,40 +89,16 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunReport:
             config=config,
             manifest=manifest,
             settings=settings,
-            encode=Encode(schema, checkpoint.categories),
+            categories=checkpoint.categories,
+            checkpoint=ray.put(checkpoint),
+            schema=schema,
             store=store,
             identity=identity,
             fence=lock.fence(),
-            checkpoint=ray.put(checkpoint),
             monitor=start_monitor(),
             pool=pool,
         )
         return run.execute(parts)
-
-
-def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettings:
-    """The checkpoint's settings with those of the config.
-
-    Raises:
-        ConfigError: the config does not fit the checkpoint.
-    """
-    try:
-        config.model.label_thresholds([c.name for c in checkpoint.categories])
-        return config.model.settings(checkpoint.settings)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from None
-
-
-def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
-    """What every file of the output must agree in, and where it came from."""
-    return Identity(
-        model_name=f"{checkpoint.variant.name} ({checkpoint.source.get('file', 'unknown file')})",
-        weights_sha256=checkpoint.weights_sha256,
-        config_digest=config.content_digest(checkpoint.settings),
-        content_config=json.dumps(config.content(checkpoint.settings), sort_keys=True),
-        code_version=code_version(),
-        run_id=run_id,
-    )
 
 
 @dataclass
@@ -158,7 +111,7 @@ class _Run:
     lock: OutputLock
     run_id: str
 
-    def execute(self, parts: RunParts) -> RunReport:
+    def execute(self, parts: RunParts) -> RunJson:
         """Annotate what is pending, and report; a run that fails says so in run.json."""
         started = time.monotonic()
         report = self._new_report()
@@ -169,25 +122,25 @@ class _Run:
         )
         todo = pending.num_pending
         if todo == 0:
-            report.state = "nothing_to_do"
+            report.state = RunState.NOTHING_TO_DO
             self._close_books(report, self.store.counts(), pending)
             logger.info("the output is complete; nothing to do")
             self._finish_report(report)
             return report
-        self.store.write_report(vars(report))
+        report.write(self.store.uri)
         try:
             self._annotate_all(parts, pending, report, started)
         except Exception as error:
-            report.state = "failed"
-            report.this_run["error"] = str(error) if isinstance(error, RunFailed) else type(error).__name__
+            report.state = RunState.FAILED
+            report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
             with suppress(OSError, LockLost):
                 parts.fence()  # without the lock, the report is another run's
-                self.store.write_report(vars(report))
+                report.write(self.store.uri)
             raise
-        self.store.write_report(vars(report))
+        report.write(self.store.uri)
         return report
 
-    def _annotate_all(self, parts: RunParts, pending: Pending, report: RunReport, started: float) -> None:
+    def _annotate_all(self, parts: RunParts, pending: Pending, report: RunJson, started: float) -> None:
         """Rounds until nothing is pending; then the books."""
         todo, rounds = pending.num_pending, 0
         while pending.num_pending:
@@ -199,23 +152,23 @@ class _Run:
             self._work(parts, pending, started)
             pending = self._pending()
         seconds = time.monotonic() - started
-        snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
+        snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
         progress = Progress(todo, snapshot, seconds, parts.pool.max_actors)
-        report.this_run = {
-            "images": todo,
-            "rounds": rounds,
-            "seconds": round(seconds, 3),
-            "images_per_second": round(todo / seconds, 3),
-            "replica_busy_share": round(progress.busy_share, 4),
-            "time_split_s": {name: round(s, 3) for name, s in progress.time_split().items()},
-        }
+        report.this_run = ThisRun(
+            images=todo,
+            rounds=rounds,
+            seconds=round(seconds, 3),
+            images_per_second=round(todo / seconds, 3),
+            replica_busy_share=round(progress.busy_share, 4),
+            time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+        )
         self._close_books(report, self.store.counts(), pending)
 
-    def _finish_report(self, report: RunReport) -> None:
+    def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""
-        old = self.store.read_report()
-        if old is None or old.get("state") in ("running", "failed"):
-            self.store.write_report(vars(report))
+        old = RunJson.read(self.store.uri)
+        if old is None or not old.state.closed:
+            report.write(self.store.uri)
 
     def _pending(self) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""
@@ -224,14 +177,14 @@ class _Run:
         twice, unknown = pending.duplicate_done, pending.unknown_done
         if twice.count:
             raise RunFailed(
-                f"{twice.count} images are more than once in {redact(self.config.output.uri)} ({twice.examples}): "
+                f"{twice.count} images are more than once in {redact(self.config.output.uri)} ({twice}): "
                 "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
             )
         if unknown.count:
             logger.warning(
                 "%d images of the output are not in the manifest, and stay as they are: %s",
                 unknown.count,
-                unknown.examples,
+                unknown,
             )
         return pending
 
@@ -241,29 +194,31 @@ class _Run:
                 logger.debug("wrote %s: %d images", file["name"], file["num_rows"])
                 self.lock.check()
 
-    def _new_report(self) -> RunReport:
-        return RunReport(
+    def _new_report(self) -> RunJson:
+        root = self.manifest.image_root
+        return RunJson(
             run_id=self.run_id,
-            state="running",
+            state=RunState.RUNNING,
             config=self.config.resolved(),
             identity={**asdict(self.identity), "source": self.checkpoint.source},
             code={"version": code_version(), "packages": package_versions(), "python": sys.version.split()[0]},
             cluster={"driver": socket.gethostname(), **describe_cluster()},
-            categories=coco_categories(self.checkpoint.categories),
+            categories=self.checkpoint.categories,
+            image_root=root and redact(root),  # as the rows' URIs
         )
 
-    def _close_books(self, report: RunReport, counts: Counts, pending: Pending) -> None:
-        report.images = {"manifest": pending.num_rows, "annotated": counts.annotated, "failed": counts.failed}
+    def _close_books(self, report: RunJson, counts: Counts, pending: Pending) -> None:
+        report.images = ImageCounts(pending.num_rows, counts.annotated, counts.failed)
         report.failures = dict(counts.failures_by_code)
         names = {c.id: c.name for c in self.checkpoint.categories}
         report.detections_per_category = {names[i]: n for i, n in sorted(counts.detections_by_category.items())}
         extra = pending.unknown_done.count
         if counts.annotated + counts.failed - extra != pending.num_rows:
-            raise RunFailed(f"the books do not close: {report.images}, {extra} of them not in the manifest")
-        if report.state != "nothing_to_do":
-            report.state = "finished"
+            raise RunFailed(f"the books do not close: {asdict(report.images)}, {extra} of them not in the manifest")
+        if report.state is not RunState.NOTHING_TO_DO:
+            report.state = RunState.FINISHED
         if report.failed_fraction > self.config.output.max_failed_fraction:
-            report.state = "too_many_failures"
+            report.state = RunState.TOO_MANY_FAILURES
 
 
 @contextmanager
@@ -274,7 +229,7 @@ def _progress_lines(parts: RunParts, total: int, started: float, interval_s: flo
 
     def loop() -> None:
         while not stop.wait(1.0 if live else interval_s):
-            snapshot: dict[str, float] = ray.get(parts.monitor.snapshot.remote())
+            snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
             line = Progress(total, snapshot, time.monotonic() - started, parts.pool.max_actors).line()
             if live:
                 print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
@@ -292,21 +247,21 @@ def _progress_lines(parts: RunParts, total: int, started: float, interval_s: flo
             print(file=sys.stderr)
 
 
-def summary(report: RunReport) -> str:
+def summary(report: RunJson) -> str:
     """The closing words: the books, failures by code, detections per category, speed."""
     images = report.images
     lines = [
-        f"{images['manifest']:,} images = {images['annotated']:,} annotated + {images['failed']:,} failed "
+        f"{images.manifest:,} images = {images.annotated:,} annotated + {images.failed:,} failed "
         f"({report.failed_fraction:.2%})"
     ]
     lines += [f"  failed {code}: {count:,}" for code, count in sorted(report.failures.items(), key=lambda x: -x[1])]
     top = sorted(report.detections_per_category.items(), key=lambda x: -x[1])
     total = sum(count for _, count in top)
     lines.append(f"{total:,} detections" + (": " + ", ".join(f"{name} {n:,}" for name, n in top[:12]) if top else ""))
-    if report.this_run:
-        run = report.this_run
+    run = report.this_run
+    if run.rounds:
         lines.append(
-            f"this run: {run['images']:,} images in {duration(run['seconds'])}, {run['images_per_second']:.2f} img/s, "
-            f"replicas busy {run['replica_busy_share']:.0%}"
+            f"this run: {run.images:,} images in {duration(run.seconds)}, {run.images_per_second:.2f} img/s, "
+            f"replicas busy {run.replica_busy_share:.0%}"
         )
     return "\n".join(lines)

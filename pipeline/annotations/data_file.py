@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
+from pipeline.errors import UserError
 from pipeline.storage.objects.base import Entry, Objects
 
 MAGIC = b"PAR1"
@@ -30,11 +31,11 @@ _DICTIONARY_COLUMNS = ["status", "stage", "error_code", "detections.list.element
 _STATISTICS_COLUMNS = ["image_id", "height", "width", "status", "error_code", "detections.list.element.score"]
 
 
-class OutputError(RuntimeError):
+class OutputError(UserError):
     """The output folder is not what it should be; the message says what to do."""
 
 
-class NotParquet(ValueError):
+class NotParquet(UserError):
     """The end of a file is not the end of a Parquet file."""
 
 

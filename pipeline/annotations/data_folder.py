@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.annotations.data_file import Footer, NotParquet, OutputError, read_footer
+from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, Objects
 from pipeline.storage.uris import redact
@@ -19,7 +20,6 @@ DATA_FOLDER = "data"
 
 _DATA_NAME = re.compile(r"part-[0-9a-f]{20}\.parquet")
 _TEMPORARY_NAME = re.compile(r"\.part-[0-9a-f]{20}\.parquet\.[0-9a-f]{32}\.tmp")
-_NAMED_AT_MOST = 10
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,8 +55,8 @@ class DataFolder:
     def _refuse(self, foreign: Sequence[str]) -> None:
         if foreign:
             raise OutputError(
-                f"{redact(self._uri)}/{DATA_FOLDER} holds files that this pipeline did not write: {_some(foreign)}. "
-                "Move them away, or choose another output."
+                f"{redact(self._uri)}/{DATA_FOLDER} holds files that this pipeline did not write: "
+                f"{Examples.of(foreign)}. Move them away, or choose another output."
             )
 
     def footer_or_none(self, objects: Objects, entry: Entry) -> Footer | None:
@@ -131,7 +131,7 @@ class DataFolder:
         if odd:
             raise OutputError(
                 f"the files in {redact(self._uri)}/{DATA_FOLDER} were made with different weights, settings or "
-                f"schemas: {_some(odd)} and {first[0].name} do not belong together"
+                f"schemas: {Examples.of(odd)} and {first[0].name} do not belong together"
             )
         return first[1]
 
@@ -151,8 +151,3 @@ def map_files(work: Callable[[Item], Result], items: Sequence[Item], concurrency
 
 def _key(footer: Footer) -> tuple[Any, ...]:
     return footer.schema_version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED_AT_MOST} more" if len(names) > _NAMED_AT_MOST else ""
-    return ", ".join(names[:_NAMED_AT_MOST]) + more

@@ -3,7 +3,7 @@
 ::
 
     <uri>/data/part-<digest>.parquet   all data
-    <uri>/run.json                     report of the last run
+    <uri>/run.json                     report of the last run (see ``run_json``)
     <uri>/_lock.json                   who may write (see ``lock``)
     <uri>/_scratch/                    may be deleted when no run is active
 
@@ -17,12 +17,11 @@ lifecycle rule of the bucket removes them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -44,7 +43,6 @@ from pipeline.storage.uris import redact
 
 __all__ = ["Counts", "DataFile", "Identity", "IdentityMismatch", "OutputError", "OutputStore", "Recovery"]
 
-REPORT_NAME = "run.json"
 COMPRESSION_LEVEL = 3
 
 _REPORT_LEFTOVER = re.compile(r"\.run\.json\.[0-9a-f]{32}\.tmp")
@@ -247,17 +245,6 @@ class OutputStore:
             return rows.num_rows - kept.num_rows
 
         return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
-
-    def write_report(self, report: dict[str, Any]) -> None:
-        """Write ``run.json``; what JSON does not know is written as text."""
-        self._open().put(REPORT_NAME, json.dumps(report, indent=2, default=str).encode())
-
-    def read_report(self) -> dict[str, Any] | None:
-        """The last run's report; ``None`` if there is none."""
-        try:
-            return json.loads(self._open().read(REPORT_NAME)[0])
-        except FileNotFoundError:
-            return None
 
     def _open(self) -> Objects:
         return open_objects(self.uri, self.timeout_s)

@@ -1,26 +1,27 @@
-"""The pictures behind an output's rows, read as the run itself read them."""
+"""Pictures by URI: fetched and decoded, or why not. Every job reads its images here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotate.config import ImagesConfig
-from pipeline.annotate.stages.rows import RowError
-from pipeline.images.decode import ImageError, decode_image
+from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.image_uris import picture_uri
+from pipeline.annotations.run_json import RunJson
+from pipeline.config.images import ImagesConfig
+from pipeline.images.decode import DecodedImage, ImageError, decode_image
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
-from pipeline.storage.uris import AccessPolicy, UriError, join
+from pipeline.storage.uris import AccessPolicy, UriError
 
 FETCH, DECODE = "fetch", "decode"
 
 
 @dataclass(frozen=True)
 class PictureSource:
-    """Fetches and decodes pictures by URI.
+    """Fetches and decodes pictures by URI. Picklable; clients are opened in the process that reads.
 
     Attributes:
         fetcher: gets the bytes, and decides what may be read.
@@ -45,45 +46,49 @@ class PictureSource:
         policy = config.access_policy()
         if image_root and policy.roots is not None:
             policy = AccessPolicy((*policy.roots, image_root))
-        return cls(Fetcher(config.fetch_settings(), policy), config.max_pixels, config.apply_exif, image_root)
+        return cls(Fetcher(config, policy), config.max_pixels, config.apply_exif, image_root)
 
     @classmethod
-    def of_run(cls, report: Mapping[str, Any], image_root: str = "") -> PictureSource:
-        """As the run that wrote this ``run.json`` read its images.
+    def of_run(cls, run: RunJson, image_root: str = "") -> PictureSource:
+        """As a run of annotate read its images.
 
         Raises:
-            ValueError: the report holds no usable ``config.images``.
+            OutputError: its ``run.json`` does not say how.
         """
-        try:
-            config = ImagesConfig.model_validate(report["config"]["images"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(
-                "run.json does not say how images were read (config.images): it is not an annotate job's"
-            ) from None
-        return cls.of_config(config, image_root)
+        return cls.of_config(run.images_config(), image_root)
 
-    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | RowError]:
+    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
         """RGB ``(H, W, 3)`` pictures in order, fetched concurrently; failures as values.
 
         Args:
             uris: None, as an output has it for images that came as bytes, is a failure too.
         """
+        pictures = [self.decode(data) for data in self.fetch_many(uris)]
+        return [picture if isinstance(picture, ImageFailure) else picture.pixels for picture in pictures]
+
+    def fetch_many(self, uris: Sequence[str | None]) -> list[bytes | ImageFailure]:
+        """Encoded pictures in order, fetched concurrently; takes what `read_many` takes."""
         places = [self._place(uri) for uri in uris]
         blobs = iter(self.fetcher.fetch_many([place for place in places if isinstance(place, str)]))
-        return [place if isinstance(place, RowError) else self._decode(next(blobs)) for place in places]
+        return [place if isinstance(place, ImageFailure) else _fetched(next(blobs)) for place in places]
 
-    def _place(self, uri: str | None) -> str | RowError:
-        if uri is None:
-            return RowError(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
+    def decode(self, data: bytes | ImageFailure) -> DecodedImage | ImageFailure:
+        """An encoded picture decoded. One that could not be fetched stays the failure that it is."""
+        if isinstance(data, ImageFailure):
+            return data
         try:
-            return join(self.image_root, uri) if self.image_root else uri
-        except UriError as error:
-            return RowError(FETCH, error.code, str(error))
-
-    def _decode(self, blob: bytes | FetchError) -> NDArray[np.uint8] | RowError:
-        if isinstance(blob, FetchError):
-            return RowError(FETCH, blob.code, f"{blob.uri}: {blob.detail}")
-        try:
-            return decode_image(blob, max_pixels=self.max_pixels, apply_exif=self.apply_exif).pixels
+            return decode_image(data, max_pixels=self.max_pixels, apply_exif=self.apply_exif)
         except ImageError as error:
-            return RowError(DECODE, error.code, str(error))
+            return ImageFailure(DECODE, error.code, str(error))
+
+    def _place(self, uri: str | None) -> str | ImageFailure:
+        if uri is None:
+            return ImageFailure(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
+        try:
+            return picture_uri(uri, self.image_root)
+        except UriError as error:
+            return ImageFailure(FETCH, error.code, str(error))
+
+
+def _fetched(blob: bytes | FetchError) -> bytes | ImageFailure:
+    return ImageFailure(FETCH, blob.code, f"{blob.uri}: {blob.detail}") if isinstance(blob, FetchError) else blob

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.annotations.data_file import Counts, Footer, OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import RunJson
 from pipeline.model.categories import Category
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
@@ -34,8 +34,8 @@ class Source:
         categories: what the model tells apart, in the order of its labels; or, in the order of the ids, what it found.
         all_categories: whether ``categories`` are all of the model's: ``run.json`` lists them.
         string_ids: whether image ids are strings, not integers.
-        image_root: what the manifest's URIs were relative to, where ``run.json`` knows.
-        finished: whether the last run came to its end.
+        image_root: what the manifest's URIs were relative to, absolute, where ``run.json`` knows.
+        finished: whether the last run came to its end, as far as ``run.json`` knows.
         provenance: what made the rows; strings and lists of strings.
     """
 
@@ -62,7 +62,7 @@ def open_source(uri: str) -> Source:
     """Look an output over.
 
     Raises:
-        OutputError: there are no data, or files that do not belong together, are cut off or are not ours.
+        OutputError: there are no data, or files that do not belong together, are damaged or are not ours.
         UriError: it cannot be opened.
     """
     objects = open_objects(uri)
@@ -71,18 +71,17 @@ def open_source(uri: str) -> Source:
     if not footers:
         raise OutputError(f"{redact(uri)} holds no data: is it the output of an annotate job?")
     schema = next(iter(footers.values())).schema
-    report = OutputStore(uri).read_report() or {}
-    counts = Counts.total(footer.counts for footer in footers.values())
-    listed = tuple(Category(int(entry["id"]), str(entry["name"])) for entry in report.get("categories") or ())
+    run = RunJson.read(uri)
+    listed = run.categories if run else ()
     source = Source(
         uri=uri,
         entries=tuple(footers),
-        counts=counts,
+        counts=Counts.total(footer.counts for footer in footers.values()),
         categories=listed,
         all_categories=bool(listed),
         string_ids=pa.types.is_string(schema.field("image_id").type),
-        image_root=_image_root(report),
-        finished=report.get("state") != "running",
+        image_root=run.image_root if run else None,
+        finished=run is None or run.state.closed,
         provenance=_provenance(uri, list(footers.values())),
     )
     return source if listed else _with_categories_found(source, footers)
@@ -102,11 +101,6 @@ def _with_categories_found(source: Source, footers: dict[Entry, Footer]) -> Sour
             names.update((pair["category_id"], pair["category_name"]) for pair in unique)
         missing -= names.keys()
     return replace(source, categories=tuple(Category(i, name) for i, name in sorted(names.items())))
-
-
-def _image_root(report: dict[str, Any]) -> str | None:
-    manifest = report.get("config", {}).get("manifest", {})
-    return manifest.get("image_root") or (manifest.get("uri") if manifest.get("format") in ("folder", "auto") else None)
 
 
 def _provenance(uri: str, footers: Sequence[Footer]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.schema import ANNOTATED
+from pipeline.messages.examples import Examples
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
@@ -20,7 +21,6 @@ Row = dict[str, Any]
 COLUMNS = ("image_id", "image_uri", "height", "width", "status", "detections", "error_code", "error_message")
 _ROWS_PER_BATCH = 64
 _CONCURRENCY = 32
-_NAMED_AT_MOST = 10
 
 
 class OutputRows:
@@ -54,8 +54,7 @@ class OutputRows:
         where = self._data.to_table(columns=["image_id", "__filename"], filter=found)
         held = set(where["image_id"].to_pylist())
         if missing := [text for value, text in wanted.items() if value not in held]:
-            more = f" and {len(missing) - _NAMED_AT_MOST} more" if len(missing) > _NAMED_AT_MOST else ""
-            raise ValueError(f"{redact(self._uri)} has no image {', '.join(missing[:_NAMED_AT_MOST])}{more}")
+            raise ValueError(f"{redact(self._uri)} has no image {Examples.of(missing)}")
         files = sorted(set(where["__filename"].to_pylist()))
         rows = self._open(files).to_table(columns=list(COLUMNS), filter=found).to_pylist()
         by_id = {row["image_id"]: row for row in rows}

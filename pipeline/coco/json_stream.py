@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipeline.annotate.manifest.parquet_copy import open_stream
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.coco.errors import InputError
+from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import redact
 
 CHUNK_BYTES = 4 << 20
@@ -60,7 +60,7 @@ class JsonLists:
 
         Raises:
             InputError: not JSON, or cut off; a key that comes twice; an element that is too long.
-            ManifestError: the file cannot be opened.
+            StorageError: the file cannot be opened.
         """
         with open_stream(self._uri) as stream:
             text = _Text(stream, self._uri)

@@ -7,7 +7,6 @@ without loss (a float32 is exact as a Python float, and compressed RLE counts ar
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -17,6 +16,7 @@ from pycocotools import mask as coco_mask
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.model.detections import Detections
+from pipeline.storage.whole_file import write_whole
 
 
 class CocoRle(TypedDict):
@@ -40,7 +40,7 @@ class CocoAnnotation(TypedDict):
 
 
 def coco_annotations(
-    found: Detections,
+    detections: Detections,
     image_id: int,
     categories: Sequence[Category],
     first_id: int = 1,
@@ -49,7 +49,7 @@ def coco_annotations(
     """One image's detections as annotations, in their order.
 
     Args:
-        found: the detections.
+        detections: the detections.
         image_id: id of the image in the file.
         categories: what the labels stand for.
         first_id: the annotations are numbered from here; COCO reserves 0 for "no match", so start at 1.
@@ -58,7 +58,7 @@ def coco_annotations(
     Raises:
         IndexError: a label without a category.
     """
-    rles = found.rle() if rles is None else rles
+    rles = detections.rle() if rles is None else rles
     return [
         CocoAnnotation(
             id=first_id + i,
@@ -71,7 +71,7 @@ def coco_annotations(
             iscrowd=0,
         )
         for i, (box, score, label, rle) in enumerate(
-            zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), rles, strict=True)
+            zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), rles, strict=True)
         )
     ]
 
@@ -93,13 +93,8 @@ def write_json(content: Mapping[str, Any], path: Path) -> None:
         TypeError, ValueError: something in it that JSON does not have.
         OSError: the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            json.dump(content, file, allow_nan=False, ensure_ascii=False)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with write_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, allow_nan=False, ensure_ascii=False)
 
 
 def _xywh(box: list[float]) -> list[float]:

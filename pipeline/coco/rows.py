@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.errors import UserError
 from pipeline.storage.uris import redact
 
 BOX = pa.list_(pa.float64(), 4)
@@ -23,7 +24,7 @@ _NUMBERS = {int, float}
 ImageId = int | str
 
 
-class RowError(ValueError):
+class BadRow(UserError):
     """What is wrong with a row, without its place."""
 
 
@@ -83,7 +84,7 @@ def image_row(value: Any, needs_size: bool) -> ImageRow:
         needs_size: for masks, without which polygons have no meaning.
 
     Raises:
-        RowError: an id, or a size where it is needed, is missing or not what it must be.
+        BadRow: an id, or a size where it is needed, is missing or not what it must be.
     """
     image_id = _image_id(value, "id")
     height, width = value.get("height"), value.get("width")
@@ -93,7 +94,7 @@ def image_row(value: Any, needs_size: bool) -> ImageRow:
     if height is None and width is None and not needs_size:
         return ImageRow(image_id, 0, 0, file_name)
     if type(height) is not int or type(width) is not int or not (0 < height < 1 << 31 and 0 < width < 1 << 31):
-        raise RowError(
+        raise BadRow(
             f"height and width must be whole numbers of pixels above 0, not {_brief(height)} and {_brief(width)}"
         )
     return ImageRow(image_id, height, width, file_name)
@@ -108,14 +109,14 @@ def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
         masks: whether the segmentation is needed.
 
     Raises:
-        RowError: a key is missing or its value not what it must be.
+        BadRow: a key is missing or its value not what it must be.
     """
     image_id = _image_id(value, "image_id")
     crowd = value.get("iscrowd", 0)
     if crowd not in (0, 1):
-        raise RowError(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
+        raise BadRow(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
     if masks and not value.get("segmentation"):
-        raise RowError("it has no segmentation; evaluate boxes only, or add it")
+        raise BadRow("it has no segmentation; evaluate boxes only, or add it")
     return ObjectRow(
         image_id,
         _int(value, "id"),
@@ -131,14 +132,14 @@ def result_row(value: Any, text: str, masks: bool) -> ResultRow:
     """Check an element of a results file; without a box, or with an empty one, it must have a segmentation.
 
     Raises:
-        RowError: a key is missing or its value not what it must be.
+        BadRow: a key is missing or its value not what it must be.
     """
     image_id = _image_id(value, "image_id")
     box, segmentation = value.get("bbox"), value.get("segmentation")
     if masks and not segmentation:
-        raise RowError("it has no segmentation; evaluate boxes only")
+        raise BadRow("it has no segmentation; evaluate boxes only")
     if not box and not segmentation:
-        raise RowError("it has neither bbox nor segmentation")
+        raise BadRow("it has neither bbox nor segmentation")
     return ResultRow(
         image_id,
         _int(value, "category_id"),
@@ -152,11 +153,11 @@ def category_row(value: Any) -> tuple[int, str]:
     """Id and name of an element of ``categories``.
 
     Raises:
-        RowError: one of them is missing or not what it must be.
+        BadRow: one of them is missing or not what it must be.
     """
     name = _get(value, "name")
     if not isinstance(name, str):
-        raise RowError(f"name must be a string, not {_brief(name)}")
+        raise BadRow(f"name must be a string, not {_brief(name)}")
     return _int(value, "id"), name
 
 
@@ -187,34 +188,34 @@ class IdKind:
         """Raise unless this id is of the type of those before.
 
         Raises:
-            RowError: it is not.
+            BadRow: it is not.
         """
         if self.first is None:
             self.first = image_id
         if type(image_id) is not type(self.first):
-            raise RowError(
+            raise BadRow(
                 f"image ids must be all integers or all strings: {image_id!r} here, {self.first!r} before; the file "
                 "mixes both"
             )
 
 
-def at_place(uri: str, element: Element, error: RowError) -> InputError:
+def at_place(uri: str, element: Element, error: BadRow) -> InputError:
     """The same error with its place."""
     return InputError(f"{place(uri, element)}: {error}")
 
 
 def _get(value: Any, key: str) -> Any:
     if not isinstance(value, dict):
-        raise RowError(f"it is {_brief(value)}, not an object")
+        raise BadRow(f"it is {_brief(value)}, not an object")
     if key not in value:
-        raise RowError(f"it has no key {key!r}; it has: {', '.join(value) or 'none'}")
+        raise BadRow(f"it has no key {key!r}; it has: {', '.join(value) or 'none'}")
     return value[key]
 
 
 def _int(value: Any, key: str) -> int:
     found = _get(value, key)
     if type(found) is not int or found not in _INT64:
-        raise RowError(f"{key} must be an integer of at most 64 bits, not {_brief(found)}")
+        raise BadRow(f"{key} must be an integer of at most 64 bits, not {_brief(found)}")
     return found
 
 
@@ -222,23 +223,23 @@ def _image_id(value: Any, key: str) -> ImageId:
     found = _get(value, key)
     if type(found) is str and found:
         if not found.isascii() and found.encode(errors="replace").decode() != found:
-            raise RowError(f"{key} is not valid Unicode: {_brief(found)}")
+            raise BadRow(f"{key} is not valid Unicode: {_brief(found)}")
         return found
     if type(found) is not int or found not in _INT64:
-        raise RowError(f"{key} must be an integer of at most 64 bits or a string, not {_brief(found)}")
+        raise BadRow(f"{key} must be an integer of at most 64 bits or a string, not {_brief(found)}")
     return found
 
 
 def _number(value: Any, key: str) -> float:
     found = _get(value, key)
     if type(found) not in _NUMBERS or not _is_finite(found):
-        raise RowError(f"{key} must be a finite number, not {_brief(found)}")
+        raise BadRow(f"{key} must be a finite number, not {_brief(found)}")
     return float(found)
 
 
 def _box(found: Any) -> list[float]:
     if type(found) is not list or len(found) != 4 or not {*map(type, found)} <= _NUMBERS or not _is_finite(*found):
-        raise RowError(f"bbox must be four finite numbers (x, y, width, height), not {_brief(found)}")
+        raise BadRow(f"bbox must be four finite numbers (x, y, width, height), not {_brief(found)}")
     return [float(number) for number in found]
 
 

@@ -17,10 +17,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from pipeline.errors import UserError
 from pipeline.storage.uris import UriError, redact, split_uri
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be used. The message says where and what to do, and holds no secrets."""
 
 

@@ -15,11 +15,10 @@ import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from pipeline.config.base import ConfigError, Score, Section, Text, did_you_mean
-
-__all__ = ["ConfigError", "config_schema", "load_config", "read_class_thresholds"]
+from pipeline.config.base import ConfigError, Section, did_you_mean
 
 Config = TypeVar("Config", bound=Section)
+Value = TypeVar("Value")
 KeyPath = tuple[str, ...]
 _EXPECTED = {
     "int_type": "a whole number without quotes, point or exponent",
@@ -74,11 +73,29 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         _put(values, key, value, text)
         sources = {k: v for k, v in sources.items() if k[: len(key)] != key}
         sources[key] = f"--set {'.'.join(key)}"
-    _put_class_thresholds(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_report(kind, str(path), error, sources)) from None
+
+
+def read_values(path: str | Path, kind: type[Value], form: str) -> Value:
+    """Read a YAML file of keys and values that is no config.
+
+    Args:
+        path: the file.
+        kind: what is in it, such as ``dict[str, float]``.
+        form: of a line, for messages: ``name: score``.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    found, _ = _read_mapping(Path(path))
+    try:
+        return TypeAdapter(kind).validate_python(found, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {first['loc'][0]}: {_sentence(dict(first))} (expected '{form}')") from None
 
 
 def config_schema(kind: type[Section]) -> dict[str, Any]:
@@ -156,33 +173,6 @@ def _put(values: dict[str, Any], path: KeyPath, value: Any, text: str) -> None:
             raise ConfigError(f"--set {text.partition('=')[0]}: {'.'.join(path[: i + 1])} holds a value, not keys")
         values = below
     values[path[-1]] = value
-
-
-def read_class_thresholds(path: str | Path) -> dict[str, float]:
-    """Read a file of scores by category name, as ``model.class_thresholds_file`` and the export take it.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-    """
-    found, _ = _read_mapping(Path(path))
-    try:
-        return TypeAdapter(dict[Text, Score]).validate_python(found, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {first['loc'][0]}: {_sentence(dict(first))} (expected 'name: score')") from None
-
-
-def _put_class_thresholds(values: dict[str, Any]) -> None:
-    """Put the content of ``model.class_thresholds_file`` where thresholds belong; those given directly win."""
-    model = values.get("model")
-    name = model.get("class_thresholds_file") if isinstance(model, dict) else None
-    if not isinstance(model, dict) or not isinstance(name, str) or not name:
-        return
-    direct = model.get("class_thresholds")
-    found = read_class_thresholds(name)
-    if direct is None or isinstance(direct, dict):
-        model["class_thresholds"] = {**found, **(direct or {})}
-        del model["class_thresholds_file"]
 
 
 def _report(kind: type[Section], path: str, error: ValidationError, sources: dict[KeyPath, str]) -> str:

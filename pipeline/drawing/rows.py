@@ -9,7 +9,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import Row
 from pipeline.annotations.schema import ANNOTATED
@@ -31,7 +31,7 @@ class DrawnRow:
     """
 
     image_id: int | str
-    picture: Picture | RowError
+    picture: Picture | ImageFailure
     num_objects: int
 
 
@@ -68,19 +68,19 @@ def drawable(row: Row, options: DrawOptions, categories: Collection[str] = ()) -
     ]
 
 
-def _row_failed(row: Row) -> RowError:
-    return RowError("annotate", row["error_code"], f"failed when it was annotated: {row['error_message']}")
+def _row_failed(row: Row) -> ImageFailure:
+    return ImageFailure("annotate", row["error_code"], f"failed when it was annotated: {row['error_message']}")
 
 
 def _drawn(
-    row: Row, picture: NDArray[np.uint8] | RowError, options: DrawOptions, categories: Collection[str]
+    row: Row, picture: NDArray[np.uint8] | ImageFailure, options: DrawOptions, categories: Collection[str]
 ) -> DrawnRow:
-    if isinstance(picture, RowError):
+    if isinstance(picture, ImageFailure):
         return DrawnRow(row["image_id"], picture, 0)
     if picture.shape[:2] != (row["height"], row["width"]):
         size = f"{picture.shape[0]} x {picture.shape[1]}"
         reason = f"the picture is now {size} (height x width), and was {row['height']} x {row['width']} when annotated"
-        return DrawnRow(row["image_id"], RowError("draw", "another_size", reason), 0)
+        return DrawnRow(row["image_id"], ImageFailure("draw", "another_size", reason), 0)
     found = drawable(row, options, categories)
     return DrawnRow(row["image_id"], _draw_detections(picture, found, options), len(found))
 

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.annotate.config import ImagesConfig
 from pipeline.config.base import PositiveInt, Score, Section, Text, Uri, place, resolved, unique
-from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, IouType, Protocol
+from pipeline.config.images import ImagesConfig
+from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, CocoProtocol, IouType
 
 
 class PredictionsConfig(Section):
@@ -45,9 +45,9 @@ class MetricsConfig(Section):
         self.protocol()
         return self
 
-    def protocol(self) -> Protocol:
+    def protocol(self) -> CocoProtocol:
         """The limits as the evaluation takes them."""
-        return Protocol(self.max_dets)
+        return CocoProtocol(self.max_dets)
 
     @property
     def main_iou_type(self) -> IouType:

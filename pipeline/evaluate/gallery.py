@@ -8,26 +8,26 @@ from itertools import islice
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.annotate.stages.rows import RowError
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
+from pipeline.annotations.run_json import RunJson
 from pipeline.evaluate.config import GalleryConfig
-from pipeline.evaluate.examples import Scene, SceneObjects
+from pipeline.evaluate.examples import Example, ExampleObjects
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
 from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.measure import Measured
 from pipeline.evaluate.report.cards import GalleryImage, Overlay
-from pipeline.evaluate.shuffle.slices import Slice
-from pipeline.metrics.analysis.top_images import TopImages
+from pipeline.evaluate.shuffle.chunks import Chunk
+from pipeline.metrics.analysis.top_images import CategoryImages
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Uint8s
 
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together
 
 
-class _Example(NamedTuple):
+class _Pick(NamedTuple):
     category: int
     kind: Literal["worst", "best"]
     row: Mapping[str, Any]
@@ -43,74 +43,72 @@ def gallery_images(config: GalleryConfig, measured: Measured) -> Iterator[Galler
     """
     if measured.analysis is None:
         return
-    examples = list(_examples(measured.analysis.top, len(measured.categories.ids)))
-    scenes = _Scenes(measured.scratch_uri, measured.analysis.scenes)
-    source, uris = _source(config, measured.predictions, [example.row["image_id"] for example in examples])
-    waiting = iter(examples)
+    picks = list(_picks(measured.analysis.examples.categories))
+    examples = _Examples(measured.scratch_uri, measured.analysis.examples.chunks)
+    source, uris = _source(config, measured.predictions, [pick.row["image_id"] for pick in picks])
+    waiting = iter(picks)
     while some := list(islice(waiting, _PICTURES_AT_ONCE)):
-        shown = [scenes.read(int(example.row["image_order"])) for example in some]
-        wanted = [uris.get(scene.image_id, scene.file_name) for scene in shown]
-        for example, scene, picture in zip(some, shown, source.read_many(wanted), strict=True):
-            yield _gallery_image(measured.categories.names[example.category], example, scene, picture)
+        shown = [examples.read(int(pick.row["image_order"])) for pick in some]
+        wanted = [uris.get(example.image_id, example.file_name) for example in shown]
+        for pick, example, picture in zip(some, shown, source.read_many(wanted), strict=True):
+            yield _gallery_image(measured.categories.names[pick.category], pick, example, picture)
 
 
-def _examples(top: TopImages, num_categories: int) -> Iterator[_Example]:
-    for category, images in enumerate(top.result(num_categories)):
+def _picks(categories: Sequence[CategoryImages]) -> Iterator[_Pick]:
+    for category, images in enumerate(categories):
         for row in images.worst:
-            yield _Example(category, "worst", row)
+            yield _Pick(category, "worst", row)
         for row in images.best:
-            yield _Example(category, "best", row)
+            yield _Pick(category, "best", row)
 
 
-class _Scenes:
+class _Examples:
     """The images' objects on scratch storage."""
 
-    def __init__(self, uri: str, slices: Mapping[int, Slice]) -> None:
-        self._objects, self._slices = open_objects(uri), slices
+    def __init__(self, uri: str, chunks: Mapping[int, Chunk]) -> None:
+        self._objects, self._chunks = open_objects(uri), chunks
 
-    def read(self, order: int) -> Scene:
-        where = self._slices[order]
-        return Scene.decode(self._objects.read_range(where.name, where.start, where.stop))
+    def read(self, order: int) -> Example:
+        where = self._chunks[order]
+        return Example.decode(self._objects.read_range(where.name, where.start, where.stop))
 
 
 def _source(
     config: GalleryConfig, predictions: Predictions, image_ids: Sequence[int | str]
 ) -> tuple[PictureSource, dict[int | str, str]]:
     """How pictures are read, and the URIs that the predictions know."""
-    root = config.image_root or ""
-    own = PictureSource.of_config(config.images, root)
+    source = PictureSource.of_config(config.images, config.image_root or "")
     if not isinstance(predictions, AnnotatedOutput):
-        return own, {}
-    report = OutputStore(predictions.uri).read_report() or {}
-    apply_exif = report.get("config", {}).get("images", {}).get("apply_exif", own.apply_exif)
-    root = root or report.get("config", {}).get("manifest", {}).get("image_root") or ""
-    uris = OutputRows(predictions.uri).image_uris(image_ids)
-    return replace(own, apply_exif=apply_exif, image_root=root), uris
+        return source, {}
+    run = RunJson.read(predictions.uri)
+    if run is not None and run.apply_exif is not None:
+        source = replace(source, apply_exif=run.apply_exif)
+    return source, OutputRows(predictions.uri).image_uris(image_ids)
 
 
-def _gallery_image(
-    category_name: str, example: _Example, scene: Scene, picture: NDArray[np.uint8] | RowError
-) -> GalleryImage:
-    pixels, reason = (None, f"{picture.code}: {picture.message}") if isinstance(picture, RowError) else (picture, "")
-    if pixels is not None and pixels.shape[:2] != scene.image_size:
-        there, here = (" x ".join(map(str, size)) for size in (pixels.shape[:2], scene.image_size))
+def _gallery_image(category_name: str, pick: _Pick, example: Example, picture: Uint8s | ImageFailure) -> GalleryImage:
+    pixels, reason = (
+        (None, f"{picture.code}: {picture.message}") if isinstance(picture, ImageFailure) else (picture, "")
+    )
+    if pixels is not None and pixels.shape[:2] != example.image_size:
+        there, here = (" x ".join(map(str, size)) for size in (pixels.shape[:2], example.image_size))
         pixels, reason = None, f"the picture is {there} (height x width), the ground truth says {here}"
     return GalleryImage(
         category_name=category_name,
-        kind=example.kind,
-        image_id=scene.image_id,
-        quality=float(example.row["quality"]),
+        kind=pick.kind,
+        image_id=example.image_id,
+        quality=float(pick.row["quality"]),
         pixels=pixels,
-        truth=_overlay(scene.truth),
-        found=_overlay(scene.found),
-        true_positives=int(example.row["num_true"]),
-        false_positives=int(example.row["num_false"]),
-        missed=int(example.row["num_missed"]),
+        truth=_overlay(example.truth),
+        detections=_overlay(example.detections),
+        true_positives=int(pick.row["num_true"]),
+        false_positives=int(pick.row["num_false"]),
+        missed=int(pick.row["num_missed"]),
         reason=reason,
     )
 
 
-def _overlay(objects: SceneObjects) -> Overlay:
+def _overlay(objects: ExampleObjects) -> Overlay:
     boxes = np.array(objects.boxes, np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     scores = None if objects.scores is None else np.array(objects.scores, np.float64)

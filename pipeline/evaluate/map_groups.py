@@ -5,51 +5,33 @@ Plain functions on picklable values; `measure` has them run as tasks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.evaluate.examples import scene_of
+from pipeline.evaluate.analysis import AnalysisPlan, block_metrics
+from pipeline.evaluate.examples import ExamplePicker
 from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.inputs.read_group import read_group
-from pipeline.evaluate.shuffle.slices import Slice, SliceStore
-from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, Run, write_runs
-from pipeline.metrics.analysis.confusion import block_confusion
-from pipeline.metrics.analysis.image_quality import block_qualities
+from pipeline.evaluate.shuffle.chunks import Chunk, ChunkStore
+from pipeline.evaluate.streams import ERRORS_STREAM, RecordStream
 from pipeline.metrics.analysis.match_table import match_schema, match_table
-from pipeline.metrics.analysis.tide import ErrorTotals, block_errors
-from pipeline.metrics.analysis.top_images import TopImages
-from pipeline.metrics.ap.records import Records, block_records
-from pipeline.metrics.blocks import Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.analysis.tide import error_records
+from pipeline.metrics.ap.records import block_records
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.ious import block_ious
-from pipeline.metrics.protocol import AREA_NAMES, IouType, Protocol
+from pipeline.metrics.metric import ComparedBlock, Metric
+from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.storage.objects.base import Objects
 from pipeline.storage.objects.open import open_objects
 
 
 @dataclass(frozen=True)
-class AnalysisPlan:
-    """What is worked out beyond AP.
-
-    Attributes:
-        iou_type: what overlaps are of.
-        score_threshold: of the confusion matrix and of the images' qualities.
-        images_per_class: worst and best images to keep of each category.
-        matches_uri: folder of the match table.
-    """
-
-    iou_type: IouType
-    score_threshold: float
-    images_per_class: int
-    matches_uri: str
-
-
-@dataclass(frozen=True)
-class ShardPlan:
+class GroupPlan:
     """What the map does, the same for all groups. Picklable.
 
     Attributes:
@@ -57,165 +39,143 @@ class ShardPlan:
         predictions: in groups.
         store: of the ground truth; records go there as well.
         iou_types: what is compared.
-        protocol: the limits.
+        protocol: how many detections count.
         analysis: ``None``: COCO's figures only.
     """
 
     truth: DealtTruth
     predictions: Predictions
-    store: SliceStore
+    store: ChunkStore
     iou_types: tuple[IouType, ...]
-    protocol: Protocol
+    protocol: CocoProtocol
     analysis: AnalysisPlan | None
 
+    @property
+    def num_categories(self) -> int:
+        """K."""
+        return len(self.truth.categories.ids)
 
-@dataclass(frozen=True)
+
 class AnalysisSums:
-    """What a group contributes to the analysis.
+    """What groups contribute to the analysis.
 
     Attributes:
-        errors: kinds of errors; ``None`` for a group without images.
-        confusion: [K + 1, K + 1].
-        top: worst and best images.
-        scenes: those images, by their order: where they lie on scratch storage, see `pipeline.evaluate.examples`.
+        iou_type: what overlaps are of.
+        errors: their records.
+        metrics: by their sections of metrics.json.
+        examples: worst and best images.
     """
 
-    errors: ErrorTotals | None
-    confusion: Int64s
-    top: TopImages
-    scenes: Mapping[int, Slice]
+    def __init__(self, plan: AnalysisPlan, num_categories: int) -> None:
+        self.iou_type = plan.iou_type
+        self.errors = RecordStream(ERRORS_STREAM, num_categories)
+        self.metrics: dict[str, Metric] = block_metrics(plan, num_categories)
+        self.examples = ExamplePicker(num_categories, plan.images_per_class, plan.settings.score_threshold)
+
+    def update(self, block: ComparedBlock) -> None:
+        """Take in a block."""
+        self.errors.update(error_records(block))
+        for metric in self.metrics.values():
+            metric.update(block)
+        self.examples.update(block)
+
+    def write(self, objects: Objects, group: int) -> None:
+        """Write what is too large to be sent home."""
+        self.errors.write(objects, f"{ERRORS_STREAM}-{group:05d}.runs")
+        self.examples.write(objects, f"examples-{group:05d}.json")
+
+    def merge(self, other: AnalysisSums) -> None:
+        """Take in what other groups contribute."""
+        self.errors.merge(other.errors)
+        for name, metric in self.metrics.items():
+            metric.merge(other.metrics[name])
+        self.examples.merge(other.examples)
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What a group contributes.
+class GroupSums:
+    """What groups contribute: a task makes the sums of one group, and those of all are merged. Picklable.
 
     Attributes:
-        num_images: in the group.
+        num_images: in the groups.
         num_detections: [K] that were compared.
         num_crowd: [K] objects that are crowd regions.
-        num_objects: [K, A] objects that count, by what was compared.
-        runs: for each stream of records, the run of each category.
+        streams: records, by what was compared.
         analysis: ``None`` without.
     """
 
-    num_images: int
-    num_detections: Int64s
-    num_crowd: Int64s
-    num_objects: Mapping[IouType, Int64s]
-    runs: Mapping[str, Mapping[int, Run]]
-    analysis: AnalysisSums | None
+    def __init__(self, plan: GroupPlan) -> None:
+        num = plan.num_categories
+        self.num_images = 0
+        self.num_detections, self.num_crowd = np.zeros(num, np.int64), np.zeros(num, np.int64)
+        self.streams = {iou_type: RecordStream(iou_type, num) for iou_type in plan.iou_types}
+        self.analysis = AnalysisSums(plan.analysis, num) if plan.analysis else None
+
+    def count(self, truth: TruthBlock, detections: DetectionBlock) -> None:
+        """Count what is in a block."""
+        self.num_images += len(truth)
+        self.num_detections += np.bincount(detections.categories, minlength=len(self.num_detections))
+        self.num_crowd += np.bincount(truth.categories[truth.crowd], minlength=len(self.num_crowd))
+
+    def write(self, objects: Objects, group: int) -> None:
+        """Write what is too large to be sent home."""
+        for iou_type, stream in self.streams.items():
+            stream.write(objects, f"{iou_type}-{group:05d}.runs")
+        if self.analysis:
+            self.analysis.write(objects, group)
+
+    def merge(self, other: GroupSums) -> None:
+        """Take in what other groups contribute, by the same plan."""
+        self.num_images += other.num_images
+        self.num_detections += other.num_detections
+        self.num_crowd += other.num_crowd
+        for iou_type, stream in self.streams.items():
+            stream.merge(other.streams[iou_type])
+        if self.analysis and other.analysis:
+            self.analysis.merge(other.analysis)
 
 
-def evaluate_group(plan: ShardPlan, group: int, slices: Sequence[Slice]) -> ShardResult:
+def evaluate_group(plan: GroupPlan, group: int, chunks: Sequence[Chunk]) -> GroupSums:
     """Compare all images of a group. Run again, it writes the same files again.
 
     Args:
-        plan: see there.
-        group: its number.
-        slices: of its ground truth, see ``pairing.truth_slices``.
+        plan: the same for all groups.
+        group: which one; it names the files.
+        chunks: of its ground truth, see ``pairing.truth_chunks``.
 
     Raises:
         InputError, ValueError: something in the inputs that cannot be compared; it names the image.
     """
-    return _Shard(plan, group).run(read_group(plan.truth, plan.predictions, plan.store, group, slices))
+    sums, matches = GroupSums(plan), _MatchTable(plan.truth)
+    for truth, detections in read_group(plan.truth, plan.predictions, plan.store, group, chunks):
+        sums.count(truth, detections)
+        for iou_type in plan.iou_types:
+            analysis = sums.analysis if sums.analysis and sums.analysis.iou_type == iou_type else None
+            ious = block_ious(truth, detections, iou_type, same_category_only=analysis is None)
+            records = block_records(truth, detections, ious, iou_type, plan.num_categories, plan.protocol)
+            sums.streams[iou_type].update(records)
+            if analysis:
+                block = ComparedBlock(truth, detections, ious, plan.num_categories)
+                analysis.update(block)
+                matches.add(block)
+    sums.write(open_objects(plan.store.uri), group)
+    if plan.analysis and sums.num_images:
+        open_objects(plan.analysis.matches_uri).put(f"part-{group:05d}.parquet", matches.close())
+    return sums
 
 
-class _Shard:
-    """A group's sums so far."""
+class _MatchTable:
+    """The match table of a group as a file in memory, packed as it comes: a group has a million rows."""
 
-    def __init__(self, plan: ShardPlan, group: int) -> None:
-        self._plan, self._group = plan, group
-        self._num_categories = num = len(plan.truth.categories.ids)
-        self._num_images = 0
-        self._num_detections, self._num_crowd = np.zeros(num, np.int64), np.zeros(num, np.int64)
-        self._num_objects = {kind: np.zeros((num, len(AREA_NAMES)), np.int64) for kind in plan.iou_types}
-        self._streams: dict[str, list[tuple[Int64s, Records]]] = {}
-        self._analysis = _Analysis(plan, plan.analysis, group) if plan.analysis else None
+    def __init__(self, truth: DealtTruth) -> None:
+        self._categories, self._id_type = truth.categories, truth.id_type
+        self._content = pa.BufferOutputStream()
+        self._writer = pq.ParquetWriter(self._content, match_schema(self._id_type), compression="zstd")
 
-    def run(self, blocks: Iterator[tuple[TruthBlock, FoundBlock]]) -> ShardResult:
-        """Go through the blocks, then write."""
-        for truth, found in blocks:
-            self._num_images += len(truth)
-            self._num_detections += np.bincount(found.categories, minlength=self._num_categories)
-            self._num_crowd += np.bincount(truth.categories[truth.crowd], minlength=self._num_categories)
-            for iou_type in self._plan.iou_types:
-                self._compare(truth, found, iou_type)
-        return ShardResult(
-            num_images=self._num_images,
-            num_detections=self._num_detections,
-            num_crowd=self._num_crowd,
-            num_objects=self._num_objects,
-            runs={stream: self._write_runs(stream) for stream in self._streams},
-            analysis=self._analysis.close() if self._analysis else None,
-        )
-
-    def _compare(self, truth: TruthBlock, found: FoundBlock, iou_type: IouType) -> None:
-        plan = self._plan
-        analysis = self._analysis if plan.analysis and plan.analysis.iou_type == iou_type else None
-        ious = block_ious(truth, found, iou_type, same_category_only=analysis is None)
-        made = block_records(truth, found, ious, iou_type, self._num_categories, plan.protocol)
-        self._num_objects[iou_type] += made.num_objects
-        self._streams.setdefault(iou_type, []).append((made.categories, made.records))
-        if analysis:
-            self._streams.setdefault(ERRORS_STREAM, []).append(analysis.add(truth, found, ious))
-
-    def _write_runs(self, stream: str) -> dict[int, Run]:
-        categories, records = (np.concatenate(parts) for parts in zip(*self._streams[stream], strict=True))
-        objects = open_objects(self._plan.store.uri)
-        return write_runs(objects, f"{stream}-{self._group:05d}.runs", categories, records)
-
-
-class _Analysis:
-    """The part of a group's sums that is not AP."""
-
-    def __init__(self, plan: ShardPlan, analysis: AnalysisPlan, group: int) -> None:
-        self._analysis, self._categories, self._store = analysis, plan.truth.categories, plan.store
-        self._group = group
-        self._num_categories = num = len(self._categories.ids)
-        self._id_type = plan.truth.id_type
-        self._confusion = np.zeros((num + 1, num + 1), np.int64)
-        self._errors: ErrorTotals | None = None
-        self._top = TopImages(analysis.images_per_class)
-        self._scenes: dict[int, bytes] = {}
-        # Packed as it comes: a group has a million rows.
-        self._matches = pa.BufferOutputStream()
-        self._writer = pq.ParquetWriter(self._matches, match_schema(self._id_type), compression="zstd")
-
-    def add(self, truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s]) -> tuple[Int64s, Records]:
-        """Take in a block; the records of its errors, and their categories."""
-        num, least = self._num_categories, self._analysis.score_threshold
-        errors = block_errors(truth, found, ious, num)
-        self._errors = self._errors + errors.totals if self._errors else errors.totals
-        self._confusion += block_confusion(truth, found, ious, num, least)
+    def add(self, block: ComparedBlock) -> None:
         ids, names = self._categories.ids, self._categories.names
-        self._writer.write_table(match_table(truth, found, errors.judgement, ids, names, self._id_type))
-        self._top.update(block_qualities(truth, found, errors.judgement, num, least))
-        self._keep_scenes(truth, found)
-        return errors.categories, errors.records
+        self._writer.write_table(match_table(block.truth, block.detections, block.judgement, ids, names, self._id_type))
 
-    def close(self) -> AnalysisSums:
-        """Write the match table of the group, if it has rows, and its worst and best images."""
+    def close(self) -> pa.Buffer:
+        """The file."""
         self._writer.close()
-        if self._errors is not None:
-            name = f"part-{self._group:05d}.parquet"
-            open_objects(self._analysis.matches_uri).put(name, self._matches.getvalue())
-        return AnalysisSums(self._errors, self._confusion, self._top, self._write_scenes())
-
-    def _keep_scenes(self, truth: TruthBlock, found: FoundBlock) -> None:
-        """Those of images that are among the worst or best so far, and only those."""
-        wanted = self._top.image_orders()
-        kept = {order: scene for order, scene in self._scenes.items() if order in wanted}
-        for image, order in enumerate(truth.orders.tolist()):
-            if order in wanted:
-                kept[order] = scene_of(truth, found, image, self._analysis.score_threshold).encode()
-        self._scenes = kept
-
-    def _write_scenes(self) -> dict[int, Slice]:
-        if not self._scenes:
-            return {}
-        name = f"scenes-{self._group:05d}.json"
-        open_objects(self._store.uri).put(name, b"".join(self._scenes.values()))
-        stops = accumulate(map(len, self._scenes.values()))
-        lengths = zip(self._scenes.items(), stops, strict=True)
-        return {order: Slice(name, stop - len(scene), stop) for (order, scene), stop in lengths}
+        return self._content.getvalue()

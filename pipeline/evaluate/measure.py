@@ -2,7 +2,7 @@
 
     ground truth ── deal by image id ──┐
     predictions ── list images ────────┴─► pair a hash part ─► evaluate a group ─► reduce a category
-                   a batch of groups       each a task         each a task         each a task
+                   a range of groups       each a task         each a task         each a task
 
 What passes between the stages lies on scratch storage; tasks return where it lies, and sums. A task that is run
 again writes the same files again.
@@ -13,25 +13,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-from typing import Protocol as TypingProtocol
+from typing import Any, Protocol, TypeVar
 
-import numpy as np
-
+from pipeline.coco.errors import InputError
+from pipeline.evaluate.analysis import AnalysisPlan, sorted_metrics
+from pipeline.evaluate.examples import PickedExamples
 from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.books import InputError, InputReport, WhichImages
+from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories, deal_truth
-from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_slices
-from pipeline.evaluate.inputs.predictions import Predictions, group_batches, list_images
-from pipeline.evaluate.map_groups import AnalysisPlan, AnalysisSums, ShardPlan, ShardResult, evaluate_group
-from pipeline.evaluate.reduce_categories import CategoryWork, Reduced, reduce_category
-from pipeline.evaluate.shuffle.slices import SliceStore
-from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, Run
-from pipeline.metrics.analysis.tide import ErrorTotals
-from pipeline.metrics.analysis.top_images import TopImages
-from pipeline.metrics.blocks import Int64s
-from pipeline.metrics.protocol import IouType, Protocol
+from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
+from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list_images
+from pipeline.evaluate.map_groups import AnalysisSums, GroupPlan, GroupSums, evaluate_group
+from pipeline.evaluate.reduce_categories import CURVES, CategoryWork, Reduced, ReducePlan, reduce_category
+from pipeline.evaluate.shuffle.chunks import ChunkStore
+from pipeline.evaluate.streams import ERRORS_STREAM, RecordStream
+from pipeline.metrics.ap.accumulate import CategoryResult
+from pipeline.metrics.metric import Figures
+from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.tables.arrays import Int64s
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -40,7 +40,7 @@ _RESULTS_SUFFIXES = (".json", ".json.gz", ".json.bz2", ".json.zst")
 _REDUCE_TASKS = 128
 
 
-class TaskRunner(TypingProtocol):
+class TaskRunner(Protocol):
     """Runs tasks somewhere, each by itself."""
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
@@ -67,9 +67,8 @@ class Request:
         truth_uri: a COCO JSON file.
         images: which images of the ground truth count.
         iou_types: what is compared.
-        protocol: the limits.
+        protocol: how many detections count.
         analysis: ``None``: COCO's figures only.
-        wanted_precision: of the thresholds per class, with the analysis.
         scratch_uri: a folder that all nodes reach; whoever gives it removes it.
     """
 
@@ -77,10 +76,22 @@ class Request:
     truth_uri: str
     images: WhichImages
     iou_types: tuple[IouType, ...]
-    protocol: Protocol
+    protocol: CocoProtocol
     analysis: AnalysisPlan | None
-    wanted_precision: float
     scratch_uri: str
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the analysis came to.
+
+    Attributes:
+        figures: by their sections of metrics.json, in the order of these.
+        examples: worst and best images; they lie in ``Measured.scratch_uri``.
+    """
+
+    figures: Mapping[str, Figures]
+    examples: PickedExamples
 
 
 @dataclass(frozen=True)
@@ -92,14 +103,14 @@ class Measured:
         predictions: as they were opened.
         inputs: the books of both sides.
         num_images: that count.
-        num_detections: [K].
+        num_detections: [K] that were compared.
         num_crowd: [K] crowd regions.
-        num_objects: by what was compared, [K, A] objects that count.
-        reduced: by stream, K categories.
-        analysis: sums over all images; ``None`` without.
+        num_objects: [K] that count, of any size.
+        curves: by what was compared, of K categories.
+        analysis: ``None`` without.
         num_records: that went from the map to the reduce.
         record_bytes: of them, packed.
-        scratch_uri: where the scenes of the analysis lie.
+        scratch_uri: where the examples of the analysis lie.
     """
 
     categories: Categories
@@ -108,9 +119,9 @@ class Measured:
     num_images: int
     num_detections: Int64s
     num_crowd: Int64s
-    num_objects: dict[IouType, Int64s]
-    reduced: dict[str, list[Reduced]]
-    analysis: AnalysisSums | None
+    num_objects: Int64s
+    curves: dict[IouType, list[CategoryResult]]
+    analysis: Analysis | None
     num_records: int
     record_bytes: int
     scratch_uri: str
@@ -120,52 +131,47 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
     """Evaluate.
 
     Args:
-        request: see there.
+        request: what and how.
         run_tasks: where the tasks run.
         report: takes a line for people now and then.
 
     Raises:
         InputError: the inputs cannot be evaluated; every reason is in the message.
     """
-    plan, slices, inputs = _pair(request, run_tasks, report)
-    evaluate = functools.partial(_evaluate, plan)
-    shards = list(run_tasks(evaluate, list(enumerate(slices)), "evaluated"))
-    num_objects = {kind: np.sum([shard.num_objects[kind] for shard in shards], axis=0) for kind in request.iou_types}
-    analysis = _add_up([shard.analysis for shard in shards if shard.analysis])
-    works = _reduce_works(request, shards, num_objects, analysis)
-    reduce = functools.partial(_reduce, protocol=request.protocol, scratch_uri=plan.store.uri)
-    reduced: dict[str, list[Reduced]] = {}
-    for batch in run_tasks(reduce, _balanced(works), "reduced"):
-        for each in batch:
-            reduced.setdefault(each.stream, []).append(each)
-    chunks = [chunk for work in works for run in work.runs for chunk in run.chunks]
+    plan, chunks, inputs = _pair(request, run_tasks, report)
+    sums = GroupSums(plan)
+    for group in run_tasks(functools.partial(_evaluate, plan), list(enumerate(chunks)), "evaluated"):
+        sums.merge(group)
+    works = _reduce_works(sums)
+    results = _reduce_all(ReducePlan(request.protocol, request.analysis, plan.store.uri), works, run_tasks)
+    records = [chunk for work in works for run in work.runs for chunk in run.chunks]
     return Measured(
         categories=plan.truth.categories,
         predictions=plan.predictions,
         inputs=inputs,
-        num_images=sum(shard.num_images for shard in shards),
-        num_detections=np.sum([shard.num_detections for shard in shards], axis=0),
-        num_crowd=np.sum([shard.num_crowd for shard in shards], axis=0),
-        num_objects=num_objects,
-        reduced={stream: sorted(parts, key=lambda each: each.category) for stream, parts in reduced.items()},
-        analysis=analysis,
-        num_records=sum(chunk.num_records for chunk in chunks),
-        record_bytes=sum(chunk.stop - chunk.start for chunk in chunks),
+        num_images=sums.num_images,
+        num_detections=sums.num_detections,
+        num_crowd=sums.num_crowd,
+        num_objects=sums.streams[request.iou_types[0]].num_objects[:, 0],
+        curves={iou_type: results[iou_type, CURVES] for iou_type in request.iou_types},
+        analysis=_analysis(request.analysis, sums.analysis, results),
+        num_records=sum(chunk.num_records for chunk in records),
+        record_bytes=sum(chunk.stop - chunk.start for chunk in records),
         scratch_uri=plan.store.uri,
     )
 
 
 def _pair(
     request: Request, run_tasks: TaskRunner, report: Callable[[str], None]
-) -> tuple[ShardPlan, list[Any], InputReport]:
+) -> tuple[GroupPlan, list[Any], InputReport]:
     """Deal, list and join: the plan, the ground truth of each group, and the books."""
     masks = "segm" in request.iou_types
-    store = SliceStore(f"{request.scratch_uri}/truth")
+    store = ChunkStore(f"{request.scratch_uri}/truth")
     truth = deal_truth(request.truth_uri, store, masks)
     report(f"ground truth: {truth.num_images:,} images, {truth.num_objects:,} objects")
     predictions = _open_predictions(request, masks)
     listing = functools.partial(_list, predictions, store=store, num_parts=truth.num_parts)
-    listed = list(run_tasks(listing, group_batches(predictions), "listed"))
+    listed = list(run_tasks(listing, group_ranges(predictions), "listed"))
     inputs = check_sides(truth, predictions, listed, request.images)
     pair = functools.partial(pair_part, truth, listed, store, num_groups=predictions.num_groups, images=request.images)
     paired = list(run_tasks(pair, list(range(truth.num_parts)), "paired"))
@@ -174,80 +180,73 @@ def _pair(
         inputs = replace(inputs, without_box=0)  # which matters to nobody then
     if problems := inputs.problems():
         raise InputError("; ".join(problems))
-    plan = ShardPlan(truth, predictions, store, request.iou_types, request.protocol, request.analysis)
-    slices = [truth_slices(paired, group) for group in range(predictions.num_groups)]
-    return plan, slices, inputs
+    plan = GroupPlan(truth, predictions, store, request.iou_types, request.protocol, request.analysis)
+    chunks = [truth_chunks(paired, group) for group in range(predictions.num_groups)]
+    return plan, chunks, inputs
 
 
 def _open_predictions(request: Request, masks: bool) -> Predictions:
     if request.predictions_uri.lower().endswith(_RESULTS_SUFFIXES):
-        return deal_results(request.predictions_uri, SliceStore(f"{request.scratch_uri}/results"), masks)
+        return deal_results(request.predictions_uri, ChunkStore(f"{request.scratch_uri}/results"), masks)
     return open_annotated_output(request.predictions_uri)
 
 
-def _reduce_works(
-    request: Request,
-    shards: Sequence[ShardResult],
-    num_objects: Mapping[IouType, Int64s],
-    analysis: AnalysisSums | None,
-) -> list[CategoryWork]:
+def _reduce_works(sums: GroupSums) -> list[CategoryWork]:
     """Every category of every stream, also those without records."""
-    objects: dict[str, Int64s] = dict(num_objects.items())
-    if analysis and analysis.errors:
-        objects[ERRORS_STREAM] = analysis.errors.num_objects
-    main = request.analysis.iou_type if request.analysis else None
+    streams: dict[str, RecordStream] = dict(sums.streams.items())
+    if sums.analysis:
+        streams[ERRORS_STREAM] = sums.analysis.errors
     return [
-        CategoryWork(
-            category,
-            stream,
-            tuple(_runs(shards, stream, category)),
-            counts[category],
-            request.wanted_precision if stream == main else None,
-        )
-        for stream, counts in objects.items()
-        for category in range(len(counts))
+        CategoryWork(category, name, tuple(runs), stream.num_objects[category])
+        for name, stream in streams.items()
+        for category, runs in enumerate(stream.runs)
     ]
 
 
-def _runs(shards: Sequence[ShardResult], stream: str, category: int) -> Iterator[Run]:
-    for shard in shards:
-        run = shard.runs.get(stream, {}).get(category)
-        if run is not None:
-            yield run
+def _reduce_all(
+    plan: ReducePlan, works: Sequence[CategoryWork], run_tasks: TaskRunner
+) -> dict[tuple[str, str], list[Any]]:
+    """By stream and metric, the results of all categories in their order."""
+    reduced = [
+        each for some in run_tasks(functools.partial(_reduce, plan), _balanced(works), "reduced") for each in some
+    ]
+    results: dict[tuple[str, str], list[Any]] = {}
+    for each in sorted(reduced, key=lambda each: each.category):
+        for name, result in each.results.items():
+            results.setdefault((each.stream, name), []).append(result)
+    return results
 
 
-def _add_up(parts: Sequence[AnalysisSums]) -> AnalysisSums | None:
-    if not parts:
+def _analysis(
+    plan: AnalysisPlan | None, sums: AnalysisSums | None, results: Mapping[tuple[str, str], list[Any]]
+) -> Analysis | None:
+    if plan is None or sums is None:
         return None
-    errors: ErrorTotals | None = None
-    top = TopImages(parts[0].top.per_category)
-    for part in parts:
-        errors = part.errors if errors is None else errors + part.errors if part.errors else errors
-        top.merge(part.top)
-    shown = top.image_orders()
-    scenes = {order: scene for part in parts for order, scene in part.scenes.items() if order in shown}
-    return AnalysisSums(errors, np.sum([part.confusion for part in parts], axis=0), top, scenes)
+    figures = {name: metric.result() for name, metric in sums.metrics.items()}
+    for name, each in sorted_metrics(plan).items():
+        figures[name] = each.join(results[each.stream, name])
+    return Analysis(figures, sums.examples.result())
 
 
 def _balanced(works: Sequence[CategoryWork]) -> list[list[CategoryWork]]:
-    """Batches of about equal numbers of records, the longest work first."""
-    batches: list[list[CategoryWork]] = [[] for _ in range(min(_REDUCE_TASKS, len(works)))]
-    sizes = [0] * len(batches)
+    """The works of each task: about equal numbers of records, the longest work first."""
+    tasks: list[list[CategoryWork]] = [[] for _ in range(min(_REDUCE_TASKS, len(works)))]
+    sizes = [0] * len(tasks)
     for work in sorted(works, key=lambda work: -work.num_records):
         lightest = sizes.index(min(sizes))
-        batches[lightest].append(work)
+        tasks[lightest].append(work)
         sizes[lightest] += work.num_records + 1
-    return batches
+    return tasks
 
 
 def _list(predictions: Predictions, groups: range, **where: Any) -> Any:
     return list_images(predictions, groups, **where)
 
 
-def _evaluate(plan: ShardPlan, numbered: tuple[int, Any]) -> ShardResult:
-    group, slices = numbered
-    return evaluate_group(plan, group, slices)
+def _evaluate(plan: GroupPlan, numbered: tuple[int, Any]) -> GroupSums:
+    group, chunks = numbered
+    return evaluate_group(plan, group, chunks)
 
 
-def _reduce(batch: Sequence[CategoryWork], **how: Any) -> list[Reduced]:
-    return [reduce_category(work, **how) for work in batch]
+def _reduce(plan: ReducePlan, works: Sequence[CategoryWork]) -> list[Reduced]:
+    return [reduce_category(plan, work) for work in works]

@@ -1,22 +1,40 @@
-"""The sorted records of one category -> its curves, calibration and threshold: the reduce of the evaluation.
+"""The sorted records of one category -> its curves, and what its metrics come to: the reduce of the evaluation.
 
 A plain function on picklable values; `measure` has it run as tasks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from pipeline.evaluate.shuffle.sorted_runs import ERRORS_STREAM, Run, merge_runs
-from pipeline.metrics.analysis.calibration import Calibration, CalibrationCounter
-from pipeline.metrics.analysis.thresholds import ClassThreshold, ThresholdTracker
-from pipeline.metrics.analysis.tide import MAX_DETECTIONS, VARIANT_RECORD
-from pipeline.metrics.ap.accumulate import Accumulator, CategoryResult
+from pipeline.evaluate.analysis import AnalysisPlan, sorted_metrics
+from pipeline.evaluate.shuffle.sorted_runs import SortedRun, merge_runs
+from pipeline.evaluate.streams import ERRORS_STREAM, stream_dtype
+from pipeline.metrics.ap.accumulate import Accumulator
 from pipeline.metrics.ap.matching import NUM_THRESHOLDS
-from pipeline.metrics.ap.records import RECORD
-from pipeline.metrics.blocks import Int64s
-from pipeline.metrics.protocol import Protocol
+from pipeline.metrics.metric import CategoryMetric
+from pipeline.metrics.protocol import CocoProtocol
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Int64s
+
+CURVES = "curves"
+
+
+@dataclass(frozen=True)
+class ReducePlan:
+    """What the reduce does, the same for all categories. Picklable.
+
+    Attributes:
+        protocol: how many detections count.
+        analysis: ``None``: curves only.
+        scratch_uri: where the records lie.
+    """
+
+    protocol: CocoProtocol
+    analysis: AnalysisPlan | None
+    scratch_uri: str
 
 
 @dataclass(frozen=True)
@@ -28,14 +46,12 @@ class CategoryWork:
         stream: what was compared, or `ERRORS_STREAM`.
         runs: of all groups.
         num_objects: [A] that count, or [V] of the variants of `ERRORS_STREAM`.
-        wanted_precision: of the threshold; ``None``: neither threshold nor calibration are wanted.
     """
 
     category: int
     stream: str
-    runs: tuple[Run, ...]
+    runs: tuple[SortedRun, ...]
     num_objects: Int64s
-    wanted_precision: float | None = None
 
     @property
     def num_records(self) -> int:
@@ -45,33 +61,34 @@ class CategoryWork:
 
 @dataclass(frozen=True)
 class Reduced:
-    """What came of a `CategoryWork`; the last two where they were wanted."""
+    """What came of a `CategoryWork`.
+
+    Attributes:
+        category: position.
+        stream: of the records.
+        results: of each metric of the stream, by its name in `sorted_metrics`; of what was compared also `CURVES`,
+            a `CategoryResult`.
+    """
 
     category: int
     stream: str
-    curves: CategoryResult
-    calibration: Calibration | None = None
-    threshold: ClassThreshold | None = None
+    results: Mapping[str, Any]
 
 
-def reduce_category(work: CategoryWork, protocol: Protocol, scratch_uri: str) -> Reduced:
+def reduce_category(plan: ReducePlan, work: CategoryWork) -> Reduced:
     """Go once through the records of a category, in memory that does not grow with them."""
-    if work.stream == ERRORS_STREAM:
-        dtype, accumulator = VARIANT_RECORD, Accumulator(work.num_objects, 1, (MAX_DETECTIONS,))
-    else:
-        dtype, accumulator = RECORD, Accumulator(work.num_objects, NUM_THRESHOLDS, protocol.max_dets)
-    counter = tracker = None
-    if work.wanted_precision is not None:
-        counter, tracker = CalibrationCounter(), ThresholdTracker(work.wanted_precision, int(work.num_objects[0]))
-    for records in merge_runs(open_objects(scratch_uri), work.runs, dtype):
-        accumulator.push(records)
-        if counter and tracker:
-            counter.push(records)
-            tracker.push(records)
-    return Reduced(
-        work.category,
-        work.stream,
-        accumulator.result(),
-        counter.result() if counter else None,
-        tracker.result() if tracker else None,
-    )
+    metrics = _metrics(plan, work)
+    for records in merge_runs(open_objects(plan.scratch_uri), work.runs, stream_dtype(work.stream)):
+        for metric in metrics.values():
+            metric.update(records)
+    return Reduced(work.category, work.stream, {name: metric.result() for name, metric in metrics.items()})
+
+
+def _metrics(plan: ReducePlan, work: CategoryWork) -> dict[str, CategoryMetric[Any]]:
+    metrics: dict[str, CategoryMetric[Any]] = {}
+    if work.stream != ERRORS_STREAM:
+        metrics[CURVES] = Accumulator(work.num_objects, NUM_THRESHOLDS, plan.protocol.max_dets)
+    for name, metric in (sorted_metrics(plan.analysis) if plan.analysis else {}).items():
+        if metric.stream == work.stream:
+            metrics[name] = metric.start(work.num_objects)
+    return metrics

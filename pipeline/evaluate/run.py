@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,19 +13,22 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import RunJson
 from pipeline.cluster.connect import connect
 from pipeline.cluster.tasks import RayTasks
+from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.gallery import gallery_images
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
 from pipeline.evaluate.inputs.predictions import Predictions
-from pipeline.evaluate.map_groups import AnalysisPlan
-from pipeline.evaluate.measure import Measured, Request, measure
-from pipeline.evaluate.metrics_file import analysis_figures, class_thresholds, figures
+from pipeline.evaluate.measure import Analysis, Measured, Request, measure
+from pipeline.evaluate.metrics_file import analysis_figures, figures
 from pipeline.evaluate.report.page import render_report
 from pipeline.evaluate.thresholds_file import thresholds_yaml
+from pipeline.messages.timing import NowAndThen
+from pipeline.metrics.analysis.thresholds import ThresholdFigures
 from pipeline.metrics.ap.figures import coco_summary_lines
-from pipeline.provenance import code_version, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
@@ -56,9 +58,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         InputError: the inputs cannot be evaluated; no results were written.
-        ClusterError, LockHeld, UriError, ManifestError, OSError: likewise.
+        UserError, RunError, OSError: likewise.
     """
-    run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
+    run_id = new_run_id()
     output = config.output.uri.rstrip("/")
     scratch = f"{output}/_scratch"
     started = time.monotonic()
@@ -92,8 +94,8 @@ def _remove_old(output: str) -> None:
 
 def _request(config: EvaluateConfig, scratch: str) -> Request:
     analysis = AnalysisPlan(
+        config.analysis,
         config.metrics.main_iou_type,
-        config.analysis.score_threshold,
         config.gallery.images_per_class,
         f"{config.output.uri.rstrip('/')}/{MATCHES}",
     )
@@ -104,24 +106,19 @@ def _request(config: EvaluateConfig, scratch: str) -> Request:
         iou_types=config.metrics.iou_types,
         protocol=config.metrics.protocol(),
         analysis=analysis if config.analysis.enabled else None,
-        wanted_precision=config.analysis.wanted_precision,
         scratch_uri=scratch,
     )
 
 
 def _metrics(config: EvaluateConfig, measured: Measured) -> dict[str, Any]:
     predictions, truth = redact(config.predictions.uri), redact(config.ground_truth.uri)
-    content: dict[str, Any] = {
+    return {
         "title": "Evaluation",
         "sources": {"predictions": predictions, "ground_truth": truth, "model": _model(measured.predictions)},
         "decisions": measured.inputs.decisions(config.ground_truth.images),
         **figures(measured, config.metrics.max_dets),
+        **analysis_figures(measured),
     }
-    settings = config.analysis
-    if settings.enabled:
-        kind = config.metrics.main_iou_type
-        content |= analysis_figures(measured, kind, settings.score_threshold, settings.wanted_precision)
-    return content
 
 
 def _model(predictions: Predictions) -> dict[str, str]:
@@ -139,7 +136,7 @@ def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) 
     objects = open_objects(config.output.uri)
     if measured.analysis is not None:
         try:
-            objects.put(THRESHOLDS, _thresholds(config, measured).encode())
+            objects.put(THRESHOLDS, _thresholds(measured, measured.analysis).encode())
         except ValueError as error:  # several categories of one name: no reason to lose the figures
             metrics["decisions"].append(f"{THRESHOLDS} was not written: {error}")
     logger.info("drawing the report")
@@ -148,24 +145,22 @@ def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) 
     objects.put(METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode())
 
 
-def _thresholds(config: EvaluateConfig, measured: Measured) -> str:
+def _thresholds(measured: Measured, analysis: Analysis) -> str:
     """Of the categories that the model has: the annotate job refuses others."""
-    names, thresholds = measured.categories.names, class_thresholds(measured, config.metrics.main_iou_type)
-    by_id = _model_categories(measured.predictions) or dict(zip(measured.categories.ids, names, strict=True))
-    kept = [k for k, category_id in enumerate(measured.categories.ids) if category_id in by_id]
-    return thresholds_yaml(
-        [by_id[measured.categories.ids[k]] for k in kept],
-        [thresholds[k] for k in kept],
-        config.analysis.wanted_precision,
-    )
+    at = analysis.figures["thresholds"]
+    assert isinstance(at, ThresholdFigures)
+    ids, names = measured.categories.ids, measured.categories.names
+    by_id = _model_categories(measured.predictions) or dict(zip(ids, names, strict=True))
+    kept = [k for k, category_id in enumerate(ids) if category_id in by_id]
+    return thresholds_yaml([by_id[ids[k]] for k in kept], [at.categories[k] for k in kept], at.wanted_precision)
 
 
 def _model_categories(predictions: Predictions) -> dict[int, str]:
     """Id to name as the model has it; empty where the predictions do not say."""
     if not isinstance(predictions, AnnotatedOutput):
         return {}
-    report = OutputStore(predictions.uri).read_report() or {}
-    return {category["id"]: category["name"] for category in report.get("categories", ())}
+    run = RunJson.read(predictions.uri)
+    return {category.id: category.name for category in run.categories} if run else {}
 
 
 def summary(evaluation: Evaluation) -> str:
@@ -185,12 +180,10 @@ def summary(evaluation: Evaluation) -> str:
 
 def _reporter() -> Callable[[str], None]:
     """A line every few seconds, and not one for each part."""
-    last = 0.0
+    now_and_then = NowAndThen(_LOG_INTERVAL_S)
 
     def report(line: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LOG_INTERVAL_S:
-            last = time.monotonic()
+        if now_and_then.is_due():
             logger.info(line)
 
     return report

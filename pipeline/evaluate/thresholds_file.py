@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import yaml
 
 from pipeline.metrics.analysis.thresholds import ClassThreshold, Proportion
-from pipeline.metrics.ap.hits import HIT_IOU
+from pipeline.metrics.ap.records import HIT_IOU
 
 # The highest score there is: a category that never reaches the precision keeps next to nothing.
 NEVER = 1.0
@@ -20,8 +20,8 @@ def thresholds_yaml(names: Sequence[str], thresholds: Sequence[ClassThreshold], 
     float32, in which models give their scores, as well as in float64.
 
     Args:
-        names: K.
-        thresholds: K.
+        names: [K] of the categories.
+        thresholds: [K] in the same order.
         wanted_precision: for the heading.
 
     Raises:

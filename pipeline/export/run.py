@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from typing import BinaryIO
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
-from pipeline.annotations.reader import Source, open_source
+from pipeline.annotations.class_thresholds import Selection, read_class_thresholds
+from pipeline.annotations.reader import open_source
 from pipeline.export.errors import ExportError
-from pipeline.export.formats.coco import write_coco, write_coco_results
-from pipeline.export.formats.cvat import write_cvat
-from pipeline.export.formats.label_studio import write_label_studio
-from pipeline.export.formats.yolo import write_yolo
+from pipeline.export.formats.base import Format
+from pipeline.export.formats.coco import COCO, COCO_RESULTS
+from pipeline.export.formats.cvat import CVAT
+from pipeline.export.formats.label_studio import LABEL_STUDIO
+from pipeline.export.formats.yolo import YOLO_SEG
 from pipeline.export.labels import Labels, Tally
-from pipeline.export.selection import Selection
-from pipeline.export.target import Folder, whole_file, whole_folder
 from pipeline.storage.uris import redact, split_uri
 
-RESULTS = "coco-results"
-FILES: Mapping[str, Callable[[Labels, BinaryIO], None]] = {
-    "coco": write_coco,
-    RESULTS: write_coco_results,
-    "cvat": write_cvat,
-}
-FOLDERS: Mapping[str, Callable[[Labels, Folder], Sequence[str]]] = {
-    "yolo-seg": write_yolo,
-    "label-studio": write_label_studio,
-}
-FORMATS = (*FILES, *FOLDERS)
+# All there are, in the order of the help.
+FORMATS: Mapping[str, Format] = {format.name: format for format in (COCO, COCO_RESULTS, YOLO_SEG, LABEL_STUDIO, CVAT)}
 
 
 @dataclass(frozen=True)
@@ -38,8 +28,8 @@ class Export:
 
     Attributes:
         annotations: URI of the annotate job's output.
-        format: one of `FORMATS`.
-        out: path or URI of a file (`FILES`) or of a folder (`FOLDERS`).
+        format: name of one of `FORMATS`.
+        out: path or URI of the file or folder.
         selection: which detections become labels.
         overwrite: replace what is there.
     """
@@ -78,26 +68,26 @@ def export(job: Export) -> Summary:
         OSError: a storage fails.
     """
     _check_place(job)
-    # Results are for evaluation, which counts a detection without a pixel; for labels it is no object.
-    keep_empty = job.format == RESULTS
-    source = open_source(job.annotations)
-    labels = Labels(source, job.selection, keep_empty)
-    remarks = _write_file(labels, job) if job.format in FILES else _write_folder(labels, job)
-    return Summary(labels.tally, (*_notes(source, labels, job), *remarks))
+    format = FORMATS[job.format]
+    labels = Labels(open_source(job.annotations), job.selection, keep_empty=format.is_results)
+    remarks = format.write_whole(labels, job.out, job.overwrite)
+    return Summary(labels.tally, (*_notes(labels, format), *remarks))
 
 
-def _write_file(labels: Labels, job: Export) -> Sequence[str]:
-    target: AbstractContextManager[BinaryIO] = whole_file(job.out, job.overwrite)
-    with target as file:
-        FILES[job.format](labels, file)
-    return ()
+def read_selection(thresholds_file: str | Path | None, min_score: float) -> Selection:
+    """Which detections become labels, as the command line says it.
 
+    Args:
+        thresholds_file: YAML ``{name: score}``, as the annotate config's ``class_thresholds_file``.
+        min_score: of the other classes, 0 to 1.
 
-def _write_folder(labels: Labels, job: Export) -> Sequence[str]:
-    with whole_folder(job.out, job.overwrite) as folder:
-        remarks = FOLDERS[job.format](labels, folder)
-        folder.finish({"format": job.format, **labels.report(), **asdict(labels.tally), "remarks": list(remarks)})
-    return remarks
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+        ExportError: ``min_score`` is no score.
+    """
+    if not 0 <= min_score <= 1:
+        raise ExportError(f"a minimum score must be from 0 to 1, not {min_score}")
+    return Selection(min_score, read_class_thresholds(thresholds_file) if thresholds_file is not None else {})
 
 
 def _check_place(job: Export) -> None:
@@ -113,19 +103,17 @@ def _place(uri: str) -> tuple[str, ...]:
     return scheme, host, *(part for part in path.split("/") if part)
 
 
-def _notes(source: Source, labels: Labels, job: Export) -> list[str]:
-    notes = []
+def _notes(labels: Labels, format: Format) -> list[str]:
+    notes, source, selection = [], labels.source, labels.selection
     if labels.tally.empty_masks:
-        fate = "kept" if job.format == RESULTS else "left out"
+        fate = "kept" if format.is_results else "left out"
         notes.append(f"{labels.tally.empty_masks:,} detections with masks without a pixel were {fate}")
-    if job.format != RESULTS and not job.selection.min_score and not job.selection.class_thresholds:
+    if not format.is_results and not selection.min_score and not selection.class_thresholds:
         notes.append("no score threshold was given (--class-thresholds, --min-score): every detection is a label")
-    if not source.all_categories and job.format != RESULTS:
+    if not format.is_results and not source.all_categories:
         notes.append(
             f"run.json lists no categories: the {len(source.categories)} of which something was found are used"
         )
-    if source.string_ids and job.format == "coco":
-        notes.append("image ids are strings: the images are numbered from 1, with the string in maskfleet_image_id")
     if not source.finished:
         notes.append("the annotate run has not finished: images are missing")
     return notes

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -22,6 +21,7 @@ from pipeline.export.errors import ExportError
 from pipeline.storage.filesystems import fsspec_class
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import UriError, redact, split_uri
+from pipeline.storage.whole_file import temporary_name, write_whole
 
 MARKER = "export.json"
 _BUFFER_BYTES = 1 << 20
@@ -104,24 +104,15 @@ def _refuse_foreign(uri: str, overwrite: bool, is_export: bool) -> None:
 
 @contextmanager
 def _local_file(path: str) -> Iterator[BinaryIO]:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = _hidden(path)
-    try:
-        with open(temporary, "xb", buffering=_BUFFER_BYTES) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with write_whole(path) as temporary, temporary.open("xb", buffering=_BUFFER_BYTES) as file:
+        yield file
 
 
 @contextmanager
 def _local_folder(path: str, uri: str, overwrite: bool) -> Iterator[Folder]:
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         _refuse_foreign(uri, overwrite, os.path.isfile(os.path.join(path, MARKER)))
-    staging, old = _hidden(path), _hidden(path)
+    staging, old = temporary_name(path), temporary_name(path)
     os.makedirs(staging)
     try:
         yield _LocalFolder(staging)
@@ -131,11 +122,6 @@ def _local_folder(path: str, uri: str, overwrite: bool) -> Iterator[Folder]:
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def _hidden(path: str) -> str:
-    folder, base = os.path.split(path)
-    return os.path.join(folder, f".{base}.{uuid.uuid4().hex}.tmp")
 
 
 class _LocalFolder(Folder):

@@ -10,14 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.masks.rle import Rle
-
-Int64s = NDArray[np.int64]
-Float64s = NDArray[np.float64]
-Bools = NDArray[np.bool_]
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 
 
 @dataclass(frozen=True)
@@ -31,10 +25,10 @@ class TruthBlock:
         image_sizes: [N, 2] height, width in pixels.
         offsets: [N + 1].
         ids: [G] of the annotations. pycocotools never counts a match with id 0, and neither does this package.
-        categories: [G].
-        boxes: [G, 4].
+        categories: [G] positions among the categories.
+        boxes: [G, 4] x, y, width, height.
         areas: [G] as annotated, in square pixels.
-        crowd: [G].
+        crowd: [G] whether it is a crowd region.
         rles: G masks; ``None`` where only boxes are compared.
         file_names: [N] of the images; ``None`` where they are not known.
     """
@@ -57,15 +51,15 @@ class TruthBlock:
 
 
 @dataclass(frozen=True)
-class FoundBlock:
+class DetectionBlock:
     """The detections on the same N images, D in all, in the order in which they were given.
 
     Attributes:
         offsets: [N + 1].
         positions: [D] place of each in its image's list as it was given, before any was left out.
-        categories: [D].
-        boxes: [D, 4].
-        scores: [D].
+        categories: [D] positions among the categories.
+        boxes: [D, 4] x, y, width, height.
+        scores: [D] the higher, the surer.
         mask_areas: [D] pixels of the mask; ``None`` without masks.
         rles: D masks; ``None`` where only boxes are compared.
     """

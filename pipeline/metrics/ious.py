@@ -6,22 +6,24 @@ from collections.abc import Sequence
 from itertools import chain, pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.coco.errors import InputError
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import IouType
+from pipeline.tables.arrays import Float64s, Int64s, Uint8s
 from pipeline.tables.ragged import image_indices
 
 
-def block_ious(truth: TruthBlock, found: FoundBlock, iou_type: IouType, same_category_only: bool) -> list[Float64s]:
+def block_ious(
+    truth: TruthBlock, detections: DetectionBlock, iou_type: IouType, same_category_only: bool
+) -> list[Float64s]:
     """Intersection over union; for crowds intersection over the detection's own area, as COCO defines it.
 
     Args:
         truth: objects of N images.
-        found: detections on the same images.
+        detections: detections on the same images.
         iou_type: compare boxes or masks.
         same_category_only: leave pairs of different categories at 0, which is enough for AP and spares decoding
             the masks of categories that the image does not show.
@@ -34,52 +36,52 @@ def block_ious(truth: TruthBlock, found: FoundBlock, iou_type: IouType, same_cat
             call the IoU of such a pair -1, and the AP would silently be 0.
     """
     if iou_type == "bbox":
-        ious = _box_ious(truth, found)
+        ious = _box_ious(truth, detections)
     else:
-        ious = _mask_ious(truth, found, same_category_only)
+        ious = _mask_ious(truth, detections, same_category_only)
     if same_category_only:
-        for image, (objects, detections) in enumerate(_image_slices(truth, found)):
-            ious[image] *= found.categories[detections][:, None] == truth.categories[objects]
+        for image, (objects_at, detections_at) in enumerate(_image_slices(truth, detections)):
+            ious[image] *= detections.categories[detections_at][:, None] == truth.categories[objects_at]
     return ious
 
 
-def _box_ious(truth: TruthBlock, found: FoundBlock) -> list[Float64s]:
+def _box_ious(truth: TruthBlock, detections: DetectionBlock) -> list[Float64s]:
     crowd = truth.crowd.view(np.uint8)
     return [
-        _iou(found.boxes[detections], truth.boxes[objects], crowd[objects])
-        for objects, detections in _image_slices(truth, found)
+        _iou(detections.boxes[detections_at], truth.boxes[objects_at], crowd[objects_at])
+        for objects_at, detections_at in _image_slices(truth, detections)
     ]
 
 
-def _mask_ious(truth: TruthBlock, found: FoundBlock, same_category_only: bool) -> list[Float64s]:
-    if truth.rles is None or found.rles is None:
+def _mask_ious(truth: TruthBlock, detections: DetectionBlock, same_category_only: bool) -> list[Float64s]:
+    if truth.rles is None or detections.rles is None:
         raise ValueError("masks are compared, and the ground truth or the detections have none")
     _check_sizes(truth.rles, truth.offsets, truth, "an annotation")
-    _check_sizes(found.rles, found.offsets, truth, "a detection")
+    _check_sizes(detections.rles, detections.offsets, truth, "a detection")
     crowd = truth.crowd.view(np.uint8)
     ious: list[Float64s] = []
-    for objects, detections in _image_slices(truth, found):
-        rles = found.rles[detections]
+    for objects_at, detections_at in _image_slices(truth, detections):
+        rles = detections.rles[detections_at]
         if not same_category_only:
-            ious.append(_iou(rles, truth.rles[objects], crowd[objects]))
+            ious.append(_iou(rles, truth.rles[objects_at], crowd[objects_at]))
             continue
-        rows = np.flatnonzero(np.isin(found.categories[detections], truth.categories[objects]))
-        full = np.zeros((len(rles), objects.stop - objects.start))
-        full[rows] = _iou([rles[row] for row in rows.tolist()], truth.rles[objects], crowd[objects])
+        rows = np.flatnonzero(np.isin(detections.categories[detections_at], truth.categories[objects_at]))
+        full = np.zeros((len(rles), objects_at.stop - objects_at.start))
+        full[rows] = _iou([rles[row] for row in rows.tolist()], truth.rles[objects_at], crowd[objects_at])
         ious.append(full)
     return ious
 
 
-def _iou(found: Sequence[Rle] | Float64s, truth: Sequence[Rle] | Float64s, crowd: NDArray[np.uint8]) -> Float64s:
+def _iou(detections: Sequence[Rle] | Float64s, truth: Sequence[Rle] | Float64s, crowd: Uint8s) -> Float64s:
     """[D, G], also where pycocotools would return an empty list."""
-    if len(found) == 0 or len(truth) == 0:
-        return np.zeros((len(found), len(truth)))
-    return coco_mask.iou(found, truth, crowd)
+    if len(detections) == 0 or len(truth) == 0:
+        return np.zeros((len(detections), len(truth)))
+    return coco_mask.iou(detections, truth, crowd)
 
 
-def _image_slices(truth: TruthBlock, found: FoundBlock) -> list[tuple[slice, slice]]:
+def _image_slices(truth: TruthBlock, detections: DetectionBlock) -> list[tuple[slice, slice]]:
     """Per image: its objects and its detections."""
-    return list(zip(_slices(truth.offsets), _slices(found.offsets), strict=True))
+    return list(zip(_slices(truth.offsets), _slices(detections.offsets), strict=True))
 
 
 def _slices(offsets: Int64s) -> list[slice]:

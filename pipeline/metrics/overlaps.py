@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import image_indices, owners_of
 
 
@@ -53,22 +54,22 @@ class Partners:
         return self.objects >= 0
 
 
-def block_overlaps(truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s]) -> Overlaps:
+def block_overlaps(truth: TruthBlock, detections: DetectionBlock, ious: Sequence[Float64s]) -> Overlaps:
     """All overlaps of a block.
 
     Args:
-        truth: N images.
-        found: the same images.
+        truth: of N images.
+        detections: on the same images.
         ious: N matrices [D_i, G_i] of every pair, of different categories too.
     """
     num_objects = np.diff(truth.offsets)
-    sizes = np.diff(found.offsets) * num_objects
+    sizes = np.diff(detections.offsets) * num_objects
     flat = np.concatenate([np.empty(0), *(matrix.reshape(-1) for matrix in ious)])
     assert flat.size == sizes.sum(), "the matrices do not fit the block"
     where = np.flatnonzero(flat > 0)
     images = owners_of(sizes)[where]
     rows, columns = np.divmod(where - (np.cumsum(sizes) - sizes)[images], num_objects[images])
-    return Overlaps(found.offsets[images] + rows, truth.offsets[images] + columns, flat[where])
+    return Overlaps(detections.offsets[images] + rows, truth.offsets[images] + columns, flat[where])
 
 
 def best_partners(overlaps: Overlaps, num_detections: int) -> Partners:
@@ -86,8 +87,8 @@ def match_in_order(overlaps: Overlaps, num_detections: int, num_objects: int) ->
 
     Args:
         overlaps: the candidates, in the order in which they choose.
-        num_detections: D.
-        num_objects: G.
+        num_detections: D, of the block.
+        num_objects: G, of the block.
     """
     objects, taken, ious = [-1] * num_detections, bytearray(num_objects), [0.0] * num_detections
     triples = zip(overlaps.detections.tolist(), overlaps.objects.tolist(), overlaps.ious.tolist(), strict=True)
@@ -97,11 +98,11 @@ def match_in_order(overlaps: Overlaps, num_detections: int, num_objects: int) ->
     return Partners(np.array(objects, np.int64), np.array(ious, np.float64))
 
 
-def score_positions(found: FoundBlock) -> Int64s:
+def score_positions(detections: DetectionBlock) -> Int64s:
     """[D] each detection's place when every image's are put in descending order, equal scores in the given one.
 
     Those of image ``i`` have the places ``offsets[i]`` to ``offsets[i + 1]``.
     """
-    places = np.empty(len(found.scores), np.int64)
-    places[np.lexsort((-found.scores, image_indices(found.offsets)))] = np.arange(places.size)
+    places = np.empty(len(detections.scores), np.int64)
+    places[np.lexsort((-detections.scores, image_indices(detections.offsets)))] = np.arange(places.size)
     return places

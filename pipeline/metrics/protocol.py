@@ -10,25 +10,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+
+from pipeline.tables.arrays import Float64s
 
 IouType = Literal["bbox", "segm"]
 IOU_TYPES: tuple[IouType, ...] = ("bbox", "segm")
 
 # linspace and not multiples of 0.05: some of those differ in the last bit, and an IoU can fall in between.
-IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
-RECALL_THRESHOLDS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
+IOU_THRESHOLDS: Float64s = np.linspace(0.5, 0.95, 10)
+RECALL_THRESHOLDS: Float64s = np.linspace(0.0, 1.0, 101)
 
 AREA_NAMES = ("all", "small", "medium", "large")
 # Square pixels, both ends belong to the range.
-AREA_RANGES: NDArray[np.float64] = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
+AREA_RANGES: Float64s = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
 
 COCO_MAX_DETS = (1, 10, 100)
 MMDET_MAX_DETS = (100, 300, 1000)
 
 
 @dataclass(frozen=True)
-class Protocol:
+class CocoProtocol:
     """The part of the protocol that people vary.
 
     Attributes:

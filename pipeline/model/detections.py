@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from pipeline.masks.rasterise import Rle, rasterise
 
 @dataclass(frozen=True)
 class Detections:
-    """The detections of one image, best score first.
+    """The detections of one image, best score first. A field of its arrays says the type in which it travels.
 
     Attributes:
         boxes: float32 ``(N, 4)``, xyxy in pixels of the original image, clipped to it.
@@ -21,15 +21,23 @@ class Detections:
         image_size: ``(H, W)`` of the original image.
     """
 
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    masks: np.ndarray
+    boxes: np.ndarray = field(metadata={"dtype": np.float32})
+    scores: np.ndarray = field(metadata={"dtype": np.float32})
+    labels: np.ndarray = field(metadata={"dtype": np.int64})
+    masks: np.ndarray = field(metadata={"dtype": np.float32})
     image_size: tuple[int, int]
 
     def __len__(self) -> int:
         return len(self.scores)
 
+    def where(self, chosen: np.ndarray) -> Detections:
+        """Those that a boolean mask ``(N,)`` chooses."""
+        return replace(self, **{name: getattr(self, name)[chosen] for name in DETECTION_ARRAYS})
+
     def rle(self) -> list[Rle]:
         """The masks at the original image's resolution, thresholded at 0.5, as compressed COCO RLE."""
         return rasterise(self.masks, self.boxes, self.image_size)
+
+
+# The arrays, one entry a detection: name and type.
+DETECTION_ARRAYS = {f.name: f.metadata["dtype"] for f in fields(Detections) if "dtype" in f.metadata}

@@ -11,7 +11,7 @@ import torch
 
 from pipeline.model.architectures import build
 from pipeline.model.categories import Category
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import BatchDetections, Detector
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
@@ -180,9 +180,9 @@ def _check_image(index: int, image: np.ndarray) -> None:
 
 def _to_host(found: BatchDetections, originals: list[tuple[int, int]]) -> Iterator[Detections]:
     """Split a batch's detections by image, in one transfer for each field."""
-    boxes, scores, labels, masks = (t.cpu().numpy() for t in (found.boxes, found.scores, found.labels, found.masks))
+    arrays = {name: getattr(found, name).cpu().numpy() for name in DETECTION_ARRAYS}
     start = 0
     for count, original in zip(found.counts, originals, strict=True):
         part = slice(start, start + count)
-        yield Detections(boxes[part], scores[part], labels[part], masks[part], original)
+        yield Detections(**{name: values[part] for name, values in arrays.items()}, image_size=original)
         start += count

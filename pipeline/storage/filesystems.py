@@ -7,6 +7,7 @@ come from the usual places only (environment, profile, web identity, container, 
 from __future__ import annotations
 
 import os
+import re
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,11 +18,13 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.fs as pafs
+from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from pipeline.storage.uris import UriError, redact, split_uri
 
 _OPENING = threading.Lock()
+_STATUS = re.compile(r"status code: (\d{3})")
 _TRUE = frozenset({"1", "true", "yes", "on"})
 
 
@@ -188,3 +191,9 @@ def remove_folder(uri: str) -> None:
     filesystem, path = open_filesystem(uri)
     with suppress(FileNotFoundError):
         filesystem.delete_dir(path)
+
+
+def s3_status(error: BaseError) -> int:
+    """The HTTP status that a client of `open_s3_store` was answered with; 0 where there was no answer."""
+    status = _STATUS.search(str(error))
+    return int(status[1]) if status else 0

@@ -11,11 +11,10 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.annotate.manifest.rules import ManifestError, cannot_read
+from pipeline.storage.errors import StorageError, cannot_read
 from pipeline.storage.filesystems import open_filesystem, s3_environment
 from pipeline.storage.uris import redact, split_uri
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
@@ -29,7 +28,7 @@ def list_files(uri: str, scratch_uri: str | None = None) -> Iterator[str]:
         scratch_uri: left out if it lies in the folder.
 
     Raises:
-        ManifestError: the folder cannot be listed, or a name is not UTF-8.
+        StorageError: the folder cannot be listed, or a name is not UTF-8.
     """
     filesystem, path = open_filesystem(uri)
     scheme = split_uri(uri).scheme
@@ -51,14 +50,14 @@ def list_files(uri: str, scratch_uri: str | None = None) -> Iterator[str]:
     except OSError as error:
         raise cannot_read(uri, error) from None
     except UnicodeEncodeError as error:
-        raise ManifestError(f"{redact(uri)} holds a name that is not UTF-8: {error.object!r}; rename it") from None
+        raise StorageError(f"{redact(uri)} holds a name that is not UTF-8: {error.object!r}; rename it") from None
 
 
 def is_folder(uri: str) -> bool:
     """Whether a folder or prefix is there, rather than a file.
 
     Raises:
-        ManifestError: nothing is there, or it cannot be told.
+        StorageError: nothing is there, or it cannot be told.
     """
     filesystem, path = open_filesystem(uri)
     try:
@@ -66,7 +65,7 @@ def is_folder(uri: str) -> bool:
     except OSError as error:
         raise cannot_read(uri, error) from None
     if info.type == pafs.FileType.NotFound:
-        raise ManifestError(f"{redact(uri)} does not exist")
+        raise StorageError(f"{redact(uri)} does not exist")
     return info.type == pafs.FileType.Directory
 
 
@@ -115,7 +114,7 @@ def _list_s3(path: str) -> Iterator[str]:
                 if not entry["Key"].endswith("/"):
                     yield entry["Key"][len(prefix) :]
     except (BotoCoreError, ClientError) as error:
-        raise ManifestError(f"s3://{redact(path)} cannot be listed: {error}") from None
+        raise StorageError(f"s3://{redact(path)} cannot be listed: {error}") from None
 
 
 def _list_at_once(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:

@@ -25,6 +25,8 @@ from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import unquote
 
+from pipeline.errors import UserError
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:\[\]@]*)(?::(\d*))?")
@@ -37,7 +39,7 @@ _METADATA_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
-class UriError(ValueError):
+class UriError(UserError):
     """A URI that cannot be used. The message is redacted.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Int64s = NDArray[np.int64]
+from pipeline.tables.arrays import Int64s
 
 
 def offsets_of(lengths: NDArray[np.integer]) -> Int64s:

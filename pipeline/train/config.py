@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.annotate.config import ImagesConfig
 from pipeline.config.base import (
     ConfigError,
     PositiveFloat,
@@ -20,6 +19,7 @@ from pipeline.config.base import (
     resolved,
     unique,
 )
+from pipeline.config.images import ImagesConfig
 from pipeline.model.architecture import Variant
 from pipeline.model.architectures import KNOWN_MODELS, VARIANTS, Sizes, VariantName, architecture_of
 from pipeline.model.settings import TestSettings

@@ -6,10 +6,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.class_thresholds import Selection, read_class_thresholds
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
-from pipeline.config.loading import read_class_thresholds
-from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.storage.uris import absolute
 from pipeline.train.augment import AugmentConfig
@@ -105,7 +104,7 @@ class ValidationImages:
             DataError: its picture cannot be read: figures over what is left would not be those of the set.
         """
         sample = load_sample(self.images[index], self.pictures)
-        if isinstance(sample, RowError):
+        if isinstance(sample, ImageFailure):
             raise DataError(f"validation image {self.images[index].image_id!r} cannot be read: {sample.message}")
         return sample
 

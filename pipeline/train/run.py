@@ -7,7 +7,6 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +18,13 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.annotate.progress import duration
 from pipeline.cluster.connect import ClusterError, connect
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
+from pipeline.errors import RunError
+from pipeline.messages.timing import duration
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.provenance import code_version, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 REPORT = "training.json"
 
 
-class TrainingFailed(RuntimeError):
+class TrainingFailed(RunError):
     """A worker stopped for a reason that is not the user's data; the message has its error."""
 
 
@@ -73,7 +73,7 @@ def train(config: TrainConfig) -> Trained:
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(config.output.uri, time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:8]))
+        stack.enter_context(OutputLock(config.output.uri, new_run_id()))
         inputs = read_inputs(config.data, config.model.classes)
         for name, books in zip(_names(config), inputs.reports, strict=True):
             logger.info("%s: %s", name, books)

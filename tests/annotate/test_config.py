@@ -45,7 +45,7 @@ def load(tmp_path: Path) -> Any:
 
 
 def test_defaults_are_those_of_the_parts() -> None:
-    assert config().images.fetch_settings() == FetchSettings()
+    assert config().images.model_dump(include={*FetchSettings.model_fields}) == FetchSettings().model_dump()
     assert config().images.access_policy() == AccessPolicy(None)
     assert config().model.settings(TestSettings()) == TestSettings()
 
@@ -61,7 +61,9 @@ def test_settings_reach_the_parts() -> None:
             "allowed_roots": ["s3://b/x", "/data"],
         }
     ).images
-    assert images.fetch_settings() == FetchSettings(1, 2, 3, max_object_bytes=4, concurrency=5)
+    assert isinstance(images, FetchSettings)
+    assert (images.attempt_timeout_s, images.deadline_s, images.max_attempts) == (1, 2, 3)
+    assert (images.max_object_bytes, images.fetch_concurrency) == (4, 5)
     assert images.access_policy() == AccessPolicy(("s3://b/x", "/data"))
     model = {"short_side": 400, "long_side": 600, "score_threshold": 0.25, "max_detections": 7}
     assert config(model=model).model.settings(TestSettings(nms_iou=0.4)) == TestSettings(
@@ -378,12 +380,14 @@ def test_thresholds_file_that_cannot_be_used(load: Any, tmp_path: Path, text: st
     assert str(path) in str(error.value)
 
 
-def test_thresholds_file_is_never_ignored() -> None:
-    unread = config(model={"class_thresholds_file": "thresholds.yaml"})
-    with pytest.raises(ConfigError, match="has not been read"):
-        unread.content()
-    with pytest.raises(ConfigError, match="has not been read"):
-        unread.model.label_thresholds(["dog"])
+def test_thresholds_file_is_never_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.yaml"
+    with pytest.raises(ValidationError, match="cannot be read"):
+        config(model={"class_thresholds_file": str(path)})
+    path.write_text("dog: 0.5\n")
+    made = config(model={"class_thresholds_file": str(path)})
+    assert made.content() == config(model={"class_thresholds": {"dog": 0.5}}).content()
+    assert made.model.label_thresholds(["dog"]) == (0.5,)
 
 
 def test_did_you_mean() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ import ray
 
 from pipeline.annotate import monitor
 from pipeline.annotate.monitor import MonitorClient, RunMonitor, start_monitor
+from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import run_guarded
+from pipeline.annotate.stages.stage import StageCounts
 
 
 class FakeMetric:
@@ -32,38 +36,41 @@ class FakeMetric:
 
 
 @pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
     FakeMetric.made = {}
     monkeypatch.setattr(monitor, "MetricCounter", FakeMetric)
-    return FakeMetric.made
+    monitor._metric.cache_clear()
+    yield FakeMetric.made
+    monitor._metric.cache_clear()
 
 
 class TestPlainClass:
     def test_counts_add_up(self) -> None:
         run = RunMonitor()
-        run.add({"decoded": 4, "fetch_s": 0.5})
-        run.add({"decoded": 3, "failed:not_found": 1})
-        assert run.snapshot() == {"decoded": 7, "fetch_s": 0.5, "failed:not_found": 1, "segmenting_s": 0.0}
+        run.add(StageCounts(decoded=4, fetch_s=0.5))
+        run.add(StageCounts(decoded=3, failed=Counter(not_found=1)))
+        assert run.snapshot() == Snapshot(StageCounts(decoded=7, fetch_s=0.5, failed=Counter(not_found=1)), 0.0)
 
     def test_time_runs_from_the_begin_of_the_first_model_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
         now = 100.0
         monkeypatch.setattr(time, "monotonic", lambda: now)
         run = RunMonitor()
-        run.add({"decoded": 4})
+        run.add(StageCounts(decoded=4))
         now = 110.0
-        assert run.snapshot()["segmenting_s"] == 0.0
-        run.add({"segmented": 4, "segment_s": 2.0})
-        assert run.snapshot()["segmenting_s"] == pytest.approx(2.0)
+        assert run.snapshot().segmenting_s == 0.0
+        run.add(StageCounts(segmented=4, segment_s=2.0))
+        assert run.snapshot().segmenting_s == pytest.approx(2.0)
         now = 115.0
-        run.add({"segmented": 4, "segment_s": 3.0})
-        assert run.snapshot()["segmenting_s"] == pytest.approx(7.0)
-        assert run.snapshot()["segment_s"] == pytest.approx(5.0)
+        run.add(StageCounts(segmented=4, segment_s=3.0))
+        assert run.snapshot().segmenting_s == pytest.approx(7.0)
+        assert run.snapshot().counts.segment_s == pytest.approx(5.0)
 
-    def test_a_snapshot_is_a_copy(self) -> None:
+    def test_a_snapshot_stays_as_it_is(self) -> None:
         run = RunMonitor()
-        run.add({"decoded": 1})
-        run.snapshot()["decoded"] = 99
-        assert run.snapshot()["decoded"] == 1
+        run.add(StageCounts(decoded=1, failed=Counter(not_found=1)))
+        before = run.snapshot()
+        run.add(StageCounts(decoded=98, failed=Counter(not_found=1)))
+        assert before.counts == StageCounts(decoded=1, failed=Counter(not_found=1))
 
     def test_is_a_guard(self) -> None:
         run = RunMonitor()
@@ -79,26 +86,22 @@ class TestActor:
     def test_report(self, metrics: dict[str, float]) -> None:
         handle = start_monitor()
         client = MonitorClient(handle)
-        client.report({"encoded": 5, "failed:not_found": 2, "fetch_s": 0.0})
-        client.report({"encoded": 1})
-        assert ray.get(handle.snapshot.remote()) == {
-            "encoded": 6,
-            "failed:not_found": 2,
-            "fetch_s": 0.0,
-            "segmenting_s": 0.0,
-        }
+        client.report(StageCounts(encoded=5, fetch_s=0.0, failed=Counter(not_found=2)))
+        client.report(StageCounts(encoded=1, decode_s=0.5))
+        counts = StageCounts(encoded=6, decode_s=0.5, failed=Counter(not_found=2))
+        assert ray.get(handle.snapshot.remote()) == Snapshot(counts, 0.0)
         assert metrics == {
             "maskfleet_encoded_total": 6,
             "maskfleet_failed_not_found_total": 2,
-            "maskfleet_fetch_s_total": 0.0,
+            "maskfleet_decode_s_total": 0.5,
         }
 
     def test_ray_takes_the_names(self) -> None:
         handle = start_monitor()
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # Ray warns of a metric that it will not take
-            MonitorClient(handle).report({"encoded": 2, "failed:not_found": 1, "nothing": 0})
-        assert ray.get(handle.snapshot.remote())["failed:not_found"] == 1
+            MonitorClient(handle).report(StageCounts(encoded=2, fetch_s=0.5, failed=Counter(not_found=1)))
+        assert ray.get(handle.snapshot.remote()).counts.failed == Counter(not_found=1)
 
     def test_guards_across_processes(self) -> None:
         handle = start_monitor()

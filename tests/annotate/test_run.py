@@ -7,7 +7,6 @@ import gc
 import io
 import json
 import logging
-import os
 import shutil
 import time
 from collections import Counter
@@ -35,11 +34,11 @@ from pipeline.annotate import graph
 from pipeline.annotate import run as job
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
-from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import ClusterError
-from pipeline.images.decode import DecodedImage, decode_image
+from pipeline.images.decode import decode_image
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
@@ -371,13 +370,14 @@ class TestFirstRun:
         report = first.report
         assert set(report) == {
             *("run_id", "state", "config", "identity", "code", "cluster", "categories"),
-            *("images", "failures", "detections_per_category", "this_run"),
+            *("image_root", "images", "failures", "detections_per_category", "this_run"),
         }
         assert report["config"]["manifest"]["uri"] == str(world.folder / "manifest.parquet")
         assert report["config"]["output"]["max_failed_fraction"] == 0.1  # as given on the command line
         assert report["config"]["images"]["apply_exif"] is True  # a default, written out
         assert report["identity"]["weights_sha256"] == checkpoint.weights_sha256
         assert report["identity"]["model_name"] == "custom (made up)"
+        assert report["image_root"] is None  # its URIs are absolute
         assert report["categories"] == [{"id": c.id, "name": c.name} for c in checkpoint.categories]
         assert report["identity"]["run_id"] == report["run_id"]
         assert report["identity"]["source"] == {"file": "made up"}
@@ -482,7 +482,7 @@ class TestSecondRun:
 
     def test_the_budget_stays_too_small(self, first: First, world: World, tmp_path: Path) -> None:
         report = annotate(world.config(first.copy(tmp_path / "out"), output__max_failed_fraction=0.1))
-        assert (report.state, report.this_run) == ("too_many_failures", {})
+        assert (report.state, report.this_run) == ("too_many_failures", ThisRun())
 
     def test_a_report_that_a_crash_left_is_put_right(self, first: First, world: World, tmp_path: Path) -> None:
         out = first.copy(tmp_path / "out")
@@ -596,7 +596,7 @@ class TestRounds:
         (tmp_path / "out" / "data").mkdir(parents=True)
         report = annotate(world.config(tmp_path / "out"))
         assert asked == [len(world.table), len(world.table) - pq.read_metadata(files[0]).num_rows]
-        assert (report.state, report.this_run["rounds"]) == ("finished", 2)
+        assert (report.state, report.this_run.rounds) == ("finished", 2)
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
 
     def test_rounds_end(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -661,28 +661,6 @@ class TestOtherRuns:
         assert len(list((tmp_path / "out" / "data").iterdir())) == 1
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
 
-    def test_an_image_that_kills_the_process(
-        self, first: First, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class Fragile(FetchDecode):
-            """Defined here, so that workers get it by value. The kill is as hard as a segmentation fault."""
-
-            def _decode(self, blob: Any) -> DecodedImage | Any:
-                if isinstance(blob, bytes) and blob.startswith(b"KILL"):
-                    os._exit(139)
-                return super()._decode(blob)
-
-        monkeypatch.setattr(graph, "FetchDecode", Fragile)
-        contents = [blob if blob != GOOD_BYTES[1] else b"KILL" for blob in GOOD_BYTES]
-        table = pa.table({"image_id": [7, 8, 9], "image_bytes": pa.array(contents, pa.binary())})
-        pq.write_table(table, tmp_path / "manifest.parquet")
-        changes = {"manifest__uri": str(tmp_path / "manifest.parquet"), "manifest__carry": []}
-        report = annotate(world.config(tmp_path / "out", **changes))
-        assert (report.images, report.failures) == ({"manifest": 3, "annotated": 2, "failed": 1}, {"process_killed": 1})
-        rows = read_rows(tmp_path / "out")
-        assert (rows[8]["stage"], rows[8]["error_code"]) == ("decode", "process_killed")
-        assert [len(rows[number]["detections"]) for number in (7, 9)] == [6, 6]
-
     def test_s3(self, ray_s3: S3Server, world: World, checkpoint: Checkpoint, tmp_path: Path) -> None:
         good = {
             "a b.png": GOOD_FILES["a.png"],
@@ -707,7 +685,7 @@ class TestOtherRuns:
             ended = command(tmp_path, world.values(out, **changes))
             assert ended.code == 0
             rows = read_rows(out)
-            report = OutputStore(out).read_report()
+            report = RunJson.read(out)
             assert command(tmp_path, world.values(out, **changes)).log[-1] == f"exit code 0: nothing_to_do: {out}"
         found = predictions(checkpoint, good)
         for key in good:
@@ -715,7 +693,8 @@ class TestOtherRuns:
         assert {key: rows[key]["error_code"] for key in rows.keys() - good.keys()} == bad
         assert rows["a b.png"]["image_uri"] == "s3://pictures/images/a b.png"
         assert report is not None
-        assert (report["state"], report["images"]) == ("finished", {"manifest": 6, "annotated": 3, "failed": 3})
+        assert (report.state, report.images) == ("finished", ImageCounts(6, 3, 3))
+        assert report.image_root == "s3://pictures/images"
 
 
 def test_errors_come_out_of_the_library_as_they_are(world: World, tmp_path: Path) -> None:

@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.annotate.config import ImagesConfig
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.data_file import OutputError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.run_json import RunJson, RunState
+from pipeline.config.images import ImagesConfig
+from pipeline.images.decode import DecodedImage
 
 
 def code(result: object) -> str | None:
-    return result.code if isinstance(result, RowError) else None
+    return result.code if isinstance(result, ImageFailure) else None
 
 
 def source_of(images: ImagesConfig, image_root: str = "") -> PictureSource:
-    return PictureSource.of_run({"config": {"images": images.model_dump(mode="json")}}, image_root)
+    config = {"images": images.model_dump(mode="json")}
+    return PictureSource.of_run(RunJson(state=RunState.FINISHED, config=config), image_root)
 
 
 @pytest.fixture
@@ -67,15 +71,15 @@ def test_relative_without_a_root_is_relative_to_here(folder: Path, monkeypatch: 
     assert code(PictureSource().read_many(["plain.png"])[0]) is None
 
 
-@pytest.mark.parametrize("report", [{}, {"config": None}, {"config": {}}, {"config": {"images": {"max_pixels": "x"}}}])
-def test_report_of_another_kind(report: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="does not say how images were read"):
-        PictureSource.of_run(report)
+@pytest.mark.parametrize("config", [{}, {"images": None}, {"images": {"max_pixels": "x"}}])
+def test_report_of_another_kind(config: dict[str, object]) -> None:
+    with pytest.raises(OutputError, match="does not say how images were read"):
+        PictureSource.of_run(RunJson(state=RunState.FINISHED, config=config))
 
 
 def test_secrets_of_a_uri_are_not_repeated() -> None:
     (error,) = PictureSource().read_many(["http://127.0.0.1:9/a.jpg?X-Amz-Signature=secret"])
-    assert isinstance(error, RowError)
+    assert isinstance(error, ImageFailure)
     assert "secret" not in error.message
 
 
@@ -85,3 +89,21 @@ def test_bytes_are_an_image_whatever_the_name(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_bytes(buffer.getvalue())
     (picture,) = PictureSource().read_many([str(tmp_path / "x.txt")])
     np.testing.assert_array_equal(picture, np.full((4, 5, 3), 7, np.uint8))
+
+
+def test_the_message_of_a_failure_leaves_the_code_to_its_field(folder: Path) -> None:
+    (error,) = PictureSource().read_many([str(folder / "absent.jpg")])
+    assert error == ImageFailure("fetch", "not_found", f"{folder}/absent.jpg: No such file or directory")
+
+
+def test_fetched_and_decoded_apart(folder: Path) -> None:
+    """With the failure of a picture that could not be fetched passing by the decoder."""
+    source = PictureSource()
+    uris = [str(folder / "turned.jpg"), str(folder / "absent.jpg"), str(folder / "damaged.jpg")]
+    turned, absent, damaged = source.fetch_many(uris)
+    assert (turned, damaged) == ((folder / "turned.jpg").read_bytes(), (folder / "damaged.jpg").read_bytes())
+    image = source.decode(turned)
+    assert isinstance(image, DecodedImage)
+    assert (image.pixels.shape, image.exif_orientation) == ((30, 20, 3), 6)
+    assert source.decode(absent) is absent
+    assert code(source.decode(damaged)) == "corrupt_image"

@@ -9,6 +9,7 @@ import pytest
 from pipeline.annotations.data_file import Identity, OutputError, data_file_name, encode_data_file
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
+from pipeline.annotations.run_json import RunState
 from pipeline.model.categories import Category
 from tests.export.export_cases import CATEGORIES, IDENTITY, MASKS, Picture, table_of, write_output
 
@@ -40,8 +41,18 @@ def test_nothing_was_found(tmp_path: Path) -> None:
     assert open_source(write_output(tmp_path / "out", [Picture(1, [])], list_categories=False)).categories == ()
 
 
-def test_a_run_that_goes_on(tmp_path: Path) -> None:
-    assert not open_source(write_output(tmp_path / "out", [Picture(1, [])], state="running")).finished
+@pytest.mark.parametrize("state", RunState)
+def test_a_run_that_goes_on(tmp_path: Path, state: RunState) -> None:
+    source = open_source(write_output(tmp_path / "out", [Picture(1, [])], state=state))
+    assert source.finished is (state not in (RunState.RUNNING, RunState.FAILED))
+
+
+def test_without_run_json(tmp_path: Path) -> None:
+    uri = write_output(tmp_path / "out", [Picture(1, [MASK], labels=[1])])
+    (tmp_path / "out" / "run.json").unlink()
+    source = open_source(uri)
+    assert (source.categories, source.all_categories) == ((Category(3, "cat"),), False)
+    assert (source.finished, source.image_root) == (True, None)
 
 
 def test_a_file_that_was_replaced(tmp_path: Path) -> None:
@@ -71,6 +82,10 @@ def _other_weights(folder: Path) -> None:
     OutputStore(str(folder)).write_rows(table_of([Picture(9, [])]), other)
 
 
+def _garbage(folder: Path) -> None:
+    (folder / "run.json").write_text("{")
+
+
 def _no_data(folder: Path) -> None:
     for file in (folder / "data").iterdir():
         file.unlink()
@@ -83,6 +98,7 @@ def _no_data(folder: Path) -> None:
         (_foreign, "did not write"),
         (_other_weights, "different weights"),
         (_no_data, "holds no data"),
+        (_garbage, "run.json is damaged"),
     ],
 )
 def test_damaged_outputs(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:

@@ -56,8 +56,9 @@ def _row(**changes: Any) -> dict[str, Any]:
     return row
 
 
-def _report(annotated: int, failed: int = 0) -> dict[str, Any]:
-    return {"images": {"manifest": 1, "annotated": annotated, "failed": failed}}
+def _report(annotated: int, **failures: int) -> dict[str, Any]:
+    images = {"manifest": 1, "annotated": annotated, "failed": sum(failures.values())}
+    return {"images": images, "failures": failures}
 
 
 def test_the_judge_passes_what_is_equal() -> None:
@@ -77,16 +78,17 @@ def test_the_judge_sees_losses_duplicates_and_open_books() -> None:
     assert (lost.losses, lost.duplicates, lost.differences) == (1, 0, ())
     twice = judge([_row(), _row()], _report(2), {"a": _row()}, exit_code=0)
     assert (twice.losses, twice.duplicates) == (0, 1)
-    assert not judge([_row()], _report(0, 1), {"a": _row()}, exit_code=0).good
+    assert not judge([_row()], _report(0, not_found=1), {"a": _row()}, exit_code=0).good
     assert not judge([_row()], _report(1), {"a": _row()}, exit_code=1).good
     assert not judge([_row(image_id="b")], _report(1), {"a": _row()}, exit_code=0).good
 
 
 def test_the_judge_counts_given_up_images_apart() -> None:
     given_up = _row(status="failed", stage="segment", error_code="process_killed", detections=[])
-    verdict = judge([given_up], _report(0, 1), {"a": _row()}, exit_code=0)
+    verdict = judge([given_up], _report(0, process_killed=1), {"a": _row()}, exit_code=0)
     assert verdict.good
     assert verdict.killed == ("a",)
+    assert not judge([given_up], _report(0, not_found=1), {"a": _row()}, exit_code=0).good
 
 
 class _Echo(BaseHTTPRequestHandler):

@@ -8,7 +8,8 @@ import pytest
 import ray
 
 from pipeline.annotate.config import ResourcesConfig
-from pipeline.cluster.connect import ClusterError, Pool, choose_pool, connect
+from pipeline.annotate.pool import Pool, choose_pool
+from pipeline.cluster.connect import ClusterError, connect
 
 LAPTOP = {"CPU": 8.0}
 GPU_BOX = {"CPU": 16.0, "GPU": 1.0}

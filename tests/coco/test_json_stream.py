@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.coco import json_stream
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.storage.errors import StorageError
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -82,7 +82,7 @@ def test_a_compressed_file_that_is_cut_off(tmp_path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(StorageError, match="cannot be read"):
         list(JsonLists(str(tmp_path / "none.json")))
 
 

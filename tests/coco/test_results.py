@@ -41,7 +41,7 @@ def test_by_hand() -> None:
     np.testing.assert_array_equal(pixels, expected)
 
 
-def test_nothing_found() -> None:
+def test_no_detections() -> None:
     assert coco_annotations(detections([], []), 1, CATEGORIES) == []
 
 

@@ -7,11 +7,11 @@ import pytest
 
 from pipeline.coco.json_stream import Element
 from pipeline.coco.rows import (
+    BadRow,
     IdKind,
     ImageRow,
     ObjectRow,
     ResultRow,
-    RowError,
     category_row,
     image_row,
     object_row,
@@ -97,26 +97,26 @@ MISSING = object()
 )
 def test_faults(check: Callable[[Any], Any], good: dict[str, Any], key: str, value: Any, message: str) -> None:
     bad = {k: v for k, v in {**good, key: value}.items() if v is not MISSING}
-    with pytest.raises(RowError, match=message):
+    with pytest.raises(BadRow, match=message):
         check(bad)
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [1]])
 def test_a_row_that_is_no_object(value: Any) -> None:
     for check in (images, objects, results, category_row):
-        with pytest.raises(RowError, match="not an object"):
+        with pytest.raises(BadRow, match="not an object"):
             check(value)
 
 
 def test_neither_box_nor_segmentation() -> None:
-    with pytest.raises(RowError, match="neither bbox nor segmentation"):
+    with pytest.raises(BadRow, match="neither bbox nor segmentation"):
         result_row({"image_id": 1, "category_id": 1, "score": 0.5}, "text", False)
 
 
 def test_ids_of_both_types() -> None:
     kind = IdKind("a.json")
     kind.check(1)
-    with pytest.raises(RowError, match="all integers or all strings: 'b' here, 1 before"):
+    with pytest.raises(BadRow, match="all integers or all strings: 'b' here, 1 before"):
         kind.check("b")
 
 

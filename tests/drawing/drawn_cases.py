@@ -11,9 +11,10 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.annotate.config import ImagesConfig
 from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.config.images import ImagesConfig
 
 CATEGORY_IDS, CATEGORY_NAMES = (3, 7), ("cat", "Äpfel")
 IDENTITY = Identity("tiny", "a" * 64, "c" * 64, "{}", "0.1", "run-1")
@@ -70,5 +71,6 @@ def write_output(
     store = OutputStore(str(uri))
     store.write_rows(pa.table(columns, schema=output_schema(columns[0].type)), IDENTITY)
     config = {"images": (images or ImagesConfig()).model_dump(mode="json")}
-    store.write_report({"config": config, "detections_per_category": {"cat": 3, "Äpfel": 3}})
+    run = RunJson(state=RunState.FINISHED, config=config, detections_per_category={"cat": 3, "Äpfel": 3})
+    run.write(store.uri)
     return store

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
 from pipeline.drawing.colours import category_colour
@@ -31,16 +31,16 @@ def rows(tmp_path: Path) -> list[Row]:
 def test_every_row_is_drawn_or_has_its_reason(rows: list[Row]) -> None:
     drawn = list(draw_rows(rows, PictureSource()))
     assert [row.image_id for row in drawn] == ["a", "gone", "failed", "turned", "bytes"]
-    codes = [row.picture.code if isinstance(row.picture, RowError) else None for row in drawn]
+    codes = [row.picture.code if isinstance(row.picture, ImageFailure) else None for row in drawn]
     assert codes == [None, "not_found", "not_found", "another_size", "no_uri"]
-    assert isinstance(drawn[3].picture, RowError)
+    assert isinstance(drawn[3].picture, ImageFailure)
     assert "80 x 60" in drawn[3].picture.message
     assert [row.num_objects for row in drawn] == [2, 0, 0, 0, 0]
 
 
 def test_boxes_stand_where_they_were_found_in_their_category_s_colour(rows: list[Row]) -> None:
     (drawn,) = draw_rows(rows[:1], PictureSource(), BOXES_ONLY)
-    assert not isinstance(drawn.picture, RowError)
+    assert not isinstance(drawn.picture, ImageFailure)
     np.testing.assert_array_equal(drawn.picture[CAT], category_colour(3))
     np.testing.assert_array_equal(drawn.picture[34, 29], category_colour(3))  # the far corner, inclusive
     np.testing.assert_array_equal(drawn.picture[APPLE], category_colour(7))
@@ -50,7 +50,7 @@ def test_boxes_stand_where_they_were_found_in_their_category_s_colour(rows: list
 def test_masks_are_those_of_the_row(rows: list[Row]) -> None:
     options = DrawOptions(boxes=False, labels=False, scores=False)
     (drawn,) = draw_rows(rows[:1], PictureSource(), options)
-    assert not isinstance(drawn.picture, RowError)
+    assert not isinstance(drawn.picture, ImageFailure)
     assert (drawn.picture != GREY).any(axis=2).sum() == 600 + 100
 
 
@@ -63,7 +63,7 @@ def test_what_is_left_out(
 ) -> None:
     options = DrawOptions(labels=False, scores=False, masks=False, min_score=min_score)
     (drawn,) = draw_rows(rows[:1], PictureSource(), options, categories)
-    assert not isinstance(drawn.picture, RowError)
+    assert not isinstance(drawn.picture, ImageFailure)
     assert [bool((drawn.picture[place] != GREY).any()) for place in (CAT, APPLE)] == [cat, apple]
     assert drawn.num_objects == cat + apple
 
@@ -72,4 +72,4 @@ def test_more_rows_than_are_read_at_once(rows: list[Row]) -> None:
     many = [{**rows[i % 2], "image_id": i} for i in range(30)]
     drawn = list(draw_rows(many, PictureSource(), BOXES_ONLY))
     assert [row.image_id for row in drawn] == list(range(30))
-    assert [isinstance(row.picture, RowError) for row in drawn] == [False, True] * 15
+    assert [isinstance(row.picture, ImageFailure) for row in drawn] == [False, True] * 15

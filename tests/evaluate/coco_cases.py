@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import COCO_MAX_DETS, IouType
 
 Json = dict[str, Any]
@@ -146,7 +146,7 @@ def _as_json(rle: Rle) -> Json:
 
 def blocks_of(
     dataset: Json, results: Sequence[Json], iou_type: IouType, images_per_block: int = 2000
-) -> list[tuple[TruthBlock, FoundBlock]]:
+) -> list[tuple[TruthBlock, DetectionBlock]]:
     """The same set as blocks of consecutive images of the file; detections of unknown categories are left out."""
     positions = {id_: k for k, id_ in enumerate(sorted(category["id"] for category in dataset["categories"]))}
     orders = {id_: n for n, id_ in enumerate(sorted(image["id"] for image in dataset["images"]))}
@@ -161,7 +161,7 @@ def blocks_of(
         seen[item["image_id"]] += 1
     images = dataset["images"]
     return [
-        (_truth_block(part, truth, orders, positions, iou_type), _found_block(part, found, positions, iou_type))
+        (_truth_block(part, truth, orders, positions, iou_type), _detection_block(part, found, positions, iou_type))
         for part in (images[start : start + images_per_block] for start in range(0, len(images), images_per_block))
     ]
 
@@ -189,9 +189,9 @@ def _truth_block(
     )
 
 
-def _found_block(
+def _detection_block(
     images: Sequence[Json], found: dict[Any, list[tuple[int, Json]]], positions: dict[int, int], iou_type: IouType
-) -> FoundBlock:
+) -> DetectionBlock:
     rows = [row for image in images for row in found[image["id"]]]
     rles = None
     if iou_type == "segm":
@@ -200,7 +200,7 @@ def _found_block(
         boxes = np.array([item["bbox"] for _, item in rows], np.float64)
     else:
         boxes = coco_mask.toBbox([item["segmentation"] for _, item in rows])
-    return FoundBlock(
+    return DetectionBlock(
         offsets=_offsets([len(found[image["id"]]) for image in images]),
         positions=np.array([position for position, _ in rows], np.int64),
         categories=np.array([positions[item["category_id"]] for _, item in rows], np.int64),

@@ -14,11 +14,11 @@ from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import DealtTruth, deal_truth
-from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_slices
-from pipeline.evaluate.inputs.predictions import Predictions, group_batches, list_images
+from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
+from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list_images
 from pipeline.evaluate.inputs.read_group import read_group
-from pipeline.evaluate.shuffle.slices import SliceStore
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.evaluate.shuffle.chunks import ChunkStore
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 
 Json = dict[str, Any]
 
@@ -30,7 +30,7 @@ class Read(NamedTuple):
 
     truth: DealtTruth
     report: InputReport
-    blocks: list[tuple[TruthBlock, FoundBlock]]
+    blocks: list[tuple[TruthBlock, DetectionBlock]]
 
 
 def write_json(path: Path, content: Any) -> str:
@@ -94,9 +94,9 @@ def read_all(
     truth_uri: str, predictions: Predictions, folder: str, masks: bool = True, images: WhichImages = "all"
 ) -> Read:
     """All stages in this process; no blocks where there are problems."""
-    store = SliceStore(folder)
+    store = ChunkStore(folder)
     truth = deal_truth(truth_uri, store, masks)
-    listed = [list_images(predictions, groups, store, truth.num_parts) for groups in group_batches(predictions)]
+    listed = [list_images(predictions, groups, store, truth.num_parts) for groups in group_ranges(predictions)]
     report = check_sides(truth, predictions, listed, images)
     groups = predictions.num_groups
     paired = [pair_part(truth, listed, store, part, groups, images) for part in range(truth.num_parts)]
@@ -104,11 +104,11 @@ def read_all(
     blocks = [
         block
         for group in range(0 if report.problems() else groups)
-        for block in read_group(truth, predictions, store, group, truth_slices(paired, group))
+        for block in read_group(truth, predictions, store, group, truth_chunks(paired, group))
     ]
     return Read(truth, report, blocks)
 
 
-def image_ids(blocks: Sequence[tuple[TruthBlock, FoundBlock]]) -> Iterator[Any]:
+def image_ids(blocks: Sequence[tuple[TruthBlock, DetectionBlock]]) -> Iterator[Any]:
     """Of all blocks, in their order."""
     return (id_ for truth, _ in blocks for id_ in truth.image_ids)

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate import measure
+from pipeline.evaluate.analysis import AnalysisPlan
+from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.inputs import annotations, ground_truth, predictions
-from pipeline.evaluate.inputs.books import InputError
-from pipeline.evaluate.map_groups import AnalysisPlan
 from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
 from pipeline.evaluate.shuffle import sorted_runs
-from pipeline.metrics.protocol import IouType, Protocol
+from pipeline.metrics.protocol import CocoProtocol, IouType
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import write_json, write_output
 
@@ -51,9 +52,8 @@ def run(
         truth_uri=str(folder / "truth.json"),
         images="all",
         iou_types=iou_types,
-        protocol=Protocol(max_dets),
-        analysis=AnalysisPlan(iou_types[-1], 0.3, 2, str(folder / "matches")),
-        wanted_precision=0.5,
+        protocol=CocoProtocol(max_dets),
+        analysis=AnalysisPlan(AnalysisConfig(wanted_precision=0.5), iou_types[-1], 2, str(folder / "matches")),
         scratch_uri=str(folder / "scratch"),
     )
     return measure.measure(request, shuffled, lambda line: None)
@@ -111,7 +111,7 @@ def test_nothing_to_find(tmp_path: Path, dataset: dict[str, Any]) -> None:
     write_json(tmp_path / "truth.json", {**dataset, "categories": [{"id": 3, "name": "cat"}]})
     (tmp_path / "results.json").write_text("[]")
     measured = run(tmp_path, ("segm",), "results.json")
-    content = figures(measured, (1, 10, 100)) | analysis_figures(measured, "segm", 0.3, 0.9)
+    content = figures(measured, (1, 10, 100)) | analysis_figures(measured)
     assert content["summary"]["segm"]["stats"] == [-1.0] * 12
     assert content["per_class"]["segm"][0]["AP"] is None
     json.dumps(content, allow_nan=False)
@@ -131,7 +131,7 @@ def test_every_problem_is_in_the_message(tmp_path: Path) -> None:
 def test_metrics_are_plain_json(tmp_path: Path) -> None:
     write(tmp_path, random_case(8, num_images=12))
     measured = run(tmp_path, ("bbox", "segm"))
-    content = figures(measured, (1, 10, 100)) | analysis_figures(measured, "segm", 0.3, 0.5)
+    content = figures(measured, (1, 10, 100)) | analysis_figures(measured)
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     objects = {row["name"]: row["objects"] for row in content["categories"]}
     for row in content["thresholds"]["classes"]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jobs import evaluate as cli
 from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.config.loading import load_config
 from pipeline.evaluate import measure
 from pipeline.evaluate.config import EvaluateConfig
@@ -25,6 +26,7 @@ from pipeline.evaluate.inputs import annotations, ground_truth, predictions
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.evaluate.run import evaluate
 from pipeline.metrics.protocol import IOU_TYPES
+from pipeline.model.categories import Category
 from pipeline.storage.lock.lease import OutputLock
 from testing.s3_server import S3Server, s3_environment_variables
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
@@ -189,8 +191,8 @@ def test_thresholds_have_the_model_s_names(ray_cluster: None, world: World, tmp_
     run = tmp_path / "run"
     shutil.copytree(world.folder / "run", run)
     kept = sorted(world.names)[:2]
-    report = {"categories": [{"id": id_, "name": world.names[id_].upper()} for id_ in kept]}
-    (run / "run.json").write_text(json.dumps(report))
+    categories = tuple(Category(id_, world.names[id_].upper()) for id_ in kept)
+    RunJson(state=RunState.FINISHED, categories=categories).write(str(run))
     evaluate(world.config(tmp_path / "out", predictions={"uri": str(run)}))
     thresholds = yaml.safe_load((tmp_path / "out" / "thresholds.yaml").read_text())
     assert list(thresholds) == [world.names[id_].upper() for id_ in kept]

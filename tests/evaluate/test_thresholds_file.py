@@ -81,7 +81,7 @@ def test_the_same_detections_survive(scores: list[float], seed: int) -> None:
     scores = sorted((score + 0.0 for score in scores), reverse=True)
     hits = np.random.default_rng(seed).random(len(scores)) < 0.7
     tracker = ThresholdTracker(0.6, len(scores))
-    tracker.push(records_of([(score, "t" if hit else "f") for score, hit in zip(scores, hits, strict=True)]))
+    tracker.update(records_of([(score, "t" if hit else "f") for score, hit in zip(scores, hits, strict=True)]))
     found = tracker.result()
     read = yaml.safe_load(thresholds_yaml(["cat"], [found], 0.6))["cat"]
     if found.threshold is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +14,19 @@ from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.reader import open_source
+from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.export.labels import Labels
-from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 
 Mask = NDArray[np.bool_]
 
 CATEGORIES = (Category(7, 'a "quoted" <b> & ünï'), Category(3, "cat"), Category(12, "never found"))
 IDENTITY = Identity("tiny (a.safetensors)", "a" * 64, "c" * 64, "{}", "0.1", "20260101T000000-run1")
-RESOLVED = {"manifest": {"uri": "s3://pictures", "format": "folder", "image_root": None}}
+IMAGE_ROOT = "s3://pictures"
 
 
 def _ring() -> Mask:
@@ -98,7 +98,7 @@ class Picture:
         )
 
     def where(self) -> str | None:
-        return f"s3://pictures/{self.id}.jpg" if self.uri == "" else self.uri
+        return f"{IMAGE_ROOT}/{self.id}.jpg" if self.uri == "" else self.uri
 
 
 def table_of(pictures: Sequence[Picture]) -> pa.Table:
@@ -120,16 +120,16 @@ def table_of(pictures: Sequence[Picture]) -> pa.Table:
 
 
 def write_output(
-    folder: Path | str, *files: Sequence[Picture], list_categories: bool = True, state: str = "finished"
+    folder: Path | str,
+    *files: Sequence[Picture],
+    list_categories: bool = True,
+    state: RunState = RunState.FINISHED,
 ) -> str:
     """An output with these data files; its URI."""
     store = OutputStore(str(folder))
     for number, pictures in enumerate(files):
         store.write_rows(table_of(pictures), replace(IDENTITY, run_id=f"20260101T00000{number}-run"))
-    report: dict[str, Any] = {"state": state, "config": RESOLVED}
-    if list_categories:
-        report["categories"] = [{"id": c.id, "name": c.name} for c in CATEGORIES]
-    store.write_report(report)
+    RunJson(state=state, image_root=IMAGE_ROOT, categories=CATEGORIES if list_categories else ()).write(store.uri)
     return store.uri
 
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from pipeline.annotations import reader as source_module
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.export.errors import ExportError
 from pipeline.export.labels import Labels, Tally
-from pipeline.export.selection import Selection
 from tests.export.export_cases import EMPTY, IDENTITY, MASKS, Picture, labels_of, table_of, write_output
 
 FULL = MASKS["full"]

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.annotations.class_thresholds import Selection
+from pipeline.annotations.run_json import RunState
 from pipeline.export.errors import ExportError
-from pipeline.export.run import FOLDERS, FORMATS, Export, export
-from pipeline.export.selection import Selection
+from pipeline.export.formats.base import FolderFormat
+from pipeline.export.run import FORMATS, Export, export
 from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
 
 FULL = MASKS["full"]
@@ -50,7 +52,7 @@ def test_an_export_into_the_annotations(tmp_path: Path, below: str) -> None:
         export(Export(uri, "coco", uri + below, Selection(), overwrite=True))
 
 
-@pytest.mark.parametrize("format", sorted(FOLDERS))
+@pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if isinstance(format, FolderFormat)])
 def test_the_record_of_a_folder(tmp_path: Path, format: str) -> None:
     uri = write_output(tmp_path / "annotations", [Picture(1, [FULL, EMPTY]), Picture(2, None)])
     export(Export(uri, format, str(tmp_path / "out"), Selection(0.1, {"cat": 0.2})))
@@ -91,7 +93,7 @@ class TestSummary:
 
     def test_what_one_should_know(self, tmp_path: Path) -> None:
         picture = Picture("a", [FULL])
-        text = self.said(tmp_path, "cvat", picture, Selection(), list_categories=False, state="running")
+        text = self.said(tmp_path, "cvat", picture, Selection(), list_categories=False, state=RunState.RUNNING)
         assert "no score threshold was given" in text
         assert "the 1 of which something was found" in text
         assert "has not finished" in text

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.config.loading import ConfigError
 from pipeline.export.errors import ExportError
-from pipeline.export.selection import Selection, read_selection
+from pipeline.export.run import read_selection
 from tests.export.export_cases import CATEGORIES
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from jobs import annotate
 from pipeline.annotate import run as pipeline_annotate
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import RunJson
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +130,7 @@ def test_bad_manifest(
     said = refused(caplog, "--config", write(tmp_path, values))
     assert said.startswith("exit code 2: ManifestError: ")
     assert message in said
-    assert OutputStore(str(tmp_path / "out")).read_report() is None
+    assert RunJson.read(str(tmp_path / "out")) is None
     assert not (tmp_path / "out" / "_scratch").exists()
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import export
+from pipeline.export.run import FORMATS
 from tests.export.export_cases import MASKS, Picture, write_output
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,13 @@ def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None
         export.main(arguments)
     assert ended.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+def test_the_help_names_every_format(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    said = capsys.readouterr().out
+    assert all(format.help_line() in said for format in FORMATS.values())
 
 
 def test_as_a_process(annotations: str, tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.metric import ComparedBlock
 
-Case = tuple[TruthBlock, FoundBlock, list[NDArray[np.float64]]]
+Case = tuple[TruthBlock, DetectionBlock, list[NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def block(*images: Image, first_order: int = 0) -> Case:
         crowd=np.array(crowd, np.bool_),
         rles=None,
     )
-    detections = FoundBlock(
+    detections = DetectionBlock(
         offsets=_offsets([len(image.found) for image in images]),
         positions=np.array([n for image in images for n in range(len(image.found))], np.int64),
         categories=np.array([c for c, _ in found], np.int64),
@@ -53,6 +54,11 @@ def block(*images: Image, first_order: int = 0) -> Case:
     )
     ious = [np.array(i.ious, np.float64).reshape(len(i.found), len(i.objects)) for i in images]
     return truth, detections, ious
+
+
+def compared(*images: Image, first_order: int = 0) -> ComparedBlock:
+    """The same as metrics get it."""
+    return ComparedBlock(*block(*images, first_order=first_order), NUM_CATEGORIES)
 
 
 def with_string_ids(truth: TruthBlock) -> TruthBlock:

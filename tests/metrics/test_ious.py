@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.ious import block_ious
 from pipeline.metrics.protocol import IOU_TYPES, IouType
 from tests.evaluate.coco_cases import blocks_of, random_case
 
 
-def one_block(seed: int, iou_type: IouType) -> tuple[TruthBlock, FoundBlock]:
+def one_block(seed: int, iou_type: IouType) -> tuple[TruthBlock, DetectionBlock]:
     (block,) = blocks_of(*random_case(seed, num_images=12), iou_type)
     return block
 
 
-def one_image(truth_boxes: Any, found_boxes: Any, crowd: Any) -> tuple[TruthBlock, FoundBlock]:
+def one_image(truth_boxes: Any, found_boxes: Any, crowd: Any) -> tuple[TruthBlock, DetectionBlock]:
     """Boxes of one category on a 40 x 50 image, with masks that fill them."""
     truth, found = np.array(truth_boxes, np.float64), np.array(found_boxes, np.float64)
     dataset = {

@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 
+from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
 from pipeline.storage.uris import AccessPolicy
 
 BODY = bytes(range(256)) * 40
 # Generous where only the outcome counts, so that a busy machine changes nothing; short where time must run out.
-QUICK = FetchSettings(
-    attempt_timeout_s=3, deadline_s=15, max_attempts=3, backoff_base_s=0.01, backoff_cap_s=0.02, concurrency=8
-)
+QUICK = FetchSettings(attempt_timeout_s=3, deadline_s=15, max_attempts=3, fetch_concurrency=8)
 SHORT_TIMEOUT_S = 0.4
 SECRET = "T0PS3CRET"
 
@@ -142,7 +141,7 @@ class FlakyServer(ThreadingHTTPServer):
 
 def fetcher(flaky: FlakyServer | None = None, **changes: Any) -> Fetcher:
     roots = (f"{flaky.url}/", "s3://bucket") if flaky else None
-    return Fetcher(FetchSettings(**{**QUICK.__dict__, **changes}), AccessPolicy(roots))
+    return Fetcher(FetchSettings(**{**QUICK.model_dump(), **changes}), AccessPolicy(roots), Backoff(0.01, 0.02))
 
 
 def error_of(fetcher: Fetcher, uri: str) -> FetchError:

@@ -4,7 +4,6 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,15 +13,7 @@ import pytest
 
 from pipeline.storage.filesystems import S3Environment, open_filesystem, s3_environment
 from pipeline.storage.uris import UriError
-from testing.s3_server import CLIENT_ENVIRONMENT, S3Server, s3_server
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
-
+from testing.s3_server import CLIENT_ENVIRONMENT, S3Server
 
 TABLE = pa.table({"image_id": [1, 2, 3]})
 

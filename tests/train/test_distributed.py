@@ -80,9 +80,13 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Of one process, then of the two."""
     folder = tmp_path_factory.mktemp("workers")
     threads = torch.get_num_threads()
-    mp.spawn(_worker, args=(str(folder),), nprocs=2)
+    # From a process that has imported all this once, and has used no threads: two of their own would import it twice.
+    mp.get_context("forkserver").set_forkserver_preload([__name__])
+    workers = mp.start_processes(_worker, args=(str(folder),), nprocs=2, join=False, start_method="forkserver")
     one = measured(str(folder / "one"))
     torch.set_num_threads(threads)
+    while not workers.join():
+        pass
     return [one, *(torch.load(folder / f"worker-{rank}.pt", weights_only=True) for rank in range(2))]
 
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from ray.data import DataContext
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.batch import Batch
 from pipeline.train.augment import AugmentConfig
@@ -67,7 +67,7 @@ class SlowFor(PictureSource):
 
     slow: str = ""
 
-    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | RowError]:
+    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
         if self.slow in uris:
             time.sleep(3)
         return super().read_many(uris)

@@ -13,50 +13,51 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from pipeline.annotate.manifest.parquet_copy import UnitWriter, open_stream
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.parquet_copy import UnitWriter
 from pipeline.annotate.manifest.rules import (
     ID,
     URI,
     Columns,
     ManifestError,
     Opened,
-    Spec,
-    cannot_read,
     check_ids,
     check_uris,
     check_uris_as_ids,
     find_columns,
     row_namer,
 )
+from pipeline.storage.errors import cannot_read
+from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import redact
 
 _CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
-def read_csv(spec: Spec, scratch_uri: str) -> Opened:
+def read_csv(config: ManifestConfig, scratch_uri: str) -> Opened:
     """A CSV file with a header, comma-separated, UTF-8, perhaps compressed (``.gz``, ``.zst``, ``.bz2``)."""
-    with _open_csv(spec.uri, []) as header:
-        columns = find_columns(spec, header.schema.names, spec.uri)
-    wanted = list(dict.fromkeys(name for name in (columns.id, columns.uri, *spec.carry) if name is not None))
+    with _open_csv(config.uri, []) as header:
+        columns = find_columns(config, header.schema.names, config.uri)
+    wanted = list(dict.fromkeys(name for name in (columns.id, columns.uri, *config.carry) if name is not None))
     num_rows, all_integers = 0, columns.id is not None
-    with UnitWriter(scratch_uri) as writer, _open_csv(spec.uri, wanted) as batches:
+    with UnitWriter(scratch_uri) as writer, _open_csv(config.uri, wanted) as batches:
         for batch in batches:
-            table = _canonical(pa.Table.from_batches([batch]), columns, spec.carry)
-            namer = row_namer(spec.uri, "row", range(num_rows + 1, num_rows + 1 + table.num_rows))
+            table = _canonical(pa.Table.from_batches([batch]), columns, config.carry)
+            namer = row_namer(config.uri, "row", range(num_rows + 1, num_rows + 1 + table.num_rows))
             uris = table[URI].combine_chunks()
-            check_uris(uris, spec.image_root, namer)
+            check_uris(uris, config.image_root, namer)
             if columns.id is None:
-                check_uris_as_ids(uris, spec.image_root, namer)
+                check_uris_as_ids(uris, config.image_root, namer)
             else:
                 check_ids(table[ID].combine_chunks(), namer)
                 all_integers = all_integers and _are_canonical_integers(table[ID])
             num_rows += table.num_rows
             writer.write(table)
     id_type = pa.int64() if all_integers else pa.string()
-    carried = pa.schema([(name, pa.string()) for name in spec.carry])
+    carried = pa.schema([(name, pa.string()) for name in config.carry])
     written = Columns(ID if columns.id is not None else None, URI, None)
-    return Opened(writer.units, written, id_type, carried, spec.image_root)
+    return Opened(writer.units, written, id_type, carried, config.image_root)
 
 
 @contextmanager

@@ -16,46 +16,47 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter, open_stream
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import (
     ID,
     URI,
     Columns,
     ManifestError,
     Opened,
-    Spec,
     check_uris,
     check_uris_as_ids,
     find_columns,
     missing_column,
     row_namer,
 )
+from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import redact
 
 _JSONL_BUFFER_BYTES = 1 << 20
 _ANNOTATION_KEYS = {"image_id", "category_id"}
 
 
-def read_jsonl(spec: Spec, scratch_uri: str) -> Opened:
+def read_jsonl(config: ManifestConfig, scratch_uri: str) -> Opened:
     """One JSON object a line, UTF-8, perhaps compressed; blank lines are skipped, absent keys are null."""
-    records = _jsonl_records(spec.uri)
+    records = _jsonl_records(config.uri)
     first = next(records, None)
     if first is None:
-        raise ManifestError(f"{redact(spec.uri)} is empty")
-    columns = find_columns(spec, first[1], spec.uri, check_carried=False)
-    return _write_records(chain([first], records), spec, columns, "line", scratch_uri)
+        raise ManifestError(f"{redact(config.uri)} is empty")
+    columns = find_columns(config, first[1], config.uri, check_carried=False)
+    return _write_records(chain([first], records), config, columns, "line", scratch_uri)
 
 
-def read_coco(spec: Spec, scratch_uri: str) -> Opened:
+def read_coco(config: ManifestConfig, scratch_uri: str) -> Opened:
     """The ``images`` of a COCO JSON file: ``id`` and ``file_name``, unless the description names other keys."""
-    images = _coco_images(spec.uri)
-    id_key = "id" if spec.id_column == ID else spec.id_column
-    uri_key = "file_name" if spec.uri_column == URI else spec.uri_column
+    images = _coco_images(config.uri)
+    id_key = "id" if config.id_column == ID else config.id_column
+    uri_key = "file_name" if config.uri_column == URI else config.uri_column
     for name in (id_key, uri_key):
         if images and name not in images[0]:
-            raise missing_column(name, images[0], f"images[] of {redact(spec.uri)}")
+            raise missing_column(name, images[0], f"images[] of {redact(config.uri)}")
     records = ((number, image) for number, image in enumerate(images, start=1))
-    return _write_records(records, spec, Columns(id_key, uri_key, None), "image", scratch_uri)
+    return _write_records(records, config, Columns(id_key, uri_key, None), "image", scratch_uri)
 
 
 def _jsonl_records(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -93,10 +94,14 @@ def _coco_images(uri: str) -> list[dict[str, Any]]:
 
 
 def _write_records(
-    records: Iterator[tuple[int, dict[str, Any]]], spec: Spec, columns: Columns, row_word: str, scratch_uri: str
+    records: Iterator[tuple[int, dict[str, Any]]],
+    config: ManifestConfig,
+    columns: Columns,
+    row_word: str,
+    scratch_uri: str,
 ) -> Opened:
     """Records of unknown types, with their numbers for messages -> Parquet."""
-    carried = pa.schema([(name, pa.null()) for name in spec.carry])
+    carried = pa.schema([(name, pa.null()) for name in config.carry])
     id_type: pa.DataType | None = None if columns.id is not None else pa.string()
     uri_key = columns.uri or URI
     seen: set[str] = set()
@@ -104,33 +109,33 @@ def _write_records(
         while chunk := list(islice(records, ROW_GROUP_ROWS)):
             numbers = [number for number, _ in chunk]
             rows = [record for _, record in chunk]
-            namer = row_namer(spec.uri, row_word, numbers)
+            namer = row_namer(config.uri, row_word, numbers)
             arrays = {}
-            if columns.id is None and any(spec.id_column in row for row in rows):
-                index = next(index for index, row in enumerate(rows) if spec.id_column in row)
-                raise ManifestError(f"{namer(index)}: it has an id ({spec.id_column!r}), rows before it have none")
+            if columns.id is None and any(config.id_column in row for row in rows):
+                index = next(index for index, row in enumerate(rows) if config.id_column in row)
+                raise ManifestError(f"{namer(index)}: it has an id ({config.id_column!r}), rows before it have none")
             if columns.id is not None:
                 arrays[ID] = _typed_ids([row.get(columns.id) for row in rows], id_type, namer)
                 id_type = arrays[ID].type
             arrays[URI] = _texts([row.get(uri_key) for row in rows], uri_key, namer)
-            check_uris(arrays[URI], spec.image_root, namer)
+            check_uris(arrays[URI], config.image_root, namer)
             if columns.id is None:
-                check_uris_as_ids(arrays[URI], spec.image_root, namer)
-            for name in spec.carry:
+                check_uris_as_ids(arrays[URI], config.image_root, namer)
+            for name in config.carry:
                 arrays[name] = _guess_type([row.get(name) for row in rows], name, namer)
-            seen.update(name for name in spec.carry if any(name in row for row in rows))
+            seen.update(name for name in config.carry if any(name in row for row in rows))
             table = pa.table(arrays)
-            carried = _unify(carried, table.select(list(spec.carry)).schema, namer)
+            carried = _unify(carried, table.select(list(config.carry)).schema, namer)
             writer.write(table)
             last = rows[-1]
-    for name in spec.carry:
+    for name in config.carry:
         if writer.units and name not in seen:
-            raise missing_column(name, last, spec.uri)
+            raise missing_column(name, last, config.uri)
     carried = pa.schema(
         [(field.name, pa.string() if pa.types.is_null(field.type) else field.type) for field in carried]
     )
     written = Columns(ID if columns.id is not None else None, URI, None)
-    return Opened(writer.units, written, id_type or pa.string(), carried, spec.image_root)
+    return Opened(writer.units, written, id_type or pa.string(), carried, config.image_root)
 
 
 def _typed_ids(values: list[Any], expected: pa.DataType | None, name_row: Callable[[int], str]) -> pa.Array:

@@ -10,57 +10,58 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.rules import (
     Columns,
     ManifestError,
     Opened,
     ReadUnit,
-    Spec,
-    cannot_read,
     check_ids,
     check_uris,
     check_uris_as_ids,
     find_columns,
 )
 from pipeline.annotate.manifest.units import open_file, open_unit, read_id_column, unit_row_namer
-from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files, plain_root
+from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.storage.errors import cannot_read
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files, plain_root
 from pipeline.storage.uris import redact
 from pipeline.tables.arrow_types import is_binary, is_text, without_view
 
 _NUM_THREADS = 8  # they wait for S3 most of the time
 
 
-def read_parquet(spec: Spec, scratch_uri: str) -> Opened:
+def read_parquet(config: ManifestConfig, scratch_uri: str) -> Opened:
     """One Parquet file, or all below a folder, whose columns must agree; read where they lie.
 
     Nothing is written to ``scratch_uri``; it is left out if it lies in the folder.
     """
-    files = _parquet_files(spec, scratch_uri)
+    files = _parquet_files(config, scratch_uri)
     if not files:
-        raise ManifestError(f"{redact(spec.uri)} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
+        raise ManifestError(f"{redact(config.uri)} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        footers = list(pool.map(lambda file: _read_footer(spec, file), files))
+        footers = list(pool.map(lambda file: _read_footer(config, file), files))
         first = footers[0]
         for other in footers[1:]:
             _check_same(first, other)
         units = [unit for footer in footers for unit in footer.units]
         row_groups = tuple(unit for unit, *_ in units)
-        opened = Opened(row_groups, first.columns, first.id_type, first.carried, spec.image_root)
+        opened = Opened(row_groups, first.columns, first.id_type, first.carried, config.image_root)
         for _ in pool.map(lambda unit: _check_unit(opened, *unit), units):
             pass  # but raise what was raised
     return opened
 
 
-def _parquet_files(spec: Spec, scratch_uri: str) -> list[str]:
-    if not is_folder(spec.uri):
-        return [spec.uri]
+def _parquet_files(config: ManifestConfig, scratch_uri: str) -> list[str]:
+    if not is_folder(config.uri):
+        return [config.uri]
     files = []
-    root = plain_root(spec.uri)
-    for name in list_files(spec.uri, scratch_uri):
+    root = plain_root(config.uri)
+    for name in list_files(config.uri, scratch_uri):
         if name.lower().endswith(PARQUET_SUFFIXES):
             files.append(f"{root}/{name}")
-        elif spec.format == "auto" and name.lower().endswith(IMAGE_SUFFIXES):
-            raise ManifestError(f"{redact(spec.uri)} holds Parquet files and images: set the manifest's format")
+        elif config.format == "auto" and name.lower().endswith(IMAGE_SUFFIXES):
+            raise ManifestError(f"{redact(config.uri)} holds Parquet files and images: set the manifest's format")
     return files
 
 
@@ -79,13 +80,13 @@ class _Footer:
     units: tuple[tuple[ReadUnit, bool, bool], ...]
 
 
-def _read_footer(spec: Spec, uri: str) -> _Footer:
+def _read_footer(config: ManifestConfig, uri: str) -> _Footer:
     try:
         with open_file(uri) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (OSError, pa.ArrowInvalid) as error:
         raise cannot_read(uri, error) from None
-    columns = find_columns(spec, schema.names, uri, bytes_allowed=True)
+    columns = find_columns(config, schema.names, uri, bytes_allowed=True)
     id_type = _id_type(schema.field(columns.id), uri) if columns.id else pa.string()
     if columns.uri and not is_text(schema.field(columns.uri).type):
         raise _wrong_type(schema.field(columns.uri), uri, "image URIs must be strings")
@@ -99,7 +100,7 @@ def _read_footer(spec: Spec, uri: str) -> _Footer:
             has_all_bytes = _surely_filled(row_group, columns.bytes, empty_counts=True)
             units.append((ReadUnit(uri, index, row_group.num_rows), has_all_ids, has_all_bytes))
     # Without the files' own metadata on fields, which may differ from file to file.
-    carried = pa.schema([(name, without_view(schema.field(name).type)) for name in spec.carry])
+    carried = pa.schema([(name, without_view(schema.field(name).type)) for name in config.carry])
     return _Footer(uri, columns, id_type, carried, tuple(units))
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.from_csv import read_csv
 from pipeline.annotate.manifest.from_folder import read_folder
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
@@ -30,18 +31,19 @@ from pipeline.annotate.manifest.rules import (
     ManifestError,
     Opened,
     ReadUnit,
-    Spec,
     check_carry,
     is_relative,
 )
 from pipeline.annotate.manifest.units import open_unit, read_id_column
-from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.storage.errors import StorageError
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
 from pipeline.storage.uris import UriError, absolute, join, redact, split_uri
 from pipeline.tables.arrow_types import without_views
 
-__all__ = ["Manifest", "ManifestError", "ManifestSpec", "ReadUnit", "open_manifest"]
+__all__ = ["Manifest", "ManifestError", "ReadUnit", "open_manifest"]
 
-_READERS: dict[str, Callable[[Spec, str], Opened]] = {
+_READERS: dict[str, Callable[[ManifestConfig, str], Opened]] = {
     "parquet": read_parquet,
     "csv": read_csv,
     "jsonl": read_jsonl,
@@ -52,32 +54,6 @@ _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coc
     PARQUET_SUFFIXES, "parquet"
 )
 _COMPRESSIONS = (".gz", ".bz2", ".zst")
-
-
-@dataclass(frozen=True)
-class ManifestSpec:
-    """Where the manifest is and how to read it.
-
-    Attributes:
-        uri: a file, or a folder of Parquet files or images; local, ``s3://``, or any fsspec scheme.
-        format: ``parquet``, ``csv``, ``jsonl``, ``coco``, ``folder``, or ``auto``: by the suffix, and a folder
-            by the first Parquet file or image in it.
-        image_root: what relative URIs are relative to.
-        id_column: unique integers or strings. If the manifest has no ``image_id``, the URI as it stands there
-            is the id, and http(s) URIs with a query or credentials are refused: ids are written to the output.
-            COCO JSON: ``id`` by default. A folder has no columns.
-        uri_column: absolute, or relative to the root. COCO JSON: ``file_name`` by default.
-        bytes_column: encoded images in the manifest itself, Parquet only. A row with bytes needs no URI.
-        carry: columns to copy into the output.
-    """
-
-    uri: str
-    format: str = "auto"
-    image_root: str | None = None
-    id_column: str = ID
-    uri_column: str = URI
-    bytes_column: str = BYTES
-    carry: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,32 +157,35 @@ class Manifest:
         return pa.table(arrays, schema=self.schema)
 
 
-def open_manifest(spec: Spec, scratch_uri: str) -> Manifest:
+def open_manifest(config: ManifestConfig, scratch_uri: str) -> Manifest:
     """Find out what the manifest is, check it, and cut it into units.
 
     Args:
-        spec: a :class:`ManifestSpec`, or a config with the same fields.
+        config: where it is and how to read it. If the manifest has no ``image_id``, the URI as it stands there is
+            the id, and http(s) URIs with a query or credentials are refused: ids are written to the output. COCO
+            JSON has ``id`` and ``file_name`` by default. Image bytes are read from Parquet only; a row that has
+            them needs no URI.
         scratch_uri: a folder for the Parquet copy of anything that is not Parquet, reachable by all tasks;
             files of an earlier copy are overwritten. Whoever calls this removes it when the run is over.
 
     Raises:
         ManifestError: the manifest cannot be used; the message says where and why.
     """
-    check_carry(spec.carry)
+    check_carry(config.carry)
     try:
-        if spec.image_root:
-            split_uri(join(spec.image_root, "x"))
-        kind = spec.format if spec.format != "auto" else _guess_format(spec.uri)
-        if kind not in _READERS:
-            raise ManifestError(f"manifest format {kind!r} is unknown; there are: {', '.join(['auto', *_READERS])}")
-        found = _READERS[kind](spec, scratch_uri)
+        if config.image_root:
+            split_uri(join(config.image_root, "x"))
+        kind = config.format if config.format != "auto" else _guess_format(config.uri)
+        found = _READERS[kind](config, scratch_uri)
     except UriError as error:
         raise ManifestError(f"manifest: {error}") from None
+    except StorageError as error:
+        raise ManifestError(str(error)) from None
     root = found.image_root and absolute(found.image_root)
-    manifest = Manifest(spec.uri, found.units, found.columns, found.id_type, found.carried, root)
+    manifest = Manifest(config.uri, found.units, found.columns, found.id_type, found.carried, root)
     if not manifest.num_rows:
         what = "no image" if kind == "folder" else "no row"
-        raise ManifestError(f"{redact(spec.uri)} has {what}: there is nothing to do")
+        raise ManifestError(f"{redact(config.uri)} has {what}: there is nothing to do")
     return manifest
 
 

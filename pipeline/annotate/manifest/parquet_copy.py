@@ -8,14 +8,12 @@ list a folder at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from types import TracebackType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.annotate.manifest.rules import ReadUnit, cannot_read
+from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import split_uri
 
@@ -91,19 +89,3 @@ class UnitWriter:
 
     def _name(self) -> str:
         return f"manifest-{self._num_files:05d}.parquet"
-
-
-@contextmanager
-def open_stream(uri: str) -> Iterator[pa.NativeFile]:
-    """A source's bytes, decompressed if its suffix says so (``.gz``, ``.zst``, ``.bz2``).
-
-    Raises:
-        ManifestError: it cannot be opened.
-    """
-    try:
-        filesystem, path = open_filesystem(uri)
-        stream = filesystem.open_input_stream(path, compression="detect")
-    except OSError as error:
-        raise cannot_read(uri, error) from None
-    with stream:
-        yield stream

@@ -6,43 +6,23 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.stages.rows import WORKING_NAMES
+from pipeline.annotations.schema import RESERVED_NAMES
+from pipeline.errors import UserError
 from pipeline.storage.uris import UriError, join, redact
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
-RESERVED_COLUMNS = frozenset(
-    {ID, URI, BYTES, "height", "width", "detections", "status", "stage", "error_code", "error_message"}
-    | {"exif_orientation", "stored_height", "stored_width"}
-)
 _HTTP = re.compile(r"(?is)^([^/]*::)?https?://")  # chained ones too; read by RE2 as well
 
 
-class ManifestError(ValueError):
+class ManifestError(UserError):
     """A manifest that cannot be used. The message names file, row or column and says what to do; redacted."""
-
-
-class Spec(Protocol):
-    """What a manifest's description holds; :class:`pipeline.annotate.manifest.open.ManifestSpec` says what it means."""
-
-    @property
-    def uri(self) -> str: ...
-    @property
-    def format(self) -> str: ...
-    @property
-    def image_root(self) -> str | None: ...
-    @property
-    def id_column(self) -> str: ...
-    @property
-    def uri_column(self) -> str: ...
-    @property
-    def bytes_column(self) -> str: ...
-    @property
-    def carry(self) -> Collection[str]: ...
 
 
 @dataclass(frozen=True)
@@ -82,7 +62,12 @@ class Opened:
 
 
 def find_columns(
-    spec: Spec, available: Iterable[str], file: str, *, bytes_allowed: bool = False, check_carried: bool = True
+    config: ManifestConfig,
+    available: Iterable[str],
+    file: str,
+    *,
+    bytes_allowed: bool = False,
+    check_carried: bool = True,
 ) -> Columns:
     """Match the description with the columns that a file has.
 
@@ -100,15 +85,15 @@ def find_columns(
             raise missing_column(name, names, file)
         return None
 
-    if not bytes_allowed and spec.bytes_column != BYTES:
-        raise ManifestError(f"{redact(file)}: image bytes ({spec.bytes_column!r}) are read from Parquet only")
-    bytes_column = find(spec.bytes_column, BYTES) if bytes_allowed else None
-    columns = Columns(find(spec.id_column, ID), find(spec.uri_column, URI), bytes_column)
+    if not bytes_allowed and config.bytes_column != BYTES:
+        raise ManifestError(f"{redact(file)}: image bytes ({config.bytes_column!r}) are read from Parquet only")
+    bytes_column = find(config.bytes_column, BYTES) if bytes_allowed else None
+    columns = Columns(find(config.id_column, ID), find(config.uri_column, URI), bytes_column)
     if columns.uri is None and columns.bytes is None:
-        raise missing_column(spec.uri_column, names, file)
+        raise missing_column(config.uri_column, names, file)
     if columns.uri is None and columns.id is None:
-        raise missing_column(spec.id_column, names, file)
-    for name in (columns.id, columns.uri, columns.bytes, *(spec.carry if check_carried else ())):
+        raise missing_column(config.id_column, names, file)
+    for name in (columns.id, columns.uri, columns.bytes, *(config.carry if check_carried else ())):
         if name is not None and name not in names:
             raise missing_column(name, names, file)
         if name is not None and names.count(name) > 1:
@@ -117,12 +102,14 @@ def find_columns(
 
 
 def check_carry(carry: Collection[str]) -> None:
-    """Refuse carried columns that the output could not hold under their names."""
+    """Refuse carried columns that the output, or the rows on their way to it, could not hold under their names."""
     for name in carry:
-        if name in RESERVED_COLUMNS:
+        if name in RESERVED_NAMES:
             raise ManifestError(f"column {name!r} cannot be carried: the output has its own; rename it in the manifest")
-    if len(set(carry)) < len(carry):
-        raise ManifestError(f"carried columns are named twice: {', '.join(carry)}")
+        if name in WORKING_NAMES:
+            raise ManifestError(
+                f"column {name!r} cannot be carried: the stages use that name for their own; rename it in the manifest"
+            )
 
 
 def check_ids(ids: pa.Array, name_row: Callable[[int], str]) -> None:
@@ -175,12 +162,6 @@ def check_uris_as_ids(uris: pa.Array, root: str | None, name_row: Callable[[int]
 def is_relative(uris: pa.Array) -> pa.BooleanArray:
     """Which URIs are relative; null stays null."""
     return pc.invert(pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://")))
-
-
-def cannot_read(uri: str, error: Exception) -> ManifestError:
-    """The reason why a file could not be read, redacted."""
-    reason = str(error).replace(uri, redact(uri))
-    return ManifestError(f"{redact(uri)} cannot be read: {type(error).__name__}: {reason}")
 
 
 def missing_column(name: str, available: Iterable[str], file: str) -> ManifestError:

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.annotate.manifest.rules import ManifestError, ReadUnit, cannot_read, check_ids, row_namer
+from pipeline.annotate.manifest.rules import ManifestError, ReadUnit, check_ids, row_namer
+from pipeline.storage.errors import cannot_read
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
 
@@ -27,7 +28,7 @@ def open_unit(unit: ReadUnit, stream: bool = False) -> Iterator[pq.ParquetFile]:
                 raise ManifestError(f"{redact(unit.file)} has changed since the manifest was opened: start again")
             yield file
     except pa.ArrowInvalid as error:
-        raise cannot_read(unit.file, error) from None
+        raise ManifestError(str(cannot_read(unit.file, error))) from None
 
 
 def open_file(uri: str, stream: bool = False) -> pq.ParquetFile:

@@ -20,12 +20,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit
-from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array, concat_ids, wide, wide_type
+from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.uris import redact
 from pipeline.tables.arrow_types import is_text
+from pipeline.tables.ids import concat_ids, wide, wide_type
 
-_NUM_EXAMPLES = 5
 _READ_AHEAD = 4  # units
 
 
@@ -34,16 +35,8 @@ class DuplicateIdError(ManifestError):
 
 
 @dataclass(frozen=True)
-class Sample:
-    """How many ids something is true of, and a few of them."""
-
-    count: int
-    examples: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
 class Pending:
-    """The books: ``num_rows = num_done + num_pending``; rows seen in ``done`` = ``num_done`` + both samples' counts.
+    """The books: ``num_rows = num_done + num_pending``; rows seen in ``done`` = ``num_done`` + both counts of examples.
 
     Attributes:
         packed: the units that have pending rows, each with a bit a row (``np.packbits``): 12.5 MB for 100 million.
@@ -58,8 +51,8 @@ class Pending:
     num_rows: int
     num_pending: int
     num_done: int
-    duplicate_done: Sample
-    unknown_done: Sample
+    duplicate_done: Examples
+    unknown_done: Examples
 
     def iter_units(self) -> Iterator[tuple[ReadUnit, Int64Array]]:
         """Units with their pending rows' indices, ascending; one unit unpacked at a time."""
@@ -115,9 +108,7 @@ class _Result:
         self._pending = np.ones(manifest.num_rows, dtype=bool)
         self._num_twice = 0
         self._twice: list[tuple[int, int | str, int]] = []  # first row, id, how often
-        self._duplicate_done: list[int | str] = []
-        self._unknown_done: list[int | str] = []
-        self._num_duplicate_done = self._num_unknown_done = 0
+        self._duplicate_done = self._unknown_done = Examples()
 
     def join(self, ids: pa.Array, rows: Int64Array, done: pa.Array) -> None:
         """All of an id's rows of either side must be in the same call; ``rows`` are row numbers of the manifest."""
@@ -129,14 +120,12 @@ class _Result:
         if found.null_count:
             unknown = done.filter(found.is_null()).dictionary_encode()
             different = unknown.dictionary
-            self._num_unknown_done += len(different)
-            self._unknown_done += _examples(different, np.arange(len(different)), self._unknown_done)
+            self._unknown_done += _examples(different, np.arange(len(different)), len(different))
             self._count_duplicates(different, np.bincount(unknown.indices.to_numpy()))
 
     def _count_duplicates(self, ids: pa.Array, counts: Int64Array) -> None:
         repeated = np.flatnonzero(counts > 1)
-        self._num_duplicate_done += int(counts[repeated].sum()) - len(repeated)
-        self._duplicate_done += _examples(ids, repeated, self._duplicate_done)
+        self._duplicate_done += _examples(ids, repeated, int(counts[repeated].sum()) - len(repeated))
 
     def _find_twice(self, ids: pa.Array, rows: Int64Array) -> None:
         encoded = ids.dictionary_encode()
@@ -146,7 +135,7 @@ class _Result:
         counts = np.bincount(codes)
         twice = np.flatnonzero(counts > 1)
         self._num_twice += len(twice)
-        for code in twice[:_NUM_EXAMPLES]:  # codes are in the order of first rows
+        for code in twice[:NUM_EXAMPLES]:  # codes are in the order of first rows
             first_row = int(rows[np.argmax(codes == code)])
             self._twice.append((first_row, encoded.dictionary[int(code)].as_py(), int(counts[code])))
 
@@ -166,21 +155,21 @@ class _Result:
             num_rows=start,
             num_pending=num_pending,
             num_done=start - num_pending,
-            duplicate_done=Sample(self._num_duplicate_done, tuple(self._duplicate_done)),
-            unknown_done=Sample(self._num_unknown_done, tuple(self._unknown_done)),
+            duplicate_done=self._duplicate_done,
+            unknown_done=self._unknown_done,
         )
 
     def _raise_for_duplicates(self) -> None:
         if not self._num_twice:
             return
         named = []
-        for first_row, identifier, count in sorted(self._twice)[:_NUM_EXAMPLES]:
+        for first_row, identifier, count in sorted(self._twice)[:NUM_EXAMPLES]:
             shown = repr(redact(identifier)) if isinstance(identifier, str) else identifier
             named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
-        more = f", and {self._num_twice - len(named)} more" if self._num_twice > len(named) else ""
         raise DuplicateIdError(
-            f"{redact(self._manifest.uri)}: {self._num_twice} image ids occur more than once: {'; '.join(named)}{more}."
-            " Every image needs an id of its own: remove the repeated rows or name another id_column"
+            f"{redact(self._manifest.uri)}: {self._num_twice} image ids occur more than once: "
+            f"{Examples.of(named, self._num_twice)}. Every image needs an id of its own: remove the repeated rows or "
+            "name another id_column"
         )
 
     def _name_row(self, row: int) -> str:
@@ -203,8 +192,8 @@ def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> p
     return wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
 
 
-def _examples(ids: pa.Array, indices: Int64Array, known: list[int | str]) -> list[int | str]:
-    return [ids[int(index)].as_py() for index in indices[: _NUM_EXAMPLES - len(known)]]
+def _examples(ids: pa.Array, indices: Int64Array, count: int) -> Examples:
+    return Examples.of((repr(ids[int(index)].as_py()) for index in indices[:NUM_EXAMPLES]), count)
 
 
 def _take(arrays: Iterator[pa.Array], num_rows: int) -> tuple[list[pa.Array], Iterator[pa.Array] | None]:

@@ -1,1 +1,1 @@
-"""What happens to a block of images: fetched and decoded, segmented, encoded. Plain callables; no Ray."""
+"""What happens to a block of images: fetched and decoded, segmented, encoded, written. Plain callables; no Ray."""

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from pycocotools import mask as mask_api
 
-from pipeline.annotate.stages.rows import (
-    DETECTION_FIELDS,
-    ERROR_COLUMNS,
-    RowError,
-    binary_views,
-    error_arrays,
-    read_errors,
-)
+from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
+from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import Rle, rasterise
 from pipeline.model.categories import Category
+from pipeline.model.detections import DETECTION_ARRAYS
+from pipeline.tables.binary import binary_views
 
 ENCODE = "encode"
 
@@ -32,36 +30,40 @@ class Encode:
     Attributes:
         schema: of the output.
         categories: what the labels stand for.
+        report: takes what was done.
     """
 
     schema: pa.Schema
     categories: tuple[Category, ...]
+    report: Report
 
-    def __call__(self, rows: pa.Table, report: Callable[[dict[str, float]], None]) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> pa.Table:
         """Segmented rows become rows of the output's schema."""
         started = time.perf_counter()
         errors = read_errors(rows)
-        fields = {name: binary_views(rows[name]) for name, _ in DETECTION_FIELDS}
+        fields = {name: binary_views(rows[name]) for name in DETECTION_ARRAYS}
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
         found: list[ImageDetections | None] = []
         for i, error in enumerate(errors):
             try:
                 found.append(self._image({n: fields[n][i] for n in fields}, sizes[i]) if error is None else None)
             except ValueError as bad:  # masks that are not finite: the model's fault, and this image's alone
-                errors[i] = RowError(ENCODE, "bad_mask", str(bad))
+                errors[i] = ImageFailure(ENCODE, "bad_mask", str(bad))
                 found.append(None)
         table = self._output_rows(rows, found, errors)
-        counts: dict[str, float] = {"encode_s": time.perf_counter() - started, "encoded": len(rows)}
-        counts["detections"] = sum(len(d.scores) for d in found if d is not None)
-        for error in errors:
-            if error is not None:
-                counts[f"failed:{error.code}"] = counts.get(f"failed:{error.code}", 0) + 1
-        report(counts)
+        self.report(
+            StageCounts(
+                encode_s=time.perf_counter() - started,
+                encoded=len(rows),
+                detections=sum(len(d.scores) for d in found if d is not None),
+                failed=Counter(error.code for error in errors if error is not None),
+            )
+        )
         return table
 
     def _image(self, raw: dict[str, memoryview | None], size: tuple[int, int]) -> ImageDetections:
         arrays: dict[str, np.ndarray] = {
-            name: np.frombuffer(raw[name] or b"", dtype) for name, dtype in DETECTION_FIELDS
+            name: np.frombuffer(raw[name] or b"", dtype) for name, dtype in DETECTION_ARRAYS.items()
         }
         boxes: np.ndarray = arrays["boxes"].reshape(-1, 4)
         count = len(arrays["scores"])
@@ -77,7 +79,7 @@ class Encode:
         )
 
     def _output_rows(
-        self, rows: pa.Table, found: list[ImageDetections | None], errors: list[RowError | None]
+        self, rows: pa.Table, found: list[ImageDetections | None], errors: list[ImageFailure | None]
     ) -> pa.Table:
         made = dict(zip(ERROR_COLUMNS, error_arrays(errors), strict=True))
         made["status"] = pa.array([ANNOTATED if e is None else FAILED for e in errors], pa.string())

@@ -11,14 +11,14 @@ import pyarrow as pa
 import torch
 
 from pipeline.annotate.stages.guard import Guard, run_guarded
-from pipeline.annotate.stages.rows import DECODED, RowError, binary_array, error_arrays
-from pipeline.images.decode import ImageError, decode_image
+from pipeline.annotate.stages.rows import DECODED, error_arrays
+from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.pictures import DECODE, PictureSource
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
-from pipeline.storage.fetch.fetcher import Fetcher, FetchError
 from pipeline.storage.uris import redact
-
-FETCH, DECODE = "fetch", "decode"
+from pipeline.tables.binary import binary_array
 
 # Shrinking here costs CPU time that the model's device has in plenty, and saves traffic: worth it from
 # pictures of twice the input's pixels on.
@@ -26,7 +26,7 @@ SHRINK_ABOVE = 2.0
 
 
 @dataclass(frozen=True)
-class DecodedImage:
+class FetchedImage:
     """Pixels to hand on, and what is known of the original."""
 
     pixels: np.ndarray
@@ -36,22 +36,22 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class FetchDecode:
-    """The stage. Picklable; clients are opened in the process that calls it.
+    """The stage.
 
     Attributes:
-        fetcher: gets the bytes.
-        max_pixels: images of more are refused before they are decoded.
-        apply_exif: turn images as their EXIF orientation says.
+        pictures: fetches and decodes.
         short_side, long_side: the model's input size, for shrinking.
+        guard: counts the deaths of processes over an image that is decoded.
+        report: takes what was done.
     """
 
-    fetcher: Fetcher
-    max_pixels: int
-    apply_exif: bool
+    pictures: PictureSource
     short_side: int
     long_side: int
+    guard: Guard
+    report: Report
 
-    def __call__(self, rows: pa.Table, guard: Guard, report: Callable[[dict[str, float]], None]) -> pa.Table:
+    def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows with ``image_id``, ``image_uri`` and ``image_bytes`` become rows of the `DECODED` columns.
 
         ``image_bytes`` is dropped, ``image_uri`` loses credentials and query; other columns pass unchanged.
@@ -60,32 +60,23 @@ class FetchDecode:
         blobs = self._fetch(rows)
         fetched = time.perf_counter()
         results = run_guarded(
-            guard, DECODE, rows["image_id"].to_pylist(), lambda members: [self._decode(blobs[i]) for i in members]
+            self.guard, DECODE, rows["image_id"].to_pylist(), lambda members: [self._decode(blobs[i]) for i in members]
         )
-        report({"fetch_s": fetched - started, "decode_s": time.perf_counter() - fetched, "decoded": len(rows)})
+        decode_s = time.perf_counter() - fetched
+        self.report(StageCounts(fetch_s=fetched - started, decode_s=decode_s, decoded=len(rows)))
         return _decoded_rows(rows, results)
 
-    def _fetch(self, rows: pa.Table) -> list[bytes | memoryview | FetchError]:
-        blobs: list[bytes | memoryview | FetchError] = [b""] * len(rows)
-        by_uri: dict[int, str] = {}
-        given, uris = rows["image_bytes"], rows["image_uri"]
-        for i in range(len(rows)):
-            if given[i].is_valid:
-                blobs[i] = given[i].as_py()
-            else:
-                by_uri[i] = uris[i].as_py()
-        for i, blob in zip(by_uri, self.fetcher.fetch_many(list(by_uri.values())), strict=True):
-            blobs[i] = blob
-        return blobs
+    def _fetch(self, rows: pa.Table) -> list[bytes | ImageFailure]:
+        blobs: list[bytes | None] = rows["image_bytes"].to_pylist()
+        uris = rows["image_uri"].filter(rows["image_bytes"].is_null()).to_pylist()
+        fetched = iter(self.pictures.fetch_many(uris))
+        return [next(fetched) if blob is None else blob for blob in blobs]
 
-    def _decode(self, blob: bytes | memoryview | FetchError) -> DecodedImage | RowError:
-        if isinstance(blob, FetchError):
-            return RowError(FETCH, blob.code, str(blob))
-        try:
-            image = decode_image(bytes(blob), max_pixels=self.max_pixels, apply_exif=self.apply_exif)
-        except ImageError as error:
-            return RowError(DECODE, error.code, str(error))
-        return DecodedImage(self._shrink(image.pixels), image.pixels.shape[:2], image.exif_orientation)
+    def _decode(self, blob: bytes | ImageFailure) -> FetchedImage | ImageFailure:
+        image = self.pictures.decode(blob)
+        if isinstance(image, ImageFailure):
+            return image
+        return FetchedImage(self._shrink(image.pixels), image.pixels.shape[:2], image.exif_orientation)
 
     def _shrink(self, pixels: np.ndarray) -> np.ndarray:
         height, width = pixels.shape[:2]
@@ -96,11 +87,11 @@ class FetchDecode:
         return resize_bilinear_uint8(channels_first, size).permute(1, 2, 0).contiguous().numpy()
 
 
-def _decoded_rows(rows: pa.Table, results: list[DecodedImage | RowError]) -> pa.Table:
-    images = [r if isinstance(r, DecodedImage) else None for r in results]
-    errors = [r if isinstance(r, RowError) else None for r in results]
+def _decoded_rows(rows: pa.Table, results: list[FetchedImage | ImageFailure]) -> pa.Table:
+    images = [r if isinstance(r, FetchedImage) else None for r in results]
+    errors = [r if isinstance(r, ImageFailure) else None for r in results]
 
-    def column(get: Callable[[DecodedImage], int], name: str) -> pa.Array:
+    def column(get: Callable[[FetchedImage], int], name: str) -> pa.Array:
         return pa.array([None if image is None else get(image) for image in images], DECODED.field(name).type)
 
     uris = [None if uri is None else redact(uri) for uri in rows["image_uri"].to_pylist()]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 
 MAX_DEATHS = 2
 
@@ -57,7 +57,7 @@ class InProcessGuard:
 
 def run_guarded(
     guard: Guard, stage: str, ids: Sequence[Hashable], work: Callable[[list[int]], list[Result]]
-) -> list[Result | RowError]:
+) -> list[Result | ImageFailure]:
     """Do a batch's work so that no row can kill the process more than `MAX_DEATHS` times.
 
     Args:
@@ -67,14 +67,14 @@ def run_guarded(
         work: gets positions in the batch and returns their results in that order; must not raise.
     """
     deaths = guard.begin(stage, ids)
-    results: dict[int, Result | RowError] = {}
+    results: dict[int, Result | ImageFailure] = {}
     clean = [i for i, count in enumerate(deaths) if count == 0]
     if clean:
         results.update(zip(clean, work(clean), strict=True))
         guard.end(stage, [ids[i] for i in clean])
     for i, count in enumerate(deaths):
         if count >= MAX_DEATHS:
-            results[i] = RowError(stage, "process_killed", f"the process died {count} times on this image")
+            results[i] = ImageFailure(stage, "process_killed", f"the process died {count} times on this image")
         elif count > 0:
             guard.retry(stage, ids[i])
             results[i] = work([i])[0]

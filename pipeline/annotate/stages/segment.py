@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from pipeline.annotate.stages.guard import Guard, run_guarded
-from pipeline.annotate.stages.rows import (
-    DETECTION_FIELDS,
-    ERROR_COLUMNS,
-    RowError,
-    binary_array,
-    binary_views,
-    error_arrays,
-    read_errors,
-)
-from pipeline.model.detections import Detections
+from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
+from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotations.failure import ImageFailure
+from pipeline.errors import RunError
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.predictor import Predictor
+from pipeline.tables.binary import binary_array, binary_views
 
 SEGMENT = "segment"
 
 
-class DeviceLost(RuntimeError):
+class DeviceLost(RunError):
     """The device answers no more; only a new process gets a working one."""
 
 
@@ -36,8 +32,8 @@ class Segment:
         predictor: the replica.
         batch_size: images per model call.
         thresholds: for each label, the least score that a detection of it must have.
-        guard: counts the deaths of processes.
-        report: takes named counts.
+        guard: counts the deaths of processes over an image that is segmented.
+        report: takes what was done.
     """
 
     def __init__(
@@ -46,7 +42,7 @@ class Segment:
         batch_size: int,
         thresholds: Sequence[float],
         guard: Guard,
-        report: Callable[[dict[str, float]], None],
+        report: Report,
     ) -> None:
         self._predictor = predictor
         self._batch_size = batch_size
@@ -64,25 +60,26 @@ class Segment:
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
         ids = rows["image_id"].to_pylist()
 
-        def work(members: list[int]) -> list[Detections | RowError]:
+        def work(members: list[int]) -> list[Detections | ImageFailure]:
             chosen = [waiting[m] for m in members]
             images = [np.frombuffer(views[i], np.uint8).reshape(*shapes[i], 3) for i in chosen]  # type: ignore[arg-type]
             return self._predict(images, [sizes[i] for i in chosen])
 
         found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work)
-        results: dict[int, Detections | RowError] = dict(zip(waiting, found, strict=True))
-        self._report({"segment_s": time.perf_counter() - started, "segmented": len(rows)})
+        results: dict[int, Detections | ImageFailure] = dict(zip(waiting, found, strict=True))
+        self._report(StageCounts(segment_s=time.perf_counter() - started, segmented=len(rows)))
         return _segmented_rows(rows, results)
 
-    def _predict(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections | RowError]:
+    def _predict(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections | ImageFailure]:
         """All at once; where that fails, one by one, so that only the culprit's row does."""
         try:
-            return [self._keep(d) for d in self._predictor.predict(images, self._batch_size, sizes)]
+            found = self._predictor.predict(images, self._batch_size, sizes)
+            return [d.where(d.scores >= self._thresholds[d.labels]) for d in found]
         except Exception as error:
             self._raise_if_device_lost(error)
             if len(images) == 1:
                 code = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "model_error"
-                return [RowError(SEGMENT, code, f"{type(error).__name__}: {error}")]
+                return [ImageFailure(SEGMENT, code, f"{type(error).__name__}: {error}")]
         if self._predictor.device.type == "cuda":
             torch.cuda.empty_cache()
         return [self._predict([image], [size])[0] for image, size in zip(images, sizes, strict=True)]
@@ -91,25 +88,19 @@ class Segment:
         if not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error):
             raise DeviceLost(str(error)) from error
 
-    def _keep(self, found: Detections) -> Detections:
-        keep = found.scores >= self._thresholds[found.labels]
-        fields = (found.boxes, found.scores, found.labels, found.masks)
-        boxes, scores, labels, masks = (values[keep] for values in fields)
-        return Detections(boxes, scores, labels, masks, found.image_size)
 
-
-def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | RowError]) -> pa.Table:
+def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | ImageFailure]) -> pa.Table:
     errors = read_errors(rows)
     found: list[Detections | None] = [None] * len(rows)
     for i, result in results.items():
-        if isinstance(result, RowError):
+        if isinstance(result, ImageFailure):
             errors[i] = result
         else:
             found[i] = result
     rows = rows.drop_columns(["pixels", "pixels_height", "pixels_width", *ERROR_COLUMNS])
     for name, values in zip(ERROR_COLUMNS, error_arrays(errors), strict=True):
         rows = rows.append_column(name, values)
-    for name, dtype in DETECTION_FIELDS:
+    for name, dtype in DETECTION_ARRAYS.items():
         arrays = [None if d is None else getattr(d, name).astype(dtype, copy=False) for d in found]
         rows = rows.append_column(name, binary_array(arrays))
     return rows

@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-NUM_EXAMPLES = 5
+from pipeline.messages.examples import Examples
+
+_NONE = Examples()
 
 WhichImages = Literal["all", "annotated"]
-
-
-class InputError(ValueError):
-    """Ground truth or predictions that cannot be evaluated. The message says where, why and what to do; redacted."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """How often something occurs, and the first few cases of it, for people."""
-
-    count: int = 0
-    examples: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, cases: Iterable[object], count: int | None = None) -> Tally:
-        """Of cases; ``count`` where only the first of them are given."""
-        texts = tuple(str(case) for case in cases)
-        return cls(len(texts) if count is None else count, texts[:NUM_EXAMPLES])
-
-    def __add__(self, other: Tally) -> Tally:
-        return Tally(self.count + other.count, (self.examples + other.examples)[:NUM_EXAMPLES])
-
-    def __str__(self) -> str:
-        more = ", ..." if self.count > len(self.examples) else ""
-        return f"{', '.join(self.examples)}{more}"
 
 
 @dataclass(frozen=True)
@@ -65,16 +42,16 @@ class InputReport:
     common: int = 0
     detections: int = 0
     without_box: int = 0
-    missing: Tally = Tally()
-    failed: Tally = Tally()
-    unknown: Tally = Tally()
+    missing: Examples = _NONE
+    failed: Examples = _NONE
+    unknown: Examples = _NONE
     foreign: Mapping[str, int] = field(default_factory=dict)
-    other_size: Tally = Tally()
-    renamed: Tally = Tally()
-    repeated_images: Tally = Tally()
-    repeated_rows: Tally = Tally()
-    repeated_objects: Tally = Tally()
-    orphans: Tally = Tally()
+    other_size: Examples = _NONE
+    renamed: Examples = _NONE
+    repeated_images: Examples = _NONE
+    repeated_rows: Examples = _NONE
+    repeated_objects: Examples = _NONE
+    orphans: Examples = _NONE
 
     def __add__(self, other: InputReport) -> InputReport:
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "foreign"}
@@ -109,7 +86,7 @@ class InputReport:
                 "numbers its categories in another way",
             ),
         ]
-        texts = [f"{tally.count:,} {text.format(tally)}" for tally, text in found if tally.count]
+        texts = [f"{cases.count:,} {text.format(cases)}" for cases, text in found if cases.count]
         if self.images and self.rows and not self.common:
             texts.append(
                 f"no image is in both: the predictions have {self.unknown}, the ground truth {self.missing}; "

@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
-from pipeline.coco.rows import IdKind, RowError, at_place, result_row, result_schema
+from pipeline.coco.rows import BadRow, IdKind, at_place, result_row, result_schema
 from pipeline.coco.segmentations import as_rle, mask_area
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
-from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, FoundBatch, listed_schema
-from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore, slices_of
+from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
+from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import FoundBlock
+from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Float64s, Int64s
 from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions_in
 
 
@@ -41,9 +41,9 @@ class DealtResults:
 
     uri: str
     id_type: pa.DataType
-    store: SliceStore
+    store: ChunkStore
     num_groups: int
-    files: tuple[SliceFile, ...]
+    files: tuple[ChunkFile, ...]
     num_without_box: int
 
     @property
@@ -61,7 +61,7 @@ class DealtResults:
         listed = pa.table([ids, groups, *rest], schema=listed_schema(self.id_type))
         return listed, Counter({(pair["values"], None): pair["counts"] for pair in counts})
 
-    def read_group(self, group: int, masks: bool) -> Iterator[FoundBatch]:
+    def read_group(self, group: int, masks: bool) -> Iterator[DetectionBatch]:
         """See `Predictions`."""
         table = self._read(group)
         encoded = table["image_id"].combine_chunks().dictionary_encode()
@@ -75,29 +75,27 @@ class DealtResults:
             yield ResultsBatch(redact(self.uri), ids, some, table.slice(first, last - first))
 
     def _read(self, group: int) -> pa.Table:
-        return self.store.read(slices_of(self.files, group), result_schema(self.id_type))
+        return self.store.read(chunks_of(self.files, group), result_schema(self.id_type))
 
 
 @dataclass(frozen=True)
 class ResultsBatch:
-    """See ``predictions.FoundBatch``.
+    """See ``predictions.DetectionBatch``.
 
     Attributes:
         place: the file, for messages.
-        image_ids: [R].
+        image_ids: [R] each once.
         offsets: [R + 1] which rows of the table are those of each image.
         table: ``coco_rows.result_schema``.
     """
 
     place: str
     image_ids: pa.Array
-    offsets: NDArray[np.int64]
+    offsets: Int64s
     table: pa.Table
 
-    def block(
-        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> FoundBlock:
-        """See `FoundBatch`.
+    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
+        """See `DetectionBatch`.
 
         As ``COCO.loadRes`` has it, but for one thing: areas by which objects are small, medium or large come from
         masks where masks are compared and from boxes where boxes are, whatever else the results carry.
@@ -109,7 +107,7 @@ class ResultsBatch:
         owners = owners[kept]
         table = self.table.take(pa.array(chosen[kept])).combine_chunks()
         rles = self._rles(table, image_sizes[owners])
-        return FoundBlock(
+        return DetectionBlock(
             offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
             positions=positions[kept],
             categories=labels[kept],
@@ -119,7 +117,7 @@ class ResultsBatch:
             rles=[rle for rle in rles if rle] if masks else None,
         )
 
-    def _rles(self, table: pa.Table, sizes: NDArray[np.int64]) -> list[Rle | None]:
+    def _rles(self, table: pa.Table, sizes: Int64s) -> list[Rle | None]:
         """[D] the masks of results that were dealt with their text."""
         columns = zip(table["image_id"].to_pylist(), table["text"].to_pylist(), sizes.tolist(), strict=True)
         return [None if text is None else self._rle(image_id, text, size) for image_id, text, size in columns]
@@ -134,7 +132,7 @@ class ResultsBatch:
             raise InputError(f"{self.place}: a result on image {image_id!r}: {error}") from None
 
 
-def deal_results(uri: str, store: SliceStore, masks: bool) -> DealtResults:
+def deal_results(uri: str, store: ChunkStore, masks: bool) -> DealtResults:
     """Read a results file once and deal it.
 
     Args:
@@ -156,7 +154,7 @@ def deal_results(uri: str, store: SliceStore, masks: bool) -> DealtResults:
         try:
             row = result_row(element.value, element.text, masks)
             kind.check(row.image_id)
-        except RowError as error:
+        except BadRow as error:
             raise at_place(uri, element, error) from None
         num_without_box += row.box is None
         if rows.add(row):
@@ -167,7 +165,7 @@ def deal_results(uri: str, store: SliceStore, masks: bool) -> DealtResults:
     return DealtResults(uri, kind.arrow_type, store, num_parts, dealer.close(), num_without_box)
 
 
-def _boxes(boxes: pa.FixedSizeListArray, rles: list[Rle | None]) -> NDArray[np.float64]:
+def _boxes(boxes: pa.FixedSizeListArray, rles: list[Rle | None]) -> Float64s:
     """[D, 4]; where there is none, the smallest one about the mask."""
     without = boxes.is_null().to_numpy(zero_copy_only=False)
     filled = np.zeros((len(boxes), 4))

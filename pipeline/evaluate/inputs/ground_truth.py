@@ -10,11 +10,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
+    BadRow,
     IdKind,
     ImageId,
-    RowError,
     at_place,
     category_row,
     image_row,
@@ -22,11 +23,12 @@ from pipeline.coco.rows import (
     object_row,
     object_schema,
 )
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer
 from pipeline.evaluate.shuffle.id_order import IdOrder
-from pipeline.evaluate.shuffle.slices import Dealer, SliceFile, SliceStore
+from pipeline.messages.examples import Examples
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Int64s
 
 PART_BYTES = 64 << 20  # of JSON
 # The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.
@@ -42,13 +44,13 @@ class Categories:
 
     Attributes:
         ids: [K] ascending.
-        names: [K].
+        names: [K] in the same order.
     """
 
     ids: tuple[int, ...]
     names: tuple[str, ...]
 
-    def positions(self, ids: NDArray[np.integer]) -> NDArray[np.int64]:
+    def positions(self, ids: NDArray[np.integer]) -> Int64s:
         """[N] the position of each id, -1 where there is no such category."""
         known = np.array(self.ids, np.int64)
         at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
@@ -67,7 +69,7 @@ class DealtTruth:
         masks: whether the annotations' segmentations are there.
         num_images: in all parts.
         num_objects: annotations in all parts.
-        num_parts: P.
+        num_parts: P, that images and annotations are dealt into.
         images: ``coco_rows.image_schema`` by image id.
         objects: ``coco_rows.object_schema`` by image id, those of an image in the order of the file.
         object_ids: ids of the annotations, by themselves: two that are equal are in the same part.
@@ -82,13 +84,13 @@ class DealtTruth:
     num_images: int
     num_objects: int
     num_parts: int
-    images: tuple[SliceFile, ...]
-    objects: tuple[SliceFile, ...]
-    object_ids: tuple[SliceFile, ...]
-    orders: tuple[SliceFile, ...]
+    images: tuple[ChunkFile, ...]
+    objects: tuple[ChunkFile, ...]
+    object_ids: tuple[ChunkFile, ...]
+    orders: tuple[ChunkFile, ...]
 
 
-def deal_truth(uri: str, store: SliceStore, masks: bool) -> DealtTruth:
+def deal_truth(uri: str, store: ChunkStore, masks: bool) -> DealtTruth:
     """Read ground truth once and deal it.
 
     Args:
@@ -161,7 +163,7 @@ class RowBuffer:
 class _TruthReader:
     """Takes the elements of a ground truth file in the order of the file."""
 
-    def __init__(self, uri: str, store: SliceStore, num_parts: int, masks: bool) -> None:
+    def __init__(self, uri: str, store: ChunkStore, num_parts: int, masks: bool) -> None:
         self._uri, self._num_parts, self._masks = uri, num_parts, masks
         self._id_kind = IdKind(uri)
         self._dealers = [Dealer(store, name, num_parts) for name in ("images", "objects", "object-ids")]
@@ -179,7 +181,7 @@ class _TruthReader:
                 self._take_image(element)
             elif element.key == "categories":
                 self._take_category(element)
-        except RowError as error:
+        except BadRow as error:
             raise at_place(self._uri, element, error) from None
 
     def close(self) -> DealtTruth:
@@ -220,7 +222,7 @@ class _TruthReader:
     def _take_category(self, element: Element) -> None:
         category_id, name = category_row(element.value)
         if category_id in self._categories:
-            raise RowError(f"the id stands for {self._categories[category_id]!r}, too; give each category its own")
+            raise BadRow(f"the id stands for {self._categories[category_id]!r}, too; give each category its own")
         self._categories[category_id] = name
 
     def _deal_images(self) -> None:
@@ -238,7 +240,7 @@ class _TruthReader:
             raise InputError(f"{redact(self._uri)} is ground truth without categories; add the list 'categories'")
         unknown = sorted(self._first_use.keys() - self._categories.keys())
         if unknown:
-            examples = ", ".join(f"{id_} (of annotation {self._first_use[id_]})" for id_ in unknown[:5])
+            examples = Examples.of(f"{id_} (of annotation {self._first_use[id_]})" for id_ in unknown)
             raise InputError(
                 f"{redact(self._uri)}: annotations have {len(unknown):,} categories that the list 'categories' lacks: "
                 f"{examples}"

@@ -14,15 +14,17 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.rows import image_schema, object_schema
-from pipeline.evaluate.inputs.books import NUM_EXAMPLES, InputError, InputReport, Tally, WhichImages
+from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
+from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
-from pipeline.evaluate.shuffle.slices import Slice, SliceFile, SliceStore, slices_of
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Bools, Int64s
 from pipeline.tables.ragged import offsets_of
 
 
@@ -31,11 +33,11 @@ class PairedPart:
     """A hash part of the ground truth, sorted by the groups of the predictions.
 
     Attributes:
-        file: `truth_schema`, a slice for each group.
+        file: `truth_schema`, a chunk for each group.
         report: the books of this part.
     """
 
-    file: SliceFile
+    file: ChunkFile
     report: InputReport
 
 
@@ -47,7 +49,7 @@ class Joined(NamedTuple):
         listed: `listed_schema`.
     """
 
-    rows: NDArray[np.int64]
+    rows: Int64s
     listed: pa.Table
 
 
@@ -90,7 +92,7 @@ def check_sides(
 def pair_part(
     truth: DealtTruth,
     listed: Sequence[ListedImages],
-    store: SliceStore,
+    store: ChunkStore,
     part: int,
     num_groups: int,
     images: WhichImages,
@@ -98,18 +100,18 @@ def pair_part(
     """Join one part.
 
     Args:
-        truth: all of it.
+        truth: as it was dealt.
         listed: all images of the predictions.
         store: of both; the file goes there, too.
         part: number of the part.
         num_groups: of the predictions.
         images: which images of the ground truth count.
     """
-    images_table = store.read(slices_of(truth.images, part), image_schema(truth.id_type))
-    objects = store.read(slices_of(truth.objects, part), object_schema(truth.id_type))
-    object_ids = store.read(slices_of(truth.object_ids, part), pa.schema([("id", pa.int64())]))
-    found = store.read(slices_of([each.file for each in listed], part), listed_schema(truth.id_type))
-    joined = Joined(_index_in(images_table["image_id"], found["image_id"]), found)
+    images_table = store.read(chunks_of(truth.images, part), image_schema(truth.id_type))
+    objects = store.read(chunks_of(truth.objects, part), object_schema(truth.id_type))
+    object_ids = store.read(chunks_of(truth.object_ids, part), pa.schema([("id", pa.int64())]))
+    rows = store.read(chunks_of([each.file for each in listed], part), listed_schema(truth.id_type))
+    joined = Joined(_index_in(images_table["image_id"], rows["image_id"]), rows)
     owners = _index_in(objects["image_id"], images_table["image_id"])
     report = _report(images_table, objects, object_ids, owners, joined)
     groups = _groups(joined, part, num_groups)
@@ -120,21 +122,21 @@ def pair_part(
     return PairedPart(file, report)
 
 
-def truth_slices(paired: Sequence[PairedPart], group: int) -> tuple[Slice, ...]:
-    """Where the ground truth of a group is: at most one slice of each part."""
-    slices = (part.file.part(group) for part in paired)
-    return tuple(each for each in slices if each.stop > each.start)
+def truth_chunks(paired: Sequence[PairedPart], group: int) -> tuple[Chunk, ...]:
+    """Where the ground truth of a group is: at most one chunk of each part."""
+    chunks = (part.file.part(group) for part in paired)
+    return tuple(each for each in chunks if each.stop > each.start)
 
 
-def _index_in(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> NDArray[np.int64]:
+def _index_in(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> Int64s:
     """[N] where each id comes first among others, -1 where it does not."""
     if not (len(ids) and len(among)):  # which may then be of different types
         return np.full(len(ids), -1)
-    found = pc.index_in(ids.combine_chunks(), value_set=among.combine_chunks())
-    return found.fill_null(-1).to_numpy().astype(np.int64)
+    index = pc.index_in(ids.combine_chunks(), value_set=among.combine_chunks())
+    return index.fill_null(-1).to_numpy().astype(np.int64)
 
 
-def _groups(joined: Joined, part: int, num_groups: int) -> NDArray[np.int64]:
+def _groups(joined: Joined, part: int, num_groups: int) -> Int64s:
     """[N] the group of each image."""
     groups = (np.arange(len(joined.rows)) + part) % num_groups
     has_row = joined.rows >= 0
@@ -142,22 +144,20 @@ def _groups(joined: Joined, part: int, num_groups: int) -> NDArray[np.int64]:
     return groups
 
 
-def _annotated(joined: Joined) -> NDArray[np.bool_]:
+def _annotated(joined: Joined) -> Bools:
     failed = np.append(joined.listed["failed"].to_numpy(zero_copy_only=False).astype(np.bool_), True)
     return ~failed[joined.rows]
 
 
-def _orders(truth: DealtTruth, store: SliceStore, part: int, images: pa.Table) -> pa.Array:
+def _orders(truth: DealtTruth, store: ChunkStore, part: int, images: pa.Table) -> pa.Array:
     """[N] numbers that sort like the ids."""
     if pa.types.is_int64(truth.id_type):
         return images["image_id"].combine_chunks()
-    orders = store.read(slices_of(truth.orders, part), ORDER_SCHEMA)
+    orders = store.read(chunks_of(truth.orders, part), ORDER_SCHEMA)
     return orders["order"].combine_chunks().take(pa.array(_index_in(images["image_id"], orders["image_id"])))
 
 
-def _with_objects(
-    images: pa.Table, objects: pa.Table, owners: NDArray[np.int64], expected: NDArray[np.bool_], orders: pa.Array
-) -> pa.Table:
+def _with_objects(images: pa.Table, objects: pa.Table, owners: Int64s, expected: Bools, orders: pa.Array) -> pa.Table:
     """Each image with the list of its annotations, in the order of the file."""
     order = np.argsort(owners, kind="stable")
     order = order[np.count_nonzero(owners < 0) :]
@@ -169,47 +169,45 @@ def _with_objects(
     return pa.table(columns, schema=truth_schema(images["image_id"].type))
 
 
-def _report(
-    images: pa.Table, objects: pa.Table, object_ids: pa.Table, owners: NDArray[np.int64], joined: Joined
-) -> InputReport:
-    ids, found = images["image_id"], joined.listed
+def _report(images: pa.Table, objects: pa.Table, object_ids: pa.Table, owners: Int64s, joined: Joined) -> InputReport:
+    ids, listed = images["image_id"], joined.listed
     has_row = joined.rows >= 0
     failed = has_row & ~_annotated(joined)
-    unknown = _index_in(found["image_id"], ids) < 0
+    unknown = _index_in(listed["image_id"], ids) < 0
     return InputReport(
         images=images.num_rows,
         objects=objects.num_rows,
-        rows=found.num_rows,
+        rows=listed.num_rows,
         common=int(np.count_nonzero(has_row)),
-        missing=_tally(ids, ~has_row),
-        failed=_tally(ids, failed),
-        unknown=_tally(found["image_id"], unknown),
+        missing=_examples(ids, ~has_row),
+        failed=_examples(ids, failed),
+        unknown=_examples(listed["image_id"], unknown),
         other_size=_other_sizes(images, joined, has_row & ~failed),
         repeated_images=_repeated(ids),
-        repeated_rows=_repeated(found["image_id"]),
+        repeated_rows=_repeated(listed["image_id"]),
         repeated_objects=_repeated(object_ids["id"]),
         orphans=_orphans(objects, owners),
     )
 
 
-def _tally(ids: pa.ChunkedArray, chosen: NDArray[np.bool_]) -> Tally:
+def _examples(ids: pa.ChunkedArray, chosen: Bools) -> Examples:
     some = np.flatnonzero(chosen)
-    return Tally.of(map(repr, ids.take(pa.array(some[:NUM_EXAMPLES])).to_pylist()), len(some))
+    return Examples.of(map(repr, ids.take(pa.array(some[:NUM_EXAMPLES])).to_pylist()), len(some))
 
 
-def _repeated(ids: pa.ChunkedArray) -> Tally:
+def _repeated(ids: pa.ChunkedArray) -> Examples:
     """The ids that are there more than once."""
     values, counts = pc.value_counts(ids.combine_chunks()).flatten()
-    return _tally(pa.chunked_array([values]), counts.to_numpy() > 1)
+    return _examples(pa.chunked_array([values]), counts.to_numpy() > 1)
 
 
-def _orphans(objects: pa.Table, owners: NDArray[np.int64]) -> Tally:
+def _orphans(objects: pa.Table, owners: Int64s) -> Examples:
     rows = np.flatnonzero(owners < 0)
     first = objects.select(["id", "image_id"]).take(pa.array(rows[:NUM_EXAMPLES])).to_pylist()
-    return Tally.of((f"{row['id']} (of image {row['image_id']!r})" for row in first), len(rows))
+    return Examples.of((f"{row['id']} (of image {row['image_id']!r})" for row in first), len(rows))
 
 
-def _other_sizes(images: pa.Table, joined: Joined, annotated: NDArray[np.bool_]) -> Tally:
+def _other_sizes(images: pa.Table, joined: Joined, annotated: Bools) -> Examples:
     rows = np.flatnonzero(annotated)
     here, there = _sizes(images)[rows], _sizes(joined.listed)[joined.rows[rows]]
     wrong = np.flatnonzero((here != there).any(axis=1) & here.all(axis=1) & there.all(axis=1))
@@ -218,10 +216,10 @@ def _other_sizes(images: pa.Table, joined: Joined, annotated: NDArray[np.bool_])
         f"{name!r} ({there[i][0]} x {there[i][1]}, not {here[i][0]} x {here[i][1]})"
         for name, i in zip(names, wrong.tolist(), strict=False)
     )
-    return Tally.of(texts, len(wrong))
+    return Examples.of(texts, len(wrong))
 
 
-def _sizes(table: pa.Table) -> NDArray[np.int64]:
+def _sizes(table: pa.Table) -> Int64s:
     return np.stack([table["height"].to_numpy(), table["width"].to_numpy()], axis=1).astype(np.int64)
 
 
@@ -238,5 +236,5 @@ def _compare_categories(categories: Categories, detections: Counter[CategoryKey]
     return InputReport(
         detections=sum(detections.values()),
         foreign=dict(foreign),
-        renamed=Tally.of(renamed),
+        renamed=Examples.of(renamed),
     )

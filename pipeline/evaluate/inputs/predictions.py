@@ -14,28 +14,26 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.coco.rows import ImageId
 from pipeline.evaluate.inputs.ground_truth import Categories
-from pipeline.evaluate.shuffle.slices import SliceFile, SliceStore, parts_of
-from pipeline.metrics.blocks import FoundBlock
+from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, parts_of
+from pipeline.metrics.blocks import DetectionBlock
+from pipeline.tables.arrays import Int64s
 
 BLOCK_IMAGES = 1024
 
 CategoryKey = tuple[int, str | None]  # id, and name where the predictions give one
 
 
-class FoundBatch(Protocol):
+class DetectionBatch(Protocol):
     """The detections on some images."""
 
     @property
     def image_ids(self) -> pa.Array:
         """Of the images, each once: ``int64`` or ``large_string``."""
 
-    def block(
-        self, rows: NDArray[np.int64], image_sizes: NDArray[np.int64], categories: Categories, masks: bool
-    ) -> FoundBlock:
+    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
         """The detections on chosen images; those of categories that the ground truth lacks are left out.
 
         Args:
@@ -74,7 +72,7 @@ class Predictions(Protocol):
     def list_group(self, group: int) -> tuple[pa.Table, Counter[CategoryKey]]:
         """The images of a group, see `listed_schema`, and its detections by category."""
 
-    def read_group(self, group: int, masks: bool) -> Iterator[FoundBatch]:
+    def read_group(self, group: int, masks: bool) -> Iterator[DetectionBatch]:
         """The detections of a group, up to `BLOCK_IMAGES` images at a time; an image's are all in one batch."""
 
 
@@ -89,7 +87,7 @@ class ListedImages:
         detections: by category.
     """
 
-    file: SliceFile
+    file: ChunkFile
     num_images: int
     first_id: ImageId | None
     detections: Mapping[CategoryKey, int]
@@ -101,18 +99,18 @@ def listed_schema(id_type: pa.DataType) -> pa.Schema:
     return pa.schema([("image_id", id_type), ("group", pa.int64()), *columns])
 
 
-def group_batches(predictions: Predictions, num_batches: int = 256) -> list[range]:
-    """All groups in at most so many batches of about equal length: as many files as a join has to read."""
-    bounds = np.linspace(0, predictions.num_groups, min(num_batches, predictions.num_groups) + 1).astype(int).tolist()
+def group_ranges(predictions: Predictions, most: int = 256) -> list[range]:
+    """All groups in at most so many ranges of about equal length: as many files as a join has to read."""
+    bounds = np.linspace(0, predictions.num_groups, min(most, predictions.num_groups) + 1).astype(int).tolist()
     return [range(start, stop) for start, stop in pairwise(bounds)]
 
 
-def list_images(predictions: Predictions, groups: Sequence[int], store: SliceStore, num_parts: int) -> ListedImages:
+def list_images(predictions: Predictions, groups: Sequence[int], store: ChunkStore, num_parts: int) -> ListedImages:
     """Deal the images of some groups by their ids.
 
     Args:
-        predictions: any.
-        groups: one of `group_batches`.
+        predictions: in either form.
+        groups: one of `group_ranges`.
         store: where the file goes; the same groups overwrite it.
         num_parts: of the ground truth.
     """

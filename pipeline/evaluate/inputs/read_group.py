@@ -8,24 +8,24 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import as_rle
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.pairing import truth_schema
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, Predictions
-from pipeline.evaluate.shuffle.slices import Slice, SliceStore
+from pipeline.evaluate.shuffle.chunks import Chunk, ChunkStore
 from pipeline.masks.rle import Rle
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.storage.uris import redact
+from pipeline.tables.arrays import Int64s
 from pipeline.tables.ragged import offsets_of
 
-Blocks = tuple[TruthBlock, FoundBlock]
+Blocks = tuple[TruthBlock, DetectionBlock]
 
 
 def read_group(
-    truth: DealtTruth, predictions: Predictions, store: SliceStore, group: int, slices: Sequence[Slice]
+    truth: DealtTruth, predictions: Predictions, store: ChunkStore, group: int, chunks: Sequence[Chunk]
 ) -> Iterator[Blocks]:
     """All images of a group, each in one block; a block has up to `BLOCK_IMAGES`.
 
@@ -33,16 +33,16 @@ def read_group(
 
     Args:
         truth: as it was dealt; its ``masks`` says whether blocks have masks.
-        predictions: any.
+        predictions: in either form.
         store: of the ground truth.
         group: number of the group.
-        slices: of its ground truth, see ``pairing.truth_slices``.
+        chunks: of its ground truth, see ``pairing.truth_chunks``.
 
     Raises:
         InputError: an object whose mask does not fit its image, or the predictions have changed since they were
             listed.
     """
-    images = store.read(slices, truth_schema(truth.id_type))
+    images = store.read(chunks, truth_schema(truth.id_type))
     if not images.num_rows:
         return
     ids = images["image_id"].combine_chunks()
@@ -63,7 +63,7 @@ def read_group(
     rest = np.flatnonzero(~seen)
     for start in range(0, len(rest), BLOCK_IMAGES):
         block = _truth_block(truth, images.take(pa.array(rest[start : start + BLOCK_IMAGES])))
-        yield block, _nothing_found(len(block), truth.masks)
+        yield block, _no_detections(len(block), truth.masks)
 
 
 def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
@@ -88,7 +88,7 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
     )
 
 
-def _rles(uri: str, texts: pa.Array, sizes: NDArray[np.int64]) -> list[Rle]:
+def _rles(uri: str, texts: pa.Array, sizes: Int64s) -> list[Rle]:
     return [_rle(uri, text, size) for text, size in zip(texts.to_pylist(), sizes.tolist(), strict=True)]
 
 
@@ -100,9 +100,9 @@ def _rle(uri: str, text: str, size: list[int]) -> Rle:
         raise InputError(f"{redact(uri)}, annotation {annotation['id']}: {error}") from None
 
 
-def _nothing_found(num_images: int, masks: bool) -> FoundBlock:
+def _no_detections(num_images: int, masks: bool) -> DetectionBlock:
     nothing = np.zeros(0, np.int64)
-    return FoundBlock(
+    return DetectionBlock(
         offsets=np.zeros(num_images + 1, np.int64),
         positions=nothing,
         categories=nothing,

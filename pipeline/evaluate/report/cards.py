@@ -15,6 +15,7 @@ from PIL import Image
 from pipeline.drawing.draw import DrawOptions, Picture, draw
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
+from pipeline.tables.arrays import Uint8s
 
 # 80 classes of 6 images are 960 thumbnails: of this size at most, they fit into 15 MB as base64.
 MOST_BYTES = 11_000
@@ -56,7 +57,7 @@ class GalleryImage:
         quality: by which it was chosen, 0 to 1.
         pixels: RGB uint8 ``(H, W, 3)``; None if it could not be read, and ``reason`` says why.
         truth: annotated objects.
-        found: detections.
+        detections: detections.
         true_positives: detections of the class that match an object.
         false_positives: those that match none.
         missed: objects of the class that no detection matches.
@@ -67,9 +68,9 @@ class GalleryImage:
     kind: Literal["worst", "best"]
     image_id: int | str
     quality: float
-    pixels: NDArray[np.uint8] | None
+    pixels: Uint8s | None
     truth: Overlay
-    found: Overlay
+    detections: Overlay
     true_positives: int
     false_positives: int
     missed: int
@@ -92,13 +93,13 @@ class Card:
     Attributes:
         image: without pixels.
         truth: the annotated objects in the picture.
-        found: the detections in it.
+        detections: the detections in it.
         notes: what the pictures do not show, and why.
     """
 
     image: GalleryImage
     truth: Thumbnail
-    found: Thumbnail
+    detections: Thumbnail
     notes: tuple[str, ...]
 
 
@@ -121,23 +122,23 @@ def _card(image: GalleryImage, categories: Sequence[Category]) -> Card:
         pixels = np.full((height, width, 3), _GREY, np.uint8)
         notes.append(f"The picture could not be read: {image.reason or 'no reason was given'}.")
     overlays = []
-    for name, overlay in (("annotated", image.truth), ("detected", image.found)):
+    for name, overlay in (("annotated", image.truth), ("detected", image.detections)):
         misfits = _misfits(overlay, height, width)
         if misfits:
             notes.append(f"{misfits} {name} masks are of another size than the picture and are not drawn.")
         overlays.append(replace(overlay, rles=None) if misfits else overlay)
-    truth, found = (_thumbnail(pixels, overlay, categories) for overlay in overlays)
-    return Card(replace(image, pixels=None), truth, found, tuple(notes))
+    truth, detections = (_thumbnail(pixels, overlay, categories) for overlay in overlays)
+    return Card(replace(image, pixels=None), truth, detections, tuple(notes))
 
 
 def _image_size(image: GalleryImage) -> tuple[int, int]:
     """Of the picture, or what its masks or boxes say of it if there is none."""
     if image.pixels is not None:
         return image.pixels.shape[0], image.pixels.shape[1]
-    for overlay in (image.truth, image.found):
+    for overlay in (image.truth, image.detections):
         if overlay.rles:
             return overlay.rles[0]["size"][0], overlay.rles[0]["size"][1]
-    corners = np.concatenate([image.truth.boxes, image.found.boxes])[:, 2:].max(axis=0, initial=1.0)
+    corners = np.concatenate([image.truth.boxes, image.detections.boxes])[:, 2:].max(axis=0, initial=1.0)
     return int(np.ceil(corners[1])), int(np.ceil(corners[0]))
 
 

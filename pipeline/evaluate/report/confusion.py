@@ -37,7 +37,7 @@ class Pair:
     """Two different classes: ``number`` objects of one, a ``share`` of its objects, were detected as the other."""
 
     truth: str
-    found: str
+    detected: str
     number: int
     share: float
 

@@ -1,4 +1,4 @@
-"""Numbers as the report writes them. What is undefined is a dash, and COCO writes -1 for it."""
+"""Numbers and names as the report writes them. What is undefined is a dash, and COCO writes -1 for it."""
 
 from __future__ import annotations
 
@@ -49,10 +49,16 @@ def css_percent(value: Number) -> str:
     return f"{100 * min(max(number, 0.0), 1.0):.4g}%"
 
 
+def title_of(name: str) -> str:
+    """Of a section: ``object_sizes`` is "Object sizes"."""
+    return name.replace("_", " ").capitalize()
+
+
 FILTERS: dict[str, Any] = {
     "ratio": ratio,
     "signed": signed,
     "count": count,
     "percent": percent,
     "css_percent": css_percent,
+    "title_of": title_of,
 }

@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from pipeline.evaluate.report import sections
 from pipeline.evaluate.report.cards import GalleryImage, gallery_cards
-from pipeline.evaluate.report.confusion import confusion_view
 from pipeline.evaluate.report.numbers import FILTERS
 from pipeline.metrics.protocol import COCO_MAX_DETS
 from pipeline.model.categories import Category
@@ -40,7 +39,7 @@ def render_report(metrics: Mapping[str, Any], gallery: Iterable[GalleryImage] = 
         "title": title or metrics.get("title") or "Evaluation",
         **_what_was_evaluated(metrics),
         **_numbers(metrics),
-        **_analysis(metrics),
+        "sections": _sections(metrics),
         "gallery": gallery_cards(gallery, categories),
         "open_classes": _OPEN_CLASSES,
     }
@@ -74,20 +73,11 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _analysis(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    confusion, errors, calibration = (metrics.get(name) for name in ("confusion", "errors", "calibration"))
+def _sections(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of metrics.json that have a template of their name, in the order of metrics.json."""
+    templates = set(_environment().list_templates())
     return {
-        "confusion": confusion,
-        "confusion_view": confusion_view(confusion) if confusion else None,
-        "errors": errors,
-        "error_types": sections.ERROR_TYPES,
-        "error_bars": sections.error_bars(errors) if errors else (),
-        "error_rows": sections.error_rows(errors) if errors else (),
-        "calibration": calibration,
-        "calibration_plot": sections.calibration_plot(calibration) if calibration else None,
-        "calibration_rows": sections.calibration_rows(calibration) if calibration else (),
-        "thresholds": metrics.get("thresholds"),
-        "iou_labels": sections.IOU_LABELS,
+        name: section for name, section in metrics.items() if section and f"sections/{name}.html.jinja" in templates
     }
 
 
@@ -102,4 +92,5 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(FILTERS)
+    environment.globals.update(sections.VIEWS)
     return environment

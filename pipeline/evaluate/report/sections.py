@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from pipeline.evaluate.report.confusion import confusion_view
 from pipeline.evaluate.report.numbers import Number, defined_ratio, is_defined
 from pipeline.evaluate.report.plots import recall_precision, reliability
 
@@ -23,7 +24,7 @@ ERROR_TYPES = {
 _SIZES = ("small objects, up to 32² pixels", "medium objects, 32² to 96² pixels", "large objects, from 96² pixels")
 
 
-class Segment(NamedTuple):
+class ImageShare(NamedTuple):
     """A part of all images: its CSS class, its name, how many, and their share."""
 
     kind: str
@@ -56,7 +57,7 @@ class ClassCurve(NamedTuple):
     plot: Markup
 
 
-class Curves(NamedTuple):
+class PrCurves(NamedTuple):
     """The plots of an IoU type."""
 
     label: str
@@ -74,12 +75,12 @@ class ErrorBar(NamedTuple):
     length: float
 
 
-def books(images: Mapping[str, int]) -> list[Segment]:
+def books(images: Mapping[str, int]) -> list[ImageShare]:
     """The images of the ground truth by what became of them; parts without an image are left out."""
     kinds = {"annotated": "annotated", "failed": "failed", "without_result": "without result"}
     total = max(1, images.get("ground_truth", 0))
     counts = [(kind, label, images.get(kind) or 0) for kind, label in kinds.items()]
-    return [Segment(kind, label, number, number / total) for kind, label, number in counts if number]
+    return [ImageShare(kind, label, number, number / total) for kind, label, number in counts if number]
 
 
 def headlines(summary: Mapping[str, Mapping[str, Any]], max_dets: Sequence[int]) -> list[Headline]:
@@ -122,14 +123,14 @@ def worst_first(rows: Sequence[Mapping[str, Any]], key: str = "AP") -> list[Mapp
     return sorted(rows, key=lambda row: (defined_ratio(row[key]) is None, row[key] or 0))
 
 
-def curves(metrics: Mapping[str, Any], kind: str) -> Curves:
+def curves(metrics: Mapping[str, Any], kind: str) -> PrCurves:
     """The plots of an IoU type: overall, and for the classes of the lowest AP."""
     section = metrics["curves"][kind]
     recall = section["recall"]
     by_name = {curve["name"]: curve for curve in section.get("per_class", ())}
     rows = worst_first(metrics.get("per_class", {}).get(kind, ()))
     measured = [row for row in rows if row["name"] in by_name and defined_ratio(row["AP"]) is not None]
-    return Curves(
+    return PrCurves(
         IOU_LABELS[kind],
         recall_precision(recall, _lines(section["overall"])),
         [
@@ -169,3 +170,15 @@ def calibration_rows(calibration: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Classes by their calibration error, largest first; those without detections last."""
     rows = calibration.get("per_class", ())
     return sorted(rows, key=lambda row: (not is_defined(row["ece"]), -(row["ece"] or 0)))
+
+
+# What the templates of the sections call.
+VIEWS: dict[str, Any] = {
+    "iou_labels": IOU_LABELS,
+    "confusion_view": confusion_view,
+    "error_types": ERROR_TYPES,
+    "error_bars": error_bars,
+    "error_rows": error_rows,
+    "calibration_plot": calibration_plot,
+    "calibration_rows": calibration_rows,
+}

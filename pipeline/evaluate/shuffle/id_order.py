@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.evaluate.shuffle.slices import Dealer, Slice, SliceFile, SliceStore
+from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, Dealer
 
 SORTED_BYTES = 32 << 20  # of ids, to sort in memory
-SLICE_IDS = 8192
+CHUNK_IDS = 8192
 _DEALT_IDS = 1 << 16
 ORDER_SCHEMA = pa.schema([("image_id", pa.large_string()), ("order", pa.int64())])
 
@@ -29,11 +29,11 @@ class IdOrder:
         store: where sorted runs and the dealt ranks go.
     """
 
-    def __init__(self, store: SliceStore) -> None:
+    def __init__(self, store: ChunkStore) -> None:
         self._store = store
         self._waiting: list[pa.ChunkedArray] = []
         self._size_bytes = 0
-        self._runs: list[SliceFile] = []
+        self._runs: list[ChunkFile] = []
 
     def add(self, ids: pa.ChunkedArray) -> None:
         """Append ids, of type ``large_string``."""
@@ -42,7 +42,7 @@ class IdOrder:
         if self._size_bytes >= SORTED_BYTES:
             self._write_run()
 
-    def deal(self, num_parts: int) -> tuple[SliceFile, ...]:
+    def deal(self, num_parts: int) -> tuple[ChunkFile, ...]:
         """Deal all ids with their ranks, 0 to N - 1, by a hash of the id; see `ORDER_SCHEMA`."""
         self._write_run()
         dealer = Dealer(self._store, "order", num_parts)
@@ -60,12 +60,12 @@ class IdOrder:
         table = pa.table({"image_id": pa.chunked_array(_chunks(self._waiting), pa.large_string())})
         self._waiting, self._size_bytes = [], 0
         table = table.take(pc.sort_indices(table["image_id"]))
-        parts = np.arange(table.num_rows) // SLICE_IDS
+        parts = np.arange(table.num_rows) // CHUNK_IDS
         self._runs.append(self._store.write(f"ids-{len(self._runs):05d}.arrows", table, parts, int(parts[-1]) + 1))
 
-    def _read_run(self, run: SliceFile) -> Iterator[str]:
-        slices: list[Slice] = [run.part(number) for number in range(len(run.offsets) - 1)]
-        for table in self._store.read_each(slices, reads_at_once=1):
+    def _read_run(self, run: ChunkFile) -> Iterator[str]:
+        chunks: list[Chunk] = [run.part(number) for number in range(len(run.offsets) - 1)]
+        for table in self._store.read_each(chunks, reads_at_once=1):
             yield from table["image_id"].to_pylist()
 
 

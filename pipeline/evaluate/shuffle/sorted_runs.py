@@ -1,7 +1,7 @@
 """Records on scratch storage: sorted runs, one for each category and file, and their merge in bounded memory.
 
 A file holds the runs of all categories one after the other, cut into chunks, each compressed by itself. What lies
-where is in the `Run`s, which travel with the file's name: such files do not outlive the evaluation.
+where is in the `SortedRun`s, which travel with the file's name: such files do not outlive the evaluation.
 """
 
 from __future__ import annotations
@@ -12,22 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.metrics.ap.records import sort_order
+from pipeline.metrics.ap.records import Records, sort_order
 from pipeline.storage.objects.base import Objects
+from pipeline.tables.arrays import Int64s
 
-# The records of each kind of IoU are a stream of runs; so are those of the errors.
-ERRORS_STREAM = "errors"
 # A merge holds two chunks of each group: thousands of groups must fit into memory.
 CHUNK_RECORDS = 1024
 _CODEC = "zstd"
 _READ_THREADS = 16
 
-Records = NDArray[np.void]
 
-
-class Chunk(NamedTuple):
+class RecordChunk(NamedTuple):
     """Where some successive records of a run lie in the file."""
 
     start: int
@@ -35,14 +31,14 @@ class Chunk(NamedTuple):
     num_records: int
 
 
-class Run(NamedTuple):
+class SortedRun(NamedTuple):
     """The sorted records of one category in one file."""
 
     name: str
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[RecordChunk, ...]
 
 
-def write_runs(objects: Objects, name: str, categories: NDArray[np.int64], records: Records) -> dict[int, Run]:
+def write_runs(objects: Objects, name: str, categories: Int64s, records: Records) -> dict[int, SortedRun]:
     """Sort records by category and score, and write them as one file.
 
     Args:
@@ -59,24 +55,24 @@ def write_runs(objects: Objects, name: str, categories: NDArray[np.int64], recor
     categories, records = categories[order], records[order]
     present, starts = np.unique(categories, return_index=True)
     stops = np.append(starts, len(records))[1:]
-    parts: list[bytes] = []
+    packed: list[bytes] = []
     position = 0
     runs = {}
     for category, start, stop in zip(present.tolist(), starts.tolist(), stops.tolist(), strict=True):
         chunks = []
         for first in range(start, stop, CHUNK_RECORDS):
             chunk = records[first : min(first + CHUNK_RECORDS, stop)]
-            parts.append(pa.compress(chunk.tobytes(), codec=_CODEC, asbytes=True))
-            chunks.append(Chunk(position, position + len(parts[-1]), len(chunk)))
-            position += len(parts[-1])
-        runs[category] = Run(name, tuple(chunks))
-    if parts:
-        objects.put(name, b"".join(parts))
+            packed.append(pa.compress(chunk.tobytes(), codec=_CODEC, asbytes=True))
+            chunks.append(RecordChunk(position, position + len(packed[-1]), len(chunk)))
+            position += len(packed[-1])
+        runs[category] = SortedRun(name, tuple(chunks))
+    if packed:
+        objects.put(name, b"".join(packed))
     return runs
 
 
-def merge_runs(objects: Objects, runs: Sequence[Run], dtype: np.dtype[np.void]) -> Iterator[Records]:
-    """The records of several runs as one sorted sequence, in pieces.
+def merge_runs(objects: Objects, runs: Sequence[SortedRun], dtype: np.dtype[np.void]) -> Iterator[Records]:
+    """The records of several runs as one sorted sequence, a chunk at a time.
 
     Holds two chunks of each run at a time, however long the runs are. No two records may be equal in score,
     image and rank.
@@ -87,14 +83,14 @@ def merge_runs(objects: Objects, runs: Sequence[Run], dtype: np.dtype[np.void]) 
             # Whatever comes after the last loaded record of some run may be preceded by what is not loaded yet.
             lasts = np.stack([cursor.loaded[-1] for cursor in cursors])
             limit = lasts[sort_order(lasts)[0]]
-            piece = np.concatenate([cursor.take(limit) for cursor in cursors])
-            yield piece[sort_order(piece)] if len(cursors) > 1 else piece
+            chunk = np.concatenate([cursor.take(limit) for cursor in cursors])
+            yield chunk[sort_order(chunk)] if len(cursors) > 1 else chunk
 
 
 class _Cursor:
     """What is loaded of a run and not yet taken; the next chunk is already being read."""
 
-    def __init__(self, objects: Objects, run: Run, dtype: np.dtype[np.void], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, objects: Objects, run: SortedRun, dtype: np.dtype[np.void], pool: ThreadPoolExecutor) -> None:
         self.loaded: Records = np.empty(0, dtype)
         self._objects, self._name, self._dtype, self._pool = objects, run.name, dtype, pool
         self._chunks = iter(run.chunks)
@@ -121,7 +117,7 @@ class _Cursor:
         chunk = next(self._chunks, None)
         self._next = None if chunk is None else self._pool.submit(self._read, chunk)
 
-    def _read(self, chunk: Chunk) -> Records:
+    def _read(self, chunk: RecordChunk) -> Records:
         packed = self._objects.read_range(self._name, chunk.start, chunk.stop)
         content = pa.decompress(packed, chunk.num_records * self._dtype.itemsize, codec=_CODEC)
         return np.frombuffer(content, self._dtype)

@@ -7,19 +7,21 @@ double that equals it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
+from pipeline.export.formats.base import FileFormat
 from pipeline.export.labels import ImageInfo, ImageLabels, Labels
 
 
-def write_coco_results(labels: Labels, file: BinaryIO) -> None:
+def write_coco_results(labels: Labels, file: BinaryIO) -> Sequence[str]:
     """A list of results, as ``COCO.loadRes`` takes it; image ids as in the output, integers or strings."""
     ids = [category.id for category in labels.source.categories]
     _write_list(file, (_results(image, ids) for image in labels.images()))
+    return ()
 
 
-def write_coco(labels: Labels, file: BinaryIO) -> None:
+def write_coco(labels: Labels, file: BinaryIO) -> Sequence[str]:
     """A data set: ``info``, ``categories``, ``images`` and ``annotations``, in this order.
 
     COCO's tools want integer image ids. Where the output has strings, the images are numbered from 1 in the order
@@ -32,6 +34,20 @@ def write_coco(labels: Labels, file: BinaryIO) -> None:
     file.write(b',\n"annotations":')
     _write_list(file, _annotations(labels))
     file.write(b"}\n")
+    if labels.source.string_ids:
+        return ("image ids are strings: the images are numbered from 1, with the string in maskfleet_image_id",)
+    return ()
+
+
+COCO = FileFormat(
+    name="coco", about="a COCO data set of pseudo-labels, with scores and where they come from", write=write_coco
+)
+COCO_RESULTS = FileFormat(
+    name="coco-results",
+    about="COCO results, for pycocotools' loadRes",
+    is_results=True,
+    write=write_coco_results,
+)
 
 
 def to_json(value: object) -> bytes:

@@ -8,17 +8,19 @@ attribute of a label, such as the score here, it passes over.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import BinaryIO
 from xml.sax.saxutils import XMLGenerator
 
 import numpy as np
 
+from pipeline.export.formats.base import FileFormat
 from pipeline.export.labels import ImageLabels, Labels
 from pipeline.export.markup import css_colour, printable
 from pipeline.export.outlines.crops import Crop, row_major_toggles
 
 
-def write_cvat(labels: Labels, file: BinaryIO) -> None:
+def write_cvat(labels: Labels, file: BinaryIO) -> Sequence[str]:
     """``annotations.xml``, to be uploaded to a task whose labels have the same names."""
     xml = _Xml(file)
     xml.startDocument()
@@ -32,6 +34,10 @@ def write_cvat(labels: Labels, file: BinaryIO) -> None:
         _write_image(xml, number, image, names)
     xml.close("annotations")
     xml.endDocument()
+    return ()
+
+
+CVAT = FileFormat(name="cvat", about="CVAT for images 1.1, with masks", write=write_cvat)
 
 
 class _Xml(XMLGenerator):

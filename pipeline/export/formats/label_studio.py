@@ -7,6 +7,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from pipeline.export.errors import ExportError
+from pipeline.export.formats.base import FolderFormat
 from pipeline.export.formats.coco import to_json
 from pipeline.export.labels import ImageLabels, Labels
 from pipeline.export.markup import css_colour, printable
@@ -43,6 +44,9 @@ def write_label_studio(labels: Labels, folder: Folder) -> Sequence[str]:
     for number, tasks in enumerate(_files(labels), 1):
         folder.put(f"tasks/tasks-{number:05d}.json", b"[\n" + b",\n".join(tasks) + b"\n]\n")
     return ()
+
+
+LABEL_STUDIO = FolderFormat(name="label-studio", about="pre-annotations with brush masks", write=write_label_studio)
 
 
 def _files(labels: Labels) -> Iterator[list[bytes]]:

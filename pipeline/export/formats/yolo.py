@@ -17,12 +17,13 @@ import numpy as np
 import yaml
 from pycocotools import mask as coco_mask
 
+from pipeline.export.formats.base import FolderFormat
 from pipeline.export.labels import ImageInfo, ImageLabels, Labels
 from pipeline.export.names import UniqueNames
 from pipeline.export.outlines.contours import outline
 from pipeline.export.outlines.crops import Crop
 from pipeline.export.target import Folder
-from pipeline.storage.listing import IMAGE_SUFFIXES
+from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.map_ahead import map_ahead
 
 LOSSY = (
@@ -75,6 +76,9 @@ def write_yolo(labels: Labels, folder: Folder) -> Sequence[str]:
     folder.put("data.yaml", _data_yaml(labels, loss).encode())
     folder.put("README.txt", _readme(loss).encode())
     return LOSSY, str(loss)
+
+
+YOLO_SEG = FolderFormat(name="yolo-seg", about="a polygon an object", is_lossy=True, write=write_yolo)
 
 
 def _label_files(labels: Labels, table: BinaryIO, loss: PolygonLoss) -> Iterator[tuple[str, bytes]]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.metrics.analysis.outcomes import Judgement, Outcome
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.tables.ragged import image_indices
 
 # One image and category: ``image_order`` is `TruthBlock.orders`, ``image_id`` int or str.
@@ -30,7 +30,7 @@ Qualities = NDArray[np.void]
 
 
 def block_qualities(
-    truth: TruthBlock, found: FoundBlock, judgement: Judgement, num_categories: int, score_threshold: float
+    truth: TruthBlock, detections: DetectionBlock, judgement: Judgement, num_categories: int, score_threshold: float
 ) -> Qualities:
     """Rate a block.
 
@@ -38,21 +38,23 @@ def block_qualities(
     detections from the threshold on would have alone. Ignored ones do not count.
 
     Args:
-        truth: N images.
-        found: the same images.
+        truth: of N images.
+        detections: on the same images.
         judgement: what became of their detections and objects.
-        num_categories: K.
+        num_categories: K, of the ground truth.
         score_threshold: lower scores are left out.
 
     Returns:
         [n] `QUALITY`, for every image and category with an object or a detection that counts, by image and category.
     """
-    kept = found.scores >= score_threshold
+    kept = detections.scores >= score_threshold
     true = kept & (judgement.outcomes == Outcome.TRUE_POSITIVE)
     false = kept & ~true & (judgement.outcomes < Outcome.MISSED)
-    cells_found = image_indices(found.offsets) * num_categories + found.categories
+    cells_detected = image_indices(detections.offsets) * num_categories + detections.categories
     cells_truth = (image_indices(truth.offsets) * num_categories + truth.categories)[~truth.crowd]
-    cells, index = np.unique(np.concatenate([cells_truth, cells_found[true], cells_found[false]]), return_inverse=True)
+    cells, index = np.unique(
+        np.concatenate([cells_truth, cells_detected[true], cells_detected[false]]), return_inverse=True
+    )
     stops = np.cumsum([len(cells_truth), true.sum()])
     of_object, of_true, of_false = np.split(index, stops)
 

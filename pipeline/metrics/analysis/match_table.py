@@ -35,7 +35,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.metrics.analysis.outcomes import Judgement, Outcome
-from pipeline.metrics.blocks import Bools, FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.tables.arrays import Bools
 from pipeline.tables.ragged import image_indices
 
 _BOX = pa.list_(pa.field("element", pa.float64()), 4)
@@ -60,7 +61,7 @@ def match_schema(id_type: pa.DataType) -> pa.Schema:
 
 def match_table(
     truth: TruthBlock,
-    found: FoundBlock,
+    detections: DetectionBlock,
     judgement: Judgement,
     category_ids: Sequence[int],
     category_names: Sequence[str],
@@ -69,19 +70,19 @@ def match_table(
     """The rows of one block.
 
     Args:
-        truth: N images.
-        found: the same images.
+        truth: of N images.
+        detections: on the same images.
         judgement: what became of their detections and objects.
-        category_ids: K.
-        category_names: K.
+        category_ids: [K] ascending.
+        category_names: [K] in the same order.
         id_type: of ``image_id``: int64 or string.
     """
     missed = np.flatnonzero(judgement.missed | ~(truth.crowd | _named(judgement, len(truth.crowd))))
-    images = np.concatenate([image_indices(found.offsets), image_indices(truth.offsets)[missed]])
+    images = np.concatenate([image_indices(detections.offsets), image_indices(truth.offsets)[missed]])
     order = np.argsort(images, kind="stable")
-    of_missed = np.arange(len(images)) >= len(found.scores)
+    of_missed = np.arange(len(images)) >= len(detections.scores)
     padding = np.zeros(len(missed))
-    categories = np.concatenate([found.categories, truth.categories[missed]])[order]
+    categories = np.concatenate([detections.categories, truth.categories[missed]])[order]
     objects = np.concatenate([judgement.partners.objects, missed])[order]
     outcomes = np.concatenate([judgement.outcomes, np.full(len(missed), Outcome.MISSED, np.uint8)])[order]
     # Nothing to look up where there are no objects at all.
@@ -89,14 +90,14 @@ def match_table(
     blank = of_missed[order]
     columns = [
         pa.array(truth.image_ids, id_type).take(pa.array(images[order])),
-        pa.array(np.concatenate([found.positions, padding])[order].astype(np.int32), mask=blank),
+        pa.array(np.concatenate([detections.positions, padding])[order].astype(np.int32), mask=blank),
         pa.array(annotation_ids, pa.int64(), mask=objects < 0),
         pa.array(np.asarray(category_ids, np.int64)[categories]),
         pa.array(category_names, pa.string()).take(pa.array(categories)),
-        pa.array(np.concatenate([found.scores, padding])[order], mask=blank),
+        pa.array(np.concatenate([detections.scores, padding])[order], mask=blank),
         pa.array([outcome.label for outcome in Outcome], pa.string()).take(pa.array(outcomes)),
         pa.array(np.concatenate([judgement.partners.ious, padding])[order], mask=blank | (objects < 0)),
-        _boxes(np.concatenate([found.boxes, truth.boxes[missed]])[order]),
+        _boxes(np.concatenate([detections.boxes, truth.boxes[missed]])[order]),
     ]
     return pa.Table.from_arrays(columns, schema=match_schema(id_type))
 

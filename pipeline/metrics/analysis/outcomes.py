@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, FoundBlock, Int64s, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.overlaps import (
     Overlaps,
     Partners,
@@ -33,6 +32,7 @@ from pipeline.metrics.overlaps import (
     match_in_order,
     score_positions,
 )
+from pipeline.tables.arrays import Bools, Int64s, Uint8s
 from pipeline.tables.ragged import image_indices
 
 POSITIVE_IOU = 0.5
@@ -74,28 +74,28 @@ class Judgement:
         fixes: [D] for the best scored of the localisation and classification errors about one untaken object, that
             object: mended, the detection would be right. -1 for all others, which TIDE mends by taking them away.
         taken: [G] the objects with a true positive.
-        missed: [G].
+        missed: [G] the objects that no detection took and no localisation or classification error is about.
     """
 
-    outcomes: NDArray[np.uint8]
+    outcomes: Uint8s
     partners: Partners
-    mistakes: NDArray[np.uint8]
+    mistakes: Uint8s
     fixes: Int64s
     taken: Bools
     missed: Bools
 
 
-def judge(truth: TruthBlock, found: FoundBlock, overlaps: Overlaps) -> Judgement:
+def judge(truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps) -> Judgement:
     """Apply the rules above.
 
     Args:
-        truth: N images.
-        found: the same images.
+        truth: of N images.
+        detections: on the same images.
         overlaps: all their overlaps.
     """
-    places = score_positions(found)
-    judged = places - found.offsets[image_indices(found.offsets)] < MAX_DETECTIONS
-    matched, own, other, region = _partners(truth, found, overlaps.take(judged[overlaps.detections]), places)
+    places = score_positions(detections)
+    judged = places - detections.offsets[image_indices(detections.offsets)] < MAX_DETECTIONS
+    matched, own, other, region = _partners(truth, detections, overlaps.take(judged[overlaps.detections]), places)
     mistakes = _mistakes(matched, own, other)
     mistakes[~judged] = 0
     ignored = judged & ~matched.present & (region.ious > POSITIVE_IOU)
@@ -117,10 +117,12 @@ def judge(truth: TruthBlock, found: FoundBlock, overlaps: Overlaps) -> Judgement
     )
 
 
-def _partners(truth: TruthBlock, found: FoundBlock, overlaps: Overlaps, places: Int64s) -> tuple[Partners, ...]:
+def _partners(
+    truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps, places: Int64s
+) -> tuple[Partners, ...]:
     """What each detection matches, and what it overlaps most: own category, other categories, own crowd regions."""
     crowd = truth.crowd[overlaps.objects]
-    same = truth.categories[overlaps.objects] == found.categories[overlaps.detections]
+    same = truth.categories[overlaps.objects] == detections.categories[overlaps.detections]
     matched = _matched(overlaps.take(same & ~crowd & (overlaps.ious >= POSITIVE_IOU)), places, len(truth.crowd))
     kinds = (same & ~crowd, ~same & ~crowd, same & crowd)
     return matched, *(best_partners(overlaps.take(kind), len(places)) for kind in kinds)
@@ -132,7 +134,7 @@ def _matched(candidates: Overlaps, places: Int64s, num_objects: int) -> Partners
     return match_in_order(candidates.take(order), len(places), num_objects)
 
 
-def _mistakes(matched: Partners, own: Partners, other: Partners) -> NDArray[np.uint8]:
+def _mistakes(matched: Partners, own: Partners, other: Partners) -> Uint8s:
     """The first error that fits, by the highest IoU with objects of the own category and of all others."""
     cases = {
         Outcome.TRUE_POSITIVE: matched.present,
@@ -154,7 +156,7 @@ def _fixes(about: Int64s, places: Int64s, taken: Bools) -> tuple[Int64s, Bools]:
     Args:
         about: [D] the object that mending the error would match, -1 for none.
         places: [D] ascending from the best score on.
-        taken: [G].
+        taken: [G] the objects with a true positive.
     """
     candidates = np.flatnonzero(about >= 0)
     candidates = candidates[~taken[about[candidates]]]

@@ -7,15 +7,16 @@ for 95 %; they take detections as independent, which those of one image are not 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.metrics.ap.hits import scored_hits
-from pipeline.metrics.ap.records import Records
-from pipeline.metrics.blocks import Float64s, Int64s
+from pipeline.metrics.ap.records import HIT_IOU, Records, scored_hits
+from pipeline.metrics.protocol import IouType
+from pipeline.tables.arrays import Float64s, Int64s
 
 CONFIDENCE = 0.95
 
@@ -51,8 +52,42 @@ class ClassThreshold:
     best_f1_threshold: float | None
 
 
+@dataclass(frozen=True)
+class ThresholdFigures:
+    """Of K categories.
+
+    Attributes:
+        categories: the operating point of each.
+        wanted_precision: that the thresholds are to reach.
+        iou_type: what was compared.
+    """
+
+    categories: Sequence[ClassThreshold]
+    wanted_precision: float
+    iou_type: IouType
+
+    def to_json(self, names: Sequence[str]) -> dict[str, Any]:
+        """The section of metrics.json."""
+        return {
+            "wanted_precision": self.wanted_precision,
+            "iou_threshold": HIT_IOU,
+            "iou_type": self.iou_type,
+            "classes": [_row(name, each) for name, each in zip(names, self.categories, strict=True)],
+        }
+
+
+def _row(name: str, at: ClassThreshold) -> dict[str, Any]:
+    plain = {k: v for k, v in asdict(at).items() if k not in ("precision", "recall")}
+    return {"name": name, **plain, **_interval("precision", at.precision), **_interval("recall", at.recall)}
+
+
+def _interval(key: str, share: Proportion | None) -> dict[str, float | None]:
+    value, low, high = share or (None, None, None)
+    return {key: value, f"{key}_low": low, f"{key}_high": high}
+
+
 class ThresholdTracker:
-    """Takes one category's records of AP in descending score, over any number of calls, in constant memory."""
+    """Looks for the operating point of one category, a `CategoryMetric`."""
 
     def __init__(self, wanted_precision: float, num_objects: int) -> None:
         """Begin with no detections.
@@ -73,8 +108,8 @@ class ThresholdTracker:
         self._lowest: tuple[float, int, int] | None = None  # score, true positives, labels
         self._best_f1: tuple[float, float] | None = None  # F1, score
 
-    def push(self, records: Records) -> None:
-        """Add records with bit 0 for an IoU of 0.5 and range 0 for all areas, none better than an earlier one."""
+    def update(self, records: Records) -> None:
+        """Add records of AP with bit 0 for an IoU of 0.5 and range 0 for all areas, none better than an earlier one."""
         scores, hits = scored_hits(records)
         if not len(scores):
             return
@@ -89,7 +124,7 @@ class ThresholdTracker:
         self._num_true, self._num_labels = int(num_true[-1]), int(num_labels[-1])
 
     def result(self) -> ClassThreshold:
-        """The operating point of all records pushed."""
+        """The operating point of all records so far."""
         self._settle_last()
         best_f1, best_f1_threshold = self._best_f1 or (None, None)
         threshold, num_true, labels = self._lowest or (None, 0, 0)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.metrics.analysis.image_quality import QUALITY, Qualities
-from pipeline.metrics.blocks import Bools, Float64s, Int64s
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 
 MIDDLE = 0.5
 

@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.metrics.ap.records import Records
-from pipeline.metrics.blocks import Bools, Float64s, Int64s
 from pipeline.metrics.protocol import RECALL_THRESHOLDS
+from pipeline.tables.arrays import Bools, Float64s, Int64s, Uint16s
 
 NUM_RECALLS = len(RECALL_THRESHOLDS)
 
@@ -32,8 +31,8 @@ class CategoryResult:
     """The arrays of ``COCOeval.eval`` for one category; -1 for ranges without objects.
 
     Attributes:
-        precision: [T, R, A, M].
-        recall: [T, A, M].
+        precision: [T, R, A, M] highest one from each recall on.
+        recall: [T, A, M] of all detections.
         scores: [T, R, A, M] score at which each recall is reached, 0 where it is not.
     """
 
@@ -43,7 +42,7 @@ class CategoryResult:
 
 
 class Accumulator:
-    """Takes one category's records in the order of `records.sort_order`, over any number of calls."""
+    """The curves of one category, a `CategoryMetric`: takes records in the order of `records.sort_order`."""
 
     def __init__(self, num_objects: Int64s, num_thresholds: int, max_dets: Sequence[int]) -> None:
         """Begin with no detections.
@@ -58,12 +57,12 @@ class Accumulator:
         needed = _counts_reaching(self._num_objects)
         self._curves = [(limit, _Curves(needed, num_thresholds)) for limit in max_dets]
 
-    def push(self, records: Records) -> None:
+    def update(self, records: Records) -> None:
         """Add records of `records.record_dtype` with A ranges, none of which belongs before an earlier one."""
         for start in range(0, len(records), _CHUNK):
-            self._push(records[start : start + _CHUNK])
+            self._update(records[start : start + _CHUNK])
 
-    def _push(self, records: Records) -> None:
+    def _update(self, records: Records) -> None:
         plain, event = _split(records, self._num_thresholds)
         scores, ranks = (np.ascontiguousarray(records[name]) for name in ("score", "rank"))
         true = _unpacked(records["tp"][event], self._num_thresholds)
@@ -79,7 +78,7 @@ class Accumulator:
             curves.close(float(scores[counted.argmax()]), num_plain[:, -1])
 
     def result(self) -> CategoryResult:
-        """What was pushed so far comes to."""
+        """Of all records so far."""
         curves = [each for _, each in self._curves]
         reached = [each.num_true / np.maximum(self._num_objects, 1)[:, None] for each in curves]
         return CategoryResult(
@@ -112,7 +111,7 @@ class _Curves:
         """Go along the curves to the last of E events.
 
         Args:
-            scores: [E].
+            scores: [E] descending.
             true: [A, T, E] 1 where an event is a true positive.
             false: [A, T, E] 1 where it is a false one, and not at all thresholds.
             num_plain: [A, E] false positives at all thresholds since `close`, up to and with each event.
@@ -172,6 +171,6 @@ def _split(records: Records, num_thresholds: int) -> tuple[Bools, Int64s]:
     return plain, np.flatnonzero((partly | (records["tp"] != 0)).any(axis=1))
 
 
-def _unpacked(bits: NDArray[np.uint16], num_thresholds: int) -> Int64s:
+def _unpacked(bits: Uint16s, num_thresholds: int) -> Int64s:
     """[n, A] -> [A, T, n] of 0 and 1."""
     return (bits.T[:, None] >> np.arange(num_thresholds)[:, None]) & 1

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.metrics.ap.accumulate import CategoryResult
-from pipeline.metrics.blocks import Float64s
 from pipeline.metrics.protocol import AREA_NAMES, IOU_THRESHOLDS, IouType
+from pipeline.tables.arrays import Float64s
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class Arrays:
     """The arrays of ``COCOeval.eval``: -1 where a category has no objects of a range.
 
     Attributes:
-        precision: [T, R, K, A, M].
-        recall: [T, K, A, M].
-        scores: [T, R, K, A, M].
+        precision: [T, R, K, A, M] highest one from each recall on.
+        recall: [T, K, A, M] of all detections.
+        scores: [T, R, K, A, M] at which each recall is reached.
     """
 
     precision: Float64s
@@ -93,7 +92,7 @@ def _mean(values: Float64s) -> float:
     return float(np.mean(defined)) if defined.size else -1.0
 
 
-def coco_stats(arrays: Arrays, max_dets: Sequence[int]) -> NDArray[np.float64]:
+def coco_stats(arrays: Arrays, max_dets: Sequence[int]) -> Float64s:
     """COCO's twelve figures, equal to the last bit to ``COCOeval.stats``.
 
     Args:
@@ -113,7 +112,7 @@ def stat_names(max_dets: Sequence[int]) -> list[str]:
     return [stat.name(max_dets) for stat in _stats(max_dets)]
 
 
-def coco_summary_lines(stats: NDArray[np.float64], max_dets: Sequence[int]) -> list[str]:
+def coco_summary_lines(stats: Float64s, max_dets: Sequence[int]) -> list[str]:
     """The lines that ``COCOeval.summarize`` prints; they are the same for boxes and masks.
 
     Args:
@@ -131,7 +130,7 @@ def coco_summary_lines(stats: NDArray[np.float64], max_dets: Sequence[int]) -> l
     return lines
 
 
-def mmdet_metrics(stats: NDArray[np.float64], iou_type: IouType, max_dets: Sequence[int]) -> dict[str, float]:
+def mmdet_metrics(stats: Float64s, iou_type: IouType, max_dets: Sequence[int]) -> dict[str, float]:
     """The same figures under the names of mmdet's ``CocoMetric``, not rounded.
 
     Args:

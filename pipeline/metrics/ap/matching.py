@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import Bools, Float64s, Int64s
 from pipeline.metrics.protocol import IOU_THRESHOLDS
-
-Uint16s = NDArray[np.uint16]
+from pipeline.tables.arrays import Bools, Float64s, Int64s, Uint16s
 
 # pycocotools caps a threshold at 1 - 1e-10; the highest, 0.95, is below that.
 NUM_THRESHOLDS = len(IOU_THRESHOLDS)
@@ -32,9 +29,9 @@ class Pairs:
     """The pairs that can match at all: IoU at or above the lowest threshold, same image, same category.
 
     Attributes:
-        detections: [P].
-        objects: [P].
-        ious: [P].
+        detections: [P] index in the block.
+        objects: [P] index in the block.
+        ious: [P] at or above the lowest threshold.
     """
 
     detections: Int64s
@@ -43,7 +40,7 @@ class Pairs:
 
 
 @dataclass(frozen=True)
-class Objects:
+class MatchTargets:
     """What matching asks of the G objects.
 
     Attributes:
@@ -58,7 +55,7 @@ class Objects:
     countable: Bools
 
 
-def match(pairs: Pairs, objects: Objects, ranks: Int64s, outside: Bools) -> tuple[Uint16s, Uint16s]:
+def match(pairs: Pairs, objects: MatchTargets, ranks: Int64s, outside: Bools) -> tuple[Uint16s, Uint16s]:
     """True and false positives, bit t for threshold t; neither where a detection is ignored.
 
     A detection takes the object of highest IoU that is still free, the last of equals, and an ignored object
@@ -66,7 +63,7 @@ def match(pairs: Pairs, objects: Objects, ranks: Int64s, outside: Bools) -> tupl
 
     Args:
         pairs: P pairs in any order.
-        objects: G objects.
+        objects: all G of the block.
         ranks: [D] place of each detection among those of its image and category, best score first.
         outside: [D, A] the detection's own area is outside the range.
 
@@ -96,15 +93,17 @@ def match(pairs: Pairs, objects: Objects, ranks: Int64s, outside: Bools) -> tupl
     return tp, fp
 
 
-def _choose(reached: Bools, candidates: Int64s, starts: Int64s, objects: Objects, free: Bools) -> tuple[Bools, Int64s]:
+def _choose(
+    reached: Bools, candidates: Int64s, starts: Int64s, objects: MatchTargets, free: Bools
+) -> tuple[Bools, Int64s]:
     """One round.
 
     Args:
         reached: [P, 1, T] the thresholds that each pair passes; the pairs of a detection side by side, worst first.
         candidates: [P] their objects.
         starts: [D] the first pair of each detection.
-        objects: G objects.
-        free: [G, A, T].
+        objects: all G of the block.
+        free: [G, A, T] not taken in an earlier round.
 
     Returns:
         Whether each detection takes an object, and which, both [D, A, T]; any object where it takes none.

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.ap.matching import Objects, Pairs, match
-from pipeline.metrics.blocks import Bools, Float64s, FoundBlock, Int64s, TruthBlock
-from pipeline.metrics.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, IouType, Protocol
+from pipeline.metrics.ap.matching import MatchTargets, Pairs, match
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, CocoProtocol, IouType
+from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import image_indices
 
 Records = NDArray[Any]
@@ -32,15 +33,17 @@ def record_dtype(num_ranges: int) -> np.dtype[Any]:
 
 RECORD = record_dtype(len(AREA_NAMES))
 
+HIT_IOU = 0.5  # the first of the IoU thresholds: bit 0
+
 
 @dataclass(frozen=True)
 class BlockRecords:
-    """What a block contributes; blocks add up.
+    """What a block contributes to curves of precision and recall; blocks add up.
 
     Attributes:
         categories: [n] of the records.
-        records: [n] of `RECORD` for the detections within the limits, by image, category and rank.
-        num_objects: [K, A] objects that count: no crowds, area within the range.
+        records: [n] `record_dtype` with A ranges.
+        num_objects: [K, A] objects that count in each range.
     """
 
     categories: Int64s
@@ -50,11 +53,11 @@ class BlockRecords:
 
 def block_records(
     truth: TruthBlock,
-    found: FoundBlock,
+    detections: DetectionBlock,
     ious: Sequence[Float64s],
     iou_type: IouType,
     num_categories: int,
-    protocol: Protocol,
+    protocol: CocoProtocol,
 ) -> BlockRecords:
     """Match a block's detections and cut each (image, category) at the highest of ``max_dets``.
 
@@ -63,29 +66,33 @@ def block_records(
 
     Args:
         truth: objects of N images.
-        found: detections on the same images.
+        detections: detections on the same images.
         ious: N matrices [D_i, G_i]; pairs of different categories may hold anything.
         iou_type: which area counts.
-        num_categories: K.
-        protocol: the limits.
+        num_categories: K, of the ground truth.
+        protocol: how many detections count.
+
+    Returns:
+        `RECORD` for the detections within the limits, by image, category and rank. Objects count unless they are
+        crowd regions or their area is outside the range.
 
     Raises:
         ValueError: masks are compared and the detections have none.
     """
-    image_of = image_indices(found.offsets)
-    order, ranks = _ranked(image_of, found)
+    image_of = image_indices(detections.offsets)
+    order, ranks = _ranked(image_of, detections)
     kept = order[ranks[order] < protocol.max_dets[-1]]
     ignored = truth.crowd[:, None] | _outside(truth.areas)
-    outside = _outside(_detected_areas(found, iou_type))
-    pairs = _candidates(truth, found, ious, ranks < protocol.max_dets[-1])
-    tp, fp = match(pairs, Objects(ignored, truth.crowd, truth.ids != 0), ranks, outside)
+    outside = _outside(_detected_areas(detections, iou_type))
+    pairs = _candidates(truth, detections, ious, ranks < protocol.max_dets[-1])
+    tp, fp = match(pairs, MatchTargets(ignored, truth.crowd, truth.ids != 0), ranks, outside)
     records = np.empty(len(kept), RECORD)
-    records["score"] = found.scores[kept] + 0.0  # -0.0 becomes 0.0: equal scores have equal bytes
+    records["score"] = detections.scores[kept] + 0.0  # -0.0 becomes 0.0: equal scores have equal bytes
     records["image"] = truth.orders[image_of[kept]]
     records["rank"] = ranks[kept]
     records["tp"], records["fp"] = tp[kept], fp[kept]
     counts = [np.bincount(truth.categories[~column], minlength=num_categories) for column in ignored.T]
-    return BlockRecords(found.categories[kept], records, np.stack(counts, axis=1))
+    return BlockRecords(detections.categories[kept], records, np.stack(counts, axis=1))
 
 
 def sort_order(records: Records) -> Int64s:
@@ -93,10 +100,20 @@ def sort_order(records: Records) -> Int64s:
     return np.lexsort((records["rank"], records["image"], -records["score"]))
 
 
-def _ranked(image_of: Int64s, found: FoundBlock) -> tuple[Int64s, Int64s]:
+def scored_hits(records: Records) -> tuple[Float64s, Bools]:
+    """Scores [n] and whether each is a true positive at `HIT_IOU` [n], for objects of any size.
+
+    Detections that COCO ignores, those in crowd regions, are left out.
+    """
+    true, false = (records[name][:, 0] & 1 for name in ("tp", "fp"))
+    counted = (true | false) > 0
+    return np.ascontiguousarray(records["score"][counted]), true[counted] > 0
+
+
+def _ranked(image_of: Int64s, detections: DetectionBlock) -> tuple[Int64s, Int64s]:
     """Detections by image, category and descending score [D], and the rank of each within its cell [D]."""
-    order = np.lexsort((-found.scores, found.categories, image_of))
-    image, category = image_of[order], found.categories[order]
+    order = np.lexsort((-detections.scores, detections.categories, image_of))
+    image, category = image_of[order], detections.categories[order]
     first = np.diff(image, prepend=-1).astype(np.bool_) | np.diff(category, prepend=-1).astype(np.bool_)
     starts = np.flatnonzero(first)
     place = np.arange(len(order))
@@ -105,12 +122,12 @@ def _ranked(image_of: Int64s, found: FoundBlock) -> tuple[Int64s, Int64s]:
     return order, ranks
 
 
-def _detected_areas(found: FoundBlock, iou_type: IouType) -> Float64s:
+def _detected_areas(detections: DetectionBlock, iou_type: IouType) -> Float64s:
     if iou_type == "bbox":
-        return found.boxes[:, 2] * found.boxes[:, 3]
-    if found.mask_areas is None:
+        return detections.boxes[:, 2] * detections.boxes[:, 3]
+    if detections.mask_areas is None:
         raise ValueError("masks are compared, and the detections have none")
-    return found.mask_areas
+    return detections.mask_areas
 
 
 def _outside(areas: Float64s) -> Bools:
@@ -118,14 +135,14 @@ def _outside(areas: Float64s) -> Bools:
     return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
 
 
-def _candidates(truth: TruthBlock, found: FoundBlock, ious: Sequence[Float64s], kept: Bools) -> Pairs:
+def _candidates(truth: TruthBlock, detections: DetectionBlock, ious: Sequence[Float64s], kept: Bools) -> Pairs:
     """The pairs of a kept detection and an object of its category that pass the lowest threshold."""
     num_objects = np.diff(truth.offsets)
     flat = np.concatenate([np.empty(0), *(matrix.ravel() for matrix in ious)])
-    offsets = np.concatenate([[0], np.cumsum(np.diff(found.offsets) * num_objects)])
+    offsets = np.concatenate([[0], np.cumsum(np.diff(detections.offsets) * num_objects)])
     passing = np.flatnonzero(flat >= IOU_THRESHOLDS[0])
     image = np.searchsorted(offsets, passing, side="right") - 1
     row, column = np.divmod(passing - offsets[image], num_objects[image])
-    detections, objects = found.offsets[image] + row, truth.offsets[image] + column
-    same = kept[detections] & (found.categories[detections] == truth.categories[objects])
-    return Pairs(detections[same], objects[same], flat[passing[same]])
+    detection_at, object_at = detections.offsets[image] + row, truth.offsets[image] + column
+    same = kept[detection_at] & (detections.categories[detection_at] == truth.categories[object_at])
+    return Pairs(detection_at[same], object_at[same], flat[passing[same]])

@@ -20,17 +20,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.model.architecture import Layouts, Variant
 from pipeline.model.architectures import ARCHITECTURES, architecture_named, architecture_of, build
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.files.state_dict import LayoutError, StateDict, check_keys, strip_prefix
 from pipeline.model.settings import TestSettings
+from pipeline.storage.whole_file import write_whole
 
 FORMAT = "maskfleet-1"
 BACKBONE_FORMAT = "maskfleet-backbone-1"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; the message names the file and says what to do."""
 
 
@@ -172,11 +174,8 @@ def read_weights(path: Path) -> tuple[StateDict, Mapping[str, str], Mapping[str,
 
 def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
     """Write a safetensors file; it appears whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous() for k, v in weights.items()}, part, metadata=header)
-    part.replace(path)
+    with write_whole(path) as temporary:
+        save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata=header)
 
 
 def file_sha256(path: str | Path) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pipeline.errors import UserError
+
 StateDict = dict[str, Tensor]
 
 
-class LayoutError(ValueError):
+class LayoutError(UserError):
     """The names or shapes of a state dict are not those of a model we know."""
 
 

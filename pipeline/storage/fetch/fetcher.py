@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 import re
 import stat
 import time
@@ -35,9 +34,10 @@ import obstore
 from fsspec.exceptions import FSTimeoutError
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
+from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.http_get import HttpGet
 from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
-from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment
+from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment, s3_status
 from pipeline.storage.uris import AccessPolicy, Location, UriError, split_uri
 
 __all__ = ["FetchError", "FetchSettings", "Fetcher"]
@@ -51,7 +51,6 @@ _ERRNO_CODES = {
     errno.EPERM: "access_denied",
     errno.ENXIO: "not_a_file",
 }
-_STATUS = re.compile(r"status code: (\d{3})")
 _S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _S3_CODES = {
     "RequestTimeout": "timeout",
@@ -66,10 +65,18 @@ _S3_CODES = {
 
 @dataclass(frozen=True)
 class Fetcher:
-    """Reads objects by URI. Only configuration, so it pickles; clients live once per process and bucket."""
+    """Reads objects by URI. Only configuration, so it pickles; clients live once per process and bucket.
+
+    Attributes:
+        settings: limits. An attempt that could not use its full time before the deadline is not begun, so no fetch
+            outlasts it.
+        policy: what may be read.
+        backoff: waits between attempts.
+    """
 
     settings: FetchSettings = field(default_factory=FetchSettings)
     policy: AccessPolicy = field(default_factory=AccessPolicy)
+    backoff: Backoff = field(default_factory=Backoff)
 
     def fetch(self, uri: str) -> bytes:
         """The object's bytes; empty objects are ``b""``.
@@ -83,7 +90,7 @@ class Fetcher:
             try:
                 return self._attempt(uri)
             except FetchError as error:
-                wait_s = random.uniform(0, min(settings.backoff_cap_s, settings.backoff_base_s * 2 ** (attempt - 1)))
+                wait_s = self.backoff.draw_s(attempt)
                 out_of_time = time.monotonic() + wait_s > last_start
                 if not error.retryable or attempt == settings.max_attempts or out_of_time:
                     raise
@@ -94,7 +101,7 @@ class Fetcher:
         """Fetch concurrently; one entry per URI, in order, failures as values."""
         if not uris:
             return []
-        return list(_threads(self.settings.concurrency, os.getpid()).map(self._fetch_or_error, uris))
+        return list(_threads(self.settings.fetch_concurrency, os.getpid()).map(self._fetch_or_error, uris))
 
     def _fetch_or_error(self, uri: str) -> bytes | FetchError:
         try:
@@ -180,8 +187,8 @@ def _s3_code(error: BaseError) -> str:
     s3_code = _S3_CODE.search(text)
     if s3_code and s3_code[1] in _S3_CODES:
         return _S3_CODES[s3_code[1]]
-    if status := _STATUS.search(text):
-        return code_of_status(int(status[1]))
+    if status := s3_status(error):
+        return code_of_status(status)
     if "redirect without LOCATION" in text:
         return "wrong_region"
     return "timeout" if "kind: Timeout" in text else "unavailable"
@@ -190,9 +197,9 @@ def _s3_code(error: BaseError) -> str:
 def _s3_reason(error: BaseError) -> str:
     """Built from known parts: the whole text can hold key ids and the string that was signed."""
     text = str(error)
-    status, s3_code = _STATUS.search(text), _S3_CODE.search(text)
+    status, s3_code = s3_status(error), _S3_CODE.search(text)
     kind = re.search(r"kind: (Timeout|Connect|Interrupted|Decode|Request)\b", text)
-    parts = [f"HTTP {status[1]}" if status else "", s3_code[1] if s3_code else "", kind[1] if kind else ""]
+    parts = [f"HTTP {status}" if status else "", s3_code[1] if s3_code else "", kind[1] if kind else ""]
     return " ".join(part for part in parts if part) or "no usable answer"
 
 

@@ -1,7 +1,7 @@
 """HTTP GET of small objects named by a manifest, which nobody trusts: bounded in time, size and where it may lead.
 
 One connection an object. Every redirect passes the policy, and the address that is checked is the address that is
-connected to. Proxy variables are not honoured. (``ranged_download`` fetches large files of known origin.)
+connected to. Proxy variables are not honoured. (`pipeline.storage.download` fetches large files of known origin.)
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.errors import RunError
 from pipeline.storage.uris import redact
 
 _RETRYABLE = frozenset({"timeout", "throttled", "unavailable"})
 
 
-class FetchError(Exception):
+class FetchError(RunError):
     """An object that could not be read. Neither message nor attributes hold credentials or query strings.
 
     Attributes:
@@ -36,36 +37,30 @@ class FetchError(Exception):
         return type(self), (self.code, self.uri, self.detail)
 
 
-@dataclass(frozen=True)
-class FetchSettings:
-    """Limits of one fetch.
+class FetchSettings(BaseModel):
+    """Limits of one fetch."""
 
-    Attributes:
-        attempt_timeout_s: for one attempt, from connecting to the last byte.
-        deadline_s: for all attempts and the waits between them. An attempt that could not use its full time
-            before the deadline is not begun, so no fetch outlasts it.
-        max_attempts: 1 switches retries off.
-        backoff_base_s: the wait after attempt n is uniform in ``[0, min(cap, base * 2 ** (n - 1))]``.
-        backoff_cap_s: see there.
-        max_object_bytes: larger objects are refused.
-        concurrency: threads of :meth:`Fetcher.fetch_many`.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attempt_timeout_s: float = 20.0
-    deadline_s: float = 90.0
-    max_attempts: int = 5
-    backoff_base_s: float = 0.2
-    backoff_cap_s: float = 10.0
-    max_object_bytes: int = 256 * 1024 * 1024
-    concurrency: int = 64
+    max_object_bytes: int = Field(
+        default=256 * 1024 * 1024, gt=0, description="Largest encoded image that is read, in bytes."
+    )
+    attempt_timeout_s: float = Field(
+        default=20.0, gt=0, description="Time limit of one attempt to fetch an image, in seconds."
+    )
+    deadline_s: float = Field(
+        default=90.0, gt=0, description="Time limit of all attempts at one image and the waits between, in seconds."
+    )
+    max_attempts: int = Field(default=5, gt=0, description="Attempts at one image; 1: no retries.")
+    fetch_concurrency: int = Field(
+        default=64, ge=1, le=1024, description="Images that one fetch task requests at the same time."
+    )
 
-    def __post_init__(self) -> None:
-        if not 0 < self.attempt_timeout_s <= self.deadline_s:
-            raise ValueError("attempt_timeout_s must be positive and at most deadline_s")
-        if self.max_attempts < 1 or self.concurrency < 1 or self.max_object_bytes < 1:
-            raise ValueError("max_attempts, concurrency and max_object_bytes must be at least 1")
-        if not 0 <= self.backoff_base_s <= self.backoff_cap_s:
-            raise ValueError("backoff_base_s must be at least 0 and at most backoff_cap_s")
+    @model_validator(mode="after")
+    def _times_fit(self) -> FetchSettings:
+        if self.attempt_timeout_s > self.deadline_s:
+            raise ValueError("attempt_timeout_s must be at most deadline_s, which covers all attempts")
+        return self
 
 
 def check_size(size_bytes: int | None, uri: str, settings: FetchSettings) -> None:

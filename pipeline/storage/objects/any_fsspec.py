@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest, temporary_name
+from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest
+from pipeline.storage.whole_file import temporary_name
 
 
 class FsspecObjects(Objects):

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import uuid
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from pipeline.errors import RunError
 
-class Changed(Exception):
+
+class Changed(RunError):
     """The file is not the version that was to be replaced."""
 
 
@@ -80,12 +81,6 @@ class Objects(ABC):
     def open(self, name: str, size_bytes: int) -> pa.NativeFile:
         """For reading parts of a file of known size."""
         return pa.PythonFile(_RangeFile(self, name, size_bytes), mode="r")
-
-
-def temporary_name(name: str) -> str:
-    """A hidden name beside ``name`` that no other writer uses."""
-    folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}.{base}.{uuid.uuid4().hex}.tmp"
 
 
 def digest(content: bytes) -> str:

@@ -11,10 +11,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest, temporary_name
+from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest
+from pipeline.storage.whole_file import sync, temporary_file, write_whole
 
 
 class LocalObjects(Objects):
@@ -54,8 +56,8 @@ class LocalObjects(Objects):
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
         """See `Objects`."""
-        with self._written(name, content) as temporary:
-            os.replace(temporary, self._path(name))
+        with write_whole(self._path(name)) as temporary:
+            temporary.write_bytes(content)
 
     def create(self, name: str, content: bytes) -> str:
         """See `Objects`."""
@@ -87,7 +89,7 @@ class LocalObjects(Objects):
             os.unlink(self._path(name))
         except FileNotFoundError:
             return
-        _sync_folder(os.path.dirname(self._path(name)))
+        sync(os.path.dirname(self._path(name)))
 
     def open(self, name: str, size_bytes: int) -> pa.NativeFile:
         """See `Objects`."""
@@ -105,25 +107,9 @@ class LocalObjects(Objects):
             yield
 
     @contextmanager
-    def _written(self, name: str, content: pa.Buffer | bytes) -> Iterator[str]:
-        temporary = self._path(temporary_name(name))
-        folder = os.path.dirname(temporary)
-        os.makedirs(folder, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+    def _written(self, name: str, content: bytes) -> Iterator[Path]:
+        with temporary_file(self._path(name)) as temporary:
+            temporary.write_bytes(content)
+            sync(temporary)
             yield temporary
-            _sync_folder(folder)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
-
-
-def _sync_folder(folder: str) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync(temporary.parent)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import re
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,16 +11,15 @@ import obstore
 import pyarrow as pa
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
-from pipeline.storage.filesystems import open_s3_store
+from pipeline.storage.backoff import Backoff
+from pipeline.storage.filesystems import open_s3_store, s3_status
 from pipeline.storage.objects.base import Changed, Entry, Listing, Objects
 from pipeline.storage.uris import UriError, redact
 
-BACKOFF_BASE_S = 0.2
-BACKOFF_CAP_S = 10.0
+BACKOFF = Backoff()
 MULTIPART_ABOVE_BYTES = 100_000_000
 MULTIPART_CHUNK_BYTES = 16 << 20
 
-_STATUS = re.compile(r"status code: (\d{3})")
 _ERRORS = {401: PermissionError, 403: PermissionError, 404: FileNotFoundError}
 _HINTS = {404: "no such object, or no such bucket", 501: "the service may have no conditional writes"}
 
@@ -127,13 +124,12 @@ class S3Objects(Objects):
             except FileNotFoundError:
                 raise FileNotFoundError(f"{place}: {_HINTS[404]}") from None
             except BaseError as error:
-                status = _STATUS.search(str(error))
-                code = int(status[1]) if status else 0
+                code = s3_status(error)
                 passing = code in (0, 408, 409, 429) or (code >= 500 and code != 501)
                 if not passing or attempt == self._max_attempts:
                     # The whole text can hold key ids and the string that was signed.
                     reason = f"HTTP {code}" if code else f"no answer ({type(error).__name__})"
                     hint = f" ({_HINTS[code]})" if code in _HINTS else ""
                     raise _ERRORS.get(code, OSError)(f"{place}: {reason} at attempt {attempt}{hint}") from None
-            time.sleep(random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_BASE_S * 2 ** (attempt - 1))))
+            time.sleep(BACKOFF.draw_s(attempt))
         raise AssertionError("unreachable")

@@ -6,21 +6,22 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
+    BadRow,
     IdKind,
     ImageId,
     ImageRow,
     ObjectRow,
-    RowError,
     at_place,
     category_row,
     image_row,
     object_row,
 )
 from pipeline.coco.segmentations import as_rle
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.masks.rle import Rle
+from pipeline.messages.examples import Examples
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact
 from pipeline.train.data.books import DataReport
@@ -98,7 +99,7 @@ class _Reader:
                 self._take_object(element)
             elif element.key == "categories":
                 self._take_category(element)
-        except RowError as error:
+        except BadRow as error:
             raise at_place(self._uri, element, error) from None
 
     def own_classes(self) -> tuple[Category, ...]:
@@ -128,9 +129,9 @@ class _Reader:
         row = image_row(element.value, needs_size=True)
         self._id_kind.check(row.image_id)
         if row.image_id in self.images:
-            raise RowError("another image has this id, too; give each its own")
+            raise BadRow("another image has this id, too; give each its own")
         if not row.file_name:
-            raise RowError("it has no file_name, so there is no picture to train on")
+            raise BadRow("it has no file_name, so there is no picture to train on")
         self.images[row.image_id] = row
 
     def _take_object(self, element: Element) -> None:
@@ -143,7 +144,7 @@ class _Reader:
     def _take_category(self, element: Element) -> None:
         category_id, name = category_row(element.value)
         if category_id in self._categories or name in self._categories.values():
-            raise RowError("another category has this id or name, too; give each its own")
+            raise BadRow("another category has this id or name, too; give each its own")
         self._categories[category_id] = name
 
 
@@ -197,6 +198,5 @@ def _kind(found: ObjectRow) -> str:
     return "ignored" if found.crowd else "objects"
 
 
-def _examples(values: Iterable[object]) -> str:
-    ordered = sorted(values, key=str)
-    return ", ".join(map(str, ordered[:10])) + (", ..." if len(ordered) > 10 else "")
+def _examples(values: Iterable[object]) -> Examples:
+    return Examples.of(sorted(values, key=str))

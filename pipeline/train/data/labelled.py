@@ -15,11 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.errors import UserError
 from pipeline.train.sample.geometry import MIN_PIXELS, mask_boxes
 from pipeline.train.sample.sample import Sample
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Training data that cannot be used. The message says where, why and what to do, and holds no credentials."""
 
 

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.annotations.class_thresholds import Selection
+from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.reader import Source, open_source
 from pipeline.annotations.schema import ANNOTATED
-from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
-from pipeline.storage.uris import UriError, join, redact
+from pipeline.storage.uris import UriError, redact
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError, LabelledImage
 from pipeline.train.sample.geometry import MIN_PIXELS
@@ -142,7 +143,7 @@ class _Reader:
 
     def _place(self, uri: str) -> str:
         try:
-            return join(self._image_root, uri) if self._image_root else uri
+            return picture_uri(uri, self._image_root)
         except UriError as error:
             raise DataError(f"{redact(self._source.uri)}: {error}") from None
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotate.stages.rows import binary_array, binary_views
+from pipeline.tables.binary import binary_array, binary_views
 from pipeline.train.data.draws import Drawn
 from pipeline.train.data.labelled import DataError
 from pipeline.train.sample.sample import Sample

@@ -1,1 +1,1 @@
-"""Steps: optimiser, average, checkpoints, start points, telemetry, validation."""
+"""Steps: optimiser, average, checkpoints, start points, telemetry, validation; `settings` is without torch."""

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pipeline.errors import RunError
 from pipeline.model.batch import Batch
 
 
-class NonFiniteLoss(ValueError):
+class NonFiniteLoss(RunError):
     """A part of the loss is NaN or infinite."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Protocol as Interface
+from typing import Protocol
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -13,8 +13,8 @@ from pipeline.coco.segmentations import mask_area
 from pipeline.masks.rle import Rle
 from pipeline.metrics.ap.figures import coco_stats, mmdet_metrics
 from pipeline.metrics.ap.in_memory import evaluate_blocks
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
-from pipeline.metrics.protocol import IOU_TYPES, Protocol
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.storage.map_ahead import map_ahead
@@ -25,7 +25,7 @@ from pipeline.train.sample.sample import Sample
 _THREADS = 4  # that read pictures while the device computes
 
 
-class ValidationSet(Interface):
+class ValidationSet(Protocol):
     """Images with their objects; an ignored object is a crowd. Read one by one, they need not fit into memory."""
 
     def __len__(self) -> int: ...
@@ -56,8 +56,8 @@ def validate(predictor: Predictor, images: ValidationSet, batch_size: int) -> di
     return from_first(None if blocks is None else _figures(blocks, len(predictor.categories)))
 
 
-def _figures(blocks: list[list[tuple[TruthBlock, FoundBlock]]], num_classes: int) -> dict[str, float]:
-    protocol = Protocol()
+def _figures(blocks: list[list[tuple[TruthBlock, DetectionBlock]]], num_classes: int) -> dict[str, float]:
+    protocol = CocoProtocol()
     every = [block for part in blocks for block in part]
     figures: dict[str, float] = {}
     for kind in IOU_TYPES:
@@ -66,14 +66,16 @@ def _figures(blocks: list[list[tuple[TruthBlock, FoundBlock]]], num_classes: int
     return figures
 
 
-def _blocks(predictor: Predictor, images: ValidationSet, batch_size: int) -> Iterator[tuple[TruthBlock, FoundBlock]]:
+def _blocks(
+    predictor: Predictor, images: ValidationSet, batch_size: int
+) -> Iterator[tuple[TruthBlock, DetectionBlock]]:
     own = range(worker_rank(), len(images), num_workers())
     ahead = map_ahead(images.__getitem__, own, _THREADS, 2 * batch_size)
     for start in range(0, len(own), batch_size):
         part = own[start : start + batch_size]
         samples = list(islice(ahead, len(part)))
-        found = predictor.predict([sample.pixels for sample in samples], batch_size)
-        yield truth_block(samples, list(part)), found_block(found)
+        detections = predictor.predict([sample.pixels for sample in samples], batch_size)
+        yield truth_block(samples, list(part)), detection_block(detections)
 
 
 def truth_block(samples: Sequence[Sample], orders: Sequence[int]) -> TruthBlock:
@@ -95,18 +97,18 @@ def truth_block(samples: Sequence[Sample], orders: Sequence[int]) -> TruthBlock:
     )
 
 
-def found_block(found: Sequence[Detections]) -> FoundBlock:
+def detection_block(detections: Sequence[Detections]) -> DetectionBlock:
     """Detections of the same images."""
-    rles = [rle for detections in found for rle in detections.rle()]
-    boxes = np.concatenate([np.zeros((0, 4)), *(detections.boxes for detections in found)]).astype(np.float64)
+    rles = [rle for each in detections for rle in each.rle()]
+    boxes = np.concatenate([np.zeros((0, 4)), *(each.boxes for each in detections)]).astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
-    counts = np.array([len(detections) for detections in found], np.int64)
-    return FoundBlock(
+    counts = np.array([len(each) for each in detections], np.int64)
+    return DetectionBlock(
         offsets=offsets_of(counts),
         positions=positions_in(counts),
-        categories=np.concatenate([detections.labels for detections in found]),
+        categories=np.concatenate([each.labels for each in detections]),
         boxes=boxes,
-        scores=np.concatenate([detections.scores for detections in found]).astype(np.float64),
+        scores=np.concatenate([each.scores for each in detections]).astype(np.float64),
         mask_areas=np.array([mask_area(rle) for rle in rles], np.float64),
         rles=rles,
     )

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.annotate.manifest.open import Manifest, ManifestError, ManifestSpec, open_manifest
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.open import Manifest, ManifestError, open_manifest
 
 
 def read_all(manifest: Manifest, batch_rows: int = 1024) -> list[dict[str, Any]]:
@@ -55,6 +56,6 @@ def each_of(cases: BadManifests) -> pytest.MarkDecorator:
 
 def check_refused(folder: Path, case: tuple[str, bytes, dict[str, Any], str]) -> None:
     name, content, fields, message = case
-    spec = ManifestSpec(write(folder / name, content), **fields)
+    spec = ManifestConfig(uri=write(folder / name, content), **fields)
     with pytest.raises(ManifestError, match=message):
         open_manifest(spec, str(folder / "scratch"))

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest import from_csv, parquet_copy
-from pipeline.annotate.manifest.open import ManifestSpec, open_manifest
+from pipeline.annotate.manifest.open import open_manifest
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -23,15 +24,14 @@ from tests.annotate.manifest.manifest_cases import (
 class TestCsv:
     def test_ids_uris_and_carried_columns(self, tmp_path: Path, scratch: str) -> None:
         text = '\ufeffpath,note,image_id\na.jpg,"one, two\nthree",7\n\n"b c.jpg",,-8\n/d.jpg,NA,0\n'
-        spec = ManifestSpec(
-            write(tmp_path / "m.csv", text), image_root="/root", uri_column="path", carry=("note", "path")
-        )
+        path = write(tmp_path / "m.csv", text)
+        spec = ManifestConfig(uri=path, image_root="/root", uri_column="path", carry=("note",))
         manifest = open_manifest(spec, scratch)
         assert manifest.id_type == pa.int64()
         assert [tuple(row.values()) for row in read_all(manifest)] == [
-            (7, "/root/a.jpg", None, "one, two\nthree", "a.jpg"),
-            (-8, "/root/b c.jpg", None, "", "b c.jpg"),
-            (0, "/d.jpg", None, "NA", "/d.jpg"),
+            (7, "/root/a.jpg", None, "one, two\nthree"),
+            (-8, "/root/b c.jpg", None, ""),
+            (0, "/d.jpg", None, "NA"),
         ]
 
     @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ class TestCsv:
         self, tmp_path: Path, scratch: str, ids: list[str], is_integer: bool
     ) -> None:
         lines = "".join(f"{value},/x{index}\n" for index, value in enumerate(ids))
-        manifest = open_manifest(ManifestSpec(write(tmp_path / "m.csv", "image_id,image_uri\n" + lines)), scratch)
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv", "image_id,image_uri\n" + lines)), scratch)
         assert read_all_ids(manifest) == ([int(value) for value in ids] if is_integer else ids)
 
     def test_long_files_are_cut_into_row_groups_and_files(
@@ -63,7 +63,7 @@ class TestCsv:
         monkeypatch.setattr(parquet_copy, "ROW_GROUPS_PER_FILE", 3)
         monkeypatch.setattr(from_csv, "_CSV_BLOCK_BYTES", 1000)
         text = gzip.compress(b"image_uri\n" + b"".join(b"/%d.jpg\n" % i for i in range(1050)))
-        manifest = open_manifest(ManifestSpec(write(tmp_path / "m.csv.gz", text)), scratch)
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv.gz", text)), scratch)
         assert [unit.num_rows for unit in manifest.units] == [100] * 10 + [50]
         assert sorted(os.listdir(scratch)) == [f"manifest-{i:05d}.parquet" for i in range(4)]
         assert read_all_ids(manifest) == [f"/{i}.jpg" for i in range(1050)]

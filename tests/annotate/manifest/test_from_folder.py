@@ -6,7 +6,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.annotate.manifest.open import ManifestError, ManifestSpec, open_manifest
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.open import ManifestError, open_manifest
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     read_all,
@@ -15,7 +16,7 @@ from tests.annotate.manifest.manifest_cases import (
     write_parquet,
 )
 
-NAMES = ["b/1.JPG", "b.jpg", "b-1.jpeg", "a b%20#?.png", "ü.webp", "b/c/d.tiff", "z.ppm"]
+NAMES = ["b/1.JPG", "b.jpg", "b-1.jpeg", "a b%20#?.png", "ü.webp", "b/c/d.tiff", "x.pgm", "y.PBM", "y.pnm", "z.ppm"]
 NO_IMAGES = [".hidden.jpg", "b/.hidden/x.jpg", "notes.txt", "jpg", "b/c/readme"]
 
 
@@ -26,7 +27,7 @@ class TestFolder:
             write(folder / name, b"x")
         expected = sorted(NAMES)
         for uri in (str(folder), f"{folder}/", folder.as_uri()):
-            manifest = open_manifest(ManifestSpec(uri), str(folder / "scratch"))
+            manifest = open_manifest(ManifestConfig(uri=uri), str(folder / "scratch"))
             assert read_all_ids(manifest) == expected
             assert [row["image_uri"] for row in read_all(manifest)] == [str(folder / name) for name in expected]
 
@@ -36,7 +37,7 @@ class TestFolder:
         (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
         (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "images")
         (tmp_path / "images" / "broken.jpg").symlink_to(tmp_path / "nothing")  # fails later, as a row
-        manifest = open_manifest(ManifestSpec(str(tmp_path / "images")), scratch)
+        manifest = open_manifest(ManifestConfig(uri=str(tmp_path / "images")), scratch)
         assert read_all_ids(manifest) == ["0.jpg", "broken.jpg", "link/1.jpg"]
 
     def test_s3(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,7 +46,7 @@ class TestFolder:
         s3.put("bucket", "images2.jpg", b"x")
         expected = sorted(NAMES)
         for uri in ("s3://bucket/images", "s3a://bucket/images/"):
-            manifest = open_manifest(ManifestSpec(uri), "s3://bucket/images/scratch/")
+            manifest = open_manifest(ManifestConfig(uri=uri), "s3://bucket/images/scratch/")
             assert read_all_ids(manifest) == expected
             rows = read_all(manifest)
             assert [row["image_uri"] for row in rows] == [f"{uri.rstrip('/')}/{name}" for name in expected]
@@ -54,7 +55,7 @@ class TestFolder:
         memory = fsspec.filesystem("memory")
         for name in ("/some-images/b.jpg", "/some-images/a/x.png", "/some-images/c.txt"):
             memory.pipe(name, b"x")
-        manifest = open_manifest(ManifestSpec("memory://some-images"), scratch)
+        manifest = open_manifest(ManifestConfig(uri="memory://some-images"), scratch)
         assert read_all_ids(manifest) == ["a/x.png", "b.jpg"]
         assert read_all(manifest)[0]["image_uri"] == "memory://some-images/a/x.png"
 
@@ -63,17 +64,17 @@ class TestBadFolders:
     def test_what_is_refused(self, tmp_path: Path, scratch: str) -> None:
         folder = tmp_path / "folder"
         with pytest.raises(ManifestError, match="folder does not exist"):
-            open_manifest(ManifestSpec(str(folder)), scratch)
+            open_manifest(ManifestConfig(uri=str(folder)), scratch)
         write(folder / "notes.txt", "")
         with pytest.raises(ManifestError, match="has no image"):
-            open_manifest(ManifestSpec(str(folder)), scratch)
+            open_manifest(ManifestConfig(uri=str(folder)), scratch)
         with pytest.raises(ManifestError, match="holds no Parquet file"):
-            open_manifest(ManifestSpec(str(folder), format="parquet"), scratch)
+            open_manifest(ManifestConfig(uri=str(folder), format="parquet"), scratch)
         write(folder / "b.jpg", b"x")
         with pytest.raises(ManifestError, match="no columns to carry"):
-            open_manifest(ManifestSpec(str(folder), carry=("k",)), scratch)
+            open_manifest(ManifestConfig(uri=str(folder), carry=("k",)), scratch)
         with pytest.raises(ManifestError, match="image_root has no meaning"):
-            open_manifest(ManifestSpec(str(folder), image_root="/elsewhere"), scratch)
+            open_manifest(ManifestConfig(uri=str(folder), image_root="/elsewhere"), scratch)
 
     @pytest.mark.parametrize("name", ["a.parquet", "c.parquet"])
     def test_images_and_parquet_need_a_format(self, tmp_path: Path, scratch: str, name: str) -> None:
@@ -81,9 +82,9 @@ class TestBadFolders:
         write(folder / "b.jpg", b"x")
         write_parquet(folder / name, {"image_uri": ["/a"]})
         with pytest.raises(ManifestError, match="holds Parquet files and images"):
-            open_manifest(ManifestSpec(str(folder)), scratch)
-        assert read_all_ids(open_manifest(ManifestSpec(str(folder), format="parquet"), scratch)) == ["/a"]
-        assert read_all_ids(open_manifest(ManifestSpec(str(folder), format="folder"), scratch)) == ["b.jpg"]
+            open_manifest(ManifestConfig(uri=str(folder)), scratch)
+        assert read_all_ids(open_manifest(ManifestConfig(uri=str(folder), format="parquet"), scratch)) == ["/a"]
+        assert read_all_ids(open_manifest(ManifestConfig(uri=str(folder), format="folder"), scratch)) == ["b.jpg"]
 
     def test_names_that_are_not_utf8(self, tmp_path: Path, scratch: str) -> None:
         folder = tmp_path / "folder"
@@ -93,4 +94,4 @@ class TestBadFolders:
         except OSError:
             pytest.skip("this file system takes no such names")
         with pytest.raises(ManifestError, match="not UTF-8"):
-            open_manifest(ManifestSpec(str(folder)), scratch)
+            open_manifest(ManifestConfig(uri=str(folder)), scratch)

@@ -7,8 +7,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest import from_json, parquet_copy
-from pipeline.annotate.manifest.open import ManifestSpec, open_manifest
+from pipeline.annotate.manifest.open import open_manifest
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -31,7 +32,7 @@ class TestJsonLines:
             {"image_id": 5, "image_uri": "/5", "score": 0.5, "tags": ["t"]},
         ]
         text = "\n\n".join(map(json.dumps, records))
-        spec = ManifestSpec(write(tmp_path / "m.jsonl", text), carry=("score", "meta", "tags", "never"))
+        spec = ManifestConfig(uri=write(tmp_path / "m.jsonl", text), carry=("score", "meta", "tags", "never"))
         manifest = open_manifest(spec, scratch)
         assert manifest.carried == pa.schema(
             [
@@ -49,7 +50,7 @@ class TestJsonLines:
 
     def test_dates_and_numbers_in_strings_stay_strings(self, tmp_path: Path, scratch: str) -> None:
         text = '{"image_id": "2020-01-01", "image_uri": "/a"}\n{"image_id": "007", "image_uri": "/b"}\n'
-        manifest = open_manifest(ManifestSpec(write(tmp_path / "m.ndjson", text)), scratch)
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.ndjson", text)), scratch)
         assert read_all_ids(manifest) == ["2020-01-01", "007"]
 
 
@@ -63,12 +64,12 @@ class TestCoco:
             "annotations": [{"id": 1, "image_id": 9, "category_id": 1, "segmentation": {"size": [1, 1]}}],
         }
         path = write(tmp_path / "m.json", json.dumps(content))
-        manifest = open_manifest(ManifestSpec(path, image_root="/data", carry=("license",)), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path, image_root="/data", carry=("license",)), scratch)
         assert [tuple(row.values()) for row in read_all(manifest)] == [
             (9, "/data/a/9.jpg", None, 1),
             (4, "/data/4.jpg", None, None),
         ]
-        manifest = open_manifest(ManifestSpec(path, uri_column="coco_url", id_column="file_name"), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path, uri_column="coco_url", id_column="file_name"), scratch)
         assert [tuple(row.values())[:2] for row in read_all(manifest)] == [
             ("a/9.jpg", "http://host/9"),
             ("4.jpg", "http://host/4"),

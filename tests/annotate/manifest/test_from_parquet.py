@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.annotate.manifest.open import ManifestError, ManifestSpec, ReadUnit, open_manifest
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.open import ManifestError, ReadUnit, open_manifest
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -32,7 +33,7 @@ class TestParquet:
         )
         write_parquet(folder / "c.parquet", {"image_id": pa.array([], pa.int64()), "image_uri": pa.array([], "string")})
         write(folder / "_SUCCESS", "")
-        manifest = open_manifest(ManifestSpec(str(folder)), scratch)
+        manifest = open_manifest(ManifestConfig(uri=str(folder)), scratch)
         assert manifest.units == (ReadUnit(a, 0, 2), ReadUnit(a, 1, 2), ReadUnit(a, 2, 1), ReadUnit(b, 0, 2))
         assert manifest.num_rows == 7
         assert read_all_ids(manifest) == [5, 1, 4, 2, 3, 6, 7]
@@ -57,7 +58,7 @@ class TestParquet:
             tmp_path / "m.parquet",
             {"image_id": ids, "image_uri": pa.array(["/a", "/b", "/c"], id_type if expected == pa.string() else None)},
         )
-        manifest = open_manifest(ManifestSpec(path), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path), scratch)
         assert manifest.id_type == expected
         assert read_all_ids(manifest) == pa.array([1, 2, 1]).cast(expected).to_pylist()
         assert [row["image_uri"] for row in read_all(manifest)] == ["/a", "/b", "/c"]
@@ -74,22 +75,20 @@ class TestParquet:
         }
         path = write_parquet(tmp_path / "m.parquet", columns)
         carry = ("when", "image.source", "tags", "box", "kind")
-        manifest = open_manifest(ManifestSpec(path, carry=carry), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path, carry=carry), scratch)
         table = pa.table(columns)
         assert manifest.carried == pa.schema([table.schema.field(name) for name in carry])
         rows = list(manifest.read_rows(manifest.units[0], np.array([0, 1])))
         assert pa.concat_tables(rows).select(list(carry)).equals(table.select(list(carry)))
 
-    def test_an_id_column_that_is_carried_too(self, tmp_path: Path, scratch: str) -> None:
+    def test_columns_of_other_names(self, tmp_path: Path, scratch: str) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"key": pa.array([7], pa.int32()), "path": ["/7"]})
-        spec = ManifestSpec(path, id_column="key", uri_column="path", carry=("key", "path"))
-        manifest = open_manifest(spec, scratch)
-        assert read_all(manifest) == [{"image_id": 7, "image_uri": "/7", "image_bytes": None, "key": 7, "path": "/7"}]
-        assert manifest.carried.field("key").type == pa.int32()
+        manifest = open_manifest(ManifestConfig(uri=path, id_column="key", uri_column="path"), scratch)
+        assert read_all(manifest) == [{"image_id": 7, "image_uri": "/7", "image_bytes": None}]
 
     def test_relative_uris_join_the_root_and_are_the_ids(self, tmp_path: Path, scratch: str) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]})
-        manifest = open_manifest(ManifestSpec(path, image_root="s3://bucket/root/"), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path, image_root="s3://bucket/root/"), scratch)
         assert read_all_ids(manifest) == ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
         rows = read_all(manifest)
         assert [row["image_id"] for row in rows] == ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
@@ -101,12 +100,12 @@ class TestParquet:
         """What the output holds must mean the same to whoever reads it, wherever that is started."""
         monkeypatch.chdir(tmp_path)
         path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["a/1.jpg"]})
-        manifest = open_manifest(ManifestSpec(path, image_root="pictures"), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path, image_root="pictures"), scratch)
         assert [row["image_uri"] for row in read_all(manifest)] == [str(tmp_path / "pictures/a/1.jpg")]
 
     def test_bytes_only(self, tmp_path: Path, scratch: str) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_bytes": [b"one", b""]})
-        manifest = open_manifest(ManifestSpec(path), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path), scratch)
         assert manifest.has_bytes
         assert read_all(manifest) == [
             {"image_id": 1, "image_uri": None, "image_bytes": b"one"},
@@ -119,7 +118,7 @@ class TestParquet:
             "image_uri": ["label.jpg", None, "/3.jpg"],  # the first is relative without a root: a label
             "image_bytes": [b"one", b"two", None],
         }
-        manifest = open_manifest(ManifestSpec(write_parquet(tmp_path / "m.parquet", columns)), scratch)
+        manifest = open_manifest(ManifestConfig(uri=write_parquet(tmp_path / "m.parquet", columns)), scratch)
         assert [tuple(row.values()) for row in read_all(manifest)] == [
             (1, "label.jpg", b"one"),
             (2, None, b"two"),
@@ -135,17 +134,17 @@ class TestParquet:
         }
         path = write_parquet(tmp_path / "m.parquet", columns, write_statistics=statistics, row_group_size=3)
         with pytest.raises(ManifestError, match=r"m\.parquet, row group 1, row 1: the image URI is null"):
-            open_manifest(ManifestSpec(path), scratch)
+            open_manifest(ManifestConfig(uri=path), scratch)
 
     def test_without_statistics(self, tmp_path: Path, scratch: str) -> None:
         columns = {"image_id": ["a", "b", ""], "image_uri": ["/a", "/b", "/c"]}
         path = write_parquet(tmp_path / "m.parquet", columns, write_statistics=False)
         with pytest.raises(ManifestError, match="row group 0, row 3: the id is null or empty"):
-            open_manifest(ManifestSpec(path), scratch)
+            open_manifest(ManifestConfig(uri=path), scratch)
 
     def test_a_file_that_changes_underneath(self, tmp_path: Path, scratch: str) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["/a", "/b"]})
-        manifest = open_manifest(ManifestSpec(path), scratch)
+        manifest = open_manifest(ManifestConfig(uri=path), scratch)
         write_parquet(tmp_path / "m.parquet", {"image_uri": ["/a"]})
         with pytest.raises(ManifestError, match="has changed since"):
             manifest.read_ids(manifest.units[0])
@@ -170,7 +169,7 @@ class TestParquet:
             tmp_path / "m" / "b.parquet", {"k": [0], **columns} if message.startswith("column 'image") else columns
         )
         with pytest.raises(ManifestError, match=message) as raised:
-            open_manifest(ManifestSpec(str(tmp_path / "m"), carry=("k",)), scratch)
+            open_manifest(ManifestConfig(uri=str(tmp_path / "m"), carry=("k",)), scratch)
         assert "b.parquet" in str(raised.value)
 
 

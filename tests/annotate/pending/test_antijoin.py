@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.manifest.open import Manifest, ManifestError, ManifestSpec, ReadUnit, open_manifest
+from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit, open_manifest
 from pipeline.annotate.manifest.rules import Columns
 from pipeline.annotate.pending import antijoin
 from pipeline.annotate.pending.antijoin import DuplicateIdError, Pending, find_pending
@@ -33,7 +34,7 @@ def manifest_of(folder: Path, ids: Sequence[Id], rows_per_unit: int = 3) -> Mani
     kind = pa.int64() if isinstance(ids[0], int) else pa.string()
     table = pa.table({"image_id": pa.array(ids, kind), "image_uri": ["/x"] * len(ids)})
     pq.write_table(table, path, row_group_size=rows_per_unit)
-    return open_manifest(ManifestSpec(str(path)), str(folder / "scratch"))
+    return open_manifest(ManifestConfig(uri=str(path)), str(folder / "scratch"))
 
 
 def arrays_of(ids: Sequence[Id], length: int, kind: pa.DataType) -> list[pa.Array]:
@@ -66,8 +67,8 @@ def test_equals_a_set_difference(data: st.DataObject, kind: st.SearchStrategy[Id
     assert pending.duplicate_done.count == len(done) - len(set(done))
     repeated = {value for value, count in Counter(done).items() if count > 1}
     for sample, everything in ((pending.unknown_done, unknown), (pending.duplicate_done, repeated)):
-        assert len(set(sample.examples)) == len(sample.examples) == min(5, len(everything))
-        assert set(sample.examples) <= everything
+        assert len(set(sample.first)) == len(sample.first) == min(5, len(everything))
+        assert set(sample.first) <= set(map(repr, everything))
 
 
 class TestManifest:
@@ -93,11 +94,11 @@ class TestManifest:
             find_pending(manifest, [pa.array([1, 2, 3])], memory_rows=memory_rows)
         message = str(raised.value)
         assert "6 image ids occur more than once: 1 3 times (first in " in message
-        assert "row group 0, row 2); 2 2 times (first in " in message
-        assert "row group 2, row 2); 6 2 times" in message
-        assert "; 7 2 times" in message
-        assert "; 8 2 times" not in message
-        assert ", and 1 more. Every image needs an id of its own: remove" in message
+        assert "row group 0, row 2), 2 2 times (first in " in message
+        assert "row group 2, row 2), 6 2 times" in message
+        assert ", 7 2 times" in message
+        assert ", 8 2 times" not in message
+        assert " and 1 more. Every image needs an id of its own: remove" in message
         assert isinstance(pickle.loads(pickle.dumps(raised.value)), DuplicateIdError)  # noqa: S301
 
     def test_duplicates_in_messages_are_redacted(self, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.pending.id_partitions import hash_ids
+from pipeline.tables.ids import hash_ids
 from tests.annotate.pending.id_cases import texts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.annotate.stages.encode import Encode, mask_areas
-from pipeline.annotate.stages.rows import DETECTION_FIELDS, RowError, binary_array, error_arrays
+from pipeline.annotate.stages.rows import error_arrays
+from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.data_file import Counts
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import check_output_schema, output_schema
 from pipeline.model.categories import Category
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
+from pipeline.tables.binary import binary_array
 
 CATEGORIES = (Category(3, "cat"), Category(90, "Äpfel"))
 NO_CARRIED = pa.schema([])
@@ -34,7 +38,7 @@ def some(count: int, size: tuple[int, int] = (40, 60), seed: int = 0) -> Detecti
 
 
 def segmented_rows(
-    images: Sequence[Detections | RowError],
+    images: Sequence[Detections | ImageFailure],
     sizes: Sequence[tuple[int | None, int | None]] | None = None,
     **carried: Any,
 ) -> pa.Table:
@@ -49,38 +53,38 @@ def segmented_rows(
         "width": pa.array([width for _, width in sizes], pa.int32()),
         "exif_orientation": pa.array([None if image is None else 6 for image in found], pa.int8()),
     }
-    errors = [image if isinstance(image, RowError) else None for image in images]
+    errors = [image if isinstance(image, ImageFailure) else None for image in images]
     columns |= dict(zip(("stage", "error_code", "error_message"), error_arrays(errors), strict=True))
-    for name, dtype in DETECTION_FIELDS:
+    for name, dtype in DETECTION_ARRAYS.items():
         columns[name] = binary_array([None if d is None else getattr(d, name).astype(dtype) for d in found])
     return pa.table(columns)
 
 
 def encode(rows: pa.Table, carried: pa.Schema = NO_CARRIED) -> pa.Table:
-    table = Encode(output_schema(pa.string(), carried), CATEGORIES)(rows, lambda counts: None)
+    table = Encode(output_schema(pa.string(), carried), CATEGORIES, lambda counts: None)(rows)
     table.validate(full=True)
     check_output_schema(table.schema)
     return table
 
 
-ERROR = RowError("fetch", "not_found", "gone")
-CASES: dict[str, list[Detections | RowError]] = {
+ERROR = ImageFailure("fetch", "not_found", "gone")
+CASES: dict[str, list[Detections | ImageFailure]] = {
     "two images": [some(3), some(2, (25, 33), 1)],
     "nothing found": [some(0), some(0)],
     "some with nothing": [some(2), some(0), some(1, seed=4)],
     "failed between": [some(2), ERROR, some(1)],
-    "all failed": [ERROR, RowError("decode", "corrupt_image", "cut")],
+    "all failed": [ERROR, ImageFailure("decode", "corrupt_image", "cut")],
     "no rows": [],
 }
 
 
 @pytest.mark.parametrize("images", CASES.values(), ids=CASES)
-def test_rows(images: list[Detections | RowError]) -> None:
+def test_rows(images: list[Detections | ImageFailure]) -> None:
     table = encode(segmented_rows(images))
     assert table.schema.equals(output_schema(pa.string()))
     assert len(table) == len(images)
     for row, image in zip(table.to_pylist(), images, strict=True):
-        if isinstance(image, RowError):
+        if isinstance(image, ImageFailure):
             assert (row["status"], row["detections"]) == ("failed", [])
             assert (row["stage"], row["error_code"], row["error_message"]) == (image.stage, image.code, image.message)
             assert (row["height"], row["width"], row["exif_orientation"]) == (None, None, None)
@@ -136,14 +140,15 @@ def test_slices_and_chunks() -> None:
 
 
 def test_report() -> None:
-    reports: list[dict[str, float]] = []
+    reports: list[StageCounts] = []
     bad = some(2)
     bad.masks[0] = np.nan
     images = [some(3), ERROR, some(0), bad, ERROR, some(1)]
-    Encode(output_schema(pa.string()), CATEGORIES)(segmented_rows(images), reports.append)
-    assert len(reports) == 1
-    assert reports[0].pop("encode_s") >= 0
-    assert reports[0] == {"encoded": 6, "detections": 4, "failed:not_found": 2, "failed:bad_mask": 1}
+    Encode(output_schema(pa.string()), CATEGORIES, reports.append)(segmented_rows(images))
+    (counts,) = reports
+    assert counts.encode_s > 0
+    failed = Counter({"not_found": 2, "bad_mask": 1})
+    assert counts == StageCounts(encode_s=counts.encode_s, encoded=6, detections=4, failed=failed)
 
 
 def test_the_footer_counts_what_was_encoded() -> None:

@@ -18,36 +18,36 @@ from PIL import Image
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
-from pipeline.annotate.stages.rows import DECODED, binary_views
+from pipeline.annotate.stages.rows import DECODED
+from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotations.pictures import PictureSource
 from pipeline.images.decode import decode_image
 from pipeline.images.sizes import scaled_size
 from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
 from pipeline.storage.uris import AccessPolicy
+from pipeline.tables.binary import binary_views
 
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 2_000_000
 SETTINGS = TestSettings(short_side=64, long_side=96)
 
-Report = dict[str, float]
 Decoded = tuple[np.ndarray, dict[str, Any]]
 
 
-def stage(**changes: Any) -> FetchDecode:
+def discard(counts: StageCounts) -> None:
+    """Of the module, so that stages that report to it pickle."""
+
+
+def stage(guard: InProcessGuard | None = None, report: Report = discard, **changes: Any) -> FetchDecode:
     fetch = FetchSettings(max_object_bytes=MAX_BYTES, max_attempts=1)
-    values = {
-        "fetcher": Fetcher(fetch),
-        "max_pixels": MAX_PIXELS,
-        "apply_exif": True,
-        "short_side": SETTINGS.short_side,
-        "long_side": SETTINGS.long_side,
-    }
-    return FetchDecode(**{**values, **changes})
+    pictures = PictureSource(**{"fetcher": Fetcher(fetch), "max_pixels": MAX_PIXELS, **changes})
+    return FetchDecode(pictures, SETTINGS.short_side, SETTINGS.long_side, guard or InProcessGuard(), report)
 
 
 def run(rows: pa.Table, guard: InProcessGuard | None = None, **changes: Any) -> pa.Table:
-    return stage(**changes)(rows, guard or InProcessGuard(), lambda counts: None)
+    return stage(guard, **changes)(rows)
 
 
 def manifest_rows(uris: list[str | None], blobs: list[bytes | None] | None = None, **carried: list[Any]) -> pa.Table:
@@ -393,16 +393,15 @@ class TestTable:
         assert decoded["error_code"].to_pylist()[4] is None
 
     def test_report(self) -> None:
-        reports: list[Report] = []
-        stage()(self.rows(), InProcessGuard(), reports.append)
-        assert len(reports) == 1
-        assert set(reports[0]) == {"fetch_s", "decode_s", "decoded"}
-        assert reports[0]["decoded"] == 4
-        assert min(reports[0].values()) >= 0
+        reports: list[StageCounts] = []
+        stage(report=reports.append)(self.rows())
+        (counts,) = reports
+        assert min(counts.fetch_s, counts.decode_s) > 0
+        assert counts == StageCounts(fetch_s=counts.fetch_s, decode_s=counts.decode_s, decoded=4)
 
     def test_pickles(self) -> None:
         copy = pickle.loads(pickle.dumps(stage()))  # noqa: S301
-        assert copy(self.rows(), InProcessGuard(), lambda counts: None).to_pylist() == run(self.rows()).to_pylist()
+        assert copy(self.rows()).to_pylist() == run(self.rows()).to_pylist()
 
     def test_same_pixels_as_the_decoder(self) -> None:
         blob = LOSSY["jpeg"]

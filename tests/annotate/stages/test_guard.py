@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard, run_guarded
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 
 STAGE = "decode"
 
@@ -59,7 +59,7 @@ class Worker:
                 self.killed_alone.add(self.alone)
             raise Killed
 
-    def process(self, ids: Sequence[Hashable]) -> list[str | RowError]:
+    def process(self, ids: Sequence[Hashable]) -> list[str | ImageFailure]:
         """One life: the batch's results, or Killed."""
 
         def work(members: list[int]) -> list[str]:
@@ -72,7 +72,7 @@ class Worker:
 
         return run_guarded(self, STAGE, ids, work)
 
-    def until_complete(self, ids: Sequence[Hashable]) -> list[str | RowError]:
+    def until_complete(self, ids: Sequence[Hashable]) -> list[str | ImageFailure]:
         """As Ray does it: another process, the same rows."""
         for _ in range(MAX_DEATHS * len(ids) + len(self.kill_at) + 1):
             try:
@@ -82,8 +82,8 @@ class Worker:
         raise AssertionError("the batch never completes")
 
 
-def refused(results: Sequence[str | RowError], ids: Sequence[Hashable]) -> set[Hashable]:
-    return {i for i, result in zip(ids, results, strict=True) if isinstance(result, RowError)}
+def refused(results: Sequence[str | ImageFailure], ids: Sequence[Hashable]) -> set[Hashable]:
+    return {i for i, result in zip(ids, results, strict=True) if isinstance(result, ImageFailure)}
 
 
 def test_a_batch_without_deaths_is_worked_on_at_once() -> None:
@@ -105,7 +105,7 @@ def test_the_culprit_is_found_after_two_deaths_and_the_others_survive() -> None:
     assert worker.deaths_by_culprit == 2
     # The batch dies; then singles, until the culprit dies alone; then those that are left.
     assert worker.calls == [["a", "b", "c", "d"], ["a"], ["b"], ["c"], ["a", "b"], ["d"]]
-    error = RowError(STAGE, "process_killed", "the process died 2 times on this image")
+    error = ImageFailure(STAGE, "process_killed", "the process died 2 times on this image")
     assert results == ["done a", "done b", error, "done d"]
 
 

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.stages.rows import MAX_MESSAGE_LENGTH, RowError, binary_array, binary_views, error_arrays
+from pipeline.annotate.stages.rows import error_arrays
+from pipeline.annotations.failure import MAX_MESSAGE_LENGTH, ImageFailure
+from pipeline.tables.binary import binary_array, binary_views
 
 
 def as_bytes(views: list[memoryview | None]) -> list[bytes | None]:
@@ -27,27 +29,27 @@ def as_bytes(views: list[memoryview | None]) -> list[bytes | None]:
     ],
 )
 def test_message_is_cut(length: int, kept: int) -> None:
-    message = RowError("fetch", "failed", "x" * length).message
+    message = ImageFailure("fetch", "failed", "x" * length).message
     assert message == "x" * kept + ("…" if kept < length else "")
     assert len(message) <= MAX_MESSAGE_LENGTH
 
 
 def test_error_is_a_value() -> None:
-    error = RowError("fetch", "not_found", "gone")
-    assert error == RowError("fetch", "not_found", "gone")
+    error = ImageFailure("fetch", "not_found", "gone")
+    assert error == ImageFailure("fetch", "not_found", "gone")
     with pytest.raises(dataclasses.FrozenInstanceError):
         error.code = "other"  # type: ignore[misc]
 
 
 def test_error_arrays() -> None:
-    stage, code, message = error_arrays([None, RowError("decode", "corrupt_image", "cut"), None])
+    stage, code, message = error_arrays([None, ImageFailure("decode", "corrupt_image", "cut"), None])
     assert stage.to_pylist() == [None, "decode", None]
     assert code.to_pylist() == [None, "corrupt_image", None]
     assert message.to_pylist() == [None, "cut", None]
 
 
 @pytest.mark.parametrize("errors", [[], [None, None]], ids=["no rows", "no errors"])
-def test_error_arrays_are_strings_without_any_error(errors: list[RowError | None]) -> None:
+def test_error_arrays_are_strings_without_any_error(errors: list[ImageFailure | None]) -> None:
     for array in error_arrays(errors):
         assert array.type == pa.string()
         assert array.to_pylist() == errors

@@ -13,18 +13,21 @@ import torch
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
-from pipeline.annotate.stages.rows import DECODED, DETECTION_FIELDS, RowError, binary_array, binary_views, error_arrays
+from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.segment import DeviceLost, Segment
+from pipeline.annotate.stages.stage import StageCounts
+from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.pictures import PictureSource
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
-from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.tables.binary import binary_array, binary_views
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
 from tests.model.golden_weights import official_weights
 
-FIELDS = [name for name, _ in DETECTION_FIELDS]
+FIELDS = list(DETECTION_ARRAYS)
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
@@ -55,7 +58,7 @@ class StandIn:
 
 
 def decoded_rows(
-    pixels: Sequence[np.ndarray | None], errors: Sequence[RowError | None] | None = None, **carried: list[Any]
+    pixels: Sequence[np.ndarray | None], errors: Sequence[ImageFailure | None] | None = None, **carried: list[Any]
 ) -> pa.Table:
     """Rows as fetch_decode makes them; the originals are said to be twice as large."""
 
@@ -90,7 +93,9 @@ def found(rows: pa.Table) -> Iterator[dict[str, np.ndarray] | None]:
     views = {name: binary_views(rows[name]) for name in FIELDS}
     for i in range(len(rows)):
         values = {
-            name: np.frombuffer(view, dtype) for name, dtype in DETECTION_FIELDS if (view := views[name][i]) is not None
+            name: np.frombuffer(view, dtype)
+            for name, dtype in DETECTION_ARRAYS.items()
+            if (view := views[name][i]) is not None
         }
         assert len(values) in (0, len(FIELDS))
         yield values or None
@@ -119,7 +124,7 @@ class TestRows:
             assert values["masks"].shape == (3 * 28 * 28,)
 
     def test_failed_rows_pass_by(self) -> None:
-        error = RowError("fetch", "not_found", "gone")
+        error = ImageFailure("fetch", "not_found", "gone")
         predictor = StandIn()
         out = segment(decoded_rows([plain(0), None, plain(2), None], [None, error, None, error]), predictor)
         assert predictor.calls == [[0, 2]]
@@ -129,14 +134,14 @@ class TestRows:
 
     def test_only_failed_rows(self) -> None:
         predictor = StandIn()
-        out = segment(decoded_rows([None, None], [RowError("decode", "corrupt_image", "cut")] * 2), predictor)
+        out = segment(decoded_rows([None, None], [ImageFailure("decode", "corrupt_image", "cut")] * 2), predictor)
         assert predictor.calls == []
         assert out["error_code"].to_pylist() == ["corrupt_image"] * 2
         assert list(found(out)) == [None, None]
 
     @pytest.mark.parametrize(("start", "length"), [(1, 3), (4, 1), (2, 0)])
     def test_slices(self, start: int, length: int) -> None:
-        error = RowError("fetch", "not_found", "gone")
+        error = ImageFailure("fetch", "not_found", "gone")
         rows = decoded_rows([plain(0), plain(1), None, plain(3), plain(4)], [None, None, error, None, None])
         expected = segment(rows, StandIn()).slice(start, length)
         assert segment(rows.slice(start, length), StandIn()).to_pylist() == expected.to_pylist()
@@ -148,10 +153,11 @@ class TestRows:
         assert segment(chunked, StandIn()).to_pylist() == segment(rows, StandIn()).to_pylist()
 
     def test_report(self) -> None:
-        reports: list[dict[str, float]] = []
+        reports: list[StageCounts] = []
         Segment(StandIn(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
-        assert [set(report) for report in reports] == [{"segment_s", "segmented"}]
-        assert reports[0]["segmented"] == 2
+        (counts,) = reports
+        assert counts.segment_s > 0
+        assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
 
 
 @pytest.mark.parametrize(
@@ -244,9 +250,8 @@ def model() -> Predictor:
 
 def as_rows(images: Sequence[np.ndarray]) -> pa.Table:
     """Through the stage before: pictures much larger than the input come shrunk."""
-    fetch_decode = FetchDecode(Fetcher(), 10_000_000, True, 64, 96)
-    rows = manifest_rows([None] * len(images), [encoded(image) for image in images])
-    return fetch_decode(rows, InProcessGuard(), lambda counts: None)
+    fetch_decode = FetchDecode(PictureSource(), 64, 96, InProcessGuard(), lambda counts: None)
+    return fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
 
 
 def assert_same(values: dict[str, np.ndarray] | None, expected: Detections) -> None:

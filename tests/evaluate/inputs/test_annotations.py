@@ -12,11 +12,10 @@ from pycocotools import mask as coco_mask
 
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ImageDetections, detections_array
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs import annotations, predictions
-from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.evaluate.inputs.annotations import OutputBatch, open_annotated_output
 from pipeline.evaluate.inputs.ground_truth import Categories
-from pipeline.evaluate.inputs.output_batch import OutputBatch
 from tests.evaluate.coco_cases import random_case
 from tests.evaluate.input_cases import IDENTITY, output_rows, write_output
 

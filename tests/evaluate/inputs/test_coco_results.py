@@ -9,12 +9,12 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs import coco_results, ground_truth
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.coco_results import DealtResults, deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories
-from pipeline.evaluate.shuffle import slices
-from pipeline.evaluate.shuffle.slices import SliceStore
+from pipeline.evaluate.shuffle import chunks
+from pipeline.evaluate.shuffle.chunks import ChunkStore
 from tests.evaluate.input_cases import write_json
 
 HEIGHT, WIDTH = 20, 30
@@ -25,7 +25,7 @@ CATEGORIES = Categories((1, 5), ("cat", "dog"))
 
 
 def dealt(tmp_path: Path, content: Any, masks: bool = True) -> DealtResults:
-    return deal_results(write_json(tmp_path / "results.json", content), SliceStore(str(tmp_path / "scratch")), masks)
+    return deal_results(write_json(tmp_path / "results.json", content), ChunkStore(str(tmp_path / "scratch")), masks)
 
 
 def without(*keys: str) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def without(*keys: str) -> dict[str, Any]:
 def test_an_images_results_stay_in_order_over_files_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ground_truth, "PART_BYTES", 3000)
     monkeypatch.setattr(ground_truth, "_ROWS_AT_ONCE", 3)
-    monkeypatch.setattr(slices, "BUFFER_BYTES", 1500)
+    monkeypatch.setattr(chunks, "BUFFER_BYTES", 1500)
     monkeypatch.setattr(coco_results, "BLOCK_IMAGES", 2)
     rng = np.random.default_rng(0)
     rows = [{**RESULT, "image_id": int(rng.integers(12)), "score": n / 7} for n in range(100)]

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipeline.coco.errors import InputError
 from pipeline.coco.rows import image_schema, object_schema
 from pipeline.evaluate.inputs import ground_truth
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.ground_truth import MAX_PARTS, Categories, count_parts, deal_truth
-from pipeline.evaluate.shuffle import slices
-from pipeline.evaluate.shuffle.slices import SliceStore, slices_of
+from pipeline.evaluate.shuffle import chunks
+from pipeline.evaluate.shuffle.chunks import ChunkStore, chunks_of
 from tests.evaluate.coco_cases import random_case
 from tests.evaluate.input_cases import write_json
 
@@ -24,7 +24,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many parts, tables and files even of small sets."""
     monkeypatch.setattr(ground_truth, "PART_BYTES", 2000)
     monkeypatch.setattr(ground_truth, "_ROWS_AT_ONCE", 3)
-    monkeypatch.setattr(slices, "BUFFER_BYTES", 2000)
+    monkeypatch.setattr(chunks, "BUFFER_BYTES", 2000)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -34,13 +34,13 @@ def test_every_row_is_dealt_once_whatever_comes_first(keys: tuple[str, ...], suf
     dataset = random_case(3, num_images=30).dataset
     text = json.dumps({"info": {"year": 2017}, **{key: dataset[key] for key in keys}, "licenses": [1]}).encode()
     (tmp_path / f"gt.json{suffix}").write_bytes(gzip.compress(text) if suffix else text)
-    store = SliceStore(str(tmp_path / "scratch"))
+    store = ChunkStore(str(tmp_path / "scratch"))
     truth = deal_truth(str(tmp_path / f"gt.json{suffix}"), store, masks=True)
     assert truth.num_parts > 5
     assert len(truth.objects) > 5
     parts = range(truth.num_parts)
-    images = [store.read(slices_of(truth.images, part), image_schema(pa.int64())) for part in parts]
-    objects = [store.read(slices_of(truth.objects, part), object_schema(pa.int64())) for part in parts]
+    images = [store.read(chunks_of(truth.images, part), image_schema(pa.int64())) for part in parts]
+    objects = [store.read(chunks_of(truth.objects, part), object_schema(pa.int64())) for part in parts]
     assert sum(map(len, images)) == truth.num_images == len(dataset["images"])
     for table, others in zip(images, objects, strict=True):
         assert set(others["image_id"].to_pylist()) <= set(table["image_id"].to_pylist())
@@ -60,9 +60,9 @@ def test_without_masks_no_text_is_kept(tmp_path: Path) -> None:
     for image in dataset["images"]:
         del image["height"], image["width"]
     uri = write_json(tmp_path / "gt.json", dataset)
-    store = SliceStore(str(tmp_path / "scratch"))
+    store = ChunkStore(str(tmp_path / "scratch"))
     truth = deal_truth(uri, store, masks=False)
-    table = store.read(slices_of(truth.objects, 0), object_schema(pa.int64()))
+    table = store.read(chunks_of(truth.objects, 0), object_schema(pa.int64()))
     assert table["text"].null_count == len(table) == truth.num_objects
     with pytest.raises(InputError, match=r"images\[0\] \(id \d+\): height and width"):
         deal_truth(uri, store, masks=True)
@@ -102,7 +102,7 @@ GOOD: dict[str, Any] = {
 )
 def test_what_cannot_be_evaluated(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        deal_truth(write_json(tmp_path / "gt.json", content), SliceStore(str(tmp_path / "scratch")), True)
+        deal_truth(write_json(tmp_path / "gt.json", content), ChunkStore(str(tmp_path / "scratch")), True)
 
 
 def test_no_such_file(tmp_path: Path) -> None:

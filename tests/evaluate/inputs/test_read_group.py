@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,20 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs import annotations, coco_results, ground_truth
 from pipeline.evaluate.inputs import read_group as groups
 from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.books import InputError
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.inputs.ground_truth import deal_truth
-from pipeline.evaluate.inputs.pairing import pair_part, truth_slices
+from pipeline.evaluate.inputs.pairing import pair_part, truth_chunks
 from pipeline.evaluate.inputs.predictions import Predictions, list_images
 from pipeline.evaluate.inputs.read_group import read_group
-from pipeline.evaluate.shuffle import slices
-from pipeline.evaluate.shuffle.slices import SliceStore
+from pipeline.evaluate.shuffle import chunks
+from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.metrics.ap.in_memory import evaluate_blocks
-from pipeline.metrics.protocol import IOU_TYPES, IouType, Protocol
-from testing.s3_server import S3Server, s3_server
+from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
+from testing.s3_server import S3Server
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import Read, image_ids, read_all, write_json, write_output
 
@@ -38,15 +37,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "BLOCK_IMAGES", 2)
     monkeypatch.setattr(ground_truth, "PART_BYTES", 3000)
     monkeypatch.setattr(ground_truth, "_ROWS_AT_ONCE", 4)
-    monkeypatch.setattr(slices, "BUFFER_BYTES", 2000)
+    monkeypatch.setattr(chunks, "BUFFER_BYTES", 2000)
     monkeypatch.setattr(annotations, "GROUP_IMAGES", 5)
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
 
 
 def float32_case(seed: int, texts: bool = False) -> CocoCase:
@@ -70,14 +62,14 @@ def names_of(case: CocoCase) -> dict[int, str]:
 def open_predictions(form: str, case: CocoCase, folder: Path, masks: bool) -> Predictions:
     if form == "output":
         return open_annotated_output(write_output(str(folder / "out"), *case, names_of(case)).uri)
-    return deal_results(write_json(folder / "results.json", case.results), SliceStore(str(folder / "dealt")), masks)
+    return deal_results(write_json(folder / "results.json", case.results), ChunkStore(str(folder / "dealt")), masks)
 
 
 def check_equal(got: Read, case: CocoCase, iou_type: IouType) -> None:
     """To the last bit."""
     assert got.report.problems() == []
     num_categories = len(case.dataset["categories"])
-    found = evaluate_blocks(got.blocks, iou_type, num_categories, Protocol())
+    found = evaluate_blocks(got.blocks, iou_type, num_categories, CocoProtocol())
     wanted = pycocotools_result(*case, iou_type)
     for name in ("precision", "recall", "scores"):
         np.testing.assert_array_equal(getattr(found, name), getattr(wanted, name), err_msg=name)
@@ -117,7 +109,7 @@ def test_the_example_of_cocoapi(iou_type: IouType, ap: float, tmp_path: Path, mo
     monkeypatch.setattr(ground_truth, "PART_BYTES", 60_000)
     results_path = COCOAPI / f"instances_val2014_fake{iou_type}100_results.json"
     masks = iou_type == "segm"
-    dealt = deal_results(str(results_path), SliceStore(str(tmp_path / "dealt")), masks)
+    dealt = deal_results(str(results_path), ChunkStore(str(tmp_path / "dealt")), masks)
     got = read_all(str(truth_path), dealt, str(tmp_path / "scratch"), masks)
     case = CocoCase(json.loads(truth_path.read_text()), json.loads(results_path.read_text()))
     check_equal(got, case, iou_type)
@@ -135,12 +127,12 @@ def test_everything_on_s3(s3: S3Server, tmp_path: Path) -> None:
 
 def one_group(case: CocoCase, folder: Path) -> tuple[Any, ...]:
     """All that `read_group` takes."""
-    store = SliceStore(str(folder / "scratch"))
+    store = ChunkStore(str(folder / "scratch"))
     truth = deal_truth(write_json(folder / "gt.json", case.dataset), store, masks=True)
     predictions = open_predictions("output", case, folder, masks=True)
     listed = [list_images(predictions, [0], store, truth.num_parts)]
     paired = [pair_part(truth, listed, store, 0, 1, "all")]
-    return truth, predictions, store, 0, truth_slices(paired, 0)
+    return truth, predictions, store, 0, truth_chunks(paired, 0)
 
 
 def test_an_output_that_changes_meanwhile(tmp_path: Path) -> None:
@@ -172,14 +164,14 @@ def test_a_mask_that_cannot_be_compared(segmentation: Any, message: str, tmp_pat
 def test_what_is_held_does_not_grow_with_the_number_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of the largest table that any stage reads from scratch storage, for 20 and 200 images."""
     largest = {}
-    read = SliceStore.read
+    read = ChunkStore.read
 
-    def watch(store: SliceStore, *arguments: Any) -> Any:
+    def watch(store: ChunkStore, *arguments: Any) -> Any:
         table = read(store, *arguments)
         largest[num_images] = max(largest.get(num_images, 0), table.num_rows)
         return table
 
-    monkeypatch.setattr(SliceStore, "read", watch)
+    monkeypatch.setattr(ChunkStore, "read", watch)
     for num_images in (20, 200):
         folder = tmp_path / str(num_images)
         folder.mkdir()

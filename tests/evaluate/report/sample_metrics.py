@@ -81,10 +81,10 @@ def _gallery_image(
 ) -> GalleryImage:
     height, width = ((480, 640), (640, 427))[image_id % 3 == 0]
     truth = _overlay(rng, height, width, label, 4, scored=False)
-    found = _overlay(rng, height, width, label, 5, scored=True)
+    detections = _overlay(rng, height, width, label, 5, scored=True)
     pixels = None if lost else photograph(rng, height, width)
     reason = "not_found: no such bucket or object" if lost else ""
-    return GalleryImage(category.name, kind, image_id, quality, pixels, truth, found, 2, 3, 2, reason)
+    return GalleryImage(category.name, kind, image_id, quality, pixels, truth, detections, 2, 3, 2, reason)
 
 
 def photograph(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

@@ -18,8 +18,8 @@ CATEGORIES = (Category(4, "cat"), Category(9, "dog"))
 NOTHING = Overlay(np.zeros((0, 4)), np.zeros(0, int))
 
 
-def image(pixels: np.ndarray | None, truth: Overlay = NOTHING, found: Overlay = NOTHING) -> GalleryImage:
-    return GalleryImage("cat", "worst", 7, 0.25, pixels, truth, found, 1, 2, 3)
+def image(pixels: np.ndarray | None, truth: Overlay = NOTHING, detections: Overlay = NOTHING) -> GalleryImage:
+    return GalleryImage("cat", "worst", 7, 0.25, pixels, truth, detections, 1, 2, 3)
 
 
 def card(shown: GalleryImage) -> Card:
@@ -64,10 +64,10 @@ def test_boxes_and_masks_are_where_they_are_in_the_picture() -> None:
 
 def test_each_side_shows_its_own_objects() -> None:
     shown = card(
-        image(np.full((240, 320, 3), 200, np.uint8), found=replace(square((240, 320)), scores=np.array([0.9])))
+        image(np.full((240, 320, 3), 200, np.uint8), detections=replace(square((240, 320)), scores=np.array([0.9])))
     )
     assert np.abs(decoded(shown.truth) - 200).max() < 12
-    assert np.abs(decoded(shown.found) - 200).max() > 60
+    assert np.abs(decoded(shown.detections) - 200).max() > 60
     assert shown.notes == ()
 
 
@@ -77,8 +77,8 @@ def test_a_picture_that_could_not_be_read_is_grey_and_says_why() -> None:
     assert decoded(shown.truth).shape == (120, 160, 3)
     assert shown.notes == ("The picture could not be read: not_found: no such object.",)
     boxes = Overlay(np.array([[10, 10, 99.5, 49.5]]), np.array([0]))
-    assert decoded(card(image(None, found=boxes)).found).shape == (50, 100, 3)
-    assert decoded(card(image(None)).found).shape == (1, 1, 3)
+    assert decoded(card(image(None, detections=boxes)).detections).shape == (50, 100, 3)
+    assert decoded(card(image(None)).detections).shape == (1, 1, 3)
 
 
 def test_masks_of_another_size_are_named_and_left_out() -> None:

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.export.formats.coco import to_json, write_coco, write_coco_results
-from pipeline.export.selection import Selection
 from tests.export.export_cases import (
     CATEGORIES,
     EMPTY,

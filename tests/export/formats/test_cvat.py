@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.export.formats.cvat import write_cvat
-from pipeline.export.selection import Selection
 from tests.export.export_cases import (
     CATEGORIES,
     EMPTY,

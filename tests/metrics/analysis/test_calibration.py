@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +13,7 @@ from tests.metrics.record_cases import Detection, chunked, records_of
 def _counted(*chunks: list[Detection]) -> Calibration:
     counter = CalibrationCounter()
     for chunk in chunks:
-        counter.push(records_of(chunk))
+        counter.update(records_of(chunk))
     return counter.result()
 
 
@@ -56,7 +53,7 @@ def test_chunks_change_no_bit_and_numpy_agrees(case: tuple[list[Detection], list
     scores = [score for score, kind in detections if kind != "i"]
     assert np.histogram(scores, BIN_EDGES)[0].tolist() == whole.counts.tolist()
     assert whole.score_sums == pytest.approx(np.histogram(scores, BIN_EDGES, weights=scores)[0])
-    total = reduce(add, (_counted(chunk) for chunk in chunks))
+    total = Calibration.of_all([_counted(chunk) for chunk in chunks])
     assert total.counts.tolist() == whole.counts.tolist()
     assert total.num_true.sum() == sum(kind == "t" for _, kind in detections)
     assert total.expected_error == pytest.approx(whole.expected_error)

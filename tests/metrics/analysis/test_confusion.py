@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pipeline.metrics.analysis.confusion import block_confusion
-from tests.metrics.block_cases import NUM_CATEGORIES, Image, block, random_images
+from pipeline.metrics.analysis.confusion import ConfusionMatrix
+from pipeline.tables.arrays import Int64s
+from tests.metrics.block_cases import NUM_CATEGORIES, Image, block, compared, random_images
 
 NOTHING = NUM_CATEGORIES  # row: detections of nothing; column: objects not detected
 
@@ -40,10 +38,20 @@ CASES = {
 }
 
 
+def _counted(*images: Image, score_threshold: float) -> ConfusionMatrix:
+    matrix = ConfusionMatrix(NUM_CATEGORIES, score_threshold)
+    matrix.update(compared(*images))
+    return matrix
+
+
+def _matrix(*images: Image, score_threshold: float) -> Int64s:
+    return _counted(*images, score_threshold=score_threshold).result().matrix
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_cases(name: str) -> None:
     image, wanted = CASES[name]
-    matrix = block_confusion(*block(image), NUM_CATEGORIES, 0.3)
+    matrix = _matrix(image, score_threshold=0.3)
     assert {(int(i), int(j)): int(matrix[i, j]) for i, j in np.argwhere(matrix)} == wanted
     assert matrix.shape == (NUM_CATEGORIES + 1, NUM_CATEGORIES + 1)
 
@@ -51,13 +59,15 @@ def test_cases(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(random_images())
 def test_rows_are_objects_and_blocks_add_up(images: list[Image]) -> None:
-    truth, found, ious = block(*images)
-    matrix = block_confusion(truth, found, ious, NUM_CATEGORIES, 0.5)
+    truth, found, _ = block(*images)
+    matrix = _matrix(*images, score_threshold=0.5)
     objects = np.bincount(truth.categories[~truth.crowd], minlength=NUM_CATEGORIES)
     assert matrix[:-1].sum(axis=1).tolist() == objects.tolist()
     detections = np.bincount(found.categories[found.scores >= 0.5], minlength=NUM_CATEGORIES)
     assert (matrix[:, :-1].sum(axis=0) <= detections).all()
     if not truth.crowd.any():
         assert matrix[:, :-1].sum(axis=0).tolist() == detections.tolist()
-    parts = [block_confusion(*block(image), NUM_CATEGORIES, 0.5) for image in images]
-    assert reduce(add, parts).tolist() == matrix.tolist()
+    merged = ConfusionMatrix(NUM_CATEGORIES, 0.5)
+    for image in images:
+        merged.merge(_counted(image, score_threshold=0.5))
+    assert merged.result().matrix.tolist() == matrix.tolist()

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 
 from pipeline.metrics.analysis.match_table import match_schema, match_table
 from pipeline.metrics.analysis.outcomes import judge
-from pipeline.metrics.blocks import FoundBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.overlaps import block_overlaps
 from tests.metrics.block_cases import Case, Image, block, random_images, with_string_ids
 
@@ -80,7 +80,7 @@ def test_a_row_for_everything(images: list[Image]) -> None:
     assert outcomes == table["outcome"].to_pylist()
 
 
-def _check_detections(table: pa.Table, truth: TruthBlock, found: FoundBlock) -> None:
+def _check_detections(table: pa.Table, truth: TruthBlock, found: DetectionBlock) -> None:
     rows = table.filter(pc.is_valid(table["detection"]))
     assert rows["detection"].to_pylist() == found.positions.tolist()
     assert rows["score"].to_pylist() == found.scores.tolist()

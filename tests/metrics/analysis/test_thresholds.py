@@ -14,7 +14,7 @@ from tests.metrics.record_cases import Detection, chunked, records_of
 def _tracked(wanted: float, num_objects: int, *chunks: list[Detection]) -> ClassThreshold:
     tracker = ThresholdTracker(wanted, num_objects)
     for chunk in chunks:
-        tracker.push(records_of(chunk))
+        tracker.update(records_of(chunk))
     return tracker.result()
 
 

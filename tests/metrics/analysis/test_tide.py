@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import reduce
-from operator import add
 from typing import Any
 
 import numpy as np
@@ -16,41 +14,50 @@ from hypothesis import strategies as st
 from pipeline.metrics.analysis.outcomes import ERRORS
 from pipeline.metrics.analysis.tide import (
     AS_IS,
-    MAX_DETECTIONS,
     NO_FALSE_NEGATIVES,
     NO_FALSE_POSITIVES,
     NUM_VARIANTS,
-    BlockErrors,
+    CategoryErrors,
     ErrorSummary,
-    block_errors,
+    ErrorTracker,
+    error_records,
     error_summary,
 )
-from pipeline.metrics.ap.accumulate import Accumulator
-from pipeline.metrics.ap.records import sort_order
+from pipeline.metrics.ap.records import BlockRecords, sort_order
 from pipeline.metrics.ious import block_ious
+from pipeline.metrics.metric import ComparedBlock
 from tests.evaluate.coco_cases import blocks_of
 from tests.metrics.analysis import tide_golden
-from tests.metrics.block_cases import NUM_CATEGORIES, Image, block, random_images
+from tests.metrics.block_cases import NUM_CATEGORIES, Image, compared, random_images
 
 TIDECV_NAMES = dict(zip((error.label for error in ERRORS), ("Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"), strict=True))
 GOLDEN = json.loads(tide_golden.GOLDEN.read_text(encoding="utf-8"))
 
 
-def _summary(parts: Sequence[BlockErrors]) -> ErrorSummary:
-    totals = reduce(add, (part.totals for part in parts))
+def _totals(parts: Sequence[BlockRecords]) -> list[CategoryErrors]:
+    num_objects = np.sum([part.num_objects for part in parts], axis=0)
     categories = np.concatenate([part.categories for part in parts])
     records = np.concatenate([part.records for part in parts])
-    results = []
-    for category, num_objects in enumerate(totals.num_objects):
-        accumulator = Accumulator(num_objects, 1, (MAX_DETECTIONS,))
+    totals = []
+    for category, asked in enumerate(num_objects):
+        tracker = ErrorTracker(asked)
         own = records[categories == category]
-        accumulator.push(own[sort_order(own)])
-        results.append(accumulator.result())
-    return error_summary(results, totals)
+        tracker.update(own[sort_order(own)])
+        totals.append(tracker.result())
+    return totals
+
+
+def _summary(parts: Sequence[BlockRecords]) -> ErrorSummary:
+    return error_summary(_totals(parts))
 
 
 def _of_images(*images: Image) -> ErrorSummary:
-    return _summary([block_errors(*block(*images), NUM_CATEGORIES)])
+    return _summary([error_records(compared(*images))])
+
+
+def _column(totals: Sequence[CategoryErrors], name: str) -> np.ndarray:
+    """[K, ...]."""
+    return np.stack([getattr(each, name) for each in totals])
 
 
 def _values(summary: ErrorSummary) -> list[float | None]:
@@ -68,7 +75,7 @@ def test_tidecv(name: str, images_per_block: int) -> None:
     """Equal with COCO's recalls; as released a recall of exactly n / 100 may read the curve one detection earlier."""
     dataset, results = tide_golden.draw(tide_golden.CASES[name])
     parts = [
-        block_errors(truth, found, block_ious(truth, found, "bbox", False), len(dataset["categories"]))
+        error_records(ComparedBlock(truth, found, block_ious(truth, found, "bbox", False), len(dataset["categories"])))
         for truth, found in blocks_of(dataset, results, "bbox", images_per_block)
     ]
     summary = _summary(parts)
@@ -113,7 +120,7 @@ def test_special_gains_by_hand() -> None:
 
 
 def test_a_mended_category_counts_there_and_only_then() -> None:
-    errors = block_errors(*block(Image([0], [(2, 0.9)], [(0.8,)])), NUM_CATEGORIES)
+    errors = error_records(compared(Image([0], [(2, 0.9)], [(0.8,)])))
     assert errors.categories.tolist() == [2, 0]
     own, moved = errors.records
     assert moved["tp"].tolist() == [0, 1, 0, 0, 0, 0, 0, 0, 0]
@@ -121,26 +128,27 @@ def test_a_mended_category_counts_there_and_only_then() -> None:
     assert not own["tp"].any()
     assert own["fp"].tolist() == [1, 0, 1, 1, 1, 1, 1, 0, 1]
     assert (own["score"], own["rank"]) == (moved["score"], moved["rank"]) == (0.9, 0)
-    assert errors.totals.num_detections[:, [AS_IS, 1]].tolist() == [[0, 1], [0, 0], [1, 0]]
+    assert _column(_totals([errors]), "num_detections")[:, [AS_IS, 1]].tolist() == [[0, 1], [0, 0], [1, 0]]
 
 
 def test_an_ignored_detection_counts_only_where_it_mends_an_object() -> None:
     image = Image([0, 0], [(0, 0.9), (0, 0.3)], [(0.2, 0.9), (0.0, 0.9)], crowd=[1])
-    errors = block_errors(*block(image), NUM_CATEGORIES)
+    errors = error_records(compared(image))
     assert errors.records["tp"].tolist() == [[0, 0, 1, 0, 0, 0, 0, 0, 0]]
     assert not errors.records["fp"].any()
-    assert not errors.totals.counts.any()
+    assert not _column(_totals([errors]), "counts").any()
 
 
 def test_objects_asked_for() -> None:
-    totals = block_errors(*block(Image([0, 0, 1, 1], [(0, 0.9)], [(0.9, 0, 0, 0)], crowd=[3])), NUM_CATEGORIES).totals
+    errors = error_records(compared(Image([0, 0, 1, 1], [(0, 0.9)], [(0.9, 0, 0, 0)], crowd=[3])))
     missed, never = 1 + ERRORS.index(ERRORS[-1]), NO_FALSE_NEGATIVES
-    assert totals.num_objects[:, [AS_IS, missed, never, NO_FALSE_POSITIVES]].tolist() == [
+    assert errors.num_objects[:, [AS_IS, missed, never, NO_FALSE_POSITIVES]].tolist() == [
         [2, 1, 1, 2],
         [1, 0, 0, 1],
         [0, 0, 0, 0],
     ]
-    assert totals.num_objects.shape == totals.num_detections.shape == (NUM_CATEGORIES, NUM_VARIANTS)
+    num_detections = _column(_totals([errors]), "num_detections")
+    assert errors.num_objects.shape == num_detections.shape == (NUM_CATEGORIES, NUM_VARIANTS)
 
 
 def test_without_anything_there_is_no_ap() -> None:
@@ -152,20 +160,20 @@ def test_without_anything_there_is_no_ap() -> None:
 @settings(max_examples=50, deadline=None)
 @given(random_images(), st.data())
 def test_splitting_and_shuffling_blocks_changes_nothing(images: list[Image], data: st.DataObject) -> None:
-    whole = block_errors(*block(*images), NUM_CATEGORIES)
+    whole = error_records(compared(*images))
     order = data.draw(st.permutations(range(len(images))))
-    parts = [block_errors(*block(images[n], first_order=n), NUM_CATEGORIES) for n in order]
+    parts = [error_records(compared(images[n], first_order=n)) for n in order]
     assert _summary(parts) == _summary([whole])
-    total = reduce(add, (part.totals for part in parts))
+    total, wanted = _totals(parts), _totals([whole])
     for name in ("num_objects", "num_detections", "counts"):
-        np.testing.assert_array_equal(getattr(total, name), getattr(whole.totals, name))
+        np.testing.assert_array_equal(_column(total, name), _column(wanted, name))
 
 
 @settings(max_examples=50, deadline=None)
 @given(random_images())
 def test_gains_are_within_reach(images: list[Image]) -> None:
     """Mending wins something between nothing and all, and no record is true and false at once."""
-    errors = block_errors(*block(*images), NUM_CATEGORIES)
+    errors = error_records(compared(*images))
     assert not (errors.records["tp"] & errors.records["fp"]).any()
     summary = _summary([errors])
     if summary.ap is not None:

@@ -71,7 +71,7 @@ def accumulated(
 ) -> CategoryResult:
     accumulator = Accumulator(np.array(num_objects), num_thresholds, max_dets)
     for part in np.split(records, sorted(cuts)):
-        accumulator.push(part)
+        accumulator.update(part)
     return accumulator.result()
 
 
@@ -106,7 +106,7 @@ def test_chunks_of_every_size(size):
     assert_equal(accumulated(records, [25, 0, 9, 3], 10, (1, 3, 100), cuts), expected)
 
 
-def test_a_push_is_cut_into_pieces(monkeypatch):
+def test_an_update_is_cut_into_chunks(monkeypatch):
     records = random_records(np.random.default_rng(8), 12, 9, 4, 10)
     expected = accumulated(records, [25, 4, 9, 3], 10, (1, 3, 100))
     monkeypatch.setattr(accumulate, "_CHUNK", 7)
@@ -137,10 +137,10 @@ def test_no_detections_and_no_objects():
 def test_state_does_not_grow():
     records = random_records(np.random.default_rng(9), 20, 9, 4, 10)
     accumulator = Accumulator(np.array([90, 4, 9, 3]), 10, (1, 10, 100))
-    accumulator.push(records)
+    accumulator.update(records)
     size = len(pickle.dumps(accumulator))
     for _ in range(20):
-        accumulator.push(records)
+        accumulator.update(records)
     assert len(pickle.dumps(accumulator)) == size
 
 

@@ -15,21 +15,23 @@ from pipeline.metrics.ap.figures import Arrays, coco_stats
 from pipeline.metrics.ap.in_memory import evaluate_blocks
 from pipeline.metrics.ap.records import block_records, sort_order
 from pipeline.metrics.ious import block_ious
-from pipeline.metrics.protocol import IOU_TYPES, IouType, Protocol
+from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
 from tests.evaluate.coco_cases import CocoArrays, CocoCase, blocks_of, pycocotools_result, random_case, rle_of
 
 EXAMPLES = Path(__file__).resolve().parents[4] / "shared" / "data"
 LIMITS = [(1, 10, 100), (100, 300, 1000), (1, 10, 300), (1, 2, 3)]
 
 
-def sharded(case: CocoCase, iou_type: IouType, protocol: Protocol, num_shards: int, rng: np.random.Generator) -> Arrays:
-    """Images dealt at random, records of the shards mixed and sorted per category, pushed in chunks."""
+def grouped(
+    case: CocoCase, iou_type: IouType, protocol: CocoProtocol, num_groups: int, rng: np.random.Generator
+) -> Arrays:
+    """Images dealt at random, records of the groups mixed and sorted per category, fed in chunks."""
     num_categories = len(case.dataset["categories"])
     images = case.dataset["images"]
-    shard_of = rng.integers(0, num_shards, len(images))
+    group_of = rng.integers(0, num_groups, len(images))
     parts = []
-    for shard in rng.permutation(num_shards).tolist():
-        own = [image for image, number in zip(images, shard_of.tolist(), strict=True) if number == shard]
+    for group in rng.permutation(num_groups).tolist():
+        own = [image for image, number in zip(images, group_of.tolist(), strict=True) if number == group]
         orders = {image["id"]: n for n, image in enumerate(sorted(images, key=lambda image: image["id"]))}
         for truth, found in blocks_of(*only(case, {image["id"] for image in own}), iou_type):
             truth.orders[:] = [orders[id_] for id_ in truth.image_ids]
@@ -42,7 +44,7 @@ def sharded(case: CocoCase, iou_type: IouType, protocol: Protocol, num_shards: i
         records = rng.permutation(records)
         accumulator = Accumulator(num_objects[k], 10, protocol.max_dets)
         for chunk in np.array_split(records[sort_order(records)], int(rng.integers(1, 9))):
-            accumulator.push(chunk)
+            accumulator.update(chunk)
         results.append(accumulator.result())
     return Arrays.stack(results)
 
@@ -59,7 +61,7 @@ def only(case: CocoCase, image_ids: set[int]) -> CocoCase:
 
 def in_process(case: CocoCase, iou_type: IouType, max_dets: tuple[int, int, int], images_per_block: int = 5) -> Arrays:
     blocks = blocks_of(*case, iou_type, images_per_block)
-    return evaluate_blocks(blocks, iou_type, len(case.dataset["categories"]), Protocol(max_dets))
+    return evaluate_blocks(blocks, iou_type, len(case.dataset["categories"]), CocoProtocol(max_dets))
 
 
 def assert_equal(arrays: Arrays, expected: CocoArrays, max_dets: tuple[int, int, int]) -> None:
@@ -86,11 +88,11 @@ def test_more_detections_than_the_limits(max_dets, iou_type):
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
-@pytest.mark.parametrize("num_shards", [1, 2, 7, 50])
-def test_any_number_of_shards(num_shards, iou_type):
-    case, rng = random_case(200 + num_shards, num_images=40), np.random.default_rng(num_shards)
+@pytest.mark.parametrize("num_groups", [1, 2, 7, 50])
+def test_any_number_of_groups(num_groups, iou_type):
+    case, rng = random_case(200 + num_groups, num_images=40), np.random.default_rng(num_groups)
     expected = pycocotools_result(*case, iou_type)
-    assert_equal(sharded(case, iou_type, Protocol(), num_shards, rng), expected, Protocol().max_dets)
+    assert_equal(grouped(case, iou_type, CocoProtocol(), num_groups, rng), expected, CocoProtocol().max_dets)
 
 
 def test_the_cases_are_nasty():
@@ -114,7 +116,7 @@ def test_no_detections_at_all():
 
 def test_nothing_to_evaluate():
     with pytest.raises(ValueError, match="need at least one array"):
-        evaluate_blocks([], "bbox", 3, Protocol())
+        evaluate_blocks([], "bbox", 3, CocoProtocol())
 
 
 def example(*parts: str) -> Path:

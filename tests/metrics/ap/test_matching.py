@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.metrics.ap.matching import ALL_THRESHOLDS, Objects, Pairs, match
+from pipeline.metrics.ap.matching import ALL_THRESHOLDS, MatchTargets, Pairs, match
 
 ALL = int(ALL_THRESHOLDS)
 
@@ -44,7 +44,7 @@ def test_one_cell(name):
     ious, flags, outside, tp, fp = CASES[name]
     matrix = np.array(ious)
     detections, objects = np.nonzero(matrix >= 0.5)
-    real = Objects(
+    real = MatchTargets(
         ignored=np.array([[flag[0] == "i"] for flag in flags]),
         crowd=np.array([flag[1] == "c" for flag in flags]),
         countable=np.array([flag[2] != "0" for flag in flags]),
@@ -55,7 +55,7 @@ def test_one_cell(name):
 
 
 def test_every_range_chooses_for_itself():
-    objects = Objects(np.array([[False, True], [True, False]]), np.zeros(2, np.bool_), np.ones(2, np.bool_))
+    objects = MatchTargets(np.array([[False, True], [True, False]]), np.zeros(2, np.bool_), np.ones(2, np.bool_))
     pairs = Pairs(np.array([0, 0]), np.array([0, 1]), np.array([0.97, 0.62]))
     tp, fp = match(pairs, objects, np.zeros(1, np.int64), np.zeros((1, 2), np.bool_))
     # Where the better object is ignored, the other one is taken as far as it goes.
@@ -69,7 +69,7 @@ def test_the_order_of_pairs_does_not_matter():
     cell = np.repeat([0, 1, 2], 10)
     detections, objects = np.nonzero((ious >= 0.5) & (cell[:, None] == np.repeat([0, 1, 2], 4)))
     ranks = np.concatenate([rng.permutation(10) for _ in range(3)])
-    real = Objects(rng.random((12, 4)) < 0.3, rng.random(12) < 0.2, rng.random(12) < 0.9)
+    real = MatchTargets(rng.random((12, 4)) < 0.3, rng.random(12) < 0.2, rng.random(12) < 0.9)
     outside = rng.random((30, 4)) < 0.3
     expected = match(Pairs(detections, objects, ious[detections, objects]), real, ranks, outside)
     for _ in range(5):
@@ -81,7 +81,7 @@ def test_the_order_of_pairs_does_not_matter():
 def test_no_pairs():
     tp, fp = match(
         Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)),
-        Objects(np.empty((0, 4), np.bool_), np.empty(0, np.bool_), np.empty(0, np.bool_)),
+        MatchTargets(np.empty((0, 4), np.bool_), np.empty(0, np.bool_), np.empty(0, np.bool_)),
         np.arange(2),
         np.array([[False] * 4, [True] * 4]),
     )

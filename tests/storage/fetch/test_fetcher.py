@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.storage import filesystems
+from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch import fetcher as fetch_module
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
 from pipeline.storage.uris import AccessPolicy
@@ -105,7 +107,7 @@ class TestBothProtocols:
 
     def test_many_keep_their_order_and_share_one_client(self, flaky: FlakyServer, protocol: str) -> None:
         uris = [self.uri(flaky, protocol, f"ok.{index}") for index in range(100)]
-        assert fetcher(flaky, concurrency=16).fetch_many(uris) == [BODY] * 100
+        assert fetcher(flaky, fetch_concurrency=16).fetch_many(uris) == [BODY] * 100
         assert set(flaky.requests.values()) == {1}
         assert len(flaky.requests) == 100
 
@@ -316,11 +318,11 @@ def test_backoff_is_full_jitter_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> 
     def unavailable(*_: Any) -> bytes:
         raise FetchError("unavailable", "/a", "")
 
-    monkeypatch.setattr(fetch_module.random, "uniform", uniform)
+    monkeypatch.setattr(random, "uniform", uniform)
     monkeypatch.setattr(fetch_module.time, "sleep", waits.append)
     monkeypatch.setattr(fetch_module, "_read_local", unavailable)
-    settings = FetchSettings(max_attempts=6, backoff_base_s=1, backoff_cap_s=5, attempt_timeout_s=1, deadline_s=99)
+    settings = FetchSettings(max_attempts=6, attempt_timeout_s=1, deadline_s=99)
     with pytest.raises(FetchError):
-        Fetcher(settings).fetch("/a")
+        Fetcher(settings, backoff=Backoff(base_s=1, cap_s=5)).fetch("/a")
     assert waits == [1, 2, 4, 5, 5]
     assert bounds[:5] == waits

@@ -26,12 +26,10 @@ def test_error_pickles() -> None:
         {"attempt_timeout_s": 0},
         {"attempt_timeout_s": 10, "deadline_s": 9},
         {"max_attempts": 0},
-        {"concurrency": 0},
+        {"fetch_concurrency": 0},
         {"max_object_bytes": 0},
-        {"backoff_base_s": -1},
-        {"backoff_base_s": 2, "backoff_cap_s": 1},
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="must be"):
+    with pytest.raises(ValueError, match=r"must be|should be"):
         FetchSettings(**settings)

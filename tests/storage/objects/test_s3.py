@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from pipeline.storage.backoff import Backoff
 from pipeline.storage.objects import s3 as s3_objects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import UriError
@@ -66,7 +67,7 @@ def faulty_s3(faults: list[tuple[int, bool]]) -> Iterator[type[FaultyS3]]:
 class TestS3Faults:
     @pytest.fixture(autouse=True)
     def _no_waits(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(s3_objects, "BACKOFF_BASE_S", 0.001)
+        monkeypatch.setattr(s3_objects, "BACKOFF", Backoff(base_s=0.001))
 
     def test_a_file_is_one_request(self) -> None:
         with faulty_s3([]) as server:

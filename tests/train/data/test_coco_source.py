@@ -10,7 +10,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.evaluate.inputs.books import InputError
+from pipeline.coco.errors import InputError
 from pipeline.model.categories import Category
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.coco_source import read_coco

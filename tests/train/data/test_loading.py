@@ -1,34 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-from pipeline.annotate.stages.rows import RowError
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.loading import load_sample
-from testing.s3_server import S3Server, s3_server
+from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
 from tests.train.sample_cases import assert_sound
 
 PICTURES = PictureSource()
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        server.create_bucket("bucket")
-        yield server
-
-
 def test_a_sample_is_the_picture_with_its_objects(tmp_path: Path) -> None:
     uri = write_coco(tmp_path, [annotation(1, 1, [4, 5, 10, 8])])
     ((image,), _, _) = read_coco(uri, str(tmp_path))
     sample = load_sample(image, PICTURES)
-    assert not isinstance(sample, RowError)
+    assert not isinstance(sample, ImageFailure)
     assert_sound(sample)
     assert (sample.pixels == 1).all()
     assert sample.boxes.tolist() == [[4, 5, 14, 13]]
@@ -38,7 +28,7 @@ def test_a_missing_picture_is_a_value(tmp_path: Path) -> None:
     (image,) = empty_images(tmp_path, 1)
     gone = replace(image, uri=str(tmp_path / "gone.png"))
     found = load_sample(gone, PICTURES)
-    assert isinstance(found, RowError)
+    assert isinstance(found, ImageFailure)
     assert found.code == "not_found"
 
 
@@ -48,5 +38,5 @@ def test_objects_and_pictures_may_lie_in_s3(tmp_path: Path, s3: S3Server) -> Non
     s3.put("bucket", "set/images/1.png", (tmp_path / "1.png").read_bytes())
     ((image,), _, _) = read_coco(uri, "s3://bucket/set/images")
     sample = load_sample(image, PICTURES)
-    assert not isinstance(sample, RowError)
+    assert not isinstance(sample, ImageFailure)
     assert sample.boxes.tolist() == [[4, 5, 14, 13]]

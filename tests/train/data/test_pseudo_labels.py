@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import OutputError
-from pipeline.export.selection import Selection
 from pipeline.model.categories import Category
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError

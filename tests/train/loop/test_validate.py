@@ -10,7 +10,7 @@ import pytest
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
-from pipeline.train.loop.validate import found_block, truth_block, validate
+from pipeline.train.loop.validate import detection_block, truth_block, validate
 from pipeline.train.sample.sample import Sample
 from tests.evaluate.coco_cases import pycocotools_result
 from tests.train.loop_cases import CATEGORIES, scene, tiny_start
@@ -41,7 +41,7 @@ def as_coco(samples: list[Sample], found: list[Detections]):
                     "segmentation": {**rle, "counts": rle["counts"].decode()},
                 }
             )
-        own = found_block([detections])
+        own = detection_block([detections])
         for at in range(len(own.scores)):
             rle = own.rles[at]
             results.append(

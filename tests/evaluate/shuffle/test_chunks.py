@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate.shuffle import slices
-from pipeline.evaluate.shuffle.slices import Dealer, SliceStore, parts_of, slices_of
+from pipeline.evaluate.shuffle import chunks
+from pipeline.evaluate.shuffle.chunks import ChunkStore, Dealer, chunks_of, parts_of
 
 SCHEMA = pa.schema([("image_id", pa.int64()), ("row", pa.int64())])
 
@@ -24,15 +24,15 @@ SCHEMA = pa.schema([("image_id", pa.int64()), ("row", pa.int64())])
 def test_every_row_comes_back_in_its_part_and_order(
     ids: list[int], num_parts: int, at_once: int, buffer_bytes: int, tmp_path: Path
 ) -> None:
-    store = SliceStore(str(tmp_path))
+    store = ChunkStore(str(tmp_path))
     dealer = Dealer(store, "x", num_parts)
     table = pa.table([ids, range(len(ids))], schema=SCHEMA)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(slices, "BUFFER_BYTES", buffer_bytes)
+        patch.setattr(chunks, "BUFFER_BYTES", buffer_bytes)
         for start in range(0, len(ids), at_once):
             dealer.deal(table.slice(start, at_once), "image_id")
         files = dealer.close()
-    found = [store.read(slices_of(files, part), SCHEMA).to_pylist() for part in range(num_parts)]
+    found = [store.read(chunks_of(files, part), SCHEMA).to_pylist() for part in range(num_parts)]
     parts = parts_of(table["image_id"], num_parts).tolist()
     wanted = [
         [row for row, at in zip(table.to_pylist(), parts, strict=True) if at == part] for part in range(num_parts)
@@ -41,10 +41,10 @@ def test_every_row_comes_back_in_its_part_and_order(
 
 
 def test_the_buffer_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(chunks, "BUFFER_BYTES", 10_000)
     largest = {}
     for num_tables in (10, 100):
-        store, sizes = SliceStore(str(tmp_path)), []
+        store, sizes = ChunkStore(str(tmp_path)), []
         dealer = Dealer(store, f"x{num_tables}", 16)
         for start in range(0, 100 * num_tables, 100):
             ids = np.arange(start, start + 100)
@@ -56,7 +56,7 @@ def test_the_buffer_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pyt
 
 
 def test_nothing_is_read_for_an_empty_slice(tmp_path: Path) -> None:
-    store = SliceStore(str(tmp_path))
+    store = ChunkStore(str(tmp_path))
     file = store.write("a", pa.table([[1], [2]], schema=SCHEMA), np.array([1]), 3)
     assert (np.diff(file.offsets) > 0).tolist() == [False, True, False]
     (tmp_path / "a").unlink()

@@ -1,7 +1,7 @@
-"""Tables dealt into parts on scratch storage: one file holds a slice of each part, which is read by its byte range.
+"""Tables dealt into parts on scratch storage: one file holds a chunk of each part, which is read by its byte range.
 
 This is the shuffle of the evaluation. Whoever deals holds one buffer, however many parts there are, and writes it
-as one file when it is full; whoever reads a part asks each file for its slice. Rows of a part keep their order.
+as one file when it is full; whoever reads a part asks each file for its chunk. Rows of a part keep their order.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotate.pending.id_partitions import hash_ids, wide
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
+from pipeline.tables.arrays import Int64s
+from pipeline.tables.ids import hash_ids, wide
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
 _READS_AT_ONCE = 16
@@ -23,26 +24,26 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 @dataclass(frozen=True)
-class SliceFile:
-    """A file of slices.
+class ChunkFile:
+    """A file of chunks, one for each part.
 
     Attributes:
         name: below the store's URI.
-        offsets: [P + 1] bytes: slice ``p`` is ``offsets[p]`` to ``offsets[p + 1]``, empty where it has no rows.
+        offsets: [P + 1] bytes: chunk ``p`` is ``offsets[p]`` to ``offsets[p + 1]``, empty where it has no rows.
     """
 
     name: str
-    offsets: NDArray[np.int64]
+    offsets: Int64s
 
-    def part(self, number: int) -> Slice:
-        """The slice of a part."""
+    def part(self, number: int) -> Chunk:
+        """The chunk of a part."""
         start, stop = self.offsets[number : number + 2].tolist()
-        return Slice(self.name, start, stop)
+        return Chunk(self.name, start, stop)
 
 
 @dataclass(frozen=True)
-class Slice:
-    """Where a slice is: bytes ``start`` to before ``stop`` of a file."""
+class Chunk:
+    """Where a chunk is: bytes ``start`` to before ``stop`` of a file."""
 
     name: str
     start: int
@@ -50,8 +51,8 @@ class Slice:
 
 
 @dataclass(frozen=True)
-class SliceStore:
-    """A folder of slice files that all nodes reach. Picklable; whoever makes it removes the folder.
+class ChunkStore:
+    """A folder of such files that all nodes reach. Picklable; whoever makes it removes the folder.
 
     Attributes:
         uri: of the folder; need not exist.
@@ -59,14 +60,14 @@ class SliceStore:
 
     uri: str
 
-    def write(self, name: str, table: pa.Table, parts: NDArray[np.integer], num_parts: int) -> SliceFile:
+    def write(self, name: str, table: pa.Table, parts: NDArray[np.integer], num_parts: int) -> ChunkFile:
         """Write a file; the same name overwrites.
 
         Args:
             name: of the file.
-            table: N rows.
+            table: N rows in any order of their parts.
             parts: [N] which part each row belongs to, 0 to ``num_parts - 1``.
-            num_parts: P.
+            num_parts: P, how many there are.
         """
         order = np.argsort(parts, kind="stable")
         ends = np.cumsum(np.bincount(parts, minlength=num_parts)).tolist()
@@ -80,22 +81,22 @@ class SliceStore:
             offsets.append(sink.tell())
             first = end
         open_objects(self.uri).put(name, sink.getvalue())
-        return SliceFile(name, np.array(offsets, np.int64))
+        return ChunkFile(name, np.array(offsets, np.int64))
 
-    def read(self, slices: Iterable[Slice], schema: pa.Schema) -> pa.Table:
-        """The rows of slices, one after the other.
+    def read(self, chunks: Iterable[Chunk], schema: pa.Schema) -> pa.Table:
+        """The rows of chunks, one after the other.
 
         Args:
-            slices: those of one part, in the order in which the files were written.
+            chunks: those of one part, in the order in which the files were written.
             schema: of the rows, where there are none.
         """
-        tables = list(self.read_each(slices))
+        tables = list(self.read_each(chunks))
         return pa.concat_tables(tables).combine_chunks() if tables else schema.empty_table()
 
-    def read_each(self, slices: Iterable[Slice], reads_at_once: int = _READS_AT_ONCE) -> Iterator[pa.Table]:
-        """A table for each slice that has rows, some read ahead."""
+    def read_each(self, chunks: Iterable[Chunk], reads_at_once: int = _READS_AT_ONCE) -> Iterator[pa.Table]:
+        """A table for each chunk that has rows, some read ahead."""
         objects = open_objects(self.uri)
-        waiting = [s for s in slices if s.stop > s.start]
+        waiting = [s for s in chunks if s.stop > s.start]
         contents = map_ahead(
             lambda s: objects.read_range(s.name, s.start, s.stop), waiting, reads_at_once, 2 * reads_at_once
         )
@@ -110,16 +111,16 @@ class Dealer:
     Args:
         store: where the files go.
         name: what their names begin with.
-        num_parts: P.
+        num_parts: P, how many there are.
     """
 
-    def __init__(self, store: SliceStore, name: str, num_parts: int) -> None:
+    def __init__(self, store: ChunkStore, name: str, num_parts: int) -> None:
         self._store = store
         self._name = name
         self._num_parts = num_parts
         self._tables: list[pa.Table] = []
-        self._parts: list[NDArray[np.int64]] = []
-        self._files: list[SliceFile] = []
+        self._parts: list[Int64s] = []
+        self._files: list[ChunkFile] = []
         self._size_bytes = 0
 
     def deal(self, table: pa.Table, key: str) -> None:
@@ -130,7 +131,7 @@ class Dealer:
         if self._size_bytes >= BUFFER_BYTES:
             self._flush()
 
-    def close(self) -> tuple[SliceFile, ...]:
+    def close(self) -> tuple[ChunkFile, ...]:
         """All files, after the last rows."""
         self._flush()
         return tuple(self._files)
@@ -143,11 +144,11 @@ class Dealer:
             self._files.append(self._store.write(name, table, parts, self._num_parts))
 
 
-def parts_of(ids: pa.ChunkedArray, num_parts: int) -> NDArray[np.int64]:
+def parts_of(ids: pa.ChunkedArray, num_parts: int) -> Int64s:
     """[N] the part of each id."""
     return (hash_ids(wide(ids.combine_chunks())) % np.uint64(num_parts)).astype(np.int64)
 
 
-def slices_of(files: Sequence[SliceFile], part: int) -> list[Slice]:
-    """The slices of one part in all files."""
+def chunks_of(files: Sequence[ChunkFile], part: int) -> list[Chunk]:
+    """The chunks of one part in all files."""
     return [file.part(part) for file in files]

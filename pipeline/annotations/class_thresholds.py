@@ -1,4 +1,4 @@
-"""Which detections become labels: those with a score of at least their class's threshold."""
+"""The score from which a detection counts, by class."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config.base import did_you_mean
-from pipeline.config.loading import read_class_thresholds
-from pipeline.export.errors import ExportError
+from pipeline.config.base import Score, Text, did_you_mean
+from pipeline.config.loading import read_values
 from pipeline.model.categories import Category
+
+
+def read_class_thresholds(path: str | Path) -> dict[str, float]:
+    """Read a file of scores by category name, as ``model.class_thresholds_file`` and the export take it.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    return read_values(path, dict[Text, Score], "name: score")
 
 
 @dataclass(frozen=True)
@@ -40,21 +48,3 @@ class Selection:
         """Names with a threshold but without a category, each with what may have been meant."""
         names = [category.name for category in categories]
         return [f"{name!r}{did_you_mean(name, names)}" for name in self.class_thresholds if name not in names]
-
-
-def read_selection(thresholds_file: str | Path | None, min_score: float) -> Selection:
-    """A selection as the command line gives it.
-
-    Args:
-        thresholds_file: YAML ``{name: score}``, as the annotate config's ``class_thresholds_file``.
-        min_score: of the other classes, 0 to 1.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds something else.
-        ExportError: ``min_score`` is no score.
-    """
-    if not 0 <= min_score <= 1:
-        raise ExportError(f"a minimum score must be from 0 to 1, not {min_score}")
-    if thresholds_file is None:
-        return Selection(min_score)
-    return Selection(min_score, read_class_thresholds(thresholds_file))

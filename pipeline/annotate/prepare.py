@@ -1,0 +1,37 @@
+"""What a run settles before it starts: the model's settings, and the identity of what it writes."""
+
+from __future__ import annotations
+
+import json
+
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotations.ledger import Identity
+from pipeline.config.loading import ConfigError
+from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.settings import TestSettings
+from pipeline.provenance import code_version
+
+
+def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettings:
+    """The checkpoint's settings with those of the config.
+
+    Raises:
+        ConfigError: the config does not fit the checkpoint.
+    """
+    try:
+        config.model.label_thresholds([c.name for c in checkpoint.categories])
+        return config.model.settings(checkpoint.settings)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
+    """What every file of the output must agree in, and where it came from."""
+    return Identity(
+        model_name=f"{checkpoint.variant.name} ({checkpoint.source.get('file', 'unknown file')})",
+        weights_sha256=checkpoint.weights_sha256,
+        config_digest=config.content_digest(checkpoint.settings),
+        content_config=json.dumps(config.content(checkpoint.settings), sort_keys=True),
+        code_version=code_version(),
+        run_id=run_id,
+    )

@@ -1,0 +1,38 @@
+"""Rows of the output's schema to one of its files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotations.ledger import Identity, OutputStore
+
+
+@dataclass(frozen=True)
+class Write:
+    """The stage. All rows that it gets become one file, whole or not at all.
+
+    Attributes:
+        store: the output.
+        identity: for the file's footer.
+        compression_level: of zstd, 1 to 22.
+        fence: raises where this run may not write any more.
+        report: takes what was done.
+    """
+
+    store: OutputStore
+    identity: Identity
+    compression_level: int
+    fence: Callable[[], None]
+    report: Report
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One row for the file: ``name``, ``num_rows``, ``size_bytes``."""
+        started = time.perf_counter()
+        file = self.store.write_rows(rows, self.identity, compression_level=self.compression_level, fence=self.fence)
+        self.report(StageCounts(write_s=time.perf_counter() - started, written=file.num_rows, files=1))
+        return pa.table({"name": [file.name], "num_rows": [file.num_rows], "size_bytes": [file.size_bytes]})

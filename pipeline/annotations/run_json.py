@@ -1,0 +1,188 @@
+"""``run.json``, the report of an output's last run: the one writer and the one reader.
+
+::
+
+    run_id, state                        the run, and how it ended: see `RunState`
+    config                               all settings, defaults included; URIs without their secrets
+    identity, code, cluster              the model and the content settings; versions; machines
+    categories                           what the model tells apart, in the order of its labels
+    image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
+    images                               how many: manifest = annotated + failed; {} until the run has closed its books
+    failures, detections_per_category    failed images by error code; detections by category name
+    this_run                             speed of the images of this run alone, {} if there were none; the error, if any
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.annotations.data_file import OutputError
+from pipeline.config.images import ImagesConfig
+from pipeline.model.categories import Category
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import absolute, redact
+
+NAME = "run.json"
+
+
+class RunState(str, Enum):
+    """How far a run has come. The values are those of the file, and what jobs print."""
+
+    RUNNING = "running"  # or it was killed
+    FINISHED = "finished"
+    NOTHING_TO_DO = "nothing_to_do"  # finished by an earlier run
+    TOO_MANY_FAILURES = "too_many_failures"  # finished, with more failed images than the config allows
+    FAILED = "failed"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run closed its books: each image of the manifest has its row."""
+        return self not in (RunState.RUNNING, RunState.FAILED)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """Images of the manifest and what became of them; all 0 until the run has closed its books."""
+
+    manifest: int = 0
+    annotated: int = 0
+    failed: int = 0
+
+
+@dataclass
+class ThisRun:
+    """The images that this run worked on, without those of earlier runs; no rounds if there were none.
+
+    Attributes:
+        images: how many.
+        rounds: passes over what was pending; more than one if the audit found images missing.
+        seconds: of all rounds.
+        images_per_second: over all rounds.
+        replica_busy_share: 0 to 1.
+        time_split_s: seconds of work by stage, added up over all tasks.
+        error: why the run failed, or "".
+    """
+
+    images: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    replica_busy_share: float = 0.0
+    time_split_s: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(kw_only=True)
+class RunJson:
+    """What ``run.json`` says; the module's docstring describes its keys."""
+
+    run_id: str = ""
+    state: RunState
+    config: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, Any] = field(default_factory=dict)
+    code: dict[str, Any] = field(default_factory=dict)
+    cluster: dict[str, Any] = field(default_factory=dict)
+    categories: tuple[Category, ...] = ()
+    image_root: str | None = None
+    images: ImageCounts = ImageCounts()
+    failures: dict[str, int] = field(default_factory=dict)
+    detections_per_category: dict[str, int] = field(default_factory=dict)
+    this_run: ThisRun = field(default_factory=ThisRun)
+
+    @classmethod
+    def read(cls, uri: str) -> RunJson | None:
+        """The report of an output's last run; ``None`` if there is none.
+
+        A file of before the key ``image_root`` has the root as it was typed, in ``config.manifest``: the folder of
+        images, or what ``image_root`` was set to. The rows hold absolute URIs all the same, so a relative root is
+        taken as relative to the current directory, which is right where that is the directory that annotate ran in.
+        Keys that older code did not write have their defaults; unknown ones are passed over.
+
+        Args:
+            uri: of the output folder.
+
+        Raises:
+            OutputError: the file is damaged, or another program's.
+            UriError: the folder cannot be opened.
+        """
+        try:
+            content, _ = open_objects(uri).read(NAME)
+        except FileNotFoundError:
+            return None
+        try:
+            return _parse(content)
+        except ValueError as error:
+            raise OutputError(
+                f"{redact(uri)}/{NAME} is damaged, or not an annotate job's ({_reason(error)}): move it away; the next "
+                "run of annotate on this output writes it anew"
+            ) from None
+
+    def write(self, uri: str) -> None:
+        """Put it into an output folder, whole or not at all; what JSON does not know is written as text."""
+        values = asdict(self)
+        if not self.images.manifest:
+            values["images"] = {}
+        figures = values["this_run"]
+        error = figures.pop("error")
+        values["this_run"] = {**(figures if self.this_run.rounds else {}), **({"error": error} if error else {})}
+        open_objects(uri).put(NAME, json.dumps(values, indent=2, default=str).encode())
+
+    @property
+    def failed_fraction(self) -> float:
+        """Failed images over all images of the manifest."""
+        return self.images.failed / max(1, self.images.manifest)
+
+    @property
+    def apply_exif(self) -> bool | None:
+        """Whether pictures were turned as their EXIF orientation says, where the config tells."""
+        images = self.config.get("images")
+        return images.get("apply_exif") if isinstance(images, dict) else None
+
+    def images_config(self) -> ImagesConfig:
+        """How images were fetched and decoded.
+
+        Raises:
+            OutputError: it does not say so in a form that this code knows.
+        """
+        try:
+            return ImagesConfig.model_validate(self.config["images"])
+        except (KeyError, ValueError):
+            raise OutputError(
+                f"{NAME} does not say how images were read (config.images): it is not an annotate job's"
+            ) from None
+
+
+_RUN_JSON = TypeAdapter(RunJson)
+
+
+def _parse(content: bytes) -> RunJson:
+    values = json.loads(content)
+    run = _RUN_JSON.validate_python(values)
+    if "image_root" not in values:
+        run.image_root = _older_image_root(run.config)
+    return run
+
+
+def _older_image_root(config: dict[str, Any]) -> str | None:
+    manifest = config.get("manifest")
+    if not isinstance(manifest, dict):
+        return None
+    is_folder = manifest.get("format") in ("folder", "auto")  # of "auto", the URI of a table is no image's prefix
+    root = manifest.get("image_root") or (manifest.get("uri") if is_folder else None)
+    return absolute(root) if root else None
+
+
+def _reason(error: ValueError) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -1,0 +1,35 @@
+"""How images are read: a section of every job that reads some."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, Strict
+
+from pipeline.config.base import (
+    PositiveInt,
+    Section,
+    Uri,
+)
+from pipeline.storage.fetch.rules import FetchSettings
+from pipeline.storage.uris import AccessPolicy
+
+
+class ImagesConfig(Section, FetchSettings):
+    """How images are fetched and decoded. What exceeds a limit becomes a failed row, the run goes on."""
+
+    max_pixels: PositiveInt = Field(
+        default=100_000_000, description="Largest height x width that is decoded, in pixels."
+    )
+    apply_exif: bool = Field(
+        default=True, description="Turn pictures upright as their EXIF orientation says. false: pixels as stored."
+    )
+    allowed_roots: Annotated[tuple[Uri, ...], Strict(False)] | None = Field(
+        default=None,
+        description="Prefixes that images may be read from (s3://bucket/prefix, /data, https://host/). "
+        "null: anything but internal hosts. []: nothing, for manifests that hold the bytes.",
+    )
+
+    def access_policy(self) -> AccessPolicy:
+        """What may be read; ``allowed_roots: null`` allows everything but internal hosts."""
+        return AccessPolicy(self.allowed_roots)

@@ -1,0 +1,140 @@
+"""A few pictures segmented in batches on this machine, and what predictions.json says of them."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories
+from pipeline.drawing.draw import DrawOptions, draw
+from pipeline.drawing.file_names import PictureNames
+from pipeline.images.decode import ImageError, decode_image
+from pipeline.model.detections import Detections
+from pipeline.model.predictor import Predictor
+from pipeline.provenance import package_versions
+
+
+class _Picture(NamedTuple):
+    """An image that could be read."""
+
+    id: int
+    file: Path
+    output_name: str
+    pixels: np.ndarray
+
+
+class PredictRun:
+    """What has been found so far, and where it goes."""
+
+    def __init__(self, predictor: Predictor, options: DrawOptions, out: Path) -> None:
+        self.predictor, self.options, self.out = predictor, options, out
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[CocoAnnotation] = []
+        self.failed: list[dict[str, str]] = []
+        self.started = time.monotonic()
+
+    def run(self, files: Sequence[Path], batch_size: int) -> None:
+        """Segment all files, ``batch_size`` of them in memory at a time. Failures of single ones are data."""
+        taken = PictureNames()
+        names = [taken.of_stem(file.stem) for file in files]
+        for start in range(0, len(files), batch_size):
+            clock = time.monotonic()
+            batch = []
+            for i, file in enumerate(files[start : start + batch_size], start):
+                pixels = self._read(file)
+                if pixels is not None:
+                    batch.append(_Picture(i + 1, file, names[i], pixels))
+            found = self._predict(batch)
+            share_s = (time.monotonic() - clock) / max(1, len(batch))
+            for picture, detections in zip(batch, found, strict=True):
+                if detections is not None:
+                    self._keep(picture, detections, share_s)
+
+    def content(self, model: str) -> dict[str, Any]:
+        """predictions.json."""
+        predictor = self.predictor
+        info = {
+            "description": "instance masks predicted by maskfleet",
+            "date_created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "model": model,
+            "variant": asdict(predictor.variant),
+            "weights_sha256": predictor.weights_sha256,
+            "weights_source": predictor.source,
+            "settings": asdict(predictor.settings),
+            "precision": predictor.precision,
+            "device": str(predictor.device),
+            "versions": package_versions() | {"torch": str(torch.__version__)},
+        }
+        return {
+            "info": info,
+            "images": self.images,
+            "categories": coco_categories(predictor.categories),
+            "annotations": self.annotations,
+            "failed": self.failed,
+        }
+
+    def summary(self) -> str:
+        """One line for people."""
+        seconds = time.monotonic() - self.started
+        return (
+            f"{len(self.images)} images, {len(self.annotations)} detections, {len(self.failed)} failed "
+            f"in {seconds:.1f} s ({len(self.images) / seconds:.2f} images/s)"
+        )
+
+    def _read(self, file: Path) -> np.ndarray | None:
+        try:
+            return decode_image(file.read_bytes()).pixels
+        except ImageError as error:
+            self._fail(file, error.code, str(error))
+        except FileNotFoundError:
+            self._fail(file, "not_found", "no such file")
+        except IsADirectoryError:
+            self._fail(file, "not_found", "a folder without images")
+        except PermissionError:
+            self._fail(file, "access_denied", "permission denied")
+        except OSError as error:
+            self._fail(file, "read_error", str(error))
+        return None
+
+    def _predict(self, batch: Sequence[_Picture]) -> Sequence[Detections | None]:
+        """One result for each picture, None where the model failed (most likely for want of memory)."""
+        try:
+            return self.predictor.predict([picture.pixels for picture in batch], batch_size=max(1, len(batch)))
+        except (RuntimeError, ValueError) as error:
+            if len(batch) > 1:
+                return [self._predict([picture])[0] for picture in batch]
+            self._fail(batch[0].file, "model_error", str(error).partition("\n")[0][:300])
+            return [None]
+
+    def _keep(self, picture: _Picture, found: Detections, seconds: float) -> None:
+        clock = time.monotonic()
+        height, width = found.image_size
+        categories, rles = self.predictor.categories, found.rle()
+        objects = found.boxes, found.labels, found.scores, rles
+        drawn = draw(picture.pixels, *objects, categories, options=self.options)
+        Image.fromarray(drawn).save(self.out / picture.output_name)
+        self.annotations += coco_annotations(found, picture.id, categories, len(self.annotations) + 1, rles)
+        self.images.append(
+            {
+                "id": picture.id,
+                "file_name": picture.file.as_posix(),
+                "height": height,
+                "width": width,
+                "picture": picture.output_name,
+            }
+        )
+        seconds += time.monotonic() - clock
+        print(f"{picture.file}: {len(found)} detections, {seconds:.2f} s", flush=True)
+
+    def _fail(self, file: Path, code: str, message: str) -> None:
+        self.failed.append({"file_name": file.as_posix(), "error_code": code, "error_message": message})
+        print(f"{file}: failed: {code}: {message}", file=sys.stderr, flush=True)

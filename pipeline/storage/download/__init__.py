@@ -1,1 +1,0 @@
-"""Files of public models, fetched once into a cache."""

@@ -1,0 +1,49 @@
+"""Local files that appear whole or not at all: written under a hidden name beside their place, and renamed."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def temporary_name(name: str) -> str:
+    """A hidden name beside ``name``, a path or key with ``/``, that no other writer uses."""
+    folder, slash, base = name.rpartition("/")
+    return f"{folder}{slash}.{base}.{uuid.uuid4().hex}.tmp"
+
+
+@contextmanager
+def write_whole(path: str | Path) -> Iterator[Path]:
+    """A name to write to; the file is at ``path``, and on the disk, once the block ends without an error.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with temporary_file(path) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(temporary.parent)
+
+
+@contextmanager
+def temporary_file(path: str | Path) -> Iterator[Path]:
+    """A hidden name beside ``path``, whose folder is made; what still has it at the end of the block is removed."""
+    temporary = Path(temporary_name(os.path.abspath(path)))
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Have what was written to a file, or the names in a folder, reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
