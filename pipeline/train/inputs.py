@@ -16,8 +16,7 @@ from pipeline.train.config import DataConfig, SourceConfig
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.draws import Draws
-from pipeline.train.data.labelled import DataError, LabelledImage, LabelledTable
-from pipeline.train.data.loading import load_sample
+from pipeline.train.data.labelled import DataError, LabelledImage, LabelledTable, load_sample
 from pipeline.train.data.pseudo_labels import ScoreBands, read_pseudo_labels
 from pipeline.train.sample.sample import Sample
 

@@ -19,8 +19,7 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.model.batch import Batch
 from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.coco_source import read_coco
-from pipeline.train.data.draws import Draws
-from pipeline.train.data.epoch_order import epoch_order
+from pipeline.train.data.draws import Draws, epoch_order
 from pipeline.train.data.labelled import DataError, LabelledTable
 from pipeline.train.feed import Feed
 from pipeline.train.sample.collate import collate

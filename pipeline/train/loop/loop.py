@@ -28,9 +28,8 @@ from pipeline.model.predictor import load_model
 from pipeline.model.settings import SamplingConfig
 from pipeline.train.distributed import parallel, worker_rank
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position, load_optimizer_state, optimizer_state
-from pipeline.train.loop.ema import WeightAverage
 from pipeline.train.loop.finite import NonFiniteLoss, check_finite
-from pipeline.train.loop.optimizer import make_optimizer, set_lr
+from pipeline.train.loop.optimizer import WeightAverage, make_optimizer, set_lr
 from pipeline.train.loop.settings import LoopConfig
 from pipeline.train.loop.start import Start
 from pipeline.train.loop.telemetry import Curves, Step, Telemetry
