@@ -1,11 +1,16 @@
-"""A detector small enough to run in milliseconds, with every kind of layer."""
+"""Detectors small enough to run in milliseconds: `SMALL` with every kind of layer, `TINY` for runs of whole jobs."""
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Sequence
 
+import numpy as np
+import torch
+
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.settings import TestSettings
 
 SMALL = CascadeVariant(
@@ -23,6 +28,30 @@ SMALL = CascadeVariant(
 )
 SMALL_CATEGORIES = tuple(Category(10 * i + 3, f"thing {i}") for i in range(SMALL.num_classes))
 SMALL_SETTINGS = TestSettings(short_side=96, long_side=160, proposals_per_level=100, proposals=60, max_detections=30)
+
+TINY = CascadeVariant(
+    "tiny",
+    embed_dim=8,
+    depths=(1, 1, 1, 1),
+    num_heads=(1, 1, 2, 2),
+    num_classes=3,
+    fpn_channels=8,
+    box_convs=1,
+    box_channels=8,
+    box_fc=16,
+    mask_convs=1,
+    mask_channels=8,
+)
+# A threshold of 0: random weights are sure of nothing, and the tests want detections.
+TINY_SETTINGS = TestSettings(short_side=64, long_side=96, proposals=40, score_threshold=0.0, max_detections=5)
+
+
+def random_checkpoint(variant: CascadeVariant, categories: Sequence[Category], settings: TestSettings) -> Checkpoint:
+    """Weights that are always the same, and mean nothing."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = CascadeMaskRCNN(variant).state_dict()
+    return Checkpoint(weights, variant, tuple(categories), settings, {"file": "made up"})
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
-from pipeline.model.settings import Sampling
+from pipeline.model.settings import SamplingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -147,7 +147,7 @@ class Network(Generic[V, D]):
     """
 
     build: Callable[[V, float], D]
-    loss: Callable[[D, Sampling], nn.Module]
+    loss: Callable[[D, SamplingConfig], nn.Module]
     initialise: Callable[[D, int], None]
     initialise_class_layers: Callable[[D], list[str]]
     decays: Callable[[str], bool]

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from pydantic import Field
+
+from pipeline.config.base import PositiveInt, Section
+
 # ImageNet statistics of RGB in 0..255, as in every published config.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -61,22 +65,27 @@ class Quota:
     positive_fraction: float
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How much of an image the losses look at; the defaults are the published numbers.
+class SamplingConfig(Section):
+    """How much of each image the losses look at. Defaults are the published numbers."""
 
-    Attributes:
-        anchors: of the proposal network.
-        proposals: that it hands to the first stage, of each level and then of the image.
-        rois: of each stage.
-    """
+    anchors: PositiveInt = Field(default=256, description="Anchors of the RPN, half positive.")
+    proposals: PositiveInt = Field(default=2000, description="Proposals that the first stage is given.")
+    rois: PositiveInt = Field(
+        default=512, description="RoIs of each stage, a quarter positive. Small pictures need fewer."
+    )
 
-    anchors: Quota = Quota(256, positive_fraction=0.5)
-    proposals: int = 2000
-    rois: Quota = Quota(512, positive_fraction=0.25)
+    @property
+    def anchor_quota(self) -> Quota:
+        """Of the proposal network."""
+        return Quota(self.anchors, positive_fraction=0.5)
+
+    @property
+    def roi_quota(self) -> Quota:
+        """Of each stage."""
+        return Quota(self.rois, positive_fraction=0.25)
 
 
-PUBLISHED = Sampling()
+PUBLISHED_SAMPLING = SamplingConfig()
 
 
 def checked_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:

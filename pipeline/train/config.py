@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
 from pipeline.config.base import (
     ConfigError,
-    Count,
     PositiveFloat,
     PositiveInt,
     Score,
@@ -23,15 +22,11 @@ from pipeline.config.base import (
 from pipeline.config.images import ImagesConfig
 from pipeline.model.architecture import Variant
 from pipeline.model.architectures import KNOWN_MODELS, VARIANTS, Sizes, VariantName, architecture_of
-from pipeline.model.settings import PUBLISHED, Sampling, TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import redact
-from pipeline.train.augment import Augment
-from pipeline.train.loop.settings import LoopSettings, OptimizerSettings, Schedule
-from pipeline.train.multi_scale import MultiScale
-from pipeline.train.scale_jitter import ScaleJitter
+from pipeline.train.augment import AugmentConfig
+from pipeline.train.loop.settings import Fraction, LoopConfig
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-_OPTIMIZER, _SCHEDULE, _SAMPLING = OptimizerSettings(), Schedule(), PUBLISHED
 _DROP_PATHS = ", ".join(f"{name} {architecture_of(variant).drop_path(variant)}" for name, variant in VARIANTS.items())
 
 
@@ -167,91 +162,6 @@ class TrainModelConfig(Section):
         return settings
 
 
-class AugmentConfig(Section):
-    """What happens to a picture before it is learnt from."""
-
-    scale: Literal["multi_scale", "large_scale_jitter", "none"] = Field(
-        default="multi_scale",
-        description="multi_scale: as the published models were trained (short side 480 to 800 pixels, perhaps cut "
-        "before). large_scale_jitter: scaled to 0.1 to 2 times a square and cut to it. none: the picture's own size.",
-    )
-    side: PositiveInt = Field(default=1024, description="Side of the square of large_scale_jitter, in pixels.")
-    scale_range: Annotated[tuple[PositiveFloat, PositiveFloat], Strict(False)] = Field(
-        default=(0.1, 2.0), description="Smallest and largest scale of large_scale_jitter."
-    )
-    flip: Score = Field(default=0.5, description="Chance that left and right are swapped.")
-    copy_paste: Score = Field(default=0.0, description="Chance that objects of another image are pasted in.")
-
-    @model_validator(mode="after")
-    def _makes_sense(self) -> AugmentConfig:
-        self.steps()
-        return self
-
-    def steps(self) -> Augment:
-        """The augmentation."""
-        if self.scale == "large_scale_jitter":
-            return Augment(ScaleJitter(self.side, *self.scale_range), self.flip, self.copy_paste)
-        return Augment(MultiScale() if self.scale == "multi_scale" else None, self.flip, self.copy_paste)
-
-
-class SamplingConfig(Section):
-    """How much of each image the losses look at. Defaults are the published numbers."""
-
-    anchors: PositiveInt = Field(default=_SAMPLING.anchors.count, description="Anchors of the RPN, half positive.")
-    proposals: PositiveInt = Field(default=_SAMPLING.proposals, description="Proposals that the first stage is given.")
-    rois: PositiveInt = Field(
-        default=_SAMPLING.rois.count, description="RoIs of each stage, a quarter positive. Small pictures need fewer."
-    )
-
-    def of_loop(self) -> Sampling:
-        """As the loop takes it; the shares of positives stay."""
-        return Sampling(
-            replace(_SAMPLING.anchors, count=self.anchors), self.proposals, replace(_SAMPLING.rois, count=self.rois)
-        )
-
-
-class OptimizerConfig(Section):
-    """AdamW, and how the learning rate goes. Defaults are the published ones."""
-
-    lr: PositiveFloat = Field(default=_OPTIMIZER.lr, description="Learning rate after the warm-up.")
-    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
-        default=_OPTIMIZER.betas, description="Decay of the two moments."
-    )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(
-        default=_OPTIMIZER.weight_decay, description="Of all weights but norms and relative position biases."
-    )
-    max_grad_norm: PositiveFloat | None = Field(
-        default=_OPTIMIZER.max_grad_norm, description="Longer gradients are scaled down to this. null: never."
-    )
-    ema_decay: Fraction | None = Field(
-        default=None, description="Of a moving average of the weights, which is then what is written. null: none."
-    )
-
-
-class ScheduleConfig(Section):
-    """How long, and with which learning rate. Defaults are the published ones (36 epochs)."""
-
-    epochs: PositiveInt = Field(default=_SCHEDULE.epochs, description="Of the whole training.")
-    warmup_iterations: Count = Field(
-        default=_SCHEDULE.warmup_iterations, description="Steps over which the learning rate grows."
-    )
-    warmup_factor: Annotated[float, Field(ge=0, le=1)] = Field(
-        default=_SCHEDULE.warmup_factor, description="Share of the learning rate in the first step."
-    )
-    steps: Annotated[tuple[PositiveInt, ...], Strict(False)] = Field(
-        default=_SCHEDULE.steps, description="Finished epochs after which the learning rate drops."
-    )
-    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
-        default=_SCHEDULE.gamma, description="What it is multiplied by at each of them."
-    )
-
-    @model_validator(mode="after")
-    def _steps_ascend(self) -> ScheduleConfig:
-        if list(self.steps) != sorted(set(self.steps)):
-            raise ValueError("steps must ascend")
-        return self
-
-
 class TrainResourcesConfig(Section):
     """What the job takes of the cluster. Workers are part of what is computed; the rest changes no result."""
 
@@ -282,22 +192,12 @@ class TrainOutputConfig(Section):
     )
 
 
-class TrainConfig(Section):
+class TrainConfig(LoopConfig):
     """The training job: images with masks to a checkpoint that annotate takes."""
 
     data: DataConfig = Field(description="What is learnt from, and how it is read.")
     model: TrainModelConfig = Field(description="What is trained.")
     augment: AugmentConfig = Field(default=AugmentConfig(), description="What happens to a picture before.")
-    sampling: SamplingConfig = Field(default=SamplingConfig(), description="How much of each image the losses look at.")
-    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW.")
-    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How long.")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: faster on GPUs, by autocast.")
-    activation_checkpointing: bool = Field(
-        default=False, description="Compute the backbone's activations twice: less memory, slower."
-    )
-    evaluate_every: PositiveInt = Field(default=1, description="Epochs between two validations.")
-    log_every: PositiveInt = Field(default=50, description="Steps between two lines of the log.")
-    seed: Count = Field(default=0, description="Of everything that is drawn.")
     resources: TrainResourcesConfig = Field(
         default=TrainResourcesConfig(), description="What the job takes of the cluster."
     )
@@ -311,22 +211,6 @@ class TrainConfig(Section):
         if any(place(source.uri) == output for source in self.data.train):
             raise ValueError("output.uri is one of data.train: give the training a folder of its own")
         return self
-
-    def loop_settings(self) -> LoopSettings:
-        """As the loop takes them."""
-        optimizer = self.optimizer.model_dump(exclude={"ema_decay"})
-        return LoopSettings(
-            seed=self.seed,
-            optimizer=OptimizerSettings(**optimizer),
-            schedule=Schedule(**self.schedule.model_dump()),
-            sampling=self.sampling.of_loop(),
-            precision=self.precision,
-            activation_checkpointing=self.activation_checkpointing,
-            ema_decay=self.optimizer.ema_decay,
-            evaluate_every=self.evaluate_every,
-            save_every=self.output.save_every,
-            log_every=self.log_every,
-        )
 
     def content(self) -> dict[str, Any]:
         """What a run that goes on must have in common with the one that began; JSON-able and without secrets.

@@ -11,13 +11,12 @@ from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.categories import Category
 from pipeline.storage.uris import absolute
-from pipeline.train.augment import Augment
+from pipeline.train.augment import AugmentConfig
 from pipeline.train.config import DataConfig, SourceConfig
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.draws import Draws
-from pipeline.train.data.labelled import DataError, LabelledImage, LabelledTable
-from pipeline.train.data.loading import load_sample
+from pipeline.train.data.labelled import DataError, LabelledImage, LabelledTable, load_sample
 from pipeline.train.data.pseudo_labels import ScoreBands, read_pseudo_labels
 from pipeline.train.sample.sample import Sample
 
@@ -119,7 +118,7 @@ def picture_source(config: DataConfig) -> PictureSource:
     return PictureSource.of_config(images)
 
 
-def draws_of(config: DataConfig, inputs: Inputs, augment: Augment, seed: int) -> Draws:
+def draws_of(config: DataConfig, inputs: Inputs, augment: AugmentConfig, seed: int) -> Draws:
     """What is learnt from, in which order."""
     weights = tuple(source.weight for source in config.train if source.weight is not None)
     return Draws(inputs.sources, weights or None, picture_source(config), augment, seed, config.epoch_size)

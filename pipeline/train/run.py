@@ -81,7 +81,7 @@ def train(config: TrainConfig) -> Trained:
         start = _fresh(config, inputs) if saved is None else _continued(config, inputs, saved)
         for line in start.said:
             logger.info("%s", line)
-        draws = draws_of(config.data, inputs, config.augment.steps(), config.seed)
+        draws = draws_of(config.data, inputs, config.augment, config.seed)
         per_epoch = draws.steps_of(config.data.batch_size * config.resources.workers)
         if saved is not None and saved.position.iteration >= config.schedule.epochs * per_epoch:
             result = Result(saved.position, {})

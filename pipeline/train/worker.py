@@ -81,9 +81,10 @@ class Work:
             feed,
             ray.get(self.validation),
             CheckpointFolder(config.output.uri),
-            config.loop_settings(),
+            config,
             device,
             record=self.record,
+            save_every=config.output.save_every,
             curves_uri=config.output.uri,
         )
         unreadable = gather_to_first(feed.unreadable)

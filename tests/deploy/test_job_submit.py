@@ -25,16 +25,12 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
-from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
-from pipeline.model.settings import TestSettings
-from testing.small_model import picture
+from pipeline.model.files.checkpoints import save_checkpoint
+from testing.small_model import TINY, TINY_SETTINGS, picture, random_checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -43,11 +39,6 @@ BIN = Path(sys.executable).parent
 STARTUP_TIMEOUT_S = 240.0
 JOB_TIMEOUT_S = 600.0
 MARK = "MASKFLEET_TEST_CLUSTER"  # inherited by every process of the cluster, so that each can be found
-TINY = CascadeVariant(
-    "tiny", 8, (1, 1, 1, 1), (1, 1, 2, 2), num_classes=2, fpn_channels=8, box_convs=1, box_channels=8,
-    box_fc=16, mask_convs=1, mask_channels=8,
-)  # fmt: skip
-SETTINGS = TestSettings(short_side=64, long_side=96, proposals=40, score_threshold=0.0, max_detections=5)
 
 
 @dataclass(frozen=True)
@@ -189,11 +180,8 @@ def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures.mkdir()
     for package in ("pipeline", "jobs"):
         shutil.copytree(REPOSITORY / package, shipped / package, ignore=shutil.ignore_patterns("__pycache__"))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        weights = CascadeMaskRCNN(TINY).state_dict()
-    categories = (Category(1, "ball"), Category(2, "tile"))
-    save_checkpoint(Checkpoint(weights, TINY, categories, SETTINGS), folder / "tiny.safetensors")
+    categories = (Category(1, "ball"), Category(2, "tile"), Category(3, "kite"))
+    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), folder / "tiny.safetensors")
     for i in range(6):
         Image.fromarray(picture(48, 64, seed=i)).save(pictures / f"{i}.png")
     config: dict[str, Any] = {

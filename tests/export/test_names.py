@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from pipeline.export.names import UniqueNames
+from pipeline.export.formats.yolo import UniqueNames
 
 
 def test_names_that_are_taken() -> None:

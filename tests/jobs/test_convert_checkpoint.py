@@ -17,7 +17,8 @@ from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.files.backbones import read_backbone
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.predictor import load_model
-from tests.jobs.conftest import CATEGORIES, SETTINGS, TINY
+from testing.small_model import TINY, TINY_SETTINGS
+from tests.jobs.conftest import CATEGORIES
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official
 
 State = dict[str, Tensor]
@@ -70,7 +71,7 @@ def test_own_file_with_other_settings(tiny_model: Path, tiny_checkpoint: Checkpo
     assert converted.categories == CATEGORIES
     settings = converted.settings
     assert (settings.short_side, settings.score_threshold, settings.max_detections) == (32, 0.2, 7)
-    assert settings.long_side == SETTINGS.long_side
+    assert settings.long_side == TINY_SETTINGS.long_side
 
 
 def test_parameter_count(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

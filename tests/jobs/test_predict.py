@@ -14,7 +14,8 @@ from pycocotools.coco import COCO
 from jobs import predict
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
-from tests.jobs.conftest import CATEGORIES, SETTINGS
+from testing.small_model import TINY_SETTINGS
+from tests.jobs.conftest import CATEGORIES
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:
@@ -66,7 +67,7 @@ class TestGoodAndBadFiles:
     def test_pycocotools_reads_it(self, outcome: Outcome) -> None:
         _, content, out = outcome
         coco = COCO(out / "predictions.json")
-        assert len(coco.anns) == len(content["annotations"]) == 4 * SETTINGS.max_detections
+        assert len(coco.anns) == len(content["annotations"]) == 4 * TINY_SETTINGS.max_detections
         assert [c["name"] for c in coco.loadCats([3, 7, 12])] == ["cat", "Äpfel", "traffic light"]
         for annotation in coco.anns.values():
             image = coco.imgs[annotation["image_id"]]

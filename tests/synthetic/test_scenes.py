@@ -14,7 +14,7 @@ from pipeline.evaluate.inputs.ground_truth import deal_truth
 from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.synthetic.scenes import CATEGORIES, MOST_OBJECTS, VISIBLE_PIXELS, Scene, render_scene, write_scenes
 from pipeline.train.data.coco_source import read_coco
-from pipeline.train.data.loading import load_sample
+from pipeline.train.data.labelled import load_sample
 from pipeline.train.sample.sample import Sample
 
 NUM_SCENES = 150

@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+import testing.small_model
 from pipeline.model.batch import Batch
 from pipeline.model.cascade_mask_rcnn.initialise import initialise
-from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
 from pipeline.model.settings import TestSettings
 from pipeline.train.loop.start import Start, start_from
 from pipeline.train.sample.collate import collate
 from pipeline.train.sample.sample import Sample
 
-TINY = CascadeVariant(
-    "tiny",
-    embed_dim=8,
-    depths=(1, 1, 2, 1),
-    num_heads=(1, 1, 2, 2),
-    num_classes=2,
-    fpn_channels=8,
-    box_convs=1,
-    box_channels=8,
-    box_fc=16,
-    mask_convs=1,
-    mask_channels=8,
-)
+TINY = replace(testing.small_model.TINY, depths=(1, 1, 2, 1), num_classes=2)
 CATEGORIES = (Category(4, "box"), Category(9, "bar"))
 SETTINGS = TestSettings(short_side=64, long_side=64, proposals_per_level=50, proposals=40, max_detections=10)
 CPU = torch.device("cpu")

@@ -9,11 +9,10 @@ import yaml
 
 from pipeline.config.loading import ConfigError, load_config
 from pipeline.model.cascade_mask_rcnn.variants import SWIN_T
-from pipeline.model.settings import PUBLISHED, Quota, Sampling, TestSettings
+from pipeline.model.settings import PUBLISHED_SAMPLING, Quota, TestSettings
+from pipeline.train.augment import MultiScale, ScaleJitter
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop.settings import OptimizerSettings, Schedule
-from pipeline.train.multi_scale import MultiScale
-from pipeline.train.scale_jitter import ScaleJitter
+from pipeline.train.loop.settings import OptimizerConfig, ScheduleConfig
 
 COCO = {"uri": "/data/train.json", "image_root": "/data/images"}
 
@@ -32,11 +31,13 @@ def config(**sections: Any) -> TrainConfig:
 
 
 def test_defaults_are_the_published_ones() -> None:
-    loop = config().loop_settings()
-    assert loop.optimizer == OptimizerSettings()
-    assert loop.schedule == Schedule()
-    assert (loop.precision, loop.ema_decay) == ("fp32", None)
-    assert config().augment.steps().rescale == MultiScale()
+    optimizer, schedule = config().optimizer, config().schedule
+    assert (optimizer.lr, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.05)
+    assert (optimizer.max_grad_norm, optimizer.ema_decay) == (None, None)
+    assert (schedule.epochs, schedule.steps, schedule.gamma) == (36, (27, 33), 0.1)
+    assert (schedule.warmup_iterations, schedule.warmup_factor) == (500, 0.001)
+    assert config().precision == "fp32"
+    assert config().augment.rescale() == MultiScale()
     assert config().model.architecture() == SWIN_T
 
 
@@ -46,9 +47,10 @@ def test_ready_configs_are_valid(path: Path) -> None:
 
 
 def test_published_sampling_and_what_small_pictures_need() -> None:
-    assert config().loop_settings().sampling == PUBLISHED
-    few = config(sampling={"anchors": 64, "proposals": 200, "rois": 48}).loop_settings().sampling
-    assert few == Sampling(Quota(64, 0.5), 200, Quota(48, 0.25))
+    assert config().sampling == PUBLISHED_SAMPLING
+    assert (PUBLISHED_SAMPLING.anchor_quota, PUBLISHED_SAMPLING.roi_quota) == (Quota(256, 0.5), Quota(512, 0.25))
+    few = config(sampling={"anchors": 64, "proposals": 200, "rois": 48}).sampling
+    assert (few.anchor_quota, few.proposals, few.roi_quota) == (Quota(64, 0.5), 200, Quota(48, 0.25))
 
 
 def test_what_is_set_arrives() -> None:
@@ -61,11 +63,10 @@ def test_what_is_set_arrives() -> None:
         seed=4,
         output={"uri": "/data/run", "save_every": 100},
     )
-    loop = found.loop_settings()
-    assert loop.optimizer == OptimizerSettings(lr=0.01, betas=(0.8, 0.9), max_grad_norm=5)
-    assert loop.schedule == Schedule(epochs=3, steps=(2,), warmup_iterations=0)
-    assert (loop.precision, loop.seed, loop.ema_decay, loop.save_every) == ("bf16", 4, 0.99, 100)
-    assert found.augment.steps().rescale == ScaleJitter(160, 0.5, 1.5)
+    assert found.optimizer == OptimizerConfig(lr=0.01, betas=(0.8, 0.9), max_grad_norm=5, ema_decay=0.99)
+    assert found.schedule == ScheduleConfig(epochs=3, steps=(2,), warmup_iterations=0)
+    assert (found.precision, found.seed, found.output.save_every) == ("bf16", 4, 100)
+    assert found.augment.rescale() == ScaleJitter(160, 0.5, 1.5)
     variant = found.model.architecture()
     assert variant is not None
     assert (variant.embed_dim, variant.fpn_channels) == (32, 256)

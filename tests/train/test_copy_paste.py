@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.train.copy_paste import copy_paste
+from pipeline.train.augment import copy_paste
 from pipeline.train.sample.geometry import MIN_PIXELS, mask_boxes
 from pipeline.train.sample.sample import Sample
 from tests.train.sample_cases import assert_equal, assert_sound, num_overlapping, random_sample, rngs, samples

@@ -14,18 +14,25 @@ from torch import nn
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.train.distributed import from_first, gather_to_first, mean_over_workers, num_workers, parallel
+from pipeline.train.distributed import (
+    SyncedBatchNorm2d,
+    from_first,
+    gather_to_first,
+    mean_over_workers,
+    num_workers,
+    parallel,
+    synchronise,
+)
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
 from pipeline.train.loop.loop import train
-from pipeline.train.loop.settings import LoopSettings, OptimizerSettings, Schedule
+from pipeline.train.loop.settings import LoopConfig, OptimizerConfig, ScheduleConfig
 from pipeline.train.loop.telemetry import Step
 from pipeline.train.loop.validate import validate
 from pipeline.train.sample.collate import collate
-from pipeline.train.sync_batch_norm import SyncedBatchNorm2d, synchronise
 from tests.train.loop_cases import CPU, VALIDATION, Scenes, scene, tiny_start
 
-SETTINGS = LoopSettings(
-    optimizer=OptimizerSettings(lr=1e-3), schedule=Schedule(epochs=1, warmup_iterations=0, steps=())
+SETTINGS = LoopConfig(
+    optimizer=OptimizerConfig(lr=1e-3), schedule=ScheduleConfig(epochs=1, warmup_iterations=0, steps=())
 )
 
 

@@ -17,14 +17,12 @@ from ray.data import DataContext
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.batch import Batch
-from pipeline.train.augment import Augment
+from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.coco_source import read_coco
-from pipeline.train.data.draws import Draws
-from pipeline.train.data.epoch_order import epoch_order
+from pipeline.train.data.draws import Draws, epoch_order
 from pipeline.train.data.labelled import DataError, LabelledTable
 from pipeline.train.feed import Feed
 from pipeline.train.sample.collate import collate
-from pipeline.train.scale_jitter import ScaleJitter
 from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
 from tests.train.loop_cases import CPU
@@ -47,7 +45,7 @@ def _same(one: Batch, other: Batch) -> bool:
 def draws(tmp_path: Path) -> Draws:
     objects = [annotation(n, n, [n % 7, 2, 12, 9], 7 if n % 2 else 3) for n in range(1, 40)]
     images, _, _ = read_coco(write_coco(tmp_path, objects, num_images=43), str(tmp_path))
-    augment = Augment(ScaleJitter(64, 0.8, 1.2), copy_paste=0.5)
+    augment = AugmentConfig(scale="large_scale_jitter", side=64, scale_range=(0.8, 1.2), copy_paste=0.5)
     return Draws([LabelledTable.of(images)], None, PictureSource(), augment, seed=3)
 
 
@@ -77,7 +75,7 @@ class SlowFor(PictureSource):
 def test_a_slow_task_does_not_change_the_order(ray_cluster: None, tmp_path: Path) -> None:
     images, order = empty_images(tmp_path, 64), epoch_order([64], None, 0, 3)
     pictures = SlowFor(slow=images[order[0]].uri)
-    draws = Draws([LabelledTable.of(images)], None, pictures, Augment(flip=0), seed=3)
+    draws = Draws([LabelledTable.of(images)], None, pictures, AugmentConfig(scale="none", flip=0), seed=3)
     found = [image_id for batch in _feed(draws, batch=4).batches(0, 0) for image_id in batch.image_ids]
     assert found == (order + 1).tolist()
     assert not DataContext.get_current().execution_options.preserve_order, "other datasets keep their settings"
@@ -96,7 +94,7 @@ def test_pictures_in_s3(ray_s3: S3Server, tmp_path: Path) -> None:
     for number in (1, 2, 3):
         ray_s3.put("pictures", f"feed/{number}.png", (tmp_path / f"{number}.png").read_bytes())
     images, _, _ = read_coco(uri, "s3://pictures/feed")
-    draws = Draws([LabelledTable.of(images)], None, PictureSource(), Augment(flip=0), seed=3)
+    draws = Draws([LabelledTable.of(images)], None, PictureSource(), AugmentConfig(scale="none", flip=0), seed=3)
     (batch,) = _feed(draws, batch=3).batches(0, 0)
     assert sorted(batch.image_ids) == [1, 2, 3]
     assert torch.cat([target.boxes for target in batch.targets]).tolist() == [[4, 5, 14, 13]]
@@ -105,7 +103,7 @@ def test_pictures_in_s3(ray_s3: S3Server, tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said_once(ray_cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     images = empty_images(tmp_path, 6)
     (tmp_path / "4.png").write_bytes(b"no picture")
-    draws = Draws([LabelledTable.of(images)], None, PictureSource(), Augment(), seed=3)
+    draws = Draws([LabelledTable.of(images)], None, PictureSource(), AugmentConfig(scale="none"), seed=3)
     feed = _feed(draws, batch=3)
     for epoch in range(2):
         assert all(4 not in batch.image_ids for batch in feed.batches(epoch, 0))
@@ -116,7 +114,7 @@ def test_what_cannot_be_read_is_said_once(ray_cluster: None, tmp_path: Path, cap
 
 def test_bad_data_stop_the_worker_with_their_own_error(ray_cluster: None, tmp_path: Path) -> None:
     images = [replace(image, size=(30, 20)) for image in empty_images(tmp_path, 3)]
-    draws = Draws([LabelledTable.of(images)], None, PictureSource(), Augment(), seed=3)
+    draws = Draws([LabelledTable.of(images)], None, PictureSource(), AugmentConfig(scale="none"), seed=3)
     with pytest.raises(DataError, match=r"^image \d: the picture is 20 x 30"):
         list(_feed(draws).batches(0, 0))
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 
 from pipeline.images.sizes import scaled_size
-from pipeline.train import multi_scale
-from pipeline.train.multi_scale import MultiScale
+from pipeline.train import augment
+from pipeline.train.augment import MultiScale
 from pipeline.train.sample.sample import Sample
 from tests.train.sample_cases import assert_sound, random_sample, rngs, samples
 
@@ -40,8 +40,8 @@ def test_the_published_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         windows.append(((height, width), size))
         return replace(sample, pixels=np.broadcast_to(sample.pixels[:1, :1], (*size, 3)))
 
-    monkeypatch.setattr(multi_scale, "resize", resize)
-    monkeypatch.setattr(multi_scale, "window", window)
+    monkeypatch.setattr(augment, "resize", resize)
+    monkeypatch.setattr(augment, "window", window)
     rng, image, plain, cut = np.random.default_rng(0), random_sample(0, (480, 640), 0), [], []
     for _ in range(300):
         sizes.clear()

@@ -238,4 +238,4 @@ class TestBadInput:
 
 def test_config_of_the_tests_is_what_it_says(values: dict[str, Any]) -> None:
     config = TrainConfig.model_validate(values)
-    assert config.loop_settings().schedule.epochs == 2
+    assert config.schedule.epochs == 2

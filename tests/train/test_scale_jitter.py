@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.train.augment import ScaleJitter
 from pipeline.train.sample.geometry import PADDING_COLOUR
 from pipeline.train.sample.sample import Sample
-from pipeline.train.scale_jitter import ScaleJitter
 from tests.train.sample_cases import assert_sound, random_sample, rngs, samples
 
 

@@ -6,7 +6,9 @@ The one format here that is lossy: see `LOSSY`.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
@@ -19,7 +21,6 @@ from pycocotools import mask as coco_mask
 
 from pipeline.export.formats.base import FolderFormat
 from pipeline.export.labels import ImageInfo, ImageLabels, Labels
-from pipeline.export.names import UniqueNames
 from pipeline.export.outlines.contours import outline
 from pipeline.export.outlines.crops import Crop
 from pipeline.export.target import Folder
@@ -144,3 +145,28 @@ def _readme(loss: PolygonLoss) -> str:
         "this folder) and where it came from (image_uri). An empty label file is an image without objects.\n\n"
         f"{LOSSY}\n{loss}\n"
     )
+
+
+class UniqueNames:
+    """Makes each name different from all before it; which names there were lies on disk, not in memory."""
+
+    def __init__(self) -> None:
+        self._names = sqlite3.connect("")  # an empty name: a temporary file that goes with the connection
+        self._names.execute("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
+
+    def take(self, name: str, key: int | str) -> str:
+        """The name itself, or with a suffix made from the key where it is taken.
+
+        Args:
+            name: wanted.
+            key: different for every call.
+        """
+        suffix = hashlib.sha256(str(key).encode()).hexdigest()[:16]
+        return name if self._add(name) else self.take(f"{name}_{suffix}", key)
+
+    def _add(self, name: str) -> bool:
+        return self._names.execute("INSERT OR IGNORE INTO names VALUES (?)", (name,)).rowcount == 1
+
+    def close(self) -> None:
+        """Remove the file."""
+        self._names.close()

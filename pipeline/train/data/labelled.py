@@ -15,6 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
+from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.pictures import PictureSource
 from pipeline.errors import UserError
 from pipeline.train.sample.geometry import MIN_PIXELS, mask_boxes
 from pipeline.train.sample.sample import Sample
@@ -128,3 +130,13 @@ class LabelledTable(Sequence[LabelledImage]):
 def is_visible(counts: bytes, size: tuple[int, int]) -> bool:
     """Whether a mask has enough pixels to be learnt from."""
     return bool(coco_mask.area({"size": list(size), "counts": counts}) >= MIN_PIXELS)
+
+
+def load_sample(image: LabelledImage, pictures: PictureSource) -> Sample | ImageFailure:
+    """Fetch and decode the picture of an image; why there is none, as a value.
+
+    Raises:
+        DataError: the picture has another size than the annotations.
+    """
+    (picture,) = pictures.read_many([image.uri])
+    return picture if isinstance(picture, ImageFailure) else image.sample(picture)

@@ -25,13 +25,12 @@ from pipeline.model.batch import Batch
 from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.settings import Sampling
+from pipeline.model.settings import SamplingConfig
 from pipeline.train.distributed import parallel, worker_rank
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position, load_optimizer_state, optimizer_state
-from pipeline.train.loop.ema import WeightAverage
 from pipeline.train.loop.finite import NonFiniteLoss, check_finite
-from pipeline.train.loop.optimizer import make_optimizer, set_lr
-from pipeline.train.loop.settings import LoopSettings
+from pipeline.train.loop.optimizer import WeightAverage, make_optimizer, set_lr
+from pipeline.train.loop.settings import LoopConfig
 from pipeline.train.loop.start import Start
 from pipeline.train.loop.telemetry import Curves, Step, Telemetry
 from pipeline.train.loop.validate import ValidationSet, validate
@@ -39,6 +38,7 @@ from pipeline.train.loop.validate import ValidationSet, validate
 logger = logging.getLogger(__name__)
 
 MAIN_FIGURE = "segm_mAP"
+VALIDATION_BATCH_SIZE = 8  # images on the device at once
 
 
 class TrainingData(Protocol):
@@ -57,13 +57,14 @@ def train(
     data: TrainingData,
     validation: ValidationSet | None,
     folder: CheckpointFolder,
-    settings: LoopSettings,
+    settings: LoopConfig,
     device: torch.device,
     *,
     record: Mapping[str, Any] | None = None,
+    save_every: int | None = None,
     curves_uri: str | None = None,
     on_step: Callable[[Step], None] | None = None,
-    make_loss: Callable[[Detector, Sampling], nn.Module] | None = None,
+    make_loss: Callable[[Detector, SamplingConfig], nn.Module] | None = None,
 ) -> Position:
     """Train to the end, from where ``folder`` stands.
 
@@ -75,6 +76,7 @@ def train(
         settings: the same on all workers.
         device: of this worker.
         record: what the run was started with, kept in ``last``.
+        save_every: iterations between two ``last`` within an epoch; ``None``: at the ends of epochs only.
         curves_uri: where worker 0 puts TensorBoard's files, see `Curves`; ``None``: nowhere.
         on_step: called after each step.
         make_loss: gives the module that maps a batch and a generator to weighted parts of the loss; ``None``: that of
@@ -99,7 +101,7 @@ def train(
             step = trainer.step(batch)
             if on_step:
                 on_step(step)
-            trainer.after(step, validation, last)
+            trainer.after(step, validation, last, save_every)
     return trainer.position
 
 
@@ -119,9 +121,9 @@ class _Trainer:
         start: Start,
         data: TrainingData,
         folder: CheckpointFolder,
-        settings: LoopSettings,
+        settings: LoopConfig,
         device: torch.device,
-        make_loss: Callable[[Detector, Sampling], nn.Module] | None,
+        make_loss: Callable[[Detector, SamplingConfig], nn.Module] | None,
         record: Mapping[str, Any],
     ) -> None:
         self._start, self._data, self._folder = start, data, folder
@@ -137,8 +139,8 @@ class _Trainer:
         self._loss = parallel((make_loss or network.loss)(self._detector, settings.sampling), device)
         self._optimizer = make_optimizer(self._detector, settings.optimizer, network.decays)
         self._average = None
-        if settings.ema_decay is not None:
-            self._average = WeightAverage(self._detector.state_dict(), settings.ema_decay)
+        if settings.optimizer.ema_decay is not None:
+            self._average = WeightAverage(self._detector.state_dict(), settings.optimizer.ema_decay)
         self.position = Position()
         if saved is not None:
             load_optimizer_state(self._optimizer, self._detector, saved.state)
@@ -174,10 +176,10 @@ class _Trainer:
         parts = {name: float(value.detach()) for name, value in losses.items()}
         return Step(iteration, parts, lr, grad_norm, len(batch.image_ids))
 
-    def after(self, step: Step, validation: ValidationSet | None, num_iterations: int) -> None:
+    def after(self, step: Step, validation: ValidationSet | None, num_iterations: int, save_every: int | None) -> None:
         """Speak, validate and save, where it is time to."""
         self.telemetry.take(step)
-        done, per_epoch, save_every = step.iteration + 1, self._data.iterations_per_epoch, self._settings.save_every
+        done, per_epoch = step.iteration + 1, self._data.iterations_per_epoch
         epoch_ends = done % per_epoch == 0
         if not epoch_ends and not (save_every and done % save_every == 0):
             return
@@ -194,7 +196,7 @@ class _Trainer:
     def _validate(self, checkpoint: Checkpoint, validation: ValidationSet) -> None:
         """With a model of its own, as annotate would load it."""
         model = load_model(checkpoint, self._device, self._settings.precision)
-        figures = validate(model, validation, self._settings.validation_batch_size)
+        figures = validate(model, validation, VALIDATION_BATCH_SIZE)
         iteration = self.position.iteration
         epoch = iteration // self._data.iterations_per_epoch
         self.telemetry.figures(iteration, figures)

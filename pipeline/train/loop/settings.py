@@ -1,50 +1,59 @@
 """How a training runs: its optimiser, the learning rate as a function of the iteration, and the loop. No torch.
 
-Defaults are those of the published detectors: AdamW, linear warm-up, and steps at the starts of given epochs.
+Defaults are those of the published detectors: AdamW, linear warm-up, and steps at the starts of given epochs. These
+are sections of the job's config and what the loop takes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pipeline.model.settings import PUBLISHED, Sampling
+from pydantic import Field, Strict, model_validator
 
+from pipeline.config.base import Count, PositiveFloat, PositiveInt, Section
+from pipeline.model.settings import PUBLISHED_SAMPLING, SamplingConfig
 
-@dataclass(frozen=True)
-class OptimizerSettings:
-    """AdamW's; the defaults are the published ones.
-
-    Attributes:
-        lr: after the warm-up and before the first step.
-        betas: decay of the two moments.
-        weight_decay: of the parameters that decay in this architecture.
-        max_grad_norm: longer gradients are scaled down to this L2 norm; ``None`` leaves them, as published.
-    """
-
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.05
-    max_grad_norm: float | None = None
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """How the learning rate goes; the defaults are the published ones of 36 epochs.
+class OptimizerConfig(Section):
+    """AdamW, and how the learning rate goes. Defaults are the published ones."""
 
-    Attributes:
-        epochs: of the whole training.
-        warmup_iterations: over which the factor grows linearly to 1; 0: none.
-        warmup_factor: in iteration 0.
-        steps: epochs, counted from 0, at whose start the learning rate is multiplied by ``gamma``.
-        gamma: see ``steps``.
-    """
+    lr: PositiveFloat = Field(default=1e-4, description="Learning rate after the warm-up.")
+    betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
+        default=(0.9, 0.999), description="Decay of the two moments."
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.05, description="Of all weights but norms and relative position biases."
+    )
+    max_grad_norm: PositiveFloat | None = Field(
+        default=None, description="Longer gradients are scaled down to this. null: never."
+    )
+    ema_decay: Fraction | None = Field(
+        default=None, description="Of a moving average of the weights, which is then what is written. null: none."
+    )
 
-    epochs: int = 36
-    warmup_iterations: int = 500
-    warmup_factor: float = 0.001
-    steps: tuple[int, ...] = (27, 33)
-    gamma: float = 0.1
+
+class ScheduleConfig(Section):
+    """How long, and with which learning rate. Defaults are the published ones (36 epochs)."""
+
+    epochs: PositiveInt = Field(default=36, description="Of the whole training.")
+    warmup_iterations: Count = Field(default=500, description="Steps over which the learning rate grows.")
+    warmup_factor: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.001, description="Share of the learning rate in the first step."
+    )
+    steps: Annotated[tuple[PositiveInt, ...], Strict(False)] = Field(
+        default=(27, 33), description="Finished epochs after which the learning rate drops."
+    )
+    gamma: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.1, description="What it is multiplied by at each of them."
+    )
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> ScheduleConfig:
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("steps must ascend")
+        return self
 
     def factor(self, iteration: int, iterations_per_epoch: int) -> float:
         """What the learning rate of an iteration, counted from 0, is multiplied by."""
@@ -56,31 +65,18 @@ class Schedule:
         return factor * (1 - missing * (1 - self.warmup_factor))
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """How the loop runs.
+class LoopConfig(Section):
+    """What the loop takes of the job's config."""
 
-    Attributes:
-        seed: of sampling and drop path.
-        optimizer, schedule: see there.
-        sampling: anchors and RoIs that the losses look at.
-        precision: ``bf16`` runs convolutions and matrix products in bfloat16 by autocast; losses are float32.
-        activation_checkpointing: the backbone's blocks are computed again in the backward pass: less memory, slower.
-        ema_decay: of the average of the weights, which is then what is validated and written; ``None``: no average.
-        evaluate_every: epochs between two validations; the last epoch has one, too.
-        save_every: iterations between two ``last`` within an epoch; ``None``: at the ends of epochs only.
-        log_every: iterations between two log lines.
-        validation_batch_size: images on the device at once.
-    """
-
-    seed: int = 0
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: Schedule = field(default_factory=Schedule)
-    sampling: Sampling = PUBLISHED
-    precision: Literal["fp32", "bf16"] = "fp32"
-    activation_checkpointing: bool = False
-    ema_decay: float | None = None
-    evaluate_every: int = 1
-    save_every: int | None = None
-    log_every: int = 50
-    validation_batch_size: int = 8
+    sampling: SamplingConfig = Field(
+        default=PUBLISHED_SAMPLING, description="How much of each image the losses look at."
+    )
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW.")
+    schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How long.")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: faster on GPUs, by autocast.")
+    activation_checkpointing: bool = Field(
+        default=False, description="Compute the backbone's activations twice: less memory, slower."
+    )
+    evaluate_every: PositiveInt = Field(default=1, description="Epochs between two validations.")
+    log_every: PositiveInt = Field(default=50, description="Steps between two lines of the log.")
+    seed: Count = Field(default=0, description="Of everything that is drawn.")

@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.annotations.pictures import PictureSource
-from pipeline.train.augment import Augment
+from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.draws import Drawn, Draws, positions
 from pipeline.train.data.labelled import DataError, LabelledImage
 from pipeline.train.sample.sample import Sample
-from pipeline.train.scale_jitter import ScaleJitter
 from tests.train.data_cases import empty_images, write_picture
 from tests.train.sample_cases import assert_equal
 
-AUGMENT = Augment(ScaleJitter(32), copy_paste=0.5)
+AUGMENT = AugmentConfig(scale="large_scale_jitter", side=32, copy_paste=0.5)
 
 
 def _draws(images: list[LabelledImage], **options: object) -> Draws:
@@ -75,7 +74,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_of_its_source_and_named(tmp
     images = empty_images(tmp_path, 6)
     (tmp_path / "3.png").unlink()
     (tmp_path / "4.png").write_bytes(b"no picture")
-    drawn = _epoch(_draws(images, augment=Augment(flip=0)), batch=3)
+    drawn = _epoch(_draws(images, augment=AugmentConfig(scale="none", flip=0)), batch=3)
     assert Counter(int(one.sample.pixels[0, 0, 0]) for one in drawn) == {1: 1, 2: 1, 5: 3, 6: 1}
     unreadable = dict(pair for one in drawn for pair in one.unreadable)
     assert set(unreadable) == {3, 4}
@@ -99,7 +98,7 @@ def test_copies_come_from_the_same_mix(tmp_path: Path) -> None:
     images = empty_images(tmp_path, 6)
     asked: list[int] = []
 
-    class Recording(Augment):
+    class Recording(AugmentConfig):
         def __call__(self, sample: Sample, second: object, rng: np.random.Generator) -> Sample:
             asked.append(int(second().image_id))  # type: ignore[operator]
             return sample

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.train.data.epoch_order import epoch_order, image_rng
+from pipeline.train.data.draws import epoch_order, image_rng
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=3)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.train.data.coco_source import read_coco
-from pipeline.train.data.loading import load_sample
+from pipeline.train.data.labelled import load_sample
 from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
 from tests.train.sample_cases import assert_sound

@@ -16,7 +16,7 @@ from pipeline.train.loop.checkpoint_folder import (
     optimizer_state,
 )
 from pipeline.train.loop.optimizer import make_optimizer
-from pipeline.train.loop.settings import OptimizerSettings
+from pipeline.train.loop.settings import OptimizerConfig
 from tests.train.loop_cases import CATEGORIES, SETTINGS, TINY, tiny_start
 
 POSITION = Position(7, best=0.25, history=({"epoch": 1, "segm_mAP": 0.25},))
@@ -33,7 +33,7 @@ def checkpoint(model: torch.nn.Module) -> Checkpoint:
 
 
 def stepped(model: torch.nn.Module) -> torch.optim.AdamW:
-    optimizer = make_optimizer(model, OptimizerSettings(), decays)
+    optimizer = make_optimizer(model, OptimizerConfig(), decays)
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, number + 1.0)
     optimizer.step()
@@ -54,7 +54,7 @@ def test_everything_comes_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert saved.checkpoint.source == checkpoint.source
     assert all(torch.equal(saved.weights[name], tensor) for name, tensor in trained.items())
     other = tiny_start().detector
-    restored = make_optimizer(other, OptimizerSettings(), decays)
+    restored = make_optimizer(other, OptimizerConfig(), decays)
     load_optimizer_state(restored, other, saved.state)
     mine, theirs = optimizer_state(optimizer, model), optimizer_state(restored, other)
     assert mine.keys() == theirs.keys()
@@ -149,7 +149,7 @@ def test_the_state_of_another_model(tmp_path: Path, checkpoint: Checkpoint) -> N
     state = {"optimizer." + name: tensor for name, tensor in optimizer_state(stepped(model), model).items()}
     other = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(CheckpointError, match="not that of this model"):
-        load_optimizer_state(make_optimizer(other, OptimizerSettings(), decays), other, state)
+        load_optimizer_state(make_optimizer(other, OptimizerConfig(), decays), other, state)
 
 
 def test_on_an_object_store(checkpoint: Checkpoint, model: torch.nn.Module) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.train.loop.ema import WeightAverage
+from pipeline.train.loop.optimizer import WeightAverage
 
 
 def model(value: float) -> nn.Module:

@@ -15,16 +15,15 @@ from pipeline.model.predictor import load_model
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position
 from pipeline.train.loop.finite import NonFiniteLoss
 from pipeline.train.loop.loop import checkpoint_activations, train
-from pipeline.train.loop.settings import LoopSettings, OptimizerSettings, Schedule
+from pipeline.train.loop.settings import LoopConfig, OptimizerConfig, ScheduleConfig
 from pipeline.train.loop.telemetry import Step
 from pipeline.train.sample.sample import Sample
 from tests.train.loop_cases import CPU, SETTINGS, VALIDATION, Scenes, scene, tiny_start
 
-FAST = LoopSettings(
+FAST = LoopConfig(
     seed=5,
-    optimizer=OptimizerSettings(lr=1e-3, max_grad_norm=5.0),
-    schedule=Schedule(epochs=2, warmup_iterations=3, steps=(1,)),
-    ema_decay=0.9,
+    optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=5.0, ema_decay=0.9),
+    schedule=ScheduleConfig(epochs=2, warmup_iterations=3, steps=(1,)),
     log_every=2,
 )
 
@@ -50,10 +49,11 @@ class Run:
 
     def train(
         self,
-        settings: LoopSettings = FAST,
+        settings: LoopConfig = FAST,
         kill_after: int | None = None,
         data: Scenes | None = None,
         validation: list[Sample] | None = None,
+        save_every: int | None = None,
     ) -> Position:
         def on_step(step: Step) -> None:
             if step.iteration == kill_after:
@@ -61,7 +61,9 @@ class Run:
             self.steps.append(step)
 
         store = CheckpointFolder(str(self.folder))
-        return train(tiny_start(), data or Scenes(), validation, store, settings, CPU, on_step=on_step)
+        return train(
+            tiny_start(), data or Scenes(), validation, store, settings, CPU, save_every=save_every, on_step=on_step
+        )
 
 
 @pytest.fixture
@@ -71,16 +73,15 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_killed_run_goes_on_exactly(run: Run, tmp_path: Path) -> None:
     """In the middle of an epoch, with drop path, sampling, clipping, the average, and a step of the schedule."""
-    settings = replace(FAST, save_every=2)
     straight = Run(tmp_path / "straight", [])
-    straight.train(settings)
+    straight.train(save_every=2)
     with pytest.raises(Killed):
-        run.train(settings, kill_after=3)
+        run.train(save_every=2, kill_after=3)
     assert [step.iteration for step in run.steps] == [0, 1, 2]
     del run.steps[2:]  # beyond the last save, so it is done again
     with pytest.raises(Killed):
-        run.train(settings, kill_after=6)
-    run.train(settings)
+        run.train(save_every=2, kill_after=6)
+    run.train(save_every=2)
     assert run.steps == straight.steps
     ends = [CheckpointFolder(str(folder)).load_last() for folder in (run.folder, straight.folder)]
     assert ends[0] is not None
@@ -123,7 +124,8 @@ def test_a_finished_run_is_left_as_it_is(run: Run) -> None:
 
 
 def test_the_learning_rate_of_each_step(run: Run) -> None:
-    run.train(replace(FAST, schedule=Schedule(epochs=2, warmup_iterations=2, warmup_factor=0.5, steps=(1,))))
+    schedule = ScheduleConfig(epochs=2, warmup_iterations=2, warmup_factor=0.5, steps=(1,))
+    run.train(FAST.model_copy(update={"schedule": schedule}))
     assert [step.lr for step in run.steps] == pytest.approx([5e-4, 7.5e-4, 1e-3, 1e-3, 1e-4, 1e-4, 1e-4, 1e-4])
 
 
@@ -170,9 +172,9 @@ def test_a_gradient_that_is_no_number_stops_with_the_images(run: Run) -> None:
 
 
 def test_bf16_trains(run: Run) -> None:
-    run.train(replace(FAST, precision="bf16", schedule=Schedule(epochs=1)))
+    run.train(FAST.model_copy(update={"precision": "bf16", "schedule": ScheduleConfig(epochs=1)}))
     exact = Run(run.folder.with_name("fp32"), [])
-    exact.train(replace(FAST, schedule=Schedule(epochs=1)))
+    exact.train(FAST.model_copy(update={"schedule": ScheduleConfig(epochs=1)}))
     assert run.steps[0].total == pytest.approx(exact.steps[0].total, rel=0.05)
     assert run.steps[0].losses != exact.steps[0].losses
 
@@ -196,7 +198,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 def test_the_average_can_be_left_out(run: Run) -> None:
-    run.train(replace(FAST, ema_decay=None, schedule=Schedule(epochs=1)))
+    run.train(LoopConfig(schedule=ScheduleConfig(epochs=1)))
     saved = CheckpointFolder(str(run.folder)).load_last()
     assert saved is not None
     assert not [name for name in saved.state if name.startswith("weights.")]

@@ -6,7 +6,7 @@ import torch
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.cascade_mask_rcnn.network import decays
 from pipeline.train.loop.optimizer import make_optimizer, parameter_groups, set_lr
-from pipeline.train.loop.settings import OptimizerSettings, Schedule
+from pipeline.train.loop.settings import OptimizerConfig, ScheduleConfig
 from tests.train.loop_cases import TINY
 
 PER_EPOCH = 10
@@ -26,13 +26,13 @@ PER_EPOCH = 10
     ],
 )
 def test_warm_up_and_steps(iteration: int, factor: float) -> None:
-    schedule = Schedule(epochs=4, warmup_iterations=4, warmup_factor=0.001, steps=(2, 3))
+    schedule = ScheduleConfig(epochs=4, warmup_iterations=4, warmup_factor=0.001, steps=(2, 3))
     assert schedule.factor(iteration, PER_EPOCH) == pytest.approx(factor, rel=1e-12)
 
 
 def test_published_defaults() -> None:
     """Learning rates that mmcv's step policy gives with warmup_iters=500, warmup_ratio=0.001, step=[27, 33]."""
-    schedule, lr, per_epoch = Schedule(), OptimizerSettings().lr, 7330
+    schedule, lr, per_epoch = ScheduleConfig(), OptimizerConfig().lr, 7330
     assert lr * schedule.factor(0, per_epoch) == pytest.approx(1e-7)
     assert lr * schedule.factor(49, per_epoch) == pytest.approx(9.890e-6, rel=1e-3)
     assert lr * schedule.factor(500, per_epoch) == lr
@@ -41,12 +41,12 @@ def test_published_defaults() -> None:
 
 
 def test_a_step_within_the_warm_up_counts_too() -> None:
-    schedule = Schedule(epochs=2, warmup_iterations=20, warmup_factor=0.0, steps=(1,))
+    schedule = ScheduleConfig(epochs=2, warmup_iterations=20, warmup_factor=0.0, steps=(1,))
     assert schedule.factor(10, PER_EPOCH) == pytest.approx(0.1 * 0.5)
 
 
 def test_no_warm_up() -> None:
-    assert Schedule(warmup_iterations=0).factor(0, PER_EPOCH) == 1.0
+    assert ScheduleConfig(warmup_iterations=0).factor(0, PER_EPOCH) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_frozen_parameters_are_left_out() -> None:
 def test_one_step_by_hand() -> None:
     """The first step of AdamW is the sign of the gradient times the learning rate; decay comes before it."""
     model = torch.nn.Sequential(torch.nn.Linear(1, 1))
-    optimizer = make_optimizer(model, OptimizerSettings(lr=1.0, weight_decay=0.5), decays)
+    optimizer = make_optimizer(model, OptimizerConfig(lr=1.0, weight_decay=0.5), decays)
     set_lr(optimizer, 0.1)
     weight = float(model[0].weight.detach())
     (model[0].weight * 3).sum().backward()

@@ -13,7 +13,7 @@ from pipeline.model.cascade_mask_rcnn.losses.rpn import rpn_losses
 from pipeline.model.cascade_mask_rcnn.losses.sampling import image_generators
 from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS
 from pipeline.model.cascade_mask_rcnn.rpn import level_anchors, propose
-from pipeline.model.settings import PUBLISHED, Sampling, TestSettings
+from pipeline.model.settings import PUBLISHED_SAMPLING, SamplingConfig, TestSettings
 
 
 class DetectorLoss(nn.Module):
@@ -32,7 +32,7 @@ class DetectorLoss(nn.Module):
         sampling: how much of an image is looked at.
     """
 
-    def __init__(self, detector: CascadeMaskRCNN, sampling: Sampling = PUBLISHED) -> None:
+    def __init__(self, detector: CascadeMaskRCNN, sampling: SamplingConfig = PUBLISHED_SAMPLING) -> None:
         super().__init__()
         self.detector = detector
         self._sampling = sampling
@@ -55,7 +55,7 @@ class DetectorLoss(nn.Module):
         generators = image_generators(batch.image_ids, generator)
         features = detector.neck(detector.backbone(batch.images))
         outputs, grids = detector.rpn.head(features), level_anchors(features)
-        losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators, self._sampling.anchors)
+        losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators, self._sampling.anchor_quota)
         with torch.no_grad():
             proposals = [boxes for boxes, _ in propose(outputs, grids, batch.image_sizes, self._proposals)]
         pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
@@ -67,5 +67,5 @@ class DetectorLoss(nn.Module):
             batch.image_sizes,
             objects,
             generators,
-            self._sampling.rois,
+            self._sampling.roi_quota,
         )

@@ -9,7 +9,7 @@ from pipeline.model.batch import Batch, Target
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.cascade_mask_rcnn.losses.assign import Objects
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
-from pipeline.model.settings import PUBLISHED, Sampling
+from pipeline.model.settings import PUBLISHED_SAMPLING, SamplingConfig
 from testing.small_model import SMALL
 
 SIDE = 64
@@ -53,7 +53,7 @@ def batch(*targets: Target, ids: tuple[int | str, ...] | None = None) -> Batch:
     return Batch(ids or tuple(range(10, 10 + len(targets))), torch.stack(images), sizes, targets)
 
 
-def small_loss(seed: int = 0, sampling: Sampling = PUBLISHED) -> DetectorLoss:
+def small_loss(seed: int = 0, sampling: SamplingConfig = PUBLISHED_SAMPLING) -> DetectorLoss:
     torch.manual_seed(seed)
     return DetectorLoss(CascadeMaskRCNN(SMALL), sampling).train()
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pipeline.model.cascade_mask_rcnn.losses import cascade
 from pipeline.model.cascade_mask_rcnn.losses.assign import Objects
 from pipeline.model.cascade_mask_rcnn.losses.cascade import cascade_losses
-from pipeline.model.settings import PUBLISHED
+from pipeline.model.settings import PUBLISHED_SAMPLING
 from tests.model.cascade_mask_rcnn.losses.loss_cases import TWO, boxes_of, objects, seeded
 
 K = 2
@@ -70,7 +70,9 @@ def no_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(proposals: list[tuple[float, ...]], image: Objects, shift: float = 0.0) -> Run:
     box, mask = Heads(*(BoxTable(shift) for _ in range(3))), Heads(*(MaskTable() for _ in range(3)))
-    losses = cascade_losses(box, mask, [], [boxes_of(*proposals)], SIZES, [image], [seeded()], PUBLISHED.rois)  # type: ignore[arg-type]
+    losses = cascade_losses(
+        box, mask, [], [boxes_of(*proposals)], SIZES, [image], [seeded()], PUBLISHED_SAMPLING.roi_quota
+    )  # type: ignore[arg-type]
     return losses, box, mask
 
 
@@ -93,7 +95,7 @@ def test_box_loss_on_decoded_boxes() -> None:
         Heads(*(MaskTable() for _ in "123")),
     )
     losses = cascade_losses(  # type: ignore[arg-type]
-        boxes, masks, [], [boxes_of(FAR)], SIZES, [objects(TWO[0])], [seeded()], PUBLISHED.rois
+        boxes, masks, [], [boxes_of(FAR)], SIZES, [objects(TWO[0])], [seeded()], PUBLISHED_SAMPLING.roi_quota
     )
     # IoU 22 / 26, and the hull is the union: divided by the 2 RoIs of each stage, times 10.
     for stage, weight in enumerate((1, 0.5, 0.25), start=1):

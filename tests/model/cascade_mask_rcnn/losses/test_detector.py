@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline.model.batch import Batch
 from pipeline.model.cascade_mask_rcnn.losses import cascade, rpn
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
-from pipeline.model.settings import Quota, Sampling
+from pipeline.model.settings import SamplingConfig
 from pipeline.train.loop.finite import check_finite
 from tests.model.cascade_mask_rcnn.losses.loss_cases import SIDE, TWO, batch, seeded, small_loss, target
 
@@ -81,7 +81,7 @@ def test_ignored_objects_teach_no_background() -> None:
 
 
 # Below what such small images have to offer.
-FEW = Sampling(Quota(16, 0.5), 2000, Quota(32, 0.25))
+FEW = SamplingConfig(anchors=16, rois=32)
 
 
 def test_the_generator_decides() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, UNUSED, Objects
 from pipeline.model.cascade_mask_rcnn.losses.rpn import assign_anchors, rpn_losses, smooth_l1
-from pipeline.model.settings import PUBLISHED
+from pipeline.model.settings import PUBLISHED_SAMPLING
 from tests.model.cascade_mask_rcnn.losses.loss_cases import boxes_of, objects, seeded
 
 ANCHORS = boxes_of((0, 0, 20, 20), (0, 0, 20, 15), (30, 30, 50, 50), (30, 30, 60, 60), (40, 40, 64, 64))
@@ -29,7 +29,9 @@ def outputs(images: int = 1) -> list[tuple[Tensor, Tensor]]:
 
 def losses(out: list[tuple[Tensor, Tensor]], *each: Objects) -> dict[str, Tensor]:
     sizes = SIZE.expand(len(each), 2)
-    return rpn_losses(out, [ANCHORS[:3], ANCHORS[3:]], sizes, each, [seeded() for _ in each], PUBLISHED.anchors)
+    return rpn_losses(
+        out, [ANCHORS[:3], ANCHORS[3:]], sizes, each, [seeded() for _ in each], PUBLISHED_SAMPLING.anchor_quota
+    )
 
 
 def test_which_anchor_is_what() -> None:

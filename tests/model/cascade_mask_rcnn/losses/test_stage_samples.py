@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.model.cascade_mask_rcnn.losses.sampling import NO_LABEL, StageSamples, draw_samples, refine
-from pipeline.model.settings import PUBLISHED
+from pipeline.model.settings import PUBLISHED_SAMPLING
 from tests.model.cascade_mask_rcnn.losses.loss_cases import TWO, boxes_of, objects, seeded
 
 K = 3
@@ -20,7 +20,7 @@ def draw(*images: tuple[list[tuple[float, ...]], object], min_iou: float = 0.5) 
     proposals = [boxes_of(*rows) for rows, _ in images]
     each = [one for _, one in images]
     generators = [seeded() for _ in images]
-    return draw_samples(proposals, each, min_iou, K, generators, PUBLISHED.rois)  # type: ignore[arg-type]
+    return draw_samples(proposals, each, min_iou, K, generators, PUBLISHED_SAMPLING.roi_quota)  # type: ignore[arg-type]
 
 
 def test_objects_join_the_proposals() -> None:
