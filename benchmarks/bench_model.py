@@ -23,13 +23,14 @@ from torch import nn
 
 from benchmarks.support.lively_weights import lively_checkpoint
 from benchmarks.support.machine import describe
-from pipeline.model import roi
+from pipeline.model.cascade_mask_rcnn import roi
+from pipeline.model.cascade_mask_rcnn.variants import PUBLISHED_VARIANTS
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.speed import SpeedOptions
-from pipeline.model.variants import VARIANTS
 
 PICTURE_SIZE = (427, 640)  # a COCO landscape photograph: 800x1199 at the model's input, padded to 800x1216
+VARIANTS = {variant.name: variant for variant in PUBLISHED_VARIANTS}
 PARTS = ("backbone", "neck", "rpn", "box_heads", "mask_heads")
 
 

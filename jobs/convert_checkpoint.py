@@ -18,15 +18,12 @@ from typing import Any
 
 import torch
 
-from pipeline.model.detector import Detector
+from pipeline.messages.examples import Examples
+from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
 from pipeline.model.files.backbones import convert_backbone
 from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.files.zoo import KNOWN_MODELS
-from pipeline.model.swin import SwinBackbone
-from pipeline.model.variants import Variant
-from pipeline.tables.examples import Examples
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
@@ -67,12 +64,10 @@ def _convert(args: argparse.Namespace) -> None:
 
 def _convert_backbone(source: Path, out: Path) -> None:
     backbone = convert_backbone(source, out)
-    with torch.device("meta"):
-        module = SwinBackbone(backbone.variant)
     facts = {
         "kind": "ImageNet backbone without a detector: training starts from it, it predicts nothing",
-        "variant": _backbone_sizes(backbone.variant),
-        "parameters": _count(p.numel() for name, p in module.named_parameters() if not name.startswith("norms.")),
+        "variant": backbone.variant.sizes(),
+        "parameters": _count(tensor.numel() for tensor in backbone.weights.values()),
         "source": _source(backbone.source),
         "weights": f"sha256 {backbone.weights_sha256}",
     }
@@ -81,24 +76,17 @@ def _convert_backbone(source: Path, out: Path) -> None:
 
 def _detector_facts(checkpoint: Checkpoint) -> dict[str, str]:
     with torch.device("meta"):
-        parameters = Detector(checkpoint.variant).parameters()
+        parameters = build(checkpoint.variant).parameters()
     names = [category.name for category in checkpoint.categories]
     return {
-        "kind": "Cascade Mask R-CNN",
-        "variant": _backbone_sizes(checkpoint.variant),
+        "kind": architecture_of(checkpoint.variant).title,
+        "variant": checkpoint.variant.sizes(),
         "classes": f"{len(names)} ({Examples.of(names)})",
         "parameters": _count(p.numel() for p in parameters),
         "settings": ", ".join(f"{name} {value}" for name, value in asdict(checkpoint.settings).items()),
         "source": _source(checkpoint.source),
         "weights": f"sha256 {checkpoint.weights_sha256}",
     }
-
-
-def _backbone_sizes(variant: Variant) -> str:
-    return (
-        f"{variant.name} (embed_dim {variant.embed_dim}, depths {variant.depths}, heads {variant.num_heads}, "
-        f"window {variant.window_size})"
-    )
 
 
 def _source(source: dict[str, Any]) -> str:

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from jobs.arguments import positive
 from pipeline.coco.results import write_json
 from pipeline.drawing.draw import DrawOptions
+from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
 from pipeline.predict.image_files import find_images
 from pipeline.predict.run import PredictRun
@@ -69,9 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="DIR", help="where predictions.json and the pictures go")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
     parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
-    parser.add_argument("--batch-size", type=_positive, default=4, help="images in memory at a time (default: 4)")
-    parser.add_argument("--short-side", type=_positive, help="input size (default: the checkpoint's)")
-    parser.add_argument("--long-side", type=_positive, help="input size at most (default: the checkpoint's)")
+    parser.add_argument("--batch-size", type=positive, default=4, help="images in memory at a time (default: 4)")
+    parser.add_argument("--short-side", type=positive, help="input size (default: the checkpoint's)")
+    parser.add_argument("--long-side", type=positive, help="input size at most (default: the checkpoint's)")
     parser.add_argument("--classes", metavar="FILE", help="names, one a line, or a COCO JSON file")
     parser.add_argument(
         "--draw-threshold",
@@ -83,13 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     for part in ("boxes", "labels", "scores", "masks"):
         parser.add_argument(f"--no-{part}", dest=part, action="store_false", help=f"draw no {part}")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
 
 
 if __name__ == "__main__":

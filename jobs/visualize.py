@@ -20,17 +20,18 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from jobs.arguments import positive, score
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
 from pipeline.annotations.run_json import RunJson
 from pipeline.drawing.draw import DrawOptions, Picture, grid
+from pipeline.drawing.file_names import PictureNames
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
 from pipeline.storage.uris import redact
 
 DEFAULT_LIMIT = 16
 CELL = (360, 480)  # height, width of a picture in a contact sheet
-_NAME_LENGTH = 100
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,28 +87,10 @@ class _Book:
                 yield row, row.picture
 
 
-class _FileNames:
-    """A name for each image id that any file system takes, and a number where an earlier one has the same."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def of(self, image_id: int | str) -> str:
-        """Without folders; ids that differ in case only differ in more here."""
-        stem = re.sub(r"[^\w.-]+", "_", str(image_id).encode("utf-8", "replace").decode())
-        stem = re.sub(r"\.(jpe?g|png|webp|bmp|tiff?|gif)$", "", stem, flags=re.IGNORECASE)[-_NAME_LENGTH:].lstrip(".")
-        name, number = stem, 1
-        while not name or name.lower() in self._taken:
-            number += 1
-            name = f"{stem or 'image'}_{number}"
-        self._taken.add(name.lower())
-        return f"{name}.png"
-
-
 def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
-    names = _FileNames()
+    names = PictureNames()
     for row, picture in drawn:
-        name = names.of(row.image_id)
+        name = names.of_id(row.image_id)
         Image.fromarray(picture).save(out / name)
         print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
 
@@ -162,10 +145,10 @@ def _parser() -> argparse.ArgumentParser:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--ids", type=_names, metavar="A,B", help='image ids; one with a comma in it: "a,b" in quotes')
     which.add_argument(
-        "--limit", type=_positive, metavar="N", help=f"first N images (default: {DEFAULT_LIMIT}, or one full sheet)"
+        "--limit", type=positive, metavar="N", help=f"first N images (default: {DEFAULT_LIMIT}, or one full sheet)"
     )
     add("--grid", type=_grid_size, metavar="ROWSxCOLS", help="contact sheets of this size, not a file an image")
-    add("--min-score", type=_score, default=0.0, metavar="SCORE", help="lowest score that is drawn, 0 to 1")
+    add("--min-score", type=score, default=0.0, metavar="SCORE", help="lowest score that is drawn, 0 to 1")
     add("--categories", type=_names, default=[], metavar="A,B", help="only these, and only images that have them")
     for part in ("boxes", "labels", "scores", "masks"):
         add(f"--no-{part}", dest=part, action="store_false", help=f"draw no {part}")
@@ -177,20 +160,6 @@ def _names(text: str) -> list[str]:
     if not names:
         raise argparse.ArgumentTypeError("there is no name in it")
     return list(dict.fromkeys(names))
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value
-
-
-def _score(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a score from 0 to 1")
-    return value
 
 
 def _grid_size(text: str) -> GridSize:

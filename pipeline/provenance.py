@@ -1,8 +1,10 @@
-"""Which code made an output."""
+"""Which run of which code made an output."""
 
 from __future__ import annotations
 
 import subprocess
+import time
+import uuid
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -39,10 +41,6 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def duration(seconds: float) -> str:
-    """``3 h 05 min``, ``12 min 30 s`` or ``8.1 s``."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
-    if seconds >= 60:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{seconds:.1f} s"
+def new_run_id() -> str:
+    """For one run of a job: the time in UTC, and letters that no other run has."""
+    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.variants import TestSettings, Variant
+from pipeline.model.settings import TestSettings
 
-SMALL = Variant(
+SMALL = CascadeVariant(
     "custom",
     embed_dim=16,
     depths=(2, 1, 2, 1),

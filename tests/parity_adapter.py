@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.model.cascade_mask_rcnn.layouts import infer_variant, to_native
 from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.files.layouts import infer_variant, to_native
 from pipeline.model.predictor import Predictor
 from pipeline.model.predictor import load_model as load
 from pipeline.model.preprocess import preprocess as preprocess_image
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 
 
 def load_model(state_dict: dict[str, torch.Tensor], variant: dict[str, Any]) -> Predictor:

@@ -26,7 +26,7 @@ from benchmarks.chaos.verdict import Rows, read_output
 from benchmarks.support.random_model import MODEL_SEED, random_model
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.model.files.checkpoints import save_checkpoint
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.synthetic.scenes import render_scene
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -28,10 +28,10 @@ from benchmarks.support.random_model import MODEL_SEED, random_model
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import annotate
 from pipeline.images.decode import decode_image
+from pipeline.model.cascade_mask_rcnn.variants import SWIN_T
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.variants import SWIN_T
 from pipeline.predict.image_files import find_images
 from testing.s3_server import S3Server, s3_server
 

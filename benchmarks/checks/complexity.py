@@ -14,12 +14,13 @@ import sys
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.model.cascade import BOX_POOL_SIDE
-from pipeline.model.detector import Detector
-from pipeline.model.mask_head import MASK_POOL_SIDE
-from pipeline.model.roi import ROI_LEVELS
-from pipeline.model.variants import VARIANTS, Variant
+from pipeline.model.cascade_mask_rcnn.cascade import BOX_POOL_SIDE
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.mask_head import MASK_POOL_SIDE
+from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS
+from pipeline.model.cascade_mask_rcnn.variants import PUBLISHED_VARIANTS, CascadeVariant
 
+VARIANTS = {variant.name: variant for variant in PUBLISHED_VARIANTS}
 INPUT_SIZE = (800, 1280)
 NUM_PROPOSALS = 1000
 NUM_MASKS = 100
@@ -27,11 +28,11 @@ NUM_MASKS = 100
 PUBLISHED = {"swin_t": ("86 M", "745 G"), "swin_s": ("107 M", "838 G"), "swin_b": ("145 M", "982 G")}
 
 
-def multiply_adds(variant: Variant) -> dict[str, int]:
+def multiply_adds(variant: CascadeVariant) -> dict[str, int]:
     """Multiply-adds of each part, on the meta device: no memory, no time."""
     counts: dict[str, int] = {}
     with torch.device("meta"), torch.no_grad():
-        model = Detector(variant).eval()
+        model = CascadeMaskRCNN(variant).eval()
         image = torch.empty(1, 3, *INPUT_SIZE)
         box_rois = torch.empty(NUM_PROPOSALS, variant.fpn_channels, BOX_POOL_SIDE, BOX_POOL_SIDE)
         mask_rois = torch.empty(NUM_MASKS, variant.fpn_channels, MASK_POOL_SIDE, MASK_POOL_SIDE)
@@ -57,10 +58,10 @@ def multiply_adds(variant: Variant) -> dict[str, int]:
     return counts
 
 
-def parameters(variant: Variant) -> dict[str, int]:
+def parameters(variant: CascadeVariant) -> dict[str, int]:
     """Parameters of each part, BatchNorm's running statistics not counted."""
     with torch.device("meta"):
-        model = Detector(variant)
+        model = CascadeMaskRCNN(variant)
     parts = {
         "backbone": model.backbone,
         "FPN": model.neck,

@@ -46,7 +46,7 @@ CONFIGS_LOADING_HEAVY = 0
 
 # The rooms of pipeline/, from below to above: a room imports itself and what stands on lower lines, nothing else.
 FLOORS = (
-    ("errors", "provenance"),
+    ("errors", "provenance", "messages"),
     ("tables", "masks", "images"),
     ("storage",),
     ("config",),

@@ -9,20 +9,21 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.variants import TestSettings, Variant
+from pipeline.model.settings import TestSettings
 
 RELU_GAIN = 2**0.5
 # Logits of several units: a few hundred of the 80,000 (RoI, class) pairs pass the threshold, as on photographs.
 CLASSIFIER_GAIN = 5.0
 
 
-def lively_checkpoint(variant: Variant, seed: int = 0) -> Checkpoint:
+def lively_checkpoint(variant: CascadeVariant, seed: int = 0) -> Checkpoint:
     """Seeded weights for a variant, with 1000 proposals and up to 100 detections on any picture with texture."""
     torch.manual_seed(seed)
-    detector = Detector(variant)
+    detector = CascadeMaskRCNN(variant)
     for name, module in detector.named_modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and not name.startswith("backbone"):
             fan_in = module.weight[0].numel() if not isinstance(module, nn.ConvTranspose2d) else module.weight.shape[0]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.variants import TestSettings, Variant
+from pipeline.model.settings import TestSettings
 
-VARIANT = Variant(
+VARIANT = CascadeVariant(
     "demo",
     embed_dim=32,
     depths=(2, 2, 2, 2),
@@ -31,7 +32,7 @@ def random_model(seed: int) -> Checkpoint:
     """A detector that has learnt nothing, scaled so that something comes out of it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = Detector(VARIANT)
+        detector = CascadeMaskRCNN(VARIANT)
         for part in (detector.neck, detector.rpn, detector.box_heads, detector.mask_heads):
             for name, weight in part.named_parameters():
                 _scale(name, weight)

@@ -25,7 +25,8 @@ from pipeline.config.base import (
     unique,
 )
 from pipeline.config.images import ImagesConfig
-from pipeline.model.variants import TestSettings
+from pipeline.model.architectures import KNOWN_MODELS
+from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import redact
 
 # A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
@@ -70,7 +71,9 @@ class ManifestConfig(Section):
 class ModelConfig(Section):
     """Which model, and how it is run. Sizes and thresholds left null are the checkpoint's own."""
 
-    checkpoint: Text = Field(description="A checkpoint file, or the name of a published model (swin_t_coco, ...).")
+    checkpoint: Text = Field(
+        description=f"A checkpoint file, or the name of a published model ({', '.join(KNOWN_MODELS)})."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="fp32 gives the published results; bf16 and fp16 are faster on GPUs."
     )

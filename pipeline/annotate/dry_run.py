@@ -25,7 +25,7 @@ from pipeline.cluster.connect import connect, describe_cluster
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.objects.open import open_objects
 from pipeline.tables.binary import binary_views

@@ -18,7 +18,8 @@ import ray
 from ray.data import DataContext, Dataset
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.manifest.open import Manifest, ReadUnit
+from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.monitor import MonitorClient
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.pool import Pool
@@ -26,11 +27,13 @@ from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.stage import Stage
 from pipeline.annotate.stages.write import Write
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.pictures import PictureSource
+from pipeline.cluster.quiet import quiet
 from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
 ROWS_PER_READ_TASK = 4096
@@ -105,9 +108,7 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
 
 
 def _set_context(config: AnnotateConfig) -> None:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False  # the run prints its own line
-    context.print_on_execution_start = False
+    context = quiet(DataContext.get_current())
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
         context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)

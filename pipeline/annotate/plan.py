@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from pipeline.provenance import duration
+from pipeline.messages.timing import duration
+from pipeline.model.architectures import giga_macs
 
 # One driver's scheduling loop was measured at 13 ms of CPU a block, and 20 to 30 blocks/s on a busy machine.
 DRIVER_BLOCKS_PER_SECOND = 20.0
 # Fetch, decode, rasterise and encode of an image with many objects, on one core.
 CPU_SECONDS_PER_IMAGE = 0.015
 
-# Multiply-adds in billions for 1280 x 800, as published. The box and mask heads work on a fixed number of regions
-# of fixed size, whatever the picture's size; the rest grows with the area.
-_GIGA_MACS = {"swin_t": 745.0, "swin_s": 838.0, "swin_b": 982.0}
-_HEADS_GIGA_MACS = 545.0
-_REFERENCE_AREA = 800 * 1280
 _LONGEST_ASPECT = 1.6  # few pictures are wider
-# Published frame rates of this architecture (11 to 13 images/s for Swin-B on V100 and A100) and 12 s an image for
-# Swin-T on two CPU cores, turned into operations. Faster devices and bf16 do better.
+# Published frame rates (11 to 13 images/s on V100 and A100 for the largest of the published detectors) and 12 s an
+# image of the smallest on two CPU cores, turned into operations. Faster devices and bf16 do better.
 _GPU_OPERATIONS_PER_SECOND = 23e12
 _CORE_OPERATIONS_PER_SECOND = 0.06e12
 
@@ -161,13 +157,11 @@ def assumed_seconds_per_image(
     Returns:
         Seconds an image, or None for a variant whose size is not published: measure it.
     """
-    total = _GIGA_MACS.get(variant)
-    if total is None:
+    operations = giga_macs(variant, short_side * min(float(long_side), short_side * _LONGEST_ASPECT))
+    if operations is None:
         return None
-    area = short_side * min(float(long_side), short_side * _LONGEST_ASPECT)
-    giga_macs = _HEADS_GIGA_MACS + (total - _HEADS_GIGA_MACS) * area / _REFERENCE_AREA
     rate = _GPU_OPERATIONS_PER_SECOND if gpu else _CORE_OPERATIONS_PER_SECOND * max(cpus, 1.0)
-    return 2e9 * giga_macs / rate
+    return 2e9 * operations / rate
 
 
 def _warnings(

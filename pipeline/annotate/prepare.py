@@ -8,7 +8,7 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotations.ledger import Identity
 from pipeline.config.loading import ConfigError
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.provenance import code_version
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.annotate.stages.stage import StageCounts
-from pipeline.provenance import duration
+from pipeline.messages.timing import duration
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pipeline.annotate.monitor import MonitorClient
 from pipeline.annotate.pool import Pool
 from pipeline.annotate.stages.segment import DeviceLost, Segment
 from pipeline.model.predictor import load_model
+from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions
-from pipeline.model.variants import TestSettings
 
 logger = logging.getLogger(__name__)
 

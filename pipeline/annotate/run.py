@@ -11,7 +11,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -26,14 +25,16 @@ from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.progress import Progress, Snapshot
-from pipeline.annotations.ledger import Counts, Identity, OutputStore
+from pipeline.annotations.data_file import Counts, Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import connect, describe_cluster
 from pipeline.errors import RunError
+from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.provenance import code_version, duration, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import LockLost, OutputLock
 from pipeline.storage.uris import redact
@@ -64,7 +65,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         UserError: before anything was started.
         RunError: another run holds the output, or the books do not close.
     """
-    run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
+    run_id = new_run_id()
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.annotations.data_file import Footer, NotParquet, OutputError, read_footer
+from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, Objects
 from pipeline.storage.uris import redact
-from pipeline.tables.examples import Examples
 
 DATA_FOLDER = "data"
 

@@ -11,10 +11,10 @@ import pyarrow.dataset as ds
 
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.schema import ANNOTATED
+from pipeline.messages.examples import Examples
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
-from pipeline.tables.examples import Examples
 
 Row = dict[str, Any]
 

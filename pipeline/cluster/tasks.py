@@ -10,6 +10,7 @@ import ray
 from ray import cloudpickle
 from ray.data import DataContext
 
+from pipeline.cluster.quiet import quiet
 from pipeline.coco.errors import InputError
 
 Item = TypeVar("Item")
@@ -28,9 +29,7 @@ class RayTasks:
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
         """See there."""
-        context = DataContext.get_current()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
+        quiet(DataContext.get_current())
 
         # As bytes, which Ray Data leaves as they are: it would make columns of what is in them.
         def run(row: dict[str, bytes]) -> dict[str, bytes]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,9 +25,10 @@ from pipeline.evaluate.measure import Analysis, Measured, Request, measure
 from pipeline.evaluate.metrics_file import analysis_figures, figures
 from pipeline.evaluate.report.page import render_report
 from pipeline.evaluate.thresholds_file import thresholds_yaml
+from pipeline.messages.timing import NowAndThen
 from pipeline.metrics.analysis.thresholds import ThresholdFigures
 from pipeline.metrics.ap.figures import coco_summary_lines
-from pipeline.provenance import code_version, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
@@ -60,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         InputError: the inputs cannot be evaluated; no results were written.
         UserError, RunError, OSError: likewise.
     """
-    run_id = time.strftime("%Y%m%dT%H%M%S", time.gmtime()) + "-" + uuid.uuid4().hex[:8]
+    run_id = new_run_id()
     output = config.output.uri.rstrip("/")
     scratch = f"{output}/_scratch"
     started = time.monotonic()
@@ -180,12 +180,10 @@ def summary(evaluation: Evaluation) -> str:
 
 def _reporter() -> Callable[[str], None]:
     """A line every few seconds, and not one for each part."""
-    last = 0.0
+    now_and_then = NowAndThen(_LOG_INTERVAL_S)
 
     def report(line: str) -> None:
-        nonlocal last
-        if time.monotonic() - last >= _LOG_INTERVAL_S:
-            last = time.monotonic()
+        if now_and_then.is_due():
             logger.info(line)
 
     return report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -20,6 +19,7 @@ from pipeline.annotations.reader import Source
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.export.errors import ExportError
 from pipeline.export.outlines.crops import Crop, crop_of
+from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import code_version
 from pipeline.storage.uris import redact
 
@@ -142,15 +142,14 @@ class Labels:
     def images(self) -> Iterator[ImageLabels]:
         """All annotated images, those without labels too; failed ones are counted and left out."""
         self.tally = Tally()
-        next_line = time.monotonic() + _PROGRESS_EVERY_S
+        line = NowAndThen(_PROGRESS_EVERY_S, at_once=False)
         for batch in self.source.batches((*_IMAGE_COLUMNS, "detections")):
             rows = _annotated(batch)
             self.tally.failed_images += len(batch) - len(rows)
             self.tally.images += len(rows)
             yield from self._labels(rows)
-            if time.monotonic() > next_line:
+            if line.is_due():
                 logger.info("%s of %s images", f"{self.tally.images:,}", f"{self.source.counts.annotated:,}")
-                next_line = time.monotonic() + _PROGRESS_EVERY_S
 
     def _infos(self, rows: pa.RecordBatch) -> Iterator[ImageInfo]:
         columns = (rows.column(name).to_pylist() for name in _IMAGE_COLUMNS[:4])

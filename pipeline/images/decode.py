@@ -37,6 +37,10 @@ from PIL import (
 
 from pipeline.errors import UserError
 
+# Names of files in these formats. They pick files out of folders; whatever is named itself is judged by its content.
+_SUFFIXES = "jpg jpeg png webp bmp tif tiff gif ppm pgm pbm pnm"
+IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
+
 _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     # JpegImageFile and not Pillow's factory: of a multi-picture JPEG (MPO) it reads the primary image only.
     ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import BatchDetections, Detector
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
+from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions, speed_up
-from pipeline.model.variants import TestSettings
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +49,7 @@ def load_model(
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, categories)
-    detector = Detector(checkpoint.variant)
+    detector = build(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
     detector = speed_up(detector.to(device), speed or SpeedOptions())

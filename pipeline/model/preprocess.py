@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.images.resize import padded_size, resize_bilinear_uint8, scaled_size
-from pipeline.model.variants import TestSettings
-
-# ImageNet statistics of RGB in 0..255, as in every published config.
-PIXEL_MEAN = (123.675, 116.28, 103.53)
-PIXEL_STD = (58.395, 57.12, 57.375)
+from pipeline.images.resize import resize_bilinear_uint8
+from pipeline.images.sizes import padded_size, scaled_size
+from pipeline.model.settings import PIXEL_MEAN, PIXEL_STD, TestSettings
 
 
 def input_shape(image_size: tuple[int, int], settings: TestSettings) -> tuple[int, int]:

@@ -6,8 +6,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-# Used only to pick files out of folders; whatever is named itself is read, and judged by its content.
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm"])
+from pipeline.images.decode import IMAGE_SUFFIXES
 
 
 def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
@@ -34,24 +33,12 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
     return list(found.values())
 
 
-def output_names(files: Sequence[Path], suffix: str = ".png") -> list[str]:
-    """A name for each file's output: its stem, and a number where an earlier one has the same (in any case)."""
-    taken: set[str] = set()
-    names = []
-    for file in files:
-        stem, number = file.stem, 1
-        while stem.lower() in taken:
-            number += 1
-            stem = f"{file.stem}_{number}"
-        taken.add(stem.lower())
-        names.append(stem + suffix)
-    return names
-
-
 def _below(folder: Path, skip: Path | None) -> list[Path]:
     outside = skip.resolve() if skip and skip.resolve() != folder.resolve() else None
     return [
         file
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not (outside and outside in file.resolve().parents)
+        if file.suffix.lower() in IMAGE_SUFFIXES
+        and file.is_file()
+        and not (outside and outside in file.resolve().parents)
     ]

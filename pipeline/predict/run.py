@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,12 +16,11 @@ from PIL import Image
 
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories
 from pipeline.drawing.draw import DrawOptions, draw
+from pipeline.drawing.file_names import PictureNames
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
-from pipeline.predict.image_files import output_names
-
-PACKAGES = ("maskfleet", "torchvision", "timm", "numpy", "pillow")
+from pipeline.provenance import package_versions
 
 
 class _Picture(NamedTuple):
@@ -46,7 +44,8 @@ class PredictRun:
 
     def run(self, files: Sequence[Path], batch_size: int) -> None:
         """Segment all files, ``batch_size`` of them in memory at a time. Failures of single ones are data."""
-        names = output_names(files)
+        taken = PictureNames()
+        names = [taken.of_stem(file.stem) for file in files]
         for start in range(0, len(files), batch_size):
             clock = time.monotonic()
             batch = []
@@ -73,7 +72,7 @@ class PredictRun:
             "settings": asdict(predictor.settings),
             "precision": predictor.precision,
             "device": str(predictor.device),
-            "versions": {"torch": str(torch.__version__)} | {name: _version(name) for name in PACKAGES},
+            "versions": package_versions() | {"torch": str(torch.__version__)},
         }
         return {
             "info": info,
@@ -139,10 +138,3 @@ class PredictRun:
     def _fail(self, file: Path, code: str, message: str) -> None:
         self.failed.append({"file_name": file.as_posix(), "error_code": code, "error_message": message})
         print(f"{file}: failed: {code}: {message}", file=sys.stderr, flush=True)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

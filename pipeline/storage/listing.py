@@ -15,7 +15,6 @@ from pipeline.storage.errors import StorageError, cannot_read
 from pipeline.storage.filesystems import open_filesystem, s3_environment
 from pipeline.storage.uris import redact, split_uri
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 
 from pipeline.config.base import (
     ConfigError,
+    Count,
     PositiveFloat,
     PositiveInt,
     Score,
@@ -20,18 +21,18 @@ from pipeline.config.base import (
     unique,
 )
 from pipeline.config.images import ImagesConfig
-from pipeline.model.variants import VARIANTS, TestSettings, Variant
+from pipeline.model.architecture import Variant
+from pipeline.model.architectures import KNOWN_MODELS, VARIANTS, Sizes, VariantName, architecture_of
+from pipeline.model.settings import PUBLISHED, Sampling, TestSettings
 from pipeline.storage.uris import redact
 from pipeline.train.augment import Augment
-from pipeline.train.loop.loop import LoopSettings
-from pipeline.train.loop.optimizer import OptimizerSettings, Schedule
-from pipeline.train.losses.sampling import PUBLISHED, Sampling
+from pipeline.train.loop.settings import LoopSettings, OptimizerSettings, Schedule
 from pipeline.train.multi_scale import MultiScale
 from pipeline.train.scale_jitter import ScaleJitter
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
 _OPTIMIZER, _SCHEDULE, _SAMPLING = OptimizerSettings(), Schedule(), PUBLISHED
+_DROP_PATHS = ", ".join(f"{name} {architecture_of(variant).drop_path(variant)}" for name, variant in VARIANTS.items())
 
 
 class SourceConfig(Section):
@@ -107,42 +108,22 @@ class DataConfig(Section):
         return self
 
 
-class SizesConfig(Section):
-    """A detector of other sizes than the published ones."""
-
-    embed_dim: PositiveInt = Field(description="Channels of the first Swin stage; each further one has twice as many.")
-    depths: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], Strict(False)] = Field(
-        description="Blocks of each stage."
-    )
-    num_heads: Annotated[tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt], Strict(False)] = Field(
-        description="Attention heads of each stage."
-    )
-    window_size: PositiveInt = Field(default=7, description="Side of an attention window, in tokens.")
-    fpn_channels: PositiveInt = Field(default=256, description="Channels of every pyramid level.")
-    box_convs: Count = Field(default=4, description="3x3 convolutions in each box head.")
-    box_channels: PositiveInt = Field(default=256, description="Their channels.")
-    box_fc: PositiveInt = Field(default=1024, description="Width of each box head's fully connected layer.")
-    mask_convs: Count = Field(default=4, description="3x3 convolutions in each mask head.")
-    mask_channels: PositiveInt = Field(default=256, description="Their channels.")
-
-
 class TrainModelConfig(Section):
     """What is trained. Test settings left null are those of the file it starts from, else the published ones."""
 
     start: Text | None = Field(
         default=None,
         description="A detector or an ImageNet backbone to start from: a file, or the name of a published model "
-        "(swin_t_coco, ...). null: from scratch. An output that holds a run already is gone on with in any case.",
+        f"({', '.join(KNOWN_MODELS)}). "
+        "null: from scratch. An output that holds a run already is gone on with in any case.",
     )
-    variant: Literal["swin_t", "swin_s", "swin_b"] | None = Field(
-        default=None, description="The architecture. null: that of start, or of sizes."
-    )
-    sizes: SizesConfig | None = Field(default=None, description="An architecture of one's own, in place of variant.")
+    variant: VariantName | None = Field(default=None, description="The architecture. null: that of start, or of sizes.")
+    sizes: Sizes | None = Field(default=None, description="An architecture of one's own, in place of variant.")
     classes: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique), Field(min_length=1)] | None = Field(
         default=None, description="Names, in the order of the labels. null: those of the first COCO source."
     )
     drop_path: Fraction | None = Field(
-        default=None, description="Chance that the last block is left out. null: 0.3 for Swin-B, 0.2 for smaller ones."
+        default=None, description=f"Chance that the last block is left out. null: as published ({_DROP_PATHS})."
     )
     short_side: PositiveInt | None = Field(
         default=None, description="For testing: the shorter image side is scaled to this, in pixels."
@@ -167,7 +148,7 @@ class TrainModelConfig(Section):
     def architecture(self) -> Variant | None:
         """The variant that was asked for, whatever its number of classes."""
         if self.sizes is not None:
-            return Variant(name="custom", **self.sizes.model_dump())
+            return self.sizes.variant()
         return None if self.variant is None else VARIANTS[self.variant]
 
     def settings(self, base: TestSettings) -> TestSettings:

@@ -16,13 +16,15 @@ import ray
 import torch
 from ray.data import DataContext
 
+from pipeline.cluster.quiet import quiet
+from pipeline.model.batch import Batch
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.train.data.draws import Draws, positions
 from pipeline.train.data.labelled import DataError
 from pipeline.train.data.sample_rows import error_row, from_rows, to_rows
 from pipeline.train.sample.collate import collate
-from pipeline.train.sample.sample import Batch, Sample
+from pipeline.train.sample.sample import Sample
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +89,7 @@ class Feed:
 
 
 def _configure(context: DataContext) -> None:
-    context.enable_progress_bars = False  # training has its own lines
-    context.print_on_execution_start = False
+    quiet(context)
     context.execution_options.preserve_order = True
     context.execution_no_progress_timeout_s = -1  # a long validation takes nothing from the feed
 

@@ -1,9 +1,8 @@
-"""The multi-scale pipeline that the published Swin detectors were trained with.
+"""The multi-scale pipeline that the published detectors were trained with (``mstrain_480-800`` in their names).
 
-``cascade_mask_rcnn_swin_*_mstrain_480-800_giou_4conv1f_adamw_3x_coco``: one of two policies with equal chances:
-resize the short side to one of 480, 512, ..., 800; or resize it to 400, 500 or 600, cut out a window of 384 to 600
-pixels a side (``RandomCrop`` of type ``absolute_range``), and resize that to one of 480 to 800. The long side is
-never above 1333. Windows without an object are kept (``allow_negative_crop``).
+One of two policies with equal chances: resize the short side to one of 480, 512, ..., 800; or resize it to 400, 500 or
+600, cut out a window of 384 to 600 pixels a side (``RandomCrop`` of type ``absolute_range``), and resize that to one of
+480 to 800. The long side is never above 1333. Windows without an object are kept (``allow_negative_crop``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.images.resize import scaled_size
+from pipeline.images.sizes import scaled_size
 from pipeline.train.sample.geometry import resize, window
 from pipeline.train.sample.sample import Sample
 

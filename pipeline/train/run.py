@@ -7,7 +7,6 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,9 +22,9 @@ from pipeline.cluster.connect import ClusterError, connect
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.errors import RunError
-from pipeline.model.detector import Detector
+from pipeline.messages.timing import duration
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.provenance import code_version, duration, package_versions
+from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
@@ -34,8 +33,8 @@ from pipeline.train.data.draws import Draws
 from pipeline.train.data.labelled import DataError
 from pipeline.train.inputs import Inputs, draws_of, read_inputs, validation_of
 from pipeline.train.loop.checkpoint_folder import BEST, LAST, CheckpointFolder, Position, Saved
-from pipeline.train.loop.start import Start, published_drop_path, start_from
-from pipeline.train.losses.detector import NonFiniteLoss
+from pipeline.train.loop.finite import NonFiniteLoss
+from pipeline.train.loop.start import Start, build_for_training, start_from
 from pipeline.train.worker import Result, Work
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ def train(config: TrainConfig) -> Trained:
     """
     started = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(config.output.uri, time.strftime("%Y%m%dT%H%M%S-") + uuid.uuid4().hex[:8]))
+        stack.enter_context(OutputLock(config.output.uri, new_run_id()))
         inputs = read_inputs(config.data, config.model.classes)
         for name, books in zip(_names(config), inputs.reports, strict=True):
             logger.info("%s: %s", name, books)
@@ -126,12 +125,11 @@ def _continued(config: TrainConfig, inputs: Inputs, saved: Saved) -> Start:
         )
     if saved.checkpoint.categories != inputs.categories:
         raise ConfigError(f"{here} is of other classes than the data have now: give another output.uri")
-    variant = saved.checkpoint.variant
-    rate = published_drop_path(variant) if config.model.drop_path is None else config.model.drop_path
     checkpoint = saved.checkpoint
+    detector = build_for_training(checkpoint.variant, config.model.drop_path)
     said = f"going on with {here} after step {saved.position.iteration}"
     source = {key: value for key, value in checkpoint.source.items() if key != "iteration"}
-    return Start(Detector(variant, rate), checkpoint.categories, checkpoint.settings, source, said=(said,))
+    return Start(detector, checkpoint.categories, checkpoint.settings, source, said=(said,))
 
 
 def _record(config: TrainConfig, inputs: Inputs) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.images.resize import scaled_size
+from pipeline.images.sizes import scaled_size
 from pipeline.train.sample.geometry import resize, window
 from pipeline.train.sample.sample import Sample
 

@@ -14,7 +14,7 @@ from jobs import config_schema as schema_command
 from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig, ConfigError, did_you_mean
 from pipeline.config.loading import config_schema, load_config
 from pipeline.model.categories import COCO_CATEGORIES
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.storage.fetch.fetcher import FetchSettings
 from pipeline.storage.uris import AccessPolicy
 

@@ -8,7 +8,6 @@ import pytest
 
 from pipeline.annotate.progress import Progress, Snapshot
 from pipeline.annotate.stages.stage import StageCounts
-from pipeline.provenance import duration
 
 HALFWAY = Snapshot(
     StageCounts(
@@ -49,21 +48,3 @@ def test_retried_tasks_do_not_count_beyond_the_total() -> None:
     assert progress.done == 40
     assert progress.busy_share == 1.0
     assert progress.line().endswith("0.0 s to go")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0.0 s"),
-        (8.14, "8.1 s"),
-        (59.9, "59.9 s"),
-        (60, "1 min 00 s"),
-        (750, "12 min 30 s"),
-        (3599.9, "59 min 59 s"),
-        (3600, "1 h 00 min"),
-        (11_100, "3 h 05 min"),
-        (100 * 3600, "100 h 00 min"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

@@ -39,9 +39,9 @@ from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import ClusterError
 from pipeline.images.decode import decode_image
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
-from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import load_model
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.lock.lease import LockHeld, OutputLock

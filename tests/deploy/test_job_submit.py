@@ -29,10 +29,11 @@ import torch
 import yaml
 from PIL import Image
 
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
-from pipeline.model.variants import TestSettings, Variant
+from pipeline.model.settings import TestSettings
 from testing.small_model import picture
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -42,7 +43,7 @@ BIN = Path(sys.executable).parent
 STARTUP_TIMEOUT_S = 240.0
 JOB_TIMEOUT_S = 600.0
 MARK = "MASKFLEET_TEST_CLUSTER"  # inherited by every process of the cluster, so that each can be found
-TINY = Variant(
+TINY = CascadeVariant(
     "tiny", 8, (1, 1, 1, 1), (1, 1, 2, 2), num_classes=2, fpn_channels=8, box_convs=1, box_channels=8,
     box_fc=16, mask_convs=1, mask_channels=8,
 )  # fmt: skip
@@ -190,7 +191,7 @@ def working_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / package, shipped / package, ignore=shutil.ignore_patterns("__pycache__"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        weights = Detector(TINY).state_dict()
+        weights = CascadeMaskRCNN(TINY).state_dict()
     categories = (Category(1, "ball"), Category(2, "tile"))
     save_checkpoint(Checkpoint(weights, TINY, categories, SETTINGS), folder / "tiny.safetensors")
     for i in range(6):

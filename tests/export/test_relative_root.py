@@ -16,8 +16,8 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import annotate
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.export.run import Export, export
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
-from pipeline.model.files.layouts import to_native
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.golden_weights import official_weights
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, PngImagePlugin
 
-from pipeline.images.decode import ImageError, decode_image
+from pipeline.images.decode import IMAGE_SUFFIXES, ImageError, decode_image
 
 HEIGHT, WIDTH = 37, 54
 
@@ -110,6 +111,13 @@ WITHIN_ONE_OF_CV2 = {
     "tiff rgb 16 bit": cv2_encoded(".tiff", RGB16),
     "ppm rgb 16 bit": cv2_encoded(".ppm", RGB16),
 }
+
+
+@pytest.mark.parametrize("suffix", IMAGE_SUFFIXES)
+def test_files_of_every_suffix_are_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"picture{suffix}"
+    RGB.save(path)
+    assert decode_image(path.read_bytes()).stored_size == (RGB.height, RGB.width)
 
 
 @pytest.mark.parametrize("data", EQUAL_TO_CV2.values(), ids=EQUAL_TO_CV2.keys())

@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
-from pipeline.model.variants import TestSettings, Variant
+from pipeline.model.settings import TestSettings
 
-TINY = Variant(
+TINY = CascadeVariant(
     "tiny",
     embed_dim=8,
     depths=(1, 1, 1, 1),
@@ -32,7 +33,7 @@ SETTINGS = TestSettings(short_side=64, long_side=96, proposals=40, score_thresho
 def tiny_checkpoint() -> Checkpoint:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        detector = Detector(TINY)
+        detector = CascadeMaskRCNN(TINY)
     return Checkpoint(detector.state_dict(), TINY, CATEGORIES, SETTINGS, {"file": "made up"})
 
 

@@ -12,10 +12,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from jobs.convert_checkpoint import main
+from pipeline.model.architectures import KNOWN_MODELS
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.files.backbones import read_backbone
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
-from pipeline.model.files.layouts import to_native
-from pipeline.model.files.zoo import KNOWN_MODELS
 from pipeline.model.predictor import load_model
 from tests.jobs.conftest import CATEGORIES, SETTINGS, TINY
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official

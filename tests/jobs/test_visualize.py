@@ -147,14 +147,3 @@ def test_output_folder_that_cannot_be_made(output: Path, tmp_path: Path) -> None
 )
 def test_names(text: str, expected: list[str]) -> None:
     assert visualize._names(text) == expected
-
-
-@pytest.mark.parametrize("image_id", [7, "..", ".hidden", "x" * 300, "a\nb\0", "\ud800", "///", "猫.jpg", ""])
-def test_any_id_gives_a_file_name(tmp_path: Path, image_id: int | str) -> None:
-    files = visualize._FileNames()
-    first, second = files.of(image_id), files.of(image_id)
-    assert first.lower() != second.lower()
-    for name in (first, second):
-        assert not name.startswith(".")
-        (tmp_path / name).write_bytes(b"")
-    assert len(names(tmp_path)) == 2

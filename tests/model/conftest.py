@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.files.layouts import to_native
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
 from tests.model.golden_weights import GOLDEN_VARIANT, golden_weights, official_weights
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import COCO_CATEGORIES
-from pipeline.model.variants import Variant
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
-GOLDEN_VARIANT = Variant("tiny", embed_dim=64, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16))
+GOLDEN_VARIANT = CascadeVariant("tiny", embed_dim=64, depths=(2, 2, 2, 2), num_heads=(2, 4, 8, 16))
 COCO_NAMES = tuple(category.name for category in COCO_CATEGORIES)
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -54,7 +54,7 @@ _GAINS = {
 }
 
 
-def official_weights(variant: Variant, calibration: Path | None = None) -> dict[str, Tensor]:
+def official_weights(variant: CascadeVariant, calibration: Path | None = None) -> dict[str, Tensor]:
     """The state dict under the official repository's names, integer buffers included."""
     state = {name: _tensor(name, shape, variant) for name, shape in official_shapes(variant)}
     if calibration is not None:
@@ -79,7 +79,7 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def official_shapes(variant: Variant) -> Shapes:
+def official_shapes(variant: CascadeVariant) -> Shapes:
     """Every name of an official checkpoint, with its shape."""
     yield from _backbone_shapes(variant)
     width = variant.fpn_channels
@@ -99,7 +99,7 @@ def _affine(name: str, weight: tuple[int, ...], bias: int | None = None) -> Shap
     yield f"{name}.bias", (weight[0] if bias is None else bias,)
 
 
-def _backbone_shapes(variant: Variant) -> Shapes:
+def _backbone_shapes(variant: CascadeVariant) -> Shapes:
     side = variant.window_size
     yield from _affine("backbone.patch_embed.proj", (variant.embed_dim, 3, 4, 4))
     yield from _affine("backbone.patch_embed.norm", (variant.embed_dim,))
@@ -121,7 +121,7 @@ def _backbone_shapes(variant: Variant) -> Shapes:
         yield from _affine(f"backbone.norm{i}", (width,))
 
 
-def _box_head_shapes(head: str, variant: Variant) -> Shapes:
+def _box_head_shapes(head: str, variant: CascadeVariant) -> Shapes:
     width, hidden = variant.fpn_channels, variant.box_fc
     for j in range(variant.box_convs):
         block = f"{head}shared_convs.{j}."
@@ -135,7 +135,7 @@ def _box_head_shapes(head: str, variant: Variant) -> Shapes:
     yield from _affine(head + "fc_reg", (4 * variant.num_classes, hidden))
 
 
-def _mask_head_shapes(head: str, variant: Variant) -> Shapes:
+def _mask_head_shapes(head: str, variant: CascadeVariant) -> Shapes:
     width = variant.fpn_channels
     for j in range(variant.mask_convs):
         yield from _affine(f"{head}convs.{j}.conv", (variant.mask_channels, width, 3, 3))
@@ -144,7 +144,7 @@ def _mask_head_shapes(head: str, variant: Variant) -> Shapes:
     yield from _affine(head + "conv_logits", (variant.num_classes, width, 1, 1))
 
 
-def _tensor(name: str, shape: tuple[int, ...], variant: Variant) -> Tensor:
+def _tensor(name: str, shape: tuple[int, ...], variant: CascadeVariant) -> Tensor:
     leaf = name.rsplit(".", 1)[1]
     is_norm = "norm" in name or ".bn." in name
     if leaf == "relative_position_index":

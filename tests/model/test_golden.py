@@ -18,13 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.images.resize import resize_bilinear_uint8, scaled_size
+from pipeline.images.resize import resize_bilinear_uint8
+from pipeline.images.sizes import scaled_size
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import preprocess
+from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions
-from pipeline.model.variants import TestSettings
 from tests.model.compare import Found, assert_same, mask_iou, match
 from tests.model.golden_weights import GOLDEN_DIR, digest, save_mmdet3, save_modelscope, save_official
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.images.resize import resize_bilinear_uint8, scaled_size
+from pipeline.images.resize import resize_bilinear_uint8
+from pipeline.images.sizes import scaled_size
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import input_shape
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.compare import assert_same
 

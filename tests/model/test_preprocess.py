@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.model.preprocess import input_shape, normalise, preprocess
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from testing.small_model import picture
 
 CPU = torch.device("cpu")

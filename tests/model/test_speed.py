@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.model.cascade import BoxHead
+from pipeline.model.cascade_mask_rcnn.cascade import BoxHead
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
+from pipeline.model.cascade_mask_rcnn.roi import fold_batch_norm
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import load_model
-from pipeline.model.speed import SpeedOptions, fold_batch_norm
+from pipeline.model.speed import SpeedOptions
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.compare import assert_same
 from tests.model.golden_weights import official_weights

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.predict.image_files import find_images, output_names
+from pipeline.predict.image_files import find_images
 
 
 @pytest.fixture
@@ -49,8 +49,3 @@ def test_empty_folder_stays(folder: Path) -> None:
 def test_nothing_at_all(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no image files: .*gone"):
         found(folder, "gone.jpg", "*.bmp")
-
-
-def test_output_names_are_unique_in_any_case() -> None:
-    files = [Path(name) for name in ("x/a.jpg", "y/a.png", "A.gif", "a_2.jpg", "b.tar.gz")]
-    assert output_names(files) == ["a.png", "a_2.png", "A_3.png", "a_2_2.png", "b.tar.png"]

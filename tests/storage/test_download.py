@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.model.architecture import KnownModel
+from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files import resolve
 from pipeline.model.files.resolve import UnknownModelError, resolve_checkpoint
-from pipeline.model.files.zoo import KNOWN_MODELS, KnownModel
 from pipeline.storage import download
 from pipeline.storage.download import DownloadError, cache_directory, fetch_to_cache
 

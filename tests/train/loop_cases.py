@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from pipeline.model.batch import Batch
+from pipeline.model.cascade_mask_rcnn.initialise import initialise
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.variants import TestSettings, Variant
-from pipeline.train.loop.initialise import initialise
+from pipeline.model.settings import TestSettings
 from pipeline.train.loop.start import Start, start_from
 from pipeline.train.sample.collate import collate
-from pipeline.train.sample.sample import Batch, Sample
+from pipeline.train.sample.sample import Sample
 
-TINY = Variant(
+TINY = CascadeVariant(
     "tiny",
     embed_dim=8,
     depths=(1, 1, 2, 1),

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from pipeline.config.loading import ConfigError, load_config
-from pipeline.model.variants import SWIN_T, TestSettings
+from pipeline.model.cascade_mask_rcnn.variants import SWIN_T
+from pipeline.model.settings import PUBLISHED, Quota, Sampling, TestSettings
 from pipeline.train.config import TrainConfig
-from pipeline.train.loop.optimizer import OptimizerSettings, Schedule
-from pipeline.train.losses.sampling import PUBLISHED, Quota, Sampling
+from pipeline.train.loop.settings import OptimizerSettings, Schedule
 from pipeline.train.multi_scale import MultiScale
 from pipeline.train.scale_jitter import ScaleJitter
 

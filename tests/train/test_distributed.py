@@ -11,15 +11,15 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
+from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.train.distributed import from_first, gather_to_first, mean_over_workers, num_workers, parallel
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
-from pipeline.train.loop.loop import LoopSettings, train
-from pipeline.train.loop.optimizer import OptimizerSettings, Schedule
+from pipeline.train.loop.loop import train
+from pipeline.train.loop.settings import LoopSettings, OptimizerSettings, Schedule
 from pipeline.train.loop.telemetry import Step
 from pipeline.train.loop.validate import validate
-from pipeline.train.losses.detector import DetectorLoss
 from pipeline.train.sample.collate import collate
 from pipeline.train.sync_batch_norm import SyncedBatchNorm2d, synchronise
 from tests.train.loop_cases import CPU, VALIDATION, Scenes, scene, tiny_start

@@ -16,6 +16,7 @@ from ray.data import DataContext
 
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.model.batch import Batch
 from pipeline.train.augment import Augment
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.draws import Draws
@@ -23,7 +24,6 @@ from pipeline.train.data.epoch_order import epoch_order
 from pipeline.train.data.labelled import DataError, LabelledTable
 from pipeline.train.feed import Feed
 from pipeline.train.sample.collate import collate
-from pipeline.train.sample.sample import Batch
 from pipeline.train.scale_jitter import ScaleJitter
 from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from pipeline.images.resize import scaled_size
+from pipeline.images.sizes import scaled_size
 from pipeline.train import multi_scale
 from pipeline.train.multi_scale import MultiScale
 from pipeline.train.sample.sample import Sample

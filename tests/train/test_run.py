@@ -16,8 +16,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs import train as cli
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.categories import Category
-from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.storage.objects.open import open_objects
@@ -159,7 +159,7 @@ def test_fine_tune_a_detector_on_other_classes(
     """One epoch with a validation, from a file with three classes; one picture of the new set is damaged."""
     caplog.set_level(logging.INFO)
     old = Checkpoint(
-        Detector(OTHER).state_dict(), OTHER, tuple(Category(i, f"old {i}") for i in range(3)), SETTINGS, {}
+        CascadeMaskRCNN(OTHER).state_dict(), OTHER, tuple(Category(i, f"old {i}") for i in range(3)), SETTINGS, {}
     )
     save_checkpoint(old, tmp_path / "old.safetensors")
     (tmp_path / "images" / "5.png").write_bytes(b"no picture")

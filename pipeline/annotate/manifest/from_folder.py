@@ -10,7 +10,8 @@ import pyarrow as pa
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import URI, Columns, ManifestError, Opened
-from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, list_files, plain_root
+from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.storage.listing import PARQUET_SUFFIXES, list_files, plain_root
 from pipeline.storage.uris import redact
 
 

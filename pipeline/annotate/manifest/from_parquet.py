@@ -22,8 +22,9 @@ from pipeline.annotate.manifest.rules import (
     find_columns,
 )
 from pipeline.annotate.manifest.units import open_file, open_unit, read_id_column, unit_row_namer
+from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import cannot_read
-from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files, plain_root
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files, plain_root
 from pipeline.storage.uris import redact
 from pipeline.tables.arrow_types import is_binary, is_text, without_view
 

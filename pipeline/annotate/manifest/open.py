@@ -35,8 +35,9 @@ from pipeline.annotate.manifest.rules import (
     is_relative,
 )
 from pipeline.annotate.manifest.units import open_unit, read_id_column
+from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
-from pipeline.storage.listing import IMAGE_SUFFIXES, PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
 from pipeline.storage.uris import UriError, absolute, join, redact, split_uri
 from pipeline.tables.arrow_types import without_views
 

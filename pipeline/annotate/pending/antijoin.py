@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit
 from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.uris import redact
 from pipeline.tables.arrow_types import is_text
-from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ids import concat_ids, wide, wide_type
 
 _READ_AHEAD = 4  # units

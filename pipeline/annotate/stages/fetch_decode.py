@@ -15,7 +15,8 @@ from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import DECODE, PictureSource
-from pipeline.images.resize import resize_bilinear_uint8, scaled_size
+from pipeline.images.resize import resize_bilinear_uint8
+from pipeline.images.sizes import scaled_size
 from pipeline.storage.uris import redact
 from pipeline.tables.binary import binary_array
 

@@ -21,12 +21,12 @@ from pipeline.coco.segmentations import mask_area
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
 from pipeline.masks.rle import Rle
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import redact
 from pipeline.tables.arrays import Bools, Float64s, Int64s
-from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ids import wide, wide_type
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from pipeline.tables.examples import Examples
+from pipeline.messages.examples import Examples
 
 _NONE = Examples()
 

@@ -25,10 +25,10 @@ from pipeline.coco.rows import (
 )
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer
 from pipeline.evaluate.shuffle.id_order import IdOrder
+from pipeline.messages.examples import Examples
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import redact
 from pipeline.tables.arrays import Int64s
-from pipeline.tables.examples import Examples
 
 PART_BYTES = 64 << 20  # of JSON
 # The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.

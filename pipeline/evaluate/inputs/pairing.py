@@ -22,9 +22,9 @@ from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.uris import redact
 from pipeline.tables.arrays import Bools, Int64s
-from pipeline.tables.examples import NUM_EXAMPLES, Examples
 from pipeline.tables.ragged import offsets_of
 
 

@@ -23,7 +23,7 @@ from pipeline.export.names import UniqueNames
 from pipeline.export.outlines.contours import outline
 from pipeline.export.outlines.crops import Crop
 from pipeline.export.target import Folder
-from pipeline.storage.listing import IMAGE_SUFFIXES
+from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.map_ahead import map_ahead
 
 LOSSY = (

@@ -1,1 +1,1 @@
-"""Files and names of weights: checkpoints, the layouts of published ones, the zoo, class names."""
+"""Files and names of weights: checkpoints, backbones, where published ones lie, class names."""

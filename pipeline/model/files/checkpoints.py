@@ -1,7 +1,7 @@
 """Checkpoint files: read any published layout, write our own. The model's only file I/O.
 
 Our own file is safetensors: the weights under the project's names, and in the header what they mean
-(variant, categories, test settings, where they came from, a digest of the weights). Everything else is
+(architecture, variant, categories, test settings, where they came from, a digest of the weights). Everything else is
 read once by the converter, with ``weights_only=True``: a file that wants to run code is refused.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.model.architecture import Layouts, Variant
+from pipeline.model.architectures import ARCHITECTURES, architecture_named, architecture_of, build
 from pipeline.model.categories import COCO_CATEGORIES, Category
-from pipeline.model.detector import Detector
-from pipeline.model.files.layouts import (
-    BACKBONE_LAYOUTS,
-    LayoutError,
-    StateDict,
-    check_keys,
-    detect_layout,
-    infer_variant,
-    strip_prefix,
-    to_native,
-)
-from pipeline.model.variants import TestSettings, Variant
+from pipeline.model.files.state_dict import LayoutError, StateDict, check_keys, strip_prefix
+from pipeline.model.settings import TestSettings
 from pipeline.storage.whole_file import write_whole
 
 FORMAT = "maskfleet-1"
@@ -54,7 +46,7 @@ class Checkpoint:
 
     Attributes:
         weights: native names, float32 on the CPU (counters int64).
-        variant: the architecture.
+        variant: sizes of an architecture.
         categories: what label 0, 1, ... stand for; ``variant.num_classes`` of them.
         settings: test settings the weights were made for.
         source: where they came from: file name, layout, sha256 of that file, and what a converter adds.
@@ -74,7 +66,7 @@ class Checkpoint:
                 f"{len(self.categories)} categories for a model of {self.variant.num_classes} classes"
             )
         with torch.device("meta"):
-            expected = Detector(self.variant).state_dict()
+            expected = build(self.variant).state_dict()
         try:
             check_keys(expected, self.weights)
         except LayoutError as error:
@@ -109,13 +101,15 @@ def load_checkpoint(path: str | Path, categories: Sequence[Category] | None = No
     if header.get("format") == FORMAT:
         return _from_own_file(path, state, header, categories)
     try:
-        layout = "backbone" if header.get("format") == BACKBONE_FORMAT else detect_layout(state)
-        if layout in ("backbone", *BACKBONE_LAYOUTS):
-            raise BackboneOnlyError(f"{path}: this is an ImageNet backbone without a detector; training starts from it")
-        native = as_float32(to_native(state, layout))
+        if header.get("format") == BACKBONE_FORMAT:
+            raise _backbone_only(path)
+        layouts, layout = recognise(state)
+        if is_backbone(layouts, layout):
+            raise _backbone_only(path)
+        native = as_float32(layouts.to_native(state, layout))
         return Checkpoint(
             weights=native,
-            variant=(variant := infer_variant(native)),
+            variant=(variant := layouts.infer_variant(native)),
             categories=_categories(meta, variant.num_classes, categories),
             settings=TestSettings(),
             source={"file": path.name, "layout": layout, "sha256": file_sha256(path)},
@@ -130,6 +124,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
     """Write our own safetensors file; it appears whole or not at all."""
     header = {
         "format": FORMAT,
+        "architecture": architecture_of(checkpoint.variant).name,
         "variant": json.dumps(asdict(checkpoint.variant)),
         "categories": json.dumps([[c.id, c.name] for c in checkpoint.categories]),
         "settings": json.dumps(asdict(checkpoint.settings)),
@@ -137,6 +132,32 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | Path) -> None:
         "weights_sha256": checkpoint.weights_sha256,
     }
     write_safetensors(checkpoint.weights, path, header)
+
+
+def recognise(names: Collection[str]) -> tuple[Layouts[Any], str]:
+    """The layout of a published file, with the layouts of its architecture.
+
+    Args:
+        names: of the weights, prefixes already stripped.
+
+    Raises:
+        LayoutError: no architecture knows them; the message has what each says.
+    """
+    refused = []
+    for architecture in ARCHITECTURES:
+        layouts = architecture.network().layouts
+        if layouts is None:
+            continue
+        try:
+            return layouts, layouts.detect(names)
+        except LayoutError as error:
+            refused.append(str(error))
+    raise LayoutError("; ".join(refused))
+
+
+def is_backbone(layouts: Layouts[Any], layout: str) -> bool:
+    """Whether files of this layout hold a classifier, and no detector."""
+    return layouts.backbone is not None and layout in layouts.backbone.names
 
 
 def read_weights(path: Path) -> tuple[StateDict, Mapping[str, str], Mapping[str, Any]]:
@@ -164,6 +185,10 @@ def file_sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _backbone_only(path: Path) -> BackboneOnlyError:
+    return BackboneOnlyError(f"{path}: this is an ImageNet backbone without a detector; training starts from it")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -215,7 +240,7 @@ def _from_own_file(
         own = tuple(Category(int(number), str(name)) for number, name in json.loads(header["categories"]))
         checkpoint = Checkpoint(
             weights=state,
-            variant=Variant.from_dict(json.loads(header["variant"])),
+            variant=architecture_named(header.get("architecture")).variant_from_dict(json.loads(header["variant"])),
             categories=own if categories is None else tuple(categories),
             settings=TestSettings.from_dict(json.loads(header["settings"])),
             source=json.loads(header["source"]),

@@ -7,10 +7,10 @@ import logging
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.model.files.zoo import KNOWN_MODELS
+from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.storage.download import cache_directory, fetch_to_cache
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class UnknownModelError(UserError):
@@ -21,7 +21,7 @@ def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = 
     """The checkpoint file that the user means.
 
     Args:
-        name_or_path: a file, or a name out of `pipeline.model.files.zoo.KNOWN_MODELS`. Where both exist, the file.
+        name_or_path: a file, or a name out of `pipeline.model.architectures.KNOWN_MODELS`. Where both exist, the file.
         cache_dir: where downloads are kept, `pipeline.storage.download.cache_directory` by default.
 
     Raises:
@@ -35,7 +35,7 @@ def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = 
     if model is None:
         raise UnknownModelError(_unknown(str(name_or_path), path))
     directory = Path(cache_dir) if cache_dir else cache_directory()
-    LOG.info("model %s: %s", model.name, directory / model.file_name)
+    logger.info("model %s: %s", model.name, directory / model.file_name)
     return fetch_to_cache(model.url, model.file_name, model.sha256, directory)
 
 

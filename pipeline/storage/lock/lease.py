@@ -30,7 +30,7 @@ __all__ = ["Fence", "LockHeld", "LockLost", "OutputLock"]
 
 DEFAULT_LEASE_S = 60.0
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class LockLost(RunError):
@@ -89,7 +89,7 @@ class OutputLock:
         lease_s: float = DEFAULT_LEASE_S,
         wait_s: float | None = None,
         on_lost: Callable[[str], None] | None = None,
-        report: Callable[[str], None] = _LOG.warning,
+        report: Callable[[str], None] = logger.warning,
     ) -> None:
         if lease_s <= 0 or (wait_s is not None and wait_s < 0):
             raise ValueError("lease_s must be positive and wait_s not negative")
@@ -149,7 +149,7 @@ class OutputLock:
         try:
             self._replace(replace(self._holder, released=True))
         except (Changed, OSError) as error:
-            _LOG.warning("the lock of %s was not released: %s", redact(self._uri), type(error).__name__)
+            logger.warning("the lock of %s was not released: %s", redact(self._uri), type(error).__name__)
 
     @property
     def lost_reason(self) -> str | None:
@@ -186,7 +186,7 @@ class OutputLock:
                 if self._is_overdue():
                     self._lose(self._overdue_reason())
                     return
-                _LOG.warning("renewing the lock of %s failed: %s", redact(self._uri), type(error).__name__)
+                logger.warning("renewing the lock of %s failed: %s", redact(self._uri), type(error).__name__)
                 wait_s = self._lease_s / 12
 
     def _renew(self) -> None:
@@ -225,7 +225,7 @@ class OutputLock:
 
     def _lose(self, reason: str) -> None:
         self._lost_reason = reason
-        _LOG.error("%s; this run must stop", reason)
+        logger.error("%s; this run must stop", reason)
         if self._on_lost is not None:
             self._on_lost(reason)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from pipeline.errors import RunError
+from pipeline.messages.timing import NowAndThen
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead
 from pipeline.storage.uris import redact
 
@@ -32,7 +33,7 @@ class Watch:
         self._wait_s = wait_s
         self._report = report
         self._began_at = time.monotonic()
-        self._reported_at: float | None = None
+        self._line = NowAndThen(REPORT_EVERY_S)
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
         self._watched_lease_s = own_lease_s
@@ -83,8 +84,7 @@ class Watch:
         )
 
     def _say_so(self, holder: Holder | None, lease_s: float, now: float) -> None:
-        if self._reported_at is None or now - self._reported_at >= REPORT_EVERY_S:
-            self._reported_at = now
+        if self._line.is_due():
             left_s = max(0.0, lease_s - (now - self._seen_at))
             self._report(
                 f"{redact(self._uri)} is held by {_who(holder)}; waiting for its lease, {left_s:.0f} s if it is dead"

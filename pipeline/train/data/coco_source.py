@@ -21,9 +21,9 @@ from pipeline.coco.rows import (
 )
 from pipeline.coco.segmentations import as_rle
 from pipeline.masks.rle import Rle
+from pipeline.messages.examples import Examples
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriError, join, redact
-from pipeline.tables.examples import Examples
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError, LabelledImage, is_visible
 

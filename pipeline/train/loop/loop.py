@@ -11,29 +11,30 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from pipeline.model.architectures import network_of
+from pipeline.model.batch import Batch
 from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.swin import PadThenShiftBlock
+from pipeline.model.settings import Sampling
 from pipeline.train.distributed import parallel, worker_rank
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position, load_optimizer_state, optimizer_state
 from pipeline.train.loop.ema import WeightAverage
-from pipeline.train.loop.optimizer import OptimizerSettings, Schedule, make_optimizer, set_lr
+from pipeline.train.loop.finite import NonFiniteLoss, check_finite
+from pipeline.train.loop.optimizer import make_optimizer, set_lr
+from pipeline.train.loop.settings import LoopSettings
 from pipeline.train.loop.start import Start
 from pipeline.train.loop.telemetry import Curves, Step, Telemetry
 from pipeline.train.loop.validate import ValidationSet, validate
-from pipeline.train.losses.detector import DetectorLoss, NonFiniteLoss, check_finite
-from pipeline.train.losses.sampling import PUBLISHED, Sampling
-from pipeline.train.sample.sample import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -51,36 +52,6 @@ class TrainingData(Protocol):
         """Those of an epoch from iteration ``start`` of it on, whatever was read before; on the model's device."""
 
 
-@dataclass(frozen=True)
-class LoopSettings:
-    """How the loop runs.
-
-    Attributes:
-        seed: of sampling and drop path.
-        optimizer, schedule: see there.
-        sampling: anchors and RoIs that the losses look at.
-        precision: ``bf16`` runs convolutions and matrix products in bfloat16 by autocast; losses are float32.
-        activation_checkpointing: the backbone's blocks are computed again in the backward pass: less memory, slower.
-        ema_decay: of the average of the weights, which is then what is validated and written; ``None``: no average.
-        evaluate_every: epochs between two validations; the last epoch has one, too.
-        save_every: iterations between two ``last`` within an epoch; ``None``: at the ends of epochs only.
-        log_every: iterations between two log lines.
-        validation_batch_size: images on the device at once.
-    """
-
-    seed: int = 0
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
-    schedule: Schedule = field(default_factory=Schedule)
-    sampling: Sampling = PUBLISHED
-    precision: Literal["fp32", "bf16"] = "fp32"
-    activation_checkpointing: bool = False
-    ema_decay: float | None = None
-    evaluate_every: int = 1
-    save_every: int | None = None
-    log_every: int = 50
-    validation_batch_size: int = 8
-
-
 def train(
     start: Start,
     data: TrainingData,
@@ -92,7 +63,7 @@ def train(
     record: Mapping[str, Any] | None = None,
     curves_uri: str | None = None,
     on_step: Callable[[Step], None] | None = None,
-    make_loss: Callable[[Detector, Sampling], nn.Module] = DetectorLoss,
+    make_loss: Callable[[Detector, Sampling], nn.Module] | None = None,
 ) -> Position:
     """Train to the end, from where ``folder`` stands.
 
@@ -106,7 +77,8 @@ def train(
         record: what the run was started with, kept in ``last``.
         curves_uri: where worker 0 puts TensorBoard's files, see `Curves`; ``None``: nowhere.
         on_step: called after each step.
-        make_loss: gives the module that maps a batch and a generator to weighted parts of the loss.
+        make_loss: gives the module that maps a batch and a generator to weighted parts of the loss; ``None``: that of
+            the architecture.
 
     Returns:
         Where training ended.
@@ -149,20 +121,21 @@ class _Trainer:
         folder: CheckpointFolder,
         settings: LoopSettings,
         device: torch.device,
-        make_loss: Callable[[Detector, Sampling], nn.Module],
+        make_loss: Callable[[Detector, Sampling], nn.Module] | None,
         record: Mapping[str, Any],
     ) -> None:
         self._start, self._data, self._folder = start, data, folder
         self._settings, self._device, self._record = settings, device, record
         self._detector = start.detector
+        network = network_of(start.detector.variant)
         saved = folder.load_last()
         if saved is not None:
             self._detector.load_state_dict(saved.weights)
         if settings.activation_checkpointing:
             checkpoint_activations(self._detector)
         self._detector.to(device).train()
-        self._loss = parallel(make_loss(self._detector, settings.sampling), device)
-        self._optimizer = make_optimizer(self._detector, settings.optimizer)
+        self._loss = parallel((make_loss or network.loss)(self._detector, settings.sampling), device)
+        self._optimizer = make_optimizer(self._detector, settings.optimizer, network.decays)
         self._average = None
         if settings.ema_decay is not None:
             self._average = WeightAverage(self._detector.state_dict(), settings.ema_decay)
@@ -257,8 +230,9 @@ def _number(*parts: int) -> int:
 
 
 def checkpoint_activations(detector: Detector) -> None:
-    """Have the backbone's blocks keep their inputs only (Chen et al. 2016, arXiv 1604.06174); gradients stay."""
-    for module in detector.backbone.modules():
-        if isinstance(module, PadThenShiftBlock):
+    """Have the blocks that are worth it keep their inputs only (Chen et al. 2016, arXiv 1604.06174); gradients stay."""
+    blocks = network_of(detector.variant).recomputed
+    for module in detector.modules():
+        if isinstance(module, blocks):
             # The instance's own forward, and no wrapping module: the names of the weights are those of the files.
-            module.forward = partial(recomputed, module.forward, use_reentrant=False)  # type: ignore[method-assign]
+            module.forward = partial(recomputed, module.forward, use_reentrant=False)

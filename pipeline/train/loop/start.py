@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
+from pipeline.model.architecture import Variant
+from pipeline.model.architectures import architecture_of, build, network_of
 from pipeline.model.categories import Category
 from pipeline.model.detector import Detector
 from pipeline.model.files.backbones import load_backbone, read_backbone
 from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, CheckpointError, load_checkpoint
-from pipeline.model.variants import TestSettings, Variant
-from pipeline.train.loop.initialise import initialise, initialise_class_layers
+from pipeline.model.settings import TestSettings
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ def start_from(
 
     Args:
         path: a detector or an ImageNet backbone in any layout that we read; ``None``: from scratch.
-        variant: the architecture, whatever its ``num_classes``; ``None``: the file's own.
+        variant: the sizes, whatever its ``num_classes``; ``None``: the file's own.
         categories: that it is to learn.
         drop_path_rate: of the last block (Huang et al. 2016, arXiv 1603.09382); ``None``: that of the published
-            training, 0.3 for Swin-B and 0.2 for others.
+            training.
         seed: of all initial weights that no file gives.
 
     Raises:
@@ -72,14 +73,14 @@ def start_from(
     return _from_detector(path, checkpoint, variant, tuple(categories), drop_path_rate, seed)
 
 
-def published_drop_path(variant: Variant) -> float:
-    """The rate that the published detector of this size was trained with."""
-    return 0.3 if variant.embed_dim >= 128 else 0.2
+def build_for_training(variant: Variant, drop_path_rate: float | None) -> Detector:
+    """A detector with weights of no meaning; a drop path rate of ``None`` is that of the published training."""
+    return build(variant, architecture_of(variant).drop_path(variant) if drop_path_rate is None else drop_path_rate)
 
 
 def _from_scratch(variant: Variant, categories: tuple[Category, ...], drop_path_rate: float | None, seed: int) -> Start:
     detector = _detector(variant, categories, drop_path_rate)
-    initialise(detector, seed)
+    network_of(detector.variant).initialise(detector, seed)
     return Start(detector, categories, TestSettings(), {"start": "random weights"}, said=("starting from scratch",))
 
 
@@ -88,8 +89,8 @@ def _from_backbone(
 ) -> Start:
     found = read_backbone(path)
     detector = _detector(variant or found.variant, categories, drop_path_rate)
-    initialise(detector, seed)
-    load_backbone(path, detector.backbone)
+    network_of(detector.variant).initialise(detector, seed)
+    load_backbone(path, detector.get_submodule("backbone"))
     said = f"starting from the ImageNet backbone {path.name}; all else has initial weights"
     return Start(detector, categories, TestSettings(), {"start": found.source}, said=(said,))
 
@@ -112,7 +113,7 @@ def _from_detector(
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            names = initialise_class_layers(detector)
+            names = network_of(own).initialise_class_layers(detector)
         said = (
             f"starting from {Path(path).name}: it has {own.num_classes} classes and the data {len(categories)} "
             f"others; initial weights for {', '.join(names)}; every other weight is the file's"
@@ -125,8 +126,7 @@ def _from_detector(
 
 
 def _detector(variant: Variant, categories: tuple[Category, ...], drop_path_rate: float | None) -> Detector:
-    rate = published_drop_path(variant) if drop_path_rate is None else drop_path_rate
-    return Detector(replace(variant, num_classes=len(categories)), rate)
+    return build_for_training(replace(variant, num_classes=len(categories)), drop_path_rate)
 
 
 def _names(categories: Sequence[Category]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.provenance import duration
+from pipeline.messages.timing import duration
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import split_uri
 from pipeline.train.distributed import mean_over_workers, num_workers, worker_rank

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.images.resize import padded_size
+from pipeline.images.sizes import padded_size
+from pipeline.model.batch import Batch, Target
 from pipeline.model.preprocess import normalise
-from pipeline.train.sample.sample import Batch, Sample, Target
+from pipeline.train.sample.sample import Sample
 
 
 def collate(samples: Sequence[Sample], device: torch.device) -> Batch:

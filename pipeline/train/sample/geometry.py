@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pipeline.images.resize import resize_bilinear_uint8
-from pipeline.model.preprocess import PIXEL_MEAN
+from pipeline.model.settings import PIXEL_MEAN
 from pipeline.train.sample.sample import Sample
 
 # Of less than this one can tell neither what it is nor where it ends.
@@ -57,6 +55,11 @@ def with_masks(sample: Sample, pixels: NDArray[np.uint8], masks: NDArray[np.bool
 
 def resize(sample: Sample, size: tuple[int, int]) -> Sample:
     """Pixels as the model itself resizes, masks by the nearest pixel: masks that are disjoint stay so."""
+    # Here, so that a config that names the steps does not load torch.
+    import torch
+
+    from pipeline.images.resize import resize_bilinear_uint8
+
     height, width = sample.pixels.shape[:2]
     if (height, width) == size:
         return sample

@@ -1,6 +1,6 @@
-"""What flows through training: one image with its objects, and batches of them.
+"""What flows through training up to the batches that `pipeline.model.batch` describes: one image with its objects.
 
-Legend: B images, G objects of an image, H W pixels; sizes are (height, width), boxes xyxy in pixels.
+Legend: G objects of an image, H W pixels; sizes are (height, width), boxes xyxy in pixels.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,37 +31,3 @@ class Sample:
     labels: NDArray[np.int64]
     masks: NDArray[np.bool_]
     ignored: NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Target:
-    """The objects of one image of a batch, as tensors on the model's device.
-
-    Attributes:
-        boxes: float32 ``(G, 4)`` xyxy in pixels of the input.
-        labels: int64 ``(G,)``.
-        masks: bool ``(G, H, W)`` in the frame of the input before padding.
-        ignored: bool ``(G,)``.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    masks: Tensor
-    ignored: Tensor
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one padded shape with their objects.
-
-    Attributes:
-        image_ids: B.
-        images: float32 ``(B, 3, H, W)``, normalised, zero-padded right and below to multiples of 32.
-        image_sizes: float32 ``(B, 2)`` before padding.
-        targets: B.
-    """
-
-    image_ids: tuple[int | str, ...]
-    images: Tensor
-    image_sizes: Tensor
-    targets: tuple[Target, ...]

@@ -22,9 +22,9 @@ from pipeline.annotate.stages.rows import DECODED
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.pictures import PictureSource
 from pipeline.images.decode import decode_image
-from pipeline.images.resize import scaled_size
+from pipeline.images.sizes import scaled_size
 from pipeline.model.preprocess import preprocess
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
 from pipeline.storage.uris import AccessPolicy
 from pipeline.tables.binary import binary_views

@@ -18,9 +18,9 @@ from pipeline.annotate.stages.segment import DeviceLost, Segment
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.files.layouts import to_native
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.tables.binary import binary_array, binary_views
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from pipeline.evaluate.inputs.books import InputReport
-from pipeline.tables.examples import Examples
+from pipeline.messages.examples import Examples
 
 CLEAN = InputReport(images=3, objects=4, rows=3, common=3, detections=5)
 

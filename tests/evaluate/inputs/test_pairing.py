@@ -12,7 +12,7 @@ from pipeline.evaluate.inputs.annotations import open_annotated_output
 from pipeline.evaluate.inputs.books import InputReport
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.shuffle.chunks import ChunkStore
-from pipeline.tables.examples import Examples
+from pipeline.messages.examples import Examples
 from tests.evaluate.input_cases import IDENTITY, Read, image_ids, output_rows, read_all, write_json
 
 NAMES = {1: "Cat ", 2: "dog"}

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.files.backbones import convert_backbone, load_backbone, read_backbone
 from pipeline.model.files.checkpoints import CheckpointError, load_checkpoint
-from pipeline.model.swin import SwinBackbone
-from pipeline.model.variants import Variant
-from tests.model.test_swin import lively, random_map
+from tests.model.cascade_mask_rcnn.test_swin import lively, random_map
 
 State = dict[str, Tensor]
-SIZES = Variant("custom", embed_dim=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8))
+SIZES = CascadeVariant("custom", embed_dim=8, depths=(2, 1, 2, 1), num_heads=(1, 2, 4, 8))
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_output_norms_keep_their_values(classifier: nn.Module, tmp_path: Path) -
 
 def test_wrong_size_lists_what_does_not_fit(classifier: nn.Module, tmp_path: Path) -> None:
     path = save_timm(classifier.state_dict(), tmp_path)
-    deeper = SwinBackbone(Variant("custom", embed_dim=8, depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 8)))
+    deeper = SwinBackbone(CascadeVariant("custom", embed_dim=8, depths=(2, 2, 2, 1), num_heads=(1, 2, 4, 8)))
     with pytest.raises(CheckpointError, match=r"missing \(13\):\n  stages\.1\.blocks\.1\.attn\.proj\.bias") as error:
         load_backbone(path, deeper)
     assert str(error.value).startswith(str(path))

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.files import checkpoints
 from pipeline.model.files.checkpoints import (
@@ -28,8 +29,7 @@ from pipeline.model.files.checkpoints import (
     save_checkpoint,
     weights_digest,
 )
-from pipeline.model.files.layouts import to_native
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL, SMALL_CATEGORIES
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official, to_mmdet3
 

@@ -268,7 +268,7 @@ class TestIsDead:
 HOLD = """
 import sys, time
 sys.path.insert(0, {root!r})
-from pipeline.data import lock_holder
+from pipeline.storage.lock import holder as lock_holder
 from pipeline.storage.lock.lease import OutputLock
 if {hidden}:
     lock_holder._process_namespace = lambda: "another kernel"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.model.cascade_mask_rcnn.network import decays
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from pipeline.train.loop import checkpoint_folder as module
 from pipeline.train.loop.checkpoint_folder import (
@@ -14,7 +15,8 @@ from pipeline.train.loop.checkpoint_folder import (
     load_optimizer_state,
     optimizer_state,
 )
-from pipeline.train.loop.optimizer import OptimizerSettings, make_optimizer
+from pipeline.train.loop.optimizer import make_optimizer
+from pipeline.train.loop.settings import OptimizerSettings
 from tests.train.loop_cases import CATEGORIES, SETTINGS, TINY, tiny_start
 
 POSITION = Position(7, best=0.25, history=({"epoch": 1, "segm_mAP": 0.25},))
@@ -31,7 +33,7 @@ def checkpoint(model: torch.nn.Module) -> Checkpoint:
 
 
 def stepped(model: torch.nn.Module) -> torch.optim.AdamW:
-    optimizer = make_optimizer(model, OptimizerSettings())
+    optimizer = make_optimizer(model, OptimizerSettings(), decays)
     for number, parameter in enumerate(model.parameters()):
         parameter.grad = torch.full_like(parameter, number + 1.0)
     optimizer.step()
@@ -52,7 +54,7 @@ def test_everything_comes_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert saved.checkpoint.source == checkpoint.source
     assert all(torch.equal(saved.weights[name], tensor) for name, tensor in trained.items())
     other = tiny_start().detector
-    restored = make_optimizer(other, OptimizerSettings())
+    restored = make_optimizer(other, OptimizerSettings(), decays)
     load_optimizer_state(restored, other, saved.state)
     mine, theirs = optimizer_state(optimizer, model), optimizer_state(restored, other)
     assert mine.keys() == theirs.keys()
@@ -147,7 +149,7 @@ def test_the_state_of_another_model(tmp_path: Path, checkpoint: Checkpoint) -> N
     state = {"optimizer." + name: tensor for name, tensor in optimizer_state(stepped(model), model).items()}
     other = torch.nn.Sequential(torch.nn.Linear(2, 2))
     with pytest.raises(CheckpointError, match="not that of this model"):
-        load_optimizer_state(make_optimizer(other, OptimizerSettings()), other, state)
+        load_optimizer_state(make_optimizer(other, OptimizerSettings(), decays), other, state)
 
 
 def test_on_an_object_store(checkpoint: Checkpoint, model: torch.nn.Module) -> None:

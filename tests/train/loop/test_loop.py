@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline.model.batch import Batch
+from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position
-from pipeline.train.loop.loop import LoopSettings, checkpoint_activations, train
-from pipeline.train.loop.optimizer import OptimizerSettings, Schedule
+from pipeline.train.loop.finite import NonFiniteLoss
+from pipeline.train.loop.loop import checkpoint_activations, train
+from pipeline.train.loop.settings import LoopSettings, OptimizerSettings, Schedule
 from pipeline.train.loop.telemetry import Step
-from pipeline.train.losses.detector import DetectorLoss, NonFiniteLoss
-from pipeline.train.sample.sample import Batch, Sample
+from pipeline.train.sample.sample import Sample
 from tests.train.loop_cases import CPU, SETTINGS, VALIDATION, Scenes, scene, tiny_start
 
 FAST = LoopSettings(

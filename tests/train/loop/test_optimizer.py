@@ -3,15 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.model.detector import Detector
-from pipeline.train.loop.optimizer import (
-    OptimizerSettings,
-    Schedule,
-    decays,
-    make_optimizer,
-    parameter_groups,
-    set_lr,
-)
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.network import decays
+from pipeline.train.loop.optimizer import make_optimizer, parameter_groups, set_lr
+from pipeline.train.loop.settings import OptimizerSettings, Schedule
 from tests.train.loop_cases import TINY
 
 PER_EPOCH = 10
@@ -71,12 +66,12 @@ def test_no_warm_up() -> None:
 )
 def test_what_decays(name: str, expected: bool) -> None:
     assert decays(name) is expected
-    assert name in dict(Detector(TINY).named_parameters())
+    assert name in dict(CascadeMaskRCNN(TINY).named_parameters())
 
 
 def test_groups_hold_every_parameter_once() -> None:
-    detector = Detector(TINY)
-    decaying, others = parameter_groups(detector, 0.05)
+    detector = CascadeMaskRCNN(TINY)
+    decaying, others = parameter_groups(detector, 0.05, decays)
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     together = [*decaying["params"], *others["params"]]
     assert {id(p) for p in together} == {id(p) for p in detector.parameters()}
@@ -84,16 +79,16 @@ def test_groups_hold_every_parameter_once() -> None:
 
 
 def test_frozen_parameters_are_left_out() -> None:
-    detector = Detector(TINY)
+    detector = CascadeMaskRCNN(TINY)
     detector.backbone.requires_grad_(False)
-    groups = parameter_groups(detector, 0.05)
+    groups = parameter_groups(detector, 0.05, decays)
     assert not {id(p) for g in groups for p in g["params"]} & {id(p) for p in detector.backbone.parameters()}
 
 
 def test_one_step_by_hand() -> None:
     """The first step of AdamW is the sign of the gradient times the learning rate; decay comes before it."""
     model = torch.nn.Sequential(torch.nn.Linear(1, 1))
-    optimizer = make_optimizer(model, OptimizerSettings(lr=1.0, weight_decay=0.5))
+    optimizer = make_optimizer(model, OptimizerSettings(lr=1.0, weight_decay=0.5), decays)
     set_lr(optimizer, 0.1)
     weight = float(model[0].weight.detach())
     (model[0].weight * 3).sum().backward()

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
+from pipeline.model.cascade_mask_rcnn.initialise import initialise
+from pipeline.model.cascade_mask_rcnn.variants import SWIN_B, SWIN_S, published_drop_path
 from pipeline.model.categories import Category
-from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
-from pipeline.model.variants import SWIN_B, SWIN_S
-from pipeline.train.loop.initialise import initialise
-from pipeline.train.loop.start import Start, published_drop_path, start_from
+from pipeline.train.loop.start import Start, start_from
 from tests.train.loop_cases import CATEGORIES, SETTINGS, TINY
 
 OTHERS = tuple(Category(i, f"thing {i}") for i in range(1, 6))
@@ -27,7 +27,7 @@ CLASS_LAYERS = [
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
-    detector = Detector(TINY)
+    detector = CascadeMaskRCNN(TINY)
     initialise(detector, 9)
     return Checkpoint(detector.state_dict(), TINY, CATEGORIES, SETTINGS, {"file": "made up"})
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.model.preprocess import preprocess
-from pipeline.model.variants import TestSettings
+from pipeline.model.settings import TestSettings
 from pipeline.train.sample.collate import collate
 from tests.train.sample_cases import random_sample
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.model.preprocess import PIXEL_MEAN
+from pipeline.model.settings import PIXEL_MEAN
 from pipeline.train.sample.geometry import MIN_PIXELS, PADDING_COLOUR, flip, mask_boxes, resize, window
 from pipeline.train.sample.sample import Sample
 from tests.train.sample_cases import assert_equal, assert_sound, num_overlapping, random_sample, samples

@@ -1,0 +1,68 @@
+"""Cascade Mask R-CNN with a Swin backbone, assembled from its parts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.model.cascade_mask_rcnn.cascade import CascadeBoxHeads
+from pipeline.model.cascade_mask_rcnn.mask_head import CascadeMaskHeads
+from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS, image_index
+from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork
+from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
+from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
+from pipeline.model.detector import BatchDetections, Detector
+from pipeline.model.settings import TestSettings
+
+
+class CascadeMaskRCNN(Detector):
+    """Backbone, neck, proposals, cascade, masks."""
+
+    def __init__(self, variant: CascadeVariant, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        self.variant = variant
+        self.backbone = SwinBackbone(variant, drop_path_rate)
+        self.neck = FeaturePyramid([variant.embed_dim * 2**i for i in range(4)], variant.fpn_channels)
+        self.rpn = RegionProposalNetwork(variant.fpn_channels)
+        self.box_heads = CascadeBoxHeads(variant)
+        self.mask_heads = CascadeMaskHeads(variant)
+
+    def forward(
+        self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, settings: TestSettings
+    ) -> BatchDetections:
+        """See `Detector.forward`; masks are ``(N, 28, 28)``."""
+        features = self.neck(self.backbone(images))
+        proposals = [boxes for boxes, _ in self.rpn(features, image_sizes, settings)]
+        pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
+        found = self.box_heads(pyramid, proposals, image_sizes, scale_factors, settings)
+        counts = [len(image.scores) for image in found]
+        index = image_index(counts, images.device)
+        boxes = torch.cat([f.boxes_image for f in found])
+        scores, labels = torch.cat([f.scores for f in found]), torch.cat([f.labels for f in found])
+        masks = self.mask_heads(pyramid, boxes * scale_factors[index].repeat(1, 2), index, labels)
+        return BatchDetections(boxes, scores, labels, masks, counts)
+
+
+class FeaturePyramid(nn.Module):
+    """The neck (Lin et al. 2017, arXiv 1612.03144), with mmdet's extra level for the RPN.
+
+    1x1 laterals, nearest top-down sums, 3x3 outputs; no norms and no activations.
+    """
+
+    def __init__(self, in_channels: list[int], out_channels: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList(nn.Conv2d(c, out_channels, 1) for c in in_channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(out_channels, out_channels, 3, padding=1) for _ in in_channels)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Backbone maps at strides 4..32 to P2..P6, all with ``out_channels`` channels.
+
+        A coarse map is brought to the *size* of the finer one, which is not always twice its own. P6 is
+        every second pixel of P5; only the RPN uses it.
+        """
+        levels = [lateral(x) for lateral, x in zip(self.laterals, maps, strict=True)]
+        for i in range(len(levels) - 1, 0, -1):
+            levels[i - 1] = levels[i - 1] + F.interpolate(levels[i], size=levels[i - 1].shape[-2:], mode="nearest")
+        outputs = [conv(x) for conv, x in zip(self.outputs, levels, strict=True)]
+        return [*outputs, F.max_pool2d(outputs[-1], kernel_size=1, stride=2)]

@@ -1,0 +1,91 @@
+"""What a user may change about a detector without changing its weights, and what every detector is fed. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+# ImageNet statistics of RGB in 0..255, as in every published config.
+PIXEL_MEAN = (123.675, 116.28, 103.53)
+PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True)
+class TestSettings:
+    """What happens at test time; the defaults are the published ones. A detector leaves aside what it has no part for.
+
+    Attributes:
+        short_side: the shorter image side is scaled to this, in pixels.
+        long_side: unless the longer one would exceed this.
+        proposals_per_level: proposals kept per pyramid level before NMS.
+        proposals: proposals kept per image after NMS.
+        rpn_nms_iou: IoU above which the lesser of two proposals goes.
+        score_threshold: detections need a score above this.
+        nms_iou: IoU above which the lesser of two detections of one class goes.
+        max_detections: detections kept per image.
+    """
+
+    __test__ = False  # pytest: not a test class
+
+    short_side: int = 800
+    long_side: int = 1333
+    proposals_per_level: int = 1000
+    proposals: int = 1000
+    rpn_nms_iou: float = 0.7
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    max_detections: int = 100
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "proposals_per_level", "proposals", "max_detections"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"test settings: {name}={value!r} must be a positive integer")
+        for name in ("rpn_nms_iou", "score_threshold", "nms_iou"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"test settings: {name}={value!r} must lie in [0, 1]")
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> TestSettings:
+        """The settings that ``dataclasses.asdict`` wrote."""
+        return TestSettings(**checked_fields(TestSettings, values))
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many boxes of an image to sample: ``count`` in all, positives up to ``positive_fraction`` of them."""
+
+    count: int
+    positive_fraction: float
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How much of an image the losses look at; the defaults are the published numbers.
+
+    Attributes:
+        anchors: of the proposal network.
+        proposals: that it hands to the first stage, of each level and then of the image.
+        rois: of each stage.
+    """
+
+    anchors: Quota = Quota(256, positive_fraction=0.5)
+    proposals: int = 2000
+    rois: Quota = Quota(512, positive_fraction=0.25)
+
+
+PUBLISHED = Sampling()
+
+
+def checked_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a dataclass that JSON brought back, lists as tuples.
+
+    Raises:
+        ValueError: a key that the class has no field for.
+    """
+    unknown = set(values) - {f.name for f in fields(cls)}
+    if unknown:
+        raise ValueError(f"unknown {cls.__name__} keys: {', '.join(sorted(unknown))}")
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -1,1 +1,0 @@
-"""Targets and losses of the detector."""
