@@ -30,7 +30,7 @@ class Listener:
         return lines
 
     def end(self, result: Any) -> None:
-        """Keep what the work came to."""
+        """Keep what the work came to: plain values, or this process would import all that they need to be unpickled."""
         self._result = result
 
     def result(self) -> Any:

@@ -169,8 +169,7 @@ def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterat
             trainer.fit()
         except WorkerGroupError as error:
             raise _reason(error) from error
-        result: Result = ray.get(listener.result.remote())
-        return result
+        return Result.of_listener(ray.get(listener.result.remote()))
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:

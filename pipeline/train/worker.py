@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray
@@ -30,6 +30,12 @@ class Result:
 
     position: Position
     unreadable: dict[int | str, str]
+
+    @classmethod
+    def of_listener(cls, ended: tuple[dict[str, Any], dict[int | str, str]]) -> Result:
+        """From what the first worker left there."""
+        position, unreadable = ended
+        return cls(Position(**position), unreadable)
 
 
 @dataclass(frozen=True)
@@ -90,4 +96,4 @@ class Work:
         unreadable = gather_to_first(feed.unreadable)
         if unreadable is not None:
             merged = {image_id: reason for part in unreadable for image_id, reason in part.items()}
-            ray.get(self.listener.end.remote(Result(position, merged)))
+            ray.get(self.listener.end.remote((asdict(position), merged)))

@@ -25,9 +25,10 @@ from pipeline.train.feed import Feed
 from pipeline.train.sample.collate import collate
 from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
-from tests.train.loop_cases import CPU
 
 pytestmark = pytest.mark.ray
+
+CPU = torch.device("cpu")
 
 
 def _feed(draws: Draws, batch: int = 2, rank: int = 0, world: int = 1) -> Feed:
@@ -60,19 +61,18 @@ def test_batches_are_those_of_the_draws(ray_cluster: None, draws: Draws) -> None
     assert all(_same(*pair) for pair in zip(rest, batches[7:], strict=True))
 
 
-@dataclass(frozen=True)
-class SlowFor(PictureSource):
-    """One picture takes longer than all others together."""
-
-    slow: str = ""
-
-    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
-        if self.slow in uris:
-            time.sleep(3)
-        return super().read_many(uris)
-
-
 def test_a_slow_task_does_not_change_the_order(ray_cluster: None, tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class SlowFor(PictureSource):
+        """One picture takes longer than all others together. Defined here: workers need not import this file."""
+
+        slow: str = ""
+
+        def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
+            if self.slow in uris:
+                time.sleep(3)
+            return super().read_many(uris)
+
     images, order = empty_images(tmp_path, 64), epoch_order([64], None, 0, 3)
     pictures = SlowFor(slow=images[order[0]].uri)
     draws = Draws([LabelledTable.of(images)], None, pictures, AugmentConfig(scale="none", flip=0), seed=3)
@@ -119,14 +119,16 @@ def test_bad_data_stop_the_worker_with_their_own_error(ray_cluster: None, tmp_pa
         list(_feed(draws).batches(0, 0))
 
 
-class _Holder:
-    def ready(self) -> None:
-        """Answers once the CPUs are held."""
-
-
 def test_less_than_a_whole_cpu_is_enough(ray_cluster: None, draws: Draws) -> None:
     """What workers leave free may be the half CPU that a task asks for, and nothing else may be waited for."""
-    holder = ray.remote(_Holder).options(num_cpus=2.5).remote()
+
+    class Holder:
+        """Defined here: its worker need not import this file."""
+
+        def ready(self) -> None:
+            """Answers once the CPUs are held."""
+
+    holder = ray.remote(Holder).options(num_cpus=2.5).remote()
     ray.get(holder.ready.remote())
     try:
         assert len(list(_feed(draws, batch=4).batches(0, 9))) == 2
