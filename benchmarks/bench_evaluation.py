@@ -51,6 +51,7 @@ from pipeline.evaluate.measure import Measured, Request, in_this_process, measur
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
 from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.storage.uris import Uri
 
 IMAGES_PER_FILE = 2048
 TEN_MILLION = 10_000_000
@@ -78,7 +79,7 @@ def write_files(folder: Path, case: EvaluationSet, copies: int) -> None:
                     file.write(comma + json.dumps({**row, **{f: row[f] + copy * s for f, s in fields.items()}}))
             file.write("]")
         file.write("}")
-    store = OutputStore(str(folder / "run"))
+    store = OutputStore(Uri(str(folder / "run")))
     identity = Identity("made up", "0" * 64, "0" * 64, "{}", "0", "bench")
     for copy in range(copies):
         for start in range(0, len(images), IMAGES_PER_FILE):
@@ -119,11 +120,11 @@ def _output_rows(
 
 def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -> Request:
     """What the job asks for, with scratch and match table in a folder of their own."""
-    scratch = tempfile.mkdtemp(dir=folder, prefix="scratch-")
-    plan = AnalysisPlan(AnalysisConfig(), iou_type, 3, f"{scratch}/matches") if analysis else None
+    scratch = Uri(tempfile.mkdtemp(dir=folder, prefix="scratch-"))
+    plan = AnalysisPlan(AnalysisConfig(), iou_type, 3, scratch / "matches") if analysis else None
     return Request(
-        predictions_uri=str(folder / predictions),
-        truth_uri=str(folder / "truth.json"),
+        predictions_uri=Uri(str(folder / predictions)),
+        truth_uri=Uri(str(folder / "truth.json")),
         images="all",
         iou_types=(iou_type,),
         protocol=CocoProtocol(),

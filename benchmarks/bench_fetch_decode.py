@@ -32,6 +32,7 @@ from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
+from pipeline.storage.uris import UriText
 
 BUCKET = "images"
 S3_ENVIRONMENT = {
@@ -87,7 +88,7 @@ def stage_loop(stage: FetchDecode, blocks: Sequence[pa.Table]) -> None:
 def fetch_loop(fetcher: Fetcher, batches: Sequence[Sequence[str]]) -> None:
     """The fetcher alone."""
     for uris in batches:
-        for data in fetcher.fetch_many(uris):
+        for data in fetcher.fetch_many([UriText(uri) for uri in uris]):
             if isinstance(data, FetchError):
                 raise data
 

@@ -62,9 +62,10 @@ def measure(folder: Path, memory_rows: int, started: float) -> None:
     from pipeline.annotate.config import ManifestConfig
     from pipeline.annotate.manifest.open import open_manifest
     from pipeline.annotate.pending.antijoin import find_pending
+    from pipeline.storage.uris import Uri
 
     imported, imported_bytes = time.time(), peak_bytes()
-    manifest = open_manifest(ManifestConfig(uri=str(folder / "manifest.parquet")), str(folder / "scratch"))
+    manifest = open_manifest(ManifestConfig(uri=Uri(str(folder / "manifest.parquet"))), Uri(str(folder / "scratch")))
     opened = time.time()
     pending = find_pending(manifest, read_output_ids(folder), memory_rows=memory_rows, tmp_dir=str(folder))
     units = pending.units

@@ -24,6 +24,7 @@ from pipeline.model.files.backbones import convert_backbone
 from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
+from pipeline.storage.uris import UriText, hide_secrets
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _convert(args)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"convert_checkpoint: error: {error}", file=sys.stderr)
+        print(f"convert_checkpoint: error: {hide_secrets(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -49,7 +50,7 @@ def _convert(args: argparse.Namespace) -> None:
         raise ValueError(f"{out} exists; --force replaces it")
     changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     categories = read_categories(args.classes) if args.classes else None
-    source = resolve_checkpoint(args.source)
+    source = resolve_checkpoint(UriText(args.source))
     try:
         checkpoint = load_checkpoint(source, categories)
     except BackboneOnlyError:

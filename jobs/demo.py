@@ -26,6 +26,7 @@ from pipeline.cluster.connect import connect
 from pipeline.drawing.draw import DrawOptions, grid
 from pipeline.drawing.rows import draw_rows
 from pipeline.evaluate.run import METRICS
+from pipeline.storage.uris import Uri
 from pipeline.synthetic.scenes import write_scenes
 
 MODEL = Path(__file__).with_name("demo_model.safetensors")
@@ -95,7 +96,7 @@ def _contact_sheet(results: Path) -> np.ndarray:
     rows, columns = _GRID
     ids = [str(number) for number in range(1, rows * columns + 1)]
     source = PictureSource()
-    drawn = draw_rows(OutputRows(str(results)).by_id(ids), source, DrawOptions(min_score=_SHOWN_SCORE))
+    drawn = draw_rows(OutputRows(Uri(str(results))).by_id(ids), source, DrawOptions(min_score=_SHOWN_SCORE))
     pictures = [row.picture for row in drawn if not isinstance(row.picture, ImageFailure)]
     return grid(pictures, columns, _CELL, ids)
 

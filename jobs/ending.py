@@ -7,13 +7,23 @@ import sys
 from collections.abc import Callable
 
 from pipeline.errors import RunError, UserError
+from pipeline.storage.uris import hide_secrets
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
 def set_up_log() -> None:
     """Lines with time and level on the standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class _WithoutSecrets(logging.Formatter):
+    """Hides the secrets of URIs that others wrote into a message or an error, above all into a traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_secrets(super().format(record))
 
 
 def run(logger: logging.Logger, work: Callable[[], int], advice: str) -> int:
@@ -32,7 +42,8 @@ def run(logger: logging.Logger, work: Callable[[], int], advice: str) -> int:
         return end(logger, BAD_INPUT, f"{type(error).__name__}: {error}")
     except Exception as error:
         logger.exception(advice)
-        return end(logger, FAILED, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        first_line, *_ = hide_secrets(str(error)).splitlines() or [""]
+        return end(logger, FAILED, f"{type(error).__name__}: {first_line}")
 
 
 def end(logger: logging.Logger, code: int, message: str) -> int:

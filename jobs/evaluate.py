@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     config = load_config(EvaluateConfig, args.config, args.set)
     print(summary(evaluate(config)))
-    return end(logger, OK, f"finished: {config.resolved()['output']['uri'].rstrip('/')}/{REPORT}")
+    return end(logger, OK, f"finished: {str(config.output.uri).rstrip('/')}/{REPORT}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from jobs.ending import OK, end, run, set_up_log
 from pipeline.export.run import FORMATS, Export, export, read_selection
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri, UriText
 
 logger = logging.getLogger("jobs.export")
 
@@ -27,9 +27,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    selection = read_selection(args.class_thresholds, args.min_score)
-    print(export(Export(args.annotations, args.format, args.out, selection, args.overwrite)).text())
-    return end(logger, OK, f"{args.format}: {redact(args.out)}")
+    thresholds = None if args.class_thresholds is None else UriText(args.class_thresholds)
+    selection = read_selection(thresholds, args.min_score)
+    annotations, out = Uri(args.annotations), Uri(args.out)
+    print(export(Export(annotations, args.format, out, selection, args.overwrite)).text())
+    return end(logger, OK, f"{args.format}: {out}")
 
 
 def _parser() -> argparse.ArgumentParser:

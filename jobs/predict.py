@@ -25,6 +25,7 @@ from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
 from pipeline.predict.image_files import find_images
 from pipeline.predict.run import PredictRun
+from pipeline.storage.uris import UriText, hide_secrets
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.mkdir(parents=True, exist_ok=True)
         predictor = _load(args)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"predict: error: {error}", file=sys.stderr)
+        print(f"predict: error: {hide_secrets(str(error))}", file=sys.stderr)
         return 2
     options = DrawOptions(args.boxes, args.labels, args.scores, args.masks, min_score=args.draw_threshold)
     job = PredictRun(predictor, options, out)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _load(args: argparse.Namespace) -> Predictor:
     categories = read_categories(args.classes) if args.classes else None
-    checkpoint = load_checkpoint(resolve_checkpoint(args.model), categories)
+    checkpoint = load_checkpoint(resolve_checkpoint(UriText(args.model)), categories)
     wanted = {"short_side": args.short_side, "long_side": args.long_side}
     settings = replace(checkpoint.settings, **{k: v for k, v in wanted.items() if v is not None})
     return load_model(checkpoint, args.device, args.precision, settings)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train(args: argparse.Namespace) -> int:
     config = load_config(TrainConfig, args.config, args.set)
     print(summary(config, train(config)))
-    return end(logger, OK, f"finished: {config.resolved()['output']['uri']}")
+    return end(logger, OK, f"finished: {config.output.uri}")
 
 
 if __name__ == "__main__":

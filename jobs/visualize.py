@@ -28,7 +28,7 @@ from pipeline.annotations.run_json import RunJson
 from pipeline.drawing.draw import DrawOptions, Picture, grid
 from pipeline.drawing.file_names import PictureNames
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri, hide_secrets
 
 DEFAULT_LIMIT = 16
 CELL = (360, 480)  # height, width of a picture in a contact sheet
@@ -40,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(args.out)
     options = DrawOptions(args.boxes, args.labels, args.scores, args.masks, min_score=args.min_score)
     try:
-        run = _run(args.annotations)
+        annotations = Uri(args.annotations)
+        run = _run(annotations)
         _check_categories(args.categories, run.detections_per_category)
-        source = PictureSource.of_run(run, args.image_root)
-        rows = _chosen(OutputRows(args.annotations), args, options)
+        source = PictureSource.of_run(run, Uri(args.image_root) if args.image_root else None)
+        rows = _chosen(OutputRows(annotations), args, options)
         out.mkdir(parents=True, exist_ok=True)
         book = _Book()
         drawn = book.keep(draw_rows(rows, source, options, args.categories))
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _write_sheets(drawn, args.grid, out)
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"visualize: error: {error}", file=sys.stderr)
+        print(f"visualize: error: {hide_secrets(str(error))}", file=sys.stderr)
         return 2
     if book.drawn + book.failed == 0:
         print("visualize: error: nothing to draw: no annotated image matches", file=sys.stderr)
@@ -113,10 +114,10 @@ def _fitted(picture: Picture) -> Picture:
     return np.asarray(image)
 
 
-def _run(uri: str) -> RunJson:
+def _run(uri: Uri) -> RunJson:
     run = RunJson.read(uri)
     if run is None:
-        raise ValueError(f"{redact(uri)} has no run.json: is it the output of an annotate job?")
+        raise ValueError(f"{uri} has no run.json: is it the output of an annotate job?")
     return run
 
 

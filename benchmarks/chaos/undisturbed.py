@@ -20,17 +20,18 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.predictor import load_model
+from pipeline.storage.uris import Uri
 
 
 def undisturbed_rows(config: AnnotateConfig) -> list[dict[str, Any]]:
     """The rows that a run should write, in the order of the manifest."""
-    checkpoint = load_checkpoint(config.model.checkpoint)
+    checkpoint = load_checkpoint(config.model.checkpoint.secret_text)
     settings, guard = model_settings(config, checkpoint), InProcessGuard()
     thresholds = config.model.label_thresholds([category.name for category in checkpoint.categories])
     predictor = load_model(checkpoint, "cpu", config.model.precision, settings)
     pictures = PictureSource.of_config(config.images)
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = open_manifest(config.manifest, scratch)
+        manifest = open_manifest(config.manifest, Uri(scratch))
         schema = output_schema(manifest.id_type, manifest.carried)
         fetch_decode = FetchDecode(pictures, settings.short_side, settings.long_side, guard, _discard)
         segment = Segment(predictor, config.model.batch_size, thresholds, guard, _discard)

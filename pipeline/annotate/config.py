@@ -18,16 +18,14 @@ from pipeline.config.base import (
     Score,
     Section,
     Text,
-    Uri,
+    check_writable,
     did_you_mean,
-    place,
-    resolved,
     unique,
 )
 from pipeline.config.images import ImagesConfig
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import TestSettings
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri, UriText
 
 # A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
 # Larger blocks were measured to leave the actors idle (too few in flight), far smaller ones to make the
@@ -71,7 +69,7 @@ class ManifestConfig(Section):
 class ModelConfig(Section):
     """Which model, and how it is run. Sizes and thresholds left null are the checkpoint's own."""
 
-    checkpoint: Text = Field(
+    checkpoint: UriText = Field(
         description=f"A checkpoint file, or the name of a published model ({', '.join(KNOWN_MODELS)})."
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -91,7 +89,7 @@ class ModelConfig(Section):
     class_thresholds: dict[Text, Score] = Field(
         default={}, description="Category name: lowest score of a detection of it that is kept, 0 to 1."
     )
-    class_thresholds_file: Text | None = Field(
+    class_thresholds_file: UriText | None = Field(
         default=None,
         description="A YAML file {name: score}, read when the config is loaded; class_thresholds overrule it.",
     )
@@ -108,7 +106,7 @@ class ModelConfig(Section):
         if not isinstance(name, str) or not isinstance(direct, dict):
             return values
         others = {key: value for key, value in values.items() if key != "class_thresholds_file"}
-        return {**others, "class_thresholds": {**read_class_thresholds(name), **direct}}
+        return {**others, "class_thresholds": {**read_class_thresholds(UriText(name)), **direct}}
 
     @model_validator(mode="after")
     def _thresholds_apply(self) -> ModelConfig:
@@ -160,7 +158,7 @@ class ModelConfig(Section):
 class ResourcesConfig(Section):
     """What the job takes of the cluster. None of it changes results."""
 
-    ray_address: Text | None = Field(
+    ray_address: UriText | None = Field(
         default=None,
         description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
         "null: RAY_ADDRESS where it is set, else Ray in this process.",
@@ -244,12 +242,11 @@ class AnnotateConfig(Section):
         block, batch = self.resources.images_per_block, self.model.batch_size
         if block is not None and block < batch:
             raise ValueError(f"resources.images_per_block ({block}) must be at least model.batch_size ({batch})")
-        output, manifest = place(self.output.uri), place(self.manifest.uri)
-        if output[0] in ("http", "https"):
-            raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
-        if manifest[: len(output)] == output:
+        output, manifest = self.output.uri, self.manifest.uri
+        check_writable(output)
+        if manifest.is_below(output):
             raise ValueError("manifest.uri lies in output.uri, whose files all count as results: keep them apart")
-        if output[: len(manifest)] == manifest and self.manifest.format not in ("auto", "folder"):
+        if output.is_below(manifest) and self.manifest.format not in ("auto", "folder"):
             raise ValueError("output.uri lies in manifest.uri, whose files all count as manifest: keep them apart")
         return self
 
@@ -273,7 +270,7 @@ class AnnotateConfig(Section):
         root = self.manifest.image_root
         return {
             "manifest": {
-                "image_root": root and (redact(root).rstrip("/") or "/"),
+                "image_root": root and (str(root).rstrip("/") or "/"),
                 "id_column": self.manifest.id_column,
                 "uri_column": self.manifest.uri_column,
                 "bytes_column": self.manifest.bytes_column,
@@ -291,16 +288,3 @@ class AnnotateConfig(Section):
         """sha256 (hexadecimal) of :meth:`content` as canonical JSON; takes what that takes."""
         canonical = json.dumps(self.content(base), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-    def resolved(self) -> dict[str, Any]:
-        """See `pipeline.config.base.resolved`."""
-        return resolved(self, _URI_KEYS)
-
-
-_URI_KEYS = {
-    "manifest": ("uri", "image_root"),
-    "images": ("allowed_roots",),
-    "model": ("checkpoint", "class_thresholds_file"),
-    "resources": ("ray_address",),
-    "output": ("uri",),
-}

@@ -28,6 +28,7 @@ from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 from pipeline.tables.binary import binary_views
 
 SAMPLE_IMAGES = 8
@@ -54,7 +55,7 @@ def dry_run(config: AnnotateConfig) -> str:
     objects.put(_PROBE, b"written by a dry run, to see whether it can be")
     remove_folder(store.scratch_uri)
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = open_manifest(config.manifest, scratch)
+        manifest = open_manifest(config.manifest, Uri(scratch))
         pending = find_pending(manifest, (table["image_id"] for table in store.iter_ids()))
         decoded = _decode_sample(config, settings, manifest, pending)
     with connect(config.resources.ray_address):
@@ -66,7 +67,7 @@ def dry_run(config: AnnotateConfig) -> str:
         f"{checkpoint.weights_sha256[:12]}, {config.model.precision}",
         f"cluster    {cluster['nodes']} nodes, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs "
         f"{', '.join(cluster['gpu_kinds'])}",
-        f"output     {config.resolved()['output']['uri']}: writable",
+        f"output     {config.output.uri}: writable",
         f"sample     {_sample_line(decoded)}",
     ]
     if seconds is None:

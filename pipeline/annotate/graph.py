@@ -34,6 +34,7 @@ from pipeline.cluster.quiet import quiet
 from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.settings import TestSettings
+from pipeline.storage.uris import Uri
 
 # A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
 ROWS_PER_READ_TASK = 4096
@@ -121,7 +122,7 @@ def _unit_tables(pending: Pending) -> Iterator[pa.Table]:
             part = rows[start : start + ROWS_PER_READ_TASK]
             yield pa.table(
                 {
-                    "file": [unit.file],
+                    "file": [unit.file.secret_text],
                     "row_group": [unit.row_group],
                     "num_rows": [unit.num_rows],
                     "rows": pa.array([part], pa.list_(pa.int64())),
@@ -131,7 +132,7 @@ def _unit_tables(pending: Pending) -> Iterator[pa.Table]:
 
 def _read(units: pa.Table, manifest: Manifest, rows_per_block: int) -> Iterator[pa.Table]:
     for unit, rows in zip(units.drop_columns(["rows"]).to_pylist(), units["rows"], strict=True):
-        yield from manifest.read_rows(ReadUnit(**unit), rows.values.to_numpy(), rows_per_block)
+        yield from manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows.values.to_numpy(), rows_per_block)
 
 
 def _keeping_memory(rows: pa.Table, stage: Stage) -> pa.Table:

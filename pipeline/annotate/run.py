@@ -37,7 +37,6 @@ from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import LockLost, OutputLock
-from pipeline.storage.uris import redact
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +176,7 @@ class _Run:
         twice, unknown = pending.duplicate_done, pending.unknown_done
         if twice.count:
             raise RunFailed(
-                f"{twice.count} images are more than once in {redact(self.config.output.uri)} ({twice}): "
+                f"{twice.count} images are more than once in {self.config.output.uri} ({twice}): "
                 "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
             )
         if unknown.count:
@@ -195,16 +194,15 @@ class _Run:
                 self.lock.check()
 
     def _new_report(self) -> RunJson:
-        root = self.manifest.image_root
         return RunJson(
             run_id=self.run_id,
             state=RunState.RUNNING,
-            config=self.config.resolved(),
+            config=self.config.model_dump(mode="json"),
             identity={**asdict(self.identity), "source": self.checkpoint.source},
             code={"version": code_version(), "packages": package_versions(), "python": sys.version.split()[0]},
             cluster={"driver": socket.gethostname(), **describe_cluster()},
             categories=self.checkpoint.categories,
-            image_root=root and redact(root),  # as the rows' URIs
+            image_root=self.manifest.image_root,
         )
 
     def _close_books(self, report: RunJson, counts: Counts, pending: Pending) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +11,10 @@ from numpy.typing import NDArray
 from pipeline.config.base import Score, Text, did_you_mean
 from pipeline.config.loading import read_values
 from pipeline.model.categories import Category
+from pipeline.storage.uris import UriText
 
 
-def read_class_thresholds(path: str | Path) -> dict[str, float]:
+def read_class_thresholds(path: UriText) -> dict[str, float]:
     """Read a file of scores by category name, as ``model.class_thresholds_file`` and the export take it.
 
     Raises:

@@ -14,7 +14,7 @@ from pipeline.annotations.data_file import Footer, NotParquet, OutputError, read
 from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, Objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 DATA_FOLDER = "data"
 
@@ -33,7 +33,7 @@ class DataFolder:
         concurrency: footers to read at a time.
     """
 
-    def __init__(self, uri: str, concurrency: int) -> None:
+    def __init__(self, uri: Uri, concurrency: int) -> None:
         self._uri = uri
         self._concurrency = concurrency
         self._footers: dict[Entry, Footer] = {}
@@ -55,7 +55,7 @@ class DataFolder:
     def _refuse(self, foreign: Sequence[str]) -> None:
         if foreign:
             raise OutputError(
-                f"{redact(self._uri)}/{DATA_FOLDER} holds files that this pipeline did not write: "
+                f"{self._uri}/{DATA_FOLDER} holds files that this pipeline did not write: "
                 f"{Examples.of(foreign)}. Move them away, or choose another output."
             )
 
@@ -96,7 +96,7 @@ class DataFolder:
         footers = map_files(lambda entry: self.footer_or_none(objects, entry), entries, self._concurrency)
         for entry, footer in zip(entries, footers, strict=True):
             if footer is None:
-                raise OutputError(f"{redact(self._uri)}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
+                raise OutputError(f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
             yield entry, footer
 
     def current(self, objects: Objects) -> dict[Entry, Footer]:
@@ -130,7 +130,7 @@ class DataFolder:
             return None
         if odd:
             raise OutputError(
-                f"the files in {redact(self._uri)}/{DATA_FOLDER} were made with different weights, settings or "
+                f"the files in {self._uri}/{DATA_FOLDER} were made with different weights, settings or "
                 f"schemas: {Examples.of(odd)} and {first[0].name} do not belong together"
             )
         return first[1]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from pipeline.storage.uris import join
+from pipeline.storage.uris import Uri, UriText, resolve
 
 
-def picture_uri(uri: str, root: str = "") -> str:
+def picture_uri(uri: UriText, root: Uri | None = None) -> UriText:
     """Where to read an image of an output.
 
     Args:
@@ -16,10 +16,10 @@ def picture_uri(uri: str, root: str = "") -> str:
     Raises:
         UriError: it cannot be joined to the root.
     """
-    return join(root, uri) if root else uri
+    return uri if root is None else resolve(uri.secret_text, root)
 
 
-def image_path(image_id: int | str, uri: str | None, root: str | None) -> str:
+def image_path(image_id: int | str, uri: str | None, root: Uri | None) -> str:
     """A relative path for an image, with ``/``, that climbs nowhere.
 
     Args:
@@ -29,7 +29,7 @@ def image_path(image_id: int | str, uri: str | None, root: str | None) -> str:
             relative one; elsewhere it is the whole URI without its scheme.
     """
     text = str(image_id) if uri is None else uri
-    prefix = root.rstrip("/") + "/" if root and uri is not None else ""
+    prefix = "" if root is None or uri is None else str(root).rstrip("/") + "/"
     if prefix and text.startswith(prefix):
         text = text[len(prefix) :]
     else:

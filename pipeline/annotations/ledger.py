@@ -39,7 +39,7 @@ from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder, map_files
 from pipeline.annotations.schema import FAILED
 from pipeline.storage.objects.base import Entry, Objects
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 __all__ = ["Counts", "DataFile", "Identity", "IdentityMismatch", "OutputError", "OutputStore", "Recovery"]
 
@@ -103,11 +103,11 @@ class OutputStore:
         timeout_s: for one request to S3.
     """
 
-    uri: str
+    uri: Uri
     concurrency: int = 32
     timeout_s: float = 60.0
 
-    def __reduce__(self) -> tuple[type[OutputStore], tuple[str, int, float]]:
+    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float]]:
         return type(self), (self.uri, self.concurrency, self.timeout_s)
 
     @cached_property
@@ -115,9 +115,9 @@ class OutputStore:
         return DataFolder(self.uri, self.concurrency)
 
     @property
-    def scratch_uri(self) -> str:
+    def scratch_uri(self) -> Uri:
         """For a run's intermediate files."""
-        return self.uri.rstrip("/") + "/_scratch"
+        return self.uri / "_scratch"
 
     def write_rows(
         self,
@@ -199,7 +199,7 @@ class OutputStore:
         if changed:
             lines = "\n".join(f"  {line}" for line in changed)
             message = (
-                f"{redact(self.uri)} holds results that were made with other settings (there -> now):\n{lines}\n"
+                f"{self.uri} holds results that were made with other settings (there -> now):\n{lines}\n"
                 "Write to another output, or run with the settings that it was made with."
             )
             raise IdentityMismatch(message, changed)
@@ -271,6 +271,6 @@ class OutputStore:
         kept = rows.filter(pc.not_equal(rows["status"], FAILED))["image_id"]
         if data_file_name(kept) != new.name:
             raise OutputError(
-                f"{new.name} claims to replace {old_name} in {redact(self.uri)}/{DATA_FOLDER} but holds other rows; "
+                f"{new.name} claims to replace {old_name} in {self.uri}/{DATA_FOLDER} but holds other rows; "
                 "remove one of them"
             )

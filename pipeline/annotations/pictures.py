@@ -13,8 +13,9 @@ from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.run_json import RunJson
 from pipeline.config.images import ImagesConfig
 from pipeline.images.decode import DecodedImage, ImageError, decode_image
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError
-from pipeline.storage.uris import AccessPolicy, UriError
+from pipeline.storage.uris import Uri, UriError, UriText
 
 FETCH, DECODE = "fetch", "decode"
 
@@ -27,16 +28,16 @@ class PictureSource:
         fetcher: gets the bytes, and decides what may be read.
         max_pixels: pictures of more are refused before they are decoded.
         apply_exif: turn pictures as their EXIF orientation says.
-        image_root: what relative URIs are relative to; "" for the current directory.
+        image_root: what relative URIs are relative to; ``None`` for the current directory.
     """
 
     fetcher: Fetcher = field(default_factory=Fetcher)
     max_pixels: int = 100_000_000
     apply_exif: bool = True
-    image_root: str = ""
+    image_root: Uri | None = None
 
     @classmethod
-    def of_config(cls, config: ImagesConfig, image_root: str = "") -> PictureSource:
+    def of_config(cls, config: ImagesConfig, image_root: Uri | None = None) -> PictureSource:
         """With the limits and the access policy of a config.
 
         Args:
@@ -44,12 +45,12 @@ class PictureSource:
             image_root: as above. It may be read from, whatever the policy says.
         """
         policy = config.access_policy()
-        if image_root and policy.roots is not None:
+        if image_root is not None and policy.roots is not None:
             policy = AccessPolicy((*policy.roots, image_root))
         return cls(Fetcher(config, policy), config.max_pixels, config.apply_exif, image_root)
 
     @classmethod
-    def of_run(cls, run: RunJson, image_root: str = "") -> PictureSource:
+    def of_run(cls, run: RunJson, image_root: Uri | None = None) -> PictureSource:
         """As a run of annotate read its images.
 
         Raises:
@@ -57,7 +58,7 @@ class PictureSource:
         """
         return cls.of_config(run.images_config(), image_root)
 
-    def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
+    def read_many(self, uris: Sequence[UriText | None]) -> list[NDArray[np.uint8] | ImageFailure]:
         """RGB ``(H, W, 3)`` pictures in order, fetched concurrently; failures as values.
 
         Args:
@@ -66,10 +67,10 @@ class PictureSource:
         pictures = [self.decode(data) for data in self.fetch_many(uris)]
         return [picture if isinstance(picture, ImageFailure) else picture.pixels for picture in pictures]
 
-    def fetch_many(self, uris: Sequence[str | None]) -> list[bytes | ImageFailure]:
+    def fetch_many(self, uris: Sequence[UriText | None]) -> list[bytes | ImageFailure]:
         """Encoded pictures in order, fetched concurrently; takes what `read_many` takes."""
         places = [self._place(uri) for uri in uris]
-        blobs = iter(self.fetcher.fetch_many([place for place in places if isinstance(place, str)]))
+        blobs = iter(self.fetcher.fetch_many([place for place in places if isinstance(place, UriText)]))
         return [place if isinstance(place, ImageFailure) else _fetched(next(blobs)) for place in places]
 
     def decode(self, data: bytes | ImageFailure) -> DecodedImage | ImageFailure:
@@ -81,7 +82,7 @@ class PictureSource:
         except ImageError as error:
             return ImageFailure(DECODE, error.code, str(error))
 
-    def _place(self, uri: str | None) -> str | ImageFailure:
+    def _place(self, uri: UriText | None) -> UriText | ImageFailure:
         if uri is None:
             return ImageFailure(FETCH, "no_uri", "the image came as bytes in the manifest, and there is no URI to read")
         try:

@@ -15,7 +15,7 @@ from pipeline.annotations.run_json import RunJson
 from pipeline.model.categories import Category
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 ROWS_PER_BATCH = 256
 
@@ -39,13 +39,13 @@ class Source:
         provenance: what made the rows; strings and lists of strings.
     """
 
-    uri: str
+    uri: Uri
     entries: tuple[Entry, ...]
     counts: Counts
     categories: tuple[Category, ...]
     all_categories: bool
     string_ids: bool
-    image_root: str | None
+    image_root: Uri | None
     finished: bool
     provenance: dict[str, Any]
 
@@ -58,7 +58,7 @@ class Source:
                 yield from parquet.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False)
 
 
-def open_source(uri: str) -> Source:
+def open_source(uri: Uri) -> Source:
     """Look an output over.
 
     Raises:
@@ -69,7 +69,7 @@ def open_source(uri: str) -> Source:
     folder = DataFolder(uri, _CONCURRENCY)
     footers = folder.current(objects)
     if not footers:
-        raise OutputError(f"{redact(uri)} holds no data: is it the output of an annotate job?")
+        raise OutputError(f"{uri} holds no data: is it the output of an annotate job?")
     schema = next(iter(footers.values())).schema
     run = RunJson.read(uri)
     listed = run.categories if run else ()
@@ -103,10 +103,10 @@ def _with_categories_found(source: Source, footers: dict[Entry, Footer]) -> Sour
     return replace(source, categories=tuple(Category(i, name) for i, name in sorted(names.items())))
 
 
-def _provenance(uri: str, footers: Sequence[Footer]) -> dict[str, Any]:
+def _provenance(uri: Uri, footers: Sequence[Footer]) -> dict[str, Any]:
     identities = [footer.identity for footer in footers]
     return {
-        "annotations": redact(uri),
+        "annotations": str(uri),
         "model": identities[0].model_name,
         "weights_sha256": identities[0].weights_sha256,
         "config_digest": identities[0].config_digest,

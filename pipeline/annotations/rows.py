@@ -14,7 +14,7 @@ from pipeline.annotations.schema import ANNOTATED
 from pipeline.messages.examples import Examples
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri, UriText
 
 Row = dict[str, Any]
 
@@ -34,12 +34,12 @@ class OutputRows:
         OutputError: there are files of other origin, or files that do not belong together.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: Uri) -> None:
         self._uri = uri
         self._filesystem, path = open_filesystem(uri)
         files = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
         if not files:
-            raise ValueError(f"{redact(uri)} has no data files: is it the output of an annotate job?")
+            raise ValueError(f"{uri} has no data files: is it the output of an annotate job?")
         self._data = self._open([f"{path}/{DATA_FOLDER}/{entry.name}" for entry in files])
 
     def by_id(self, ids: Sequence[str]) -> list[Row]:
@@ -54,17 +54,17 @@ class OutputRows:
         where = self._data.to_table(columns=["image_id", "__filename"], filter=found)
         held = set(where["image_id"].to_pylist())
         if missing := [text for value, text in wanted.items() if value not in held]:
-            raise ValueError(f"{redact(self._uri)} has no image {Examples.of(missing)}")
+            raise ValueError(f"{self._uri} has no image {Examples.of(missing)}")
         files = sorted(set(where["__filename"].to_pylist()))
         rows = self._open(files).to_table(columns=list(COLUMNS), filter=found).to_pylist()
         by_id = {row["image_id"]: row for row in rows}
         return [by_id[value] for value in wanted]
 
-    def image_uris(self, ids: Sequence[int | str]) -> dict[int | str, str]:
+    def image_uris(self, ids: Sequence[int | str]) -> dict[int | str, UriText]:
         """Where images came from; those that are not in the output, or came as bytes, are left out."""
         found = pc.field("image_id").isin(pa.array(list(ids), self._id_type)) & pc.field("image_uri").is_valid()
         table = self._data.to_table(columns=["image_id", "image_uri"], filter=found)
-        return dict(zip(table["image_id"].to_pylist(), table["image_uri"].to_pylist(), strict=True))
+        return dict(zip(table["image_id"].to_pylist(), map(UriText, table["image_uri"].to_pylist()), strict=True))
 
     def annotated(self) -> Iterator[Row]:
         """All annotated rows in the order of the files, a few at a time in memory."""
@@ -90,7 +90,7 @@ class OutputRows:
         try:
             return {int(text): text for text in ids}
         except ValueError as error:
-            raise ValueError(f"the ids in {redact(self._uri)} are integers: {error}") from None
+            raise ValueError(f"the ids in {self._uri} are integers: {error}") from None
 
     def _open(self, files: list[str]) -> ds.FileSystemDataset:
         return ds.dataset(files, filesystem=self._filesystem, format="parquet")

@@ -25,7 +25,7 @@ from pipeline.annotations.data_file import OutputError
 from pipeline.config.images import ImagesConfig
 from pipeline.model.categories import Category
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import absolute, redact
+from pipeline.storage.uris import Uri
 
 NAME = "run.json"
 
@@ -91,14 +91,14 @@ class RunJson:
     code: dict[str, Any] = field(default_factory=dict)
     cluster: dict[str, Any] = field(default_factory=dict)
     categories: tuple[Category, ...] = ()
-    image_root: str | None = None
+    image_root: Uri | None = None
     images: ImageCounts = ImageCounts()
     failures: dict[str, int] = field(default_factory=dict)
     detections_per_category: dict[str, int] = field(default_factory=dict)
     this_run: ThisRun = field(default_factory=ThisRun)
 
     @classmethod
-    def read(cls, uri: str) -> RunJson | None:
+    def read(cls, uri: Uri) -> RunJson | None:
         """The report of an output's last run; ``None`` if there is none.
 
         A file of before the key ``image_root`` has the root as it was typed, in ``config.manifest``: the folder of
@@ -121,11 +121,11 @@ class RunJson:
             return _parse(content)
         except ValueError as error:
             raise OutputError(
-                f"{redact(uri)}/{NAME} is damaged, or not an annotate job's ({_reason(error)}): move it away; the next "
+                f"{uri}/{NAME} is damaged, or not an annotate job's ({_reason(error)}): move it away; the next "
                 "run of annotate on this output writes it anew"
             ) from None
 
-    def write(self, uri: str) -> None:
+    def write(self, uri: Uri) -> None:
         """Put it into an output folder, whole or not at all; what JSON does not know is written as text."""
         values = asdict(self)
         if not self.images.manifest:
@@ -171,13 +171,13 @@ def _parse(content: bytes) -> RunJson:
     return run
 
 
-def _older_image_root(config: dict[str, Any]) -> str | None:
+def _older_image_root(config: dict[str, Any]) -> Uri | None:
     manifest = config.get("manifest")
     if not isinstance(manifest, dict):
         return None
     is_folder = manifest.get("format") in ("folder", "auto")  # of "auto", the URI of a table is no image's prefix
     root = manifest.get("image_root") or (manifest.get("uri") if is_folder else None)
-    return absolute(root) if root else None
+    return Uri(root).absolute() if root else None
 
 
 def _reason(error: ValueError) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from pipeline.errors import RunError, UserError
+from pipeline.storage.uris import UriText
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ class RayNotStarted(RunError):
 
 
 @contextmanager
-def connect(address: str | None) -> Iterator[None]:
+def connect(address: UriText | None) -> Iterator[None]:
     """Ray for the duration: the cluster at ``address`` or ``RAY_ADDRESS``, else one in this process.
 
     A Ray that is connected already is used and left as it is.
@@ -36,14 +37,15 @@ def connect(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    target = address or os.environ.get("RAY_ADDRESS")
+    from_environment = os.environ.get("RAY_ADDRESS")
+    target = address or (UriText(from_environment) if from_environment else None)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(address=target, **options) if target else ray.init(include_dashboard=False, **options)
+        ray.init(address=target.secret_text, **options) if target else ray.init(include_dashboard=False, **options)
     except Exception as error:  # a node that does not start in time is a plain Exception
         if target:
-            raise ClusterError(f"no Ray cluster answers at {target}: {error}") from error
+            raise ClusterError(f"no Ray cluster answers at {target}: {target.hide_in(str(error))}") from error
         raise RayNotStarted(f"Ray does not start on this machine: {error}") from error
     try:
         logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", describe_cluster())

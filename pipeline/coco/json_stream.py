@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from pipeline.coco.errors import InputError
 from pipeline.storage.streams import open_stream
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 CHUNK_BYTES = 4 << 20
 LONGEST_ELEMENT = 64 << 20  # characters
@@ -51,7 +51,7 @@ class JsonLists:
         keys: of the lists met so far, empty ones too; ``None`` for the file itself.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: Uri) -> None:
         self.keys: list[str | None] = []
         self._uri = uri
 
@@ -106,7 +106,7 @@ class JsonLists:
 class _Text:
     """A window on the text of a stream, which moves forward."""
 
-    def __init__(self, stream: pa.NativeFile, uri: str) -> None:
+    def __init__(self, stream: pa.NativeFile, uri: Uri) -> None:
         self._stream = stream
         self._uri = uri
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -154,7 +154,7 @@ class _Text:
 
     def error(self, reason: str) -> InputError:
         """Saying where the window stands."""
-        return InputError(f"{redact(self._uri)} is not JSON at character {self._before + self._at:,}: {reason}")
+        return InputError(f"{self._uri} is not JSON at character {self._before + self._at:,}: {reason}")
 
     def _read_on(self) -> bool:
         """More of the file behind what is left of the window; false, and nothing changed, at its end."""
@@ -162,7 +162,7 @@ class _Text:
             content = self._stream.read(CHUNK_BYTES)
             more = self._decoder.decode(content, final=not content)
         except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{redact(self._uri)} cannot be read to its end: {type(error).__name__}") from None
+            raise InputError(f"{self._uri} cannot be read to its end: {type(error).__name__}") from None
         except UnicodeDecodeError:
             raise self.error("after this the text is not UTF-8") from None
         if not content:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element
 from pipeline.errors import UserError
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 BOX = pa.list_(pa.float64(), 4)
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -161,11 +161,11 @@ def category_row(value: Any) -> tuple[int, str]:
     return _int(value, "id"), name
 
 
-def place(uri: str, element: Element) -> str:
+def place(uri: Uri, element: Element) -> str:
     """How messages call an element: ``instances.json, annotations[6] (id 7)``."""
     has_id = isinstance(element.value, Mapping) and "id" in element.value
     known = f" (id {_brief(element.value['id'])})" if has_id else ""
-    return f"{redact(uri)}, {element.key or 'result'}[{element.position}]{known}"
+    return f"{uri}, {element.key or 'result'}[{element.position}]{known}"
 
 
 class IdKind:
@@ -175,7 +175,7 @@ class IdKind:
         uri: of the file, for messages.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: Uri) -> None:
         self._uri = uri
         self.first: ImageId | None = None
 
@@ -199,7 +199,7 @@ class IdKind:
             )
 
 
-def at_place(uri: str, element: Element, error: BadRow) -> InputError:
+def at_place(uri: Uri, element: Element, error: BadRow) -> InputError:
     """The same error with its place."""
     return InputError(f"{place(uri, element)}: {error}")
 

@@ -9,10 +9,10 @@ from pydantic import Field, Strict
 from pipeline.config.base import (
     PositiveInt,
     Section,
-    Uri,
 )
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.rules import FetchSettings
-from pipeline.storage.uris import AccessPolicy
+from pipeline.storage.uris import Uri
 
 
 class ImagesConfig(Section, FetchSettings):

@@ -16,6 +16,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.base import ConfigError, Section, did_you_mean
+from pipeline.storage.uris import UriText
 
 Config = TypeVar("Config", bound=Section)
 Value = TypeVar("Value")
@@ -64,7 +65,7 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
     Raises:
         ConfigError: the file cannot be read, or what it says cannot be used; every problem is listed.
     """
-    values, lines = _read_mapping(Path(path))
+    values, lines = _read_mapping(UriText(str(path)))
     sources: dict[KeyPath, str] = {key: f"{path}, line {line}" for key, line in lines.items()}
     for name in [key for key, value in values.items() if value is None and key in _sections(kind)]:
         del values[name]  # a section whose keys are all commented out
@@ -79,7 +80,7 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         raise ConfigError(_report(kind, str(path), error, sources)) from None
 
 
-def read_values(path: str | Path, kind: type[Value], form: str) -> Value:
+def read_values(path: UriText, kind: type[Value], form: str) -> Value:
     """Read a YAML file of keys and values that is no config.
 
     Args:
@@ -90,7 +91,7 @@ def read_values(path: str | Path, kind: type[Value], form: str) -> Value:
     Raises:
         ConfigError: the file cannot be read, or holds something else.
     """
-    found, _ = _read_mapping(Path(path))
+    found, _ = _read_mapping(path)
     try:
         return TypeAdapter(kind).validate_python(found, strict=True)
     except ValidationError as error:
@@ -104,10 +105,10 @@ def config_schema(kind: type[Section]) -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
-def _read_mapping(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
+def _read_mapping(path: UriText) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     """The content of a YAML file whose top is a mapping, and the line of each key."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = Path(path.secret_text).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"{path}: cannot be read ({reason})") from None

@@ -16,6 +16,7 @@ from pipeline.annotations.schema import ANNOTATED
 from pipeline.drawing.draw import DrawOptions, Picture, draw
 from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
+from pipeline.storage.uris import UriText
 
 _ROWS_AT_ONCE = 8  # fetched concurrently, and in memory together
 
@@ -53,7 +54,7 @@ def draw_rows(
     waiting = iter(rows)
     while block := list(islice(waiting, _ROWS_AT_ONCE)):
         usable = [row for row in block if row["status"] == ANNOTATED]
-        pictures = iter(source.read_many([row["image_uri"] for row in usable]))
+        pictures = iter(source.read_many([_uri(row) for row in usable]))
         for row in block:
             picture = next(pictures) if row["status"] == ANNOTATED else _row_failed(row)
             yield _drawn(row, picture, options, categories)
@@ -66,6 +67,10 @@ def drawable(row: Row, options: DrawOptions, categories: Collection[str] = ()) -
         for found in row["detections"]
         if found["score"] >= options.min_score and (not categories or found["category_name"] in categories)
     ]
+
+
+def _uri(row: Row) -> UriText | None:
+    return None if row["image_uri"] is None else UriText(row["image_uri"])
 
 
 def _row_failed(row: Row) -> ImageFailure:

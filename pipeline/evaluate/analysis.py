@@ -18,6 +18,7 @@ from pipeline.metrics.analysis.thresholds import ThresholdFigures, ThresholdTrac
 from pipeline.metrics.analysis.tide import ErrorTracker, error_summary
 from pipeline.metrics.metric import CategoryMetric, Figures, Metric
 from pipeline.metrics.protocol import IouType
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 
 
@@ -35,7 +36,7 @@ class AnalysisPlan:
     settings: AnalysisConfig
     iou_type: IouType
     images_per_class: int
-    matches_uri: str
+    matches_uri: Uri
 
 
 class SortedMetric(NamedTuple):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.config.base import PositiveInt, Score, Section, Text, Uri, place, resolved, unique
+from pipeline.config.base import PositiveInt, Score, Section, check_writable, unique
 from pipeline.config.images import ImagesConfig
 from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, CocoProtocol, IouType
+from pipeline.storage.uris import Uri, UriText
 
 
 class PredictionsConfig(Section):
@@ -83,7 +84,7 @@ class GalleryConfig(Section):
 class EvaluateResourcesConfig(Section):
     """What the job takes of the cluster. None of it changes results."""
 
-    ray_address: Text | None = Field(
+    ray_address: UriText | None = Field(
         default=None,
         description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
         "null: RAY_ADDRESS where it is set, else Ray in this process.",
@@ -114,25 +115,8 @@ class EvaluateConfig(Section):
 
     @model_validator(mode="after")
     def _places_differ(self) -> EvaluateConfig:
-        output = place(self.output.uri)
-        if output[0] in ("http", "https"):
-            raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
-        predictions = place(self.predictions.uri)
-        if output == predictions or output[: len(predictions) + 1] == (*predictions, "data"):
+        output, predictions = self.output.uri, self.predictions.uri
+        check_writable(output)
+        if output.is_at(predictions) or output.is_below(predictions / "data"):
             raise ValueError("output.uri is where the predictions lie: give the evaluation a folder of its own")
         return self
-
-    def resolved(self) -> dict[str, Any]:
-        """See `pipeline.config.base.resolved`."""
-        values = resolved(self, _URI_KEYS)
-        values["gallery"]["images"] = resolved(self.gallery, {"images": ("allowed_roots",)})["images"]
-        return values
-
-
-_URI_KEYS = {
-    "predictions": ("uri",),
-    "ground_truth": ("uri",),
-    "gallery": ("image_root",),
-    "resources": ("ray_address",),
-    "output": ("uri",),
-}

@@ -15,6 +15,7 @@ from pipeline.metrics.analysis.top_images import CategoryImages, TopImages
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.metric import ComparedBlock
 from pipeline.storage.objects.base import Objects
+from pipeline.storage.uris import UriText
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Example:
     image_size: tuple[int, int]
     truth: ExampleObjects
     detections: ExampleObjects
+
+    @property
+    def place(self) -> UriText | None:
+        """Where the ground truth says that the picture is."""
+        return None if self.file_name is None else UriText(self.file_name)
 
     def encode(self) -> bytes:
         """As JSON."""

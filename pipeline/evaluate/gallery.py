@@ -22,6 +22,7 @@ from pipeline.evaluate.report.cards import GalleryImage, Overlay
 from pipeline.evaluate.shuffle.chunks import Chunk
 from pipeline.metrics.analysis.top_images import CategoryImages
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri, UriText
 from pipeline.tables.arrays import Uint8s
 
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together
@@ -49,7 +50,7 @@ def gallery_images(config: GalleryConfig, measured: Measured) -> Iterator[Galler
     waiting = iter(picks)
     while some := list(islice(waiting, _PICTURES_AT_ONCE)):
         shown = [examples.read(int(pick.row["image_order"])) for pick in some]
-        wanted = [uris.get(example.image_id, example.file_name) for example in shown]
+        wanted = [uris.get(example.image_id, example.place) for example in shown]
         for pick, example, picture in zip(some, shown, source.read_many(wanted), strict=True):
             yield _gallery_image(measured.categories.names[pick.category], pick, example, picture)
 
@@ -65,7 +66,7 @@ def _picks(categories: Sequence[CategoryImages]) -> Iterator[_Pick]:
 class _Examples:
     """The images' objects on scratch storage."""
 
-    def __init__(self, uri: str, chunks: Mapping[int, Chunk]) -> None:
+    def __init__(self, uri: Uri, chunks: Mapping[int, Chunk]) -> None:
         self._objects, self._chunks = open_objects(uri), chunks
 
     def read(self, order: int) -> Example:
@@ -75,9 +76,9 @@ class _Examples:
 
 def _source(
     config: GalleryConfig, predictions: Predictions, image_ids: Sequence[int | str]
-) -> tuple[PictureSource, dict[int | str, str]]:
+) -> tuple[PictureSource, dict[int | str, UriText]]:
     """How pictures are read, and the URIs that the predictions know."""
-    source = PictureSource.of_config(config.images, config.image_root or "")
+    source = PictureSource.of_config(config.images, config.image_root)
     if not isinstance(predictions, AnnotatedOutput):
         return source, {}
     run = RunJson.read(predictions.uri)

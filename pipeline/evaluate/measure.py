@@ -31,6 +31,7 @@ from pipeline.evaluate.streams import ERRORS_STREAM, RecordStream
 from pipeline.metrics.ap.accumulate import CategoryResult
 from pipeline.metrics.metric import Figures
 from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 
 Item = TypeVar("Item")
@@ -72,13 +73,13 @@ class Request:
         scratch_uri: a folder that all nodes reach; whoever gives it removes it.
     """
 
-    predictions_uri: str
-    truth_uri: str
+    predictions_uri: Uri
+    truth_uri: Uri
     images: WhichImages
     iou_types: tuple[IouType, ...]
     protocol: CocoProtocol
     analysis: AnalysisPlan | None
-    scratch_uri: str
+    scratch_uri: Uri
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class Measured:
     analysis: Analysis | None
     num_records: int
     record_bytes: int
-    scratch_uri: str
+    scratch_uri: Uri
 
 
 def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], None]) -> Measured:
@@ -166,7 +167,7 @@ def _pair(
 ) -> tuple[GroupPlan, list[Any], InputReport]:
     """Deal, list and join: the plan, the ground truth of each group, and the books."""
     masks = "segm" in request.iou_types
-    store = ChunkStore(f"{request.scratch_uri}/truth")
+    store = ChunkStore(request.scratch_uri / "truth")
     truth = deal_truth(request.truth_uri, store, masks)
     report(f"ground truth: {truth.num_images:,} images, {truth.num_objects:,} objects")
     predictions = _open_predictions(request, masks)
@@ -186,8 +187,8 @@ def _pair(
 
 
 def _open_predictions(request: Request, masks: bool) -> Predictions:
-    if request.predictions_uri.lower().endswith(_RESULTS_SUFFIXES):
-        return deal_results(request.predictions_uri, ChunkStore(f"{request.scratch_uri}/results"), masks)
+    if str(request.predictions_uri).lower().endswith(_RESULTS_SUFFIXES):
+        return deal_results(request.predictions_uri, ChunkStore(request.scratch_uri / "results"), masks)
     return open_annotated_output(request.predictions_uri)
 
 

@@ -17,6 +17,7 @@ from pipeline.metrics.ap.matching import NUM_THRESHOLDS
 from pipeline.metrics.metric import CategoryMetric
 from pipeline.metrics.protocol import CocoProtocol
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 
 CURVES = "curves"
@@ -34,7 +35,7 @@ class ReducePlan:
 
     protocol: CocoProtocol
     analysis: AnalysisPlan | None
-    scratch_uri: str
+    scratch_uri: Uri
 
 
 @dataclass(frozen=True)

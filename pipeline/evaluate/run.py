@@ -32,7 +32,7 @@ from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.filesystems import remove_folder
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         UserError, RunError, OSError: likewise.
     """
     run_id = new_run_id()
-    output = config.output.uri.rstrip("/")
-    scratch = f"{output}/_scratch"
+    output, scratch = config.output.uri, config.output.uri / "_scratch"
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(OutputLock(output, run_id))
@@ -77,27 +76,27 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             "seconds": round(time.monotonic() - started, 3),
             "code": code_version(),
             "packages": package_versions(),
-            "config": config.resolved(),
+            "config": config.model_dump(mode="json"),
         }
         _write(config, measured, metrics)
     return Evaluation(metrics, measured)
 
 
-def _remove_old(output: str) -> None:
+def _remove_old(output: Uri) -> None:
     """metrics.json first: where it is, everything is."""
     objects = open_objects(output)
     for name in (METRICS, REPORT, THRESHOLDS):
         objects.delete(name)
     for folder in (MATCHES, "_scratch"):
-        remove_folder(f"{output}/{folder}")
+        remove_folder(output / folder)
 
 
-def _request(config: EvaluateConfig, scratch: str) -> Request:
+def _request(config: EvaluateConfig, scratch: Uri) -> Request:
     analysis = AnalysisPlan(
         config.analysis,
         config.metrics.main_iou_type,
         config.gallery.images_per_class,
-        f"{config.output.uri.rstrip('/')}/{MATCHES}",
+        config.output.uri / MATCHES,
     )
     return Request(
         predictions_uri=config.predictions.uri,
@@ -111,7 +110,7 @@ def _request(config: EvaluateConfig, scratch: str) -> Request:
 
 
 def _metrics(config: EvaluateConfig, measured: Measured) -> dict[str, Any]:
-    predictions, truth = redact(config.predictions.uri), redact(config.ground_truth.uri)
+    predictions, truth = str(config.predictions.uri), str(config.ground_truth.uri)
     return {
         "title": "Evaluation",
         "sources": {"predictions": predictions, "ground_truth": truth, "model": _model(measured.predictions)},

@@ -21,7 +21,6 @@ from pipeline.export.errors import ExportError
 from pipeline.export.outlines.crops import Crop, crop_of
 from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import code_version
-from pipeline.storage.uris import redact
 
 _IMAGE_COLUMNS = ("image_id", "image_uri", "height", "width", "status")
 _PROGRESS_EVERY_S = 30.0
@@ -184,7 +183,7 @@ class Labels:
         known[known] = self._sorted_ids[places[known]] == ids[known]
         if not known.all():
             raise OutputError(
-                f"{redact(self.source.uri)} holds detections of category {ids[~known][0]}, which its run.json does "
+                f"{self.source.uri} holds detections of category {ids[~known][0]}, which its run.json does "
                 "not list: they do not belong together"
             )
         return self._order[places]
@@ -195,7 +194,7 @@ class Labels:
         bad = ~(np.isfinite(boxes).all(axis=1) & np.isfinite(scores))
         if bad.any():
             image = infos[owners[bad.argmax()]]
-            raise OutputError(f"image {image.id!r} in {redact(self.source.uri)} has a box or score that is not finite")
+            raise OutputError(f"image {image.id!r} in {self.source.uri} has a box or score that is not finite")
 
 
 def _annotated(batch: pa.RecordBatch) -> pa.RecordBatch:

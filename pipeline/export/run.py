@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.annotations.class_thresholds import Selection, read_class_thresholds
 from pipeline.annotations.reader import open_source
@@ -16,7 +14,7 @@ from pipeline.export.formats.cvat import CVAT
 from pipeline.export.formats.label_studio import LABEL_STUDIO
 from pipeline.export.formats.yolo import YOLO_SEG
 from pipeline.export.labels import Labels, Tally
-from pipeline.storage.uris import redact, split_uri
+from pipeline.storage.uris import Uri, UriText
 
 # All there are, in the order of the help.
 FORMATS: Mapping[str, Format] = {format.name: format for format in (COCO, COCO_RESULTS, YOLO_SEG, LABEL_STUDIO, CVAT)}
@@ -27,16 +25,16 @@ class Export:
     """What to export, and to where.
 
     Attributes:
-        annotations: URI of the annotate job's output.
+        annotations: of the annotate job's output.
         format: name of one of `FORMATS`.
-        out: path or URI of the file or folder.
+        out: the file or folder.
         selection: which detections become labels.
         overwrite: replace what is there.
     """
 
-    annotations: str
+    annotations: Uri
     format: str
-    out: str
+    out: Uri
     selection: Selection
     overwrite: bool = False
 
@@ -74,7 +72,7 @@ def export(job: Export) -> Summary:
     return Summary(labels.tally, (*_notes(labels, format), *remarks))
 
 
-def read_selection(thresholds_file: str | Path | None, min_score: float) -> Selection:
+def read_selection(thresholds_file: UriText | None, min_score: float) -> Selection:
     """Which detections become labels, as the command line says it.
 
     Args:
@@ -92,15 +90,8 @@ def read_selection(thresholds_file: str | Path | None, min_score: float) -> Sele
 
 def _check_place(job: Export) -> None:
     """An export inside the output would count as part of it."""
-    out, annotations = _place(job.out), _place(job.annotations)
-    if out[: len(annotations)] == annotations:
-        raise ExportError(f"{redact(job.out)} lies in the annotations themselves: choose another place")
-
-
-def _place(uri: str) -> tuple[str, ...]:
-    scheme, host, path = split_uri(uri)
-    path = os.path.realpath(path) if scheme == "file" else path
-    return scheme, host, *(part for part in path.split("/") if part)
+    if job.out.is_below(job.annotations):
+        raise ExportError(f"{job.out} lies in the annotations themselves: choose another place")
 
 
 def _notes(labels: Labels, format: Format) -> list[str]:

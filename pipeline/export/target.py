@@ -20,7 +20,7 @@ import fsspec
 from pipeline.export.errors import ExportError
 from pipeline.storage.filesystems import fsspec_class
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import UriError, redact, split_uri
+from pipeline.storage.uris import Uri, UriError
 from pipeline.storage.whole_file import temporary_name, write_whole
 
 MARKER = "export.json"
@@ -44,7 +44,7 @@ class Folder(ABC):
 
 
 @contextmanager
-def whole_file(uri: str, overwrite: bool) -> Iterator[BinaryIO]:
+def whole_file(uri: Uri, overwrite: bool) -> Iterator[BinaryIO]:
     """A file to write to; it is there once the block ends without an error.
 
     Raises:
@@ -52,10 +52,8 @@ def whole_file(uri: str, overwrite: bool) -> Iterator[BinaryIO]:
         UriError: nothing can be written there.
         OSError: the storage fails.
     """
-    location = split_uri(uri)
     writing: AbstractContextManager[BinaryIO]
-    if location.scheme == "file":
-        path = os.path.abspath(location.path)
+    if (path := uri.local_path) is not None:
         _refuse(os.path.isdir(path) or (os.path.exists(path) and not overwrite), uri, os.path.isdir(path))
         writing = _local_file(path)
     else:
@@ -67,7 +65,7 @@ def whole_file(uri: str, overwrite: bool) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
+def whole_folder(uri: Uri, overwrite: bool) -> Iterator[Folder]:
     """A folder to write to.
 
     Args:
@@ -79,27 +77,26 @@ def whole_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
         UriError: nothing can be written there.
         OSError: the storage fails.
     """
-    location = split_uri(uri)
-    if location.scheme == "file":
-        writing = _local_folder(os.path.abspath(location.path), uri, overwrite)
+    if (path := uri.local_path) is not None:
+        writing = _local_folder(path, uri, overwrite)
     else:
         writing = _remote_folder(uri, overwrite)
     with writing as folder:
         yield folder
 
 
-def _refuse(exists: bool, uri: str, is_folder: bool = False) -> None:
+def _refuse(exists: bool, uri: Uri, is_folder: bool = False) -> None:
     if exists:
         advice = "give the name of a file" if is_folder else "--overwrite replaces it"
-        raise ExportError(f"{redact(uri)} exists{' and is a folder' if is_folder else ''}: {advice}")
+        raise ExportError(f"{uri} exists{' and is a folder' if is_folder else ''}: {advice}")
 
 
-def _refuse_foreign(uri: str, overwrite: bool, is_export: bool) -> None:
+def _refuse_foreign(uri: Uri, overwrite: bool, is_export: bool) -> None:
     """For a place that is not empty."""
     if not overwrite:
-        raise ExportError(f"{redact(uri)} exists: --overwrite replaces it")
+        raise ExportError(f"{uri} exists: --overwrite replaces it")
     if not is_export:
-        raise ExportError(f"{redact(uri)} is no earlier export (it has no {MARKER}): remove it yourself")
+        raise ExportError(f"{uri} is no earlier export (it has no {MARKER}): remove it yourself")
 
 
 @contextmanager
@@ -109,7 +106,7 @@ def _local_file(path: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _local_folder(path: str, uri: str, overwrite: bool) -> Iterator[Folder]:
+def _local_folder(path: str, uri: Uri, overwrite: bool) -> Iterator[Folder]:
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         _refuse_foreign(uri, overwrite, os.path.isfile(os.path.join(path, MARKER)))
     staging, old = temporary_name(path), temporary_name(path)
@@ -140,19 +137,17 @@ class _LocalFolder(Folder):
             yield file
 
 
-def _remote(uri: str) -> tuple[Any, str]:
+def _remote(uri: Uri) -> tuple[Any, str]:
     """The fsspec file system of a URI, and the path in it."""
-    location = split_uri(uri)
-    if location.scheme in ("http", "https"):
+    if uri.is_http:
         raise UriError("nothing can be written to http(s): give a local path or an object store")
-    fsspec_class(location.scheme)
-    if location.scheme == "s3":
-        uri = f"s3://{location.host}/{location.path}"
+    fsspec_class(uri.scheme)
+    text = f"s3://{uri.host}/{uri.path}" if uri.scheme == "s3" else uri.secret_text
     try:
         # Not one of fsspec's cached instances: it may have been opened under another environment.
-        return fsspec.core.url_to_fs(uri.rstrip("/"), skip_instance_cache=True)
+        return fsspec.core.url_to_fs(text.rstrip("/"), skip_instance_cache=True)
     except Exception as error:  # constructors raise whatever their SDK does
-        raise UriError(f"{redact(uri)!r} cannot be opened: {type(error).__name__}") from None
+        raise UriError(f"{str(uri)!r} cannot be opened: {type(error).__name__}") from None
 
 
 @contextmanager
@@ -162,7 +157,7 @@ def _remote_file(filesystem: Any, path: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _remote_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
+def _remote_folder(uri: Uri, overwrite: bool) -> Iterator[Folder]:
     filesystem, path = _remote(uri)
     if filesystem.exists(path):
         _refuse_foreign(uri, overwrite, filesystem.exists(f"{path}/{MARKER}"))
@@ -173,8 +168,8 @@ def _remote_folder(uri: str, overwrite: bool) -> Iterator[Folder]:
 
 
 class _RemoteFolder(Folder):
-    def __init__(self, uri: str, filesystem: Any, path: str) -> None:
-        self._objects = open_objects(uri.rstrip("/"))
+    def __init__(self, uri: Uri, filesystem: Any, path: str) -> None:
+        self._objects = open_objects(uri)
         self._filesystem = filesystem
         self._path = path
 

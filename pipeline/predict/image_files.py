@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.storage.uris import UriText
 
 
 def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
@@ -29,7 +30,7 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
             for file in (_below(match, skip) if match.is_dir() else [match]) or [match]:
                 found.setdefault(file.resolve(), file)
     if not any(file.is_file() for file in found.values()):
-        raise ValueError(f"no image files: {', '.join(named)}")
+        raise ValueError(f"no image files: {', '.join(str(UriText(name)) for name in named)}")
     return list(found.values())
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pipeline.errors import UserError
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 
 class StorageError(UserError):
-    """A file or folder that cannot be read. The message is redacted."""
+    """A file or folder that cannot be read. The message holds no secrets."""
 
 
-def cannot_read(uri: str, error: Exception) -> StorageError:
-    """The reason why a file could not be read, redacted."""
-    reason = str(error).replace(uri, redact(uri))
-    return StorageError(f"{redact(uri)} cannot be read: {type(error).__name__}: {reason}")
+def cannot_read(uri: Uri, error: Exception) -> StorageError:
+    """The reason why a file could not be read, without the secrets that the library's own words may quote."""
+    return StorageError(f"{uri} cannot be read: {type(error).__name__}: {uri.hide_in(str(error))}")

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from pipeline.storage.uris import UriError, redact, split_uri
+from pipeline.storage.uris import Uri, UriError, UriText, hide_secrets
 
 _OPENING = threading.Lock()
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -55,7 +55,7 @@ def s3_environment(bucket: str) -> S3Environment:
     """
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
     if endpoint and not endpoint.startswith(("http://", "https://")):
-        raise UriError(f"AWS_ENDPOINT_URL must start with http:// or https://, not {redact(endpoint)!r}")
+        raise UriError(f"AWS_ENDPOINT_URL must start with http:// or https://, not {str(UriText(endpoint))!r}")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
     if region is None:
         region = "us-east-1" if endpoint else _region_of(bucket)
@@ -63,23 +63,21 @@ def s3_environment(bucket: str) -> S3Environment:
     return S3Environment(endpoint, region, anonymous)
 
 
-def open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system behind a URI or local path, and the path within it.
+def open_filesystem(uri: Uri) -> tuple[pafs.FileSystem, str]:
+    """The file system behind a URI, and the path within it.
 
     Local paths come back absolute; S3 paths as ``bucket/key``; a trailing slash is dropped. Nothing is opened
     or created: a missing bucket or directory shows at first use.
 
     Raises:
-        UriError: malformed (``bad_uri``), or its scheme is unknown or needs a package that is not installed
-            (``unsupported_scheme``, naming the package).
+        UriError: its scheme is unknown, or needs a package that is not installed (``unsupported_scheme``, naming the
+            package), or its file system cannot be set up.
     """
-    location = split_uri(uri)
-    if location.scheme == "file":
-        return pafs.LocalFileSystem(), os.path.abspath(location.path)
-    if location.scheme == "s3":
-        path = f"{location.host}/{location.path}".rstrip("/")
-        return _open_s3(location.host), path
-    return _open_fsspec(uri, location.scheme)
+    if uri.local_path is not None:
+        return pafs.LocalFileSystem(), uri.local_path
+    if uri.scheme == "s3":
+        return _open_s3(uri.host), f"{uri.host}/{uri.path}".rstrip("/")
+    return _open_fsspec(uri)
 
 
 def open_s3_store(bucket: str, timeout_s: float) -> S3Store:
@@ -166,15 +164,15 @@ def _open_s3(bucket: str) -> pafs.S3FileSystem:
             anonymous=environment.anonymous,
         )
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise UriError(f"S3 cannot be set up for bucket {bucket!r}: {error}") from None
+        raise UriError(f"S3 cannot be set up for bucket {bucket!r}: {hide_secrets(str(error))}") from None
 
 
-def _open_fsspec(uri: str, scheme: str) -> tuple[pafs.FileSystem, str]:
-    fsspec_class(scheme)
+def _open_fsspec(uri: Uri) -> tuple[pafs.FileSystem, str]:
+    fsspec_class(uri.scheme)
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
+        filesystem, path = fsspec.core.url_to_fs(uri.secret_text)
     except Exception as error:  # constructors raise whatever their SDK does
-        raise UriError(f"{redact(uri)!r} cannot be opened: {type(error).__name__}") from None
+        raise UriError(f"{str(uri)!r} cannot be opened: {type(error).__name__}") from None
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 
@@ -186,7 +184,7 @@ def _region_of(bucket: str) -> str | None:
         return None
 
 
-def remove_folder(uri: str) -> None:
+def remove_folder(uri: Uri) -> None:
     """Remove a folder and what is in it, if it is there."""
     filesystem, path = open_filesystem(uri)
     with suppress(FileNotFoundError):

@@ -13,12 +13,12 @@ import pyarrow.fs as pafs
 
 from pipeline.storage.errors import StorageError, cannot_read
 from pipeline.storage.filesystems import open_filesystem, s3_environment
-from pipeline.storage.uris import redact, split_uri
+from pipeline.storage.uris import Uri, hide_secrets
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
 
-def list_files(uri: str, scratch_uri: str | None = None) -> Iterator[str]:
+def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
     """The files below a folder or prefix, as paths relative to it, in the order of their code points.
 
     Symbolic links are followed, but not round in circles.
@@ -31,14 +31,13 @@ def list_files(uri: str, scratch_uri: str | None = None) -> Iterator[str]:
         StorageError: the folder cannot be listed, or a name is not UTF-8.
     """
     filesystem, path = open_filesystem(uri)
-    scheme = split_uri(uri).scheme
     scratch = None
-    if scratch_uri is not None and split_uri(scratch_uri).scheme == scheme:
+    if scratch_uri is not None and scratch_uri.scheme == uri.scheme:
         scratch = open_filesystem(scratch_uri)[1].rstrip("/") + "/"
     try:
-        if scheme == "file":
+        if uri.scheme == "file":
             found = _walk(path, "", ())
-        elif scheme == "s3":
+        elif uri.scheme == "s3":
             found = _list_s3(path)
         else:
             found = _list_at_once(filesystem, path)
@@ -50,10 +49,10 @@ def list_files(uri: str, scratch_uri: str | None = None) -> Iterator[str]:
     except OSError as error:
         raise cannot_read(uri, error) from None
     except UnicodeEncodeError as error:
-        raise StorageError(f"{redact(uri)} holds a name that is not UTF-8: {error.object!r}; rename it") from None
+        raise StorageError(f"{uri} holds a name that is not UTF-8: {error.object!r}; rename it") from None
 
 
-def is_folder(uri: str) -> bool:
+def is_folder(uri: Uri) -> bool:
     """Whether a folder or prefix is there, rather than a file.
 
     Raises:
@@ -65,14 +64,8 @@ def is_folder(uri: str) -> bool:
     except OSError as error:
         raise cannot_read(uri, error) from None
     if info.type == pafs.FileType.NotFound:
-        raise StorageError(f"{redact(uri)} does not exist")
+        raise StorageError(f"{uri} does not exist")
     return info.type == pafs.FileType.Directory
-
-
-def plain_root(uri: str) -> str:
-    """Without trailing slashes; a ``file://`` URI as a path, so that names with ``%`` can be appended."""
-    location = split_uri(uri)
-    return os.path.abspath(location.path) if location.scheme == "file" else uri.rstrip("/")
 
 
 def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
@@ -114,7 +107,7 @@ def _list_s3(path: str) -> Iterator[str]:
                 if not entry["Key"].endswith("/"):
                     yield entry["Key"][len(prefix) :]
     except (BotoCoreError, ClientError) as error:
-        raise StorageError(f"s3://{redact(path)} cannot be listed: {error}") from None
+        raise StorageError(f"s3://{path} cannot be listed: {hide_secrets(str(error))}") from None
 
 
 def _list_at_once(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:

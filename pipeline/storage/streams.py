@@ -9,10 +9,11 @@ import pyarrow as pa
 
 from pipeline.storage.errors import cannot_read
 from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.uris import Uri
 
 
 @contextmanager
-def open_stream(uri: str) -> Iterator[pa.NativeFile]:
+def open_stream(uri: Uri) -> Iterator[pa.NativeFile]:
     """A source's bytes, decompressed if its suffix says so (``.gz``, ``.zst``, ``.bz2``).
 
     Raises:

@@ -1,4 +1,4 @@
-"""URIs as manifests hold them: taken apart, joined to a root, made safe for logs, checked against a policy.
+"""URIs as values: parsed once, compared in one way, and without their secrets wherever they are shown.
 
 What a string means here:
 
@@ -11,21 +11,26 @@ What a string means here:
   a check of the outer URL would say nothing about the inner one.
 
 Credentials do not belong in URIs: S3 and HTTP with a user name, and any scheme with a password, are refused.
+
+Text that may hold a secret is a `UriText`, and a `Uri` once it was parsed; ``str`` of either is fit to be printed,
+written and sent. What must see all of it, to open it, says so: ``secret_text``.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import posixpath
 import re
-import socket
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
+import pyarrow as pa
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
 from pipeline.errors import UserError
+
+HTTP_PORTS = {"http": "80", "https": "443"}
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -33,14 +38,15 @@ _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:\[\]@]*)(?::(\d*))?")
 _ALIASES = {"s3a": "s3", "s3n": "s3", "local": "file"}
 # Their part before "@" names a container, not a person.
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
-# Reachable from inside a cloud only, though the addresses look public: Azure's host agent.
-_METADATA_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# In their keys "?" and "#" are characters like others.
+_LITERAL_KEYS = frozenset({"s3", "s3a", "s3n", "gs", "gcs"})
+_URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>|\\^`{}]+")
+
+Kind = TypeVar("Kind", bound="UriText")
 
 
 class UriError(UserError):
-    """A URI that cannot be used. The message is redacted.
+    """A URI that cannot be used. The message holds no secrets.
 
     Attributes:
         code: ``bad_uri``, ``unsupported_scheme`` or, for :class:`AccessDenied`, ``uri_not_allowed``.
@@ -61,58 +67,192 @@ class AccessDenied(UriError):
         super().__init__(message, code)
 
 
-class Location(NamedTuple):
-    """A URI taken apart.
+class UriText:
+    """Text that may be a URI, a path or a plain name, as a user or a table gave it; nobody has parsed it yet.
 
-    Attributes:
-        scheme: lower case, aliases resolved; ``file`` for local paths.
-        host: bucket or authority; ``""`` for ``file``. Lower case, without a default port, for http(s).
-        path: local path, S3 key, or the URI's path with its leading ``/`` (for http(s) without the query).
+    ``str()`` and ``repr()`` leave out user, password, query and fragment; paths and names they show as they are.
+    Immutable, hashable, picklable; in a config it is validated from a string, and JSON gets what ``str()`` gives.
     """
 
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    @property
+    def secret_text(self) -> str:
+        """All of it, for what opens it: never for a message, a log or a file."""
+        return self._text
+
+    @property
+    def holds_secrets(self) -> bool:
+        """Whether credentials or a query are left out where it is shown."""
+        scheme = _scheme_and_rest(self._text)[0].lower()
+        text = re.split(r"[?#]", self._text, maxsplit=1)[0] if scheme in _LITERAL_KEYS else self._text
+        return str(self) != text
+
+    def hide_in(self, text: str) -> str:
+        """A text of others, such as an error of a library, that may quote this or other URIs: without their secrets."""
+        return hide_secrets(text.replace(self._text, str(self)) if self._text else text)
+
+    def __str__(self) -> str:
+        return redact(self._text)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and other.secret_text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __reduce__(self) -> tuple[type[UriText], tuple[str]]:
+        return type(self), (self._text,)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, read: value if isinstance(value, cls) else cls(read(value)),
+            core_schema.str_schema(min_length=1),
+            serialization=core_schema.to_string_ser_schema(when_used="json"),
+        )
+
+
+class Uri(UriText):
+    """A URI or local path that has been parsed.
+
+    Args:
+        text: see the module.
+
+    Raises:
+        UriError: not a URI that can be read: empty, control characters, credentials, chained, no bucket.
+    """
+
+    __slots__ = ("_location",)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._location = _parse(text, UriText(text))
+
+    @property
+    def scheme(self) -> str:
+        """Lower case, aliases resolved; ``file`` for local paths."""
+        return self._location.scheme
+
+    @property
+    def host(self) -> str:
+        """Bucket or authority; ``""`` for ``file``. Lower case, without a default port, for http(s)."""
+        return self._location.host
+
+    @property
+    def path(self) -> str:
+        """Local path, S3 key, or the URI's path with its leading ``/`` (for http(s) without the query)."""
+        return self._location.path
+
+    @property
+    def is_http(self) -> bool:
+        """Whether it is http(s), which nothing can be written to."""
+        return self.scheme in HTTP_PORTS
+
+    @property
+    def local_path(self) -> str | None:
+        """The absolute path of a local one; ``None`` for others."""
+        return os.path.abspath(self.path) if self.scheme == "file" else None
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Scheme, host and components of the path: a place is below another one if it begins with it.
+
+        Local paths are resolved (symbolic links, ``..``), those of http(s) are percent-decoded.
+        """
+        path = os.path.realpath(self.path) if self.scheme == "file" else self.path
+        path = (unquote(path) if self.is_http else path).strip("/")
+        return (self.scheme, self.host, *(path.split("/") if path else ()))
+
+    def is_below(self, other: Uri) -> bool:
+        """Whether this lies in the other place, or is it."""
+        place = other.place
+        return self.place[: len(place)] == place
+
+    def is_at(self, other: Uri) -> bool:
+        """Whether both are one place, however they are written."""
+        return self.place == other.place
+
+    def absolute(self) -> Uri:
+        """A local path made absolute, so that it means the same in every process; any other URI as it is."""
+        return self if self.local_path is None else Uri(self.local_path)
+
+    def __truediv__(self, name: str) -> Uri:
+        """A file or folder in this one, under a name that needs no check."""
+        return Uri(self._below(name))
+
+    def join(self, relative: str) -> UriText:
+        """A path below this root that somebody else wrote.
+
+        Raises:
+            AccessDenied: it climbs out of the root.
+            UriError: the root has a query.
+        """
+        below = posixpath.normpath(relative)
+        if below == ".." or below.startswith("../"):
+            raise AccessDenied(f"{_without_query(relative)!r} climbs out of the image root {str(self)!r}")
+        if self.scheme not in ("file", "s3") and self._text != str(self):
+            raise UriError(f"an image root must not have a query: {str(self)!r}")
+        return UriText(self._below(below))
+
+    def _below(self, name: str) -> str:
+        root = self.path if self.scheme == "file" else self._text
+        return f"{root.rstrip('/')}/{name}"
+
+
+class _Location(NamedTuple):
     scheme: str
     host: str
     path: str
 
 
-def split_uri(uri: str) -> Location:
-    """Take a URI or local path apart.
+def resolve(text: str, root: Uri | None) -> UriText:
+    """An image's URI as a manifest has it: an absolute path or URI as it is, a relative one below the root.
 
     Raises:
-        UriError: not a URI that can be read: empty, control characters, credentials, chained, no bucket.
+        AccessDenied: the relative path climbs out of the root.
+        UriError: empty, or relative without a root, or a root with a query.
     """
-    if not uri or not isinstance(uri, str):
+    if not text:
         raise UriError("empty URI")
-    if _CONTROL.search(uri):
-        raise UriError(f"control character in {redact(uri)!r}")
-    scheme, rest = _scheme_and_rest(uri)
-    if not scheme:
-        return Location("file", "", uri)
-    scheme = _ALIASES.get(scheme.lower(), scheme.lower())
-    chained = "::" in rest and scheme not in ("file", "s3", *_DEFAULT_PORTS)
-    if not _SCHEME.fullmatch(scheme) or chained:
-        raise UriError(f"malformed or chained URI: {redact(uri)!r}")
-    authority, slash, path = rest.partition("/")
-    if scheme == "file":
-        if authority not in ("", "localhost"):
-            raise UriError(f"a file URI with a host is not a local path: {redact(uri)!r}")
-        return Location("file", "", unquote(slash + path))
-    if scheme in _DEFAULT_PORTS:
-        authority, slash, path = _cut_query(rest)
-    host = _checked_host(scheme, authority, uri)
-    return Location(scheme, host, path if scheme == "s3" else slash + path)
+    if _scheme_and_rest(text)[0] or text.startswith("/"):
+        return UriText(text)
+    if root is None:
+        raise UriError(f"the relative path {_without_query(text)!r} needs an image root")
+    return root.join(text)
 
 
-def redact(uri: str) -> str:
-    """The URI without user, password, query and fragment; local paths unchanged. Never raises.
+def hide_column(uris: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column of URIs as it may be written: each as ``str(UriText(...))``, null stays null."""
+    return pa.array([None if text is None else redact(text) for text in uris.to_pylist()], pa.string())
+
+
+def hide_secrets(text: str) -> str:
+    """A text of others with every URI in it redacted."""
+
+    def hide(found: re.Match[str]) -> str:
+        uri = found[0].rstrip(":;,.)")  # those behind it are the sentence's
+        return redact(uri) + found[0][len(uri) :]
+
+    return _URI_IN_TEXT.sub(hide, text)
+
+
+def redact(text: str) -> str:
+    """A URI without user, password, query and fragment; local paths unchanged. Never raises.
 
     A URI whose authority makes no sense (a password with an unescaped slash, say) loses everything behind
     its scheme.
     """
-    scheme, rest = _scheme_and_rest(uri)
+    scheme, rest = _scheme_and_rest(text)
     if not scheme:
-        return uri
-    authority, slash, path = _cut_query(rest)
+        return text
+    authority, slash, path = _without_query(rest).partition("/")
     user, at, host = authority.rpartition("@")
     if not _HOST_AND_PORT.fullmatch(host) or not _SCHEME.fullmatch(scheme):
         return f"{scheme.rpartition('::')[2]}://..."
@@ -121,159 +261,49 @@ def redact(uri: str) -> str:
     return f"{scheme}://{host}{slash}{path}"
 
 
-def absolute(uri: str) -> str:
-    """A local path made absolute, so that it means the same in every process; any other URI as it is."""
-    location = split_uri(uri)
-    return os.path.abspath(location.path) if location.scheme == "file" else uri
-
-
-def join(root: str, uri: str) -> str:
-    """An absolute path or URI as it is; a relative one below ``root``.
-
-    Args:
-        root: a local directory or a URI; ``""`` if there is none.
-        uri: as it stands in the manifest.
-
-    Raises:
-        AccessDenied: the relative path climbs out of the root.
-        UriError: empty, or relative without a root, or a root with a query.
-    """
-    if not uri:
+def _parse(text: str, shown: UriText) -> _Location:
+    """Take a URI or local path apart; ``shown`` stands for it in messages."""
+    if not text:
         raise UriError("empty URI")
-    if _scheme_and_rest(uri)[0] or uri.startswith("/"):
-        return uri
-    if not root:
-        raise UriError(f"the relative path {uri!r} needs an image root")
-    below = posixpath.normpath(uri)
-    if below == ".." or below.startswith("../"):
-        raise AccessDenied(f"{uri!r} climbs out of the image root {redact(root)!r}")
-    location = split_uri(root)
-    if location.scheme == "file":
-        return os.path.join(location.path, below)
-    if location.scheme != "s3" and redact(root) != root:
-        raise UriError(f"an image root must not have a query: {redact(root)!r}")
-    return root.rstrip("/") + "/" + below
+    if _CONTROL.search(text):
+        raise UriError(f"control character in {str(shown)!r}")
+    scheme, rest = _scheme_and_rest(text)
+    if not scheme:
+        return _Location("file", "", text)
+    scheme = _ALIASES.get(scheme.lower(), scheme.lower())
+    chained = "::" in rest and scheme not in ("file", "s3", *HTTP_PORTS)
+    if not _SCHEME.fullmatch(scheme) or chained:
+        raise UriError(f"malformed or chained URI: {str(shown)!r}")
+    authority, slash, path = rest.partition("/")
+    if scheme == "file":
+        if authority not in ("", "localhost"):
+            raise UriError(f"a file URI with a host is not a local path: {str(shown)!r}")
+        return _Location("file", "", unquote(slash + path))
+    if scheme in HTTP_PORTS:
+        authority, slash, path = _without_query(rest).partition("/")
+    host = _checked_host(scheme, authority, shown)
+    return _Location(scheme, host, path if scheme == "s3" else slash + path)
 
 
-@dataclass(frozen=True)
-class AccessPolicy:
-    """What may be read on behalf of a manifest.
-
-    Attributes:
-        roots: prefixes, compared component by component: ``s3://bucket/prefix``, ``https://host/``,
-            ``/data/images``, ``file:///data``. ``None`` allows everything but internal hosts; an empty tuple
-            allows nothing.
-
-    http(s) hosts with a loopback, link-local, private or metadata address are refused unless a root names
-    that very host. A name is judged by the address it resolves to: :meth:`check_address`, which whoever
-    opens the connection calls with the address it connects to.
-
-    Local paths are resolved (symbolic links, ``..``) before the comparison. Who can change links inside a
-    root between check and open is trusted.
-    """
-
-    roots: tuple[str, ...] | None = None
-
-    def check(self, uri: str) -> None:
-        """Raise unless the URI may be read.
-
-        Raises:
-            AccessDenied: it is outside the roots, contains ``.`` or ``..`` segments, or is an internal host.
-            UriError: it is malformed.
-        """
-        location = split_uri(uri)
-        if location.scheme != "file" and _has_dot_segments(location):
-            raise AccessDenied(f"'.' and '..' have no place in {redact(uri)!r}")
-        if self.roots is not None:
-            candidate = _components(location)
-            if not any(_is_below(candidate, _root_components(root)) for root in self.roots):
-                raise AccessDenied(f"{redact(uri)!r} is outside the allowed roots")
-        address = _literal_address(location.host) if location.scheme in _DEFAULT_PORTS else None
-        if address is not None:
-            self.check_address(uri, address)
-
-    def check_address(self, uri: str, address: str) -> None:
-        """Raise if the http(s) URI leads to an internal address and no root names its host.
-
-        Args:
-            uri: the URI whose host was resolved.
-            address: IPv4 or IPv6, numeric.
-        """
-        host = split_uri(uri).host
-        named = any(split_uri(root).host == host for root in self.roots or ())
-        if _is_internal(address) and not named:
-            raise AccessDenied(f"{redact(uri)!r} leads to an internal address")
+def _scheme_and_rest(text: str) -> tuple[str, str]:
+    scheme, separator, rest = text.partition("://")
+    return (scheme, rest) if separator and "/" not in scheme else ("", text)
 
 
-def _scheme_and_rest(uri: str) -> tuple[str, str]:
-    scheme, separator, rest = uri.partition("://")
-    return (scheme, rest) if separator and "/" not in scheme else ("", uri)
+def _without_query(rest: str) -> str:
+    return re.split(r"[?#]", rest, maxsplit=1)[0]
 
 
-def _cut_query(rest: str) -> tuple[str, str, str]:
-    return re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
-
-
-def _checked_host(scheme: str, authority: str, uri: str) -> str:
+def _checked_host(scheme: str, authority: str, shown: UriText) -> str:
     user, at, host = authority.rpartition("@")
     match = _HOST_AND_PORT.fullmatch(host)
-    if not match or ":" in user or (at and scheme in ("s3", *_DEFAULT_PORTS)):
-        raise UriError(f"malformed host, or credentials in the URI: {redact(uri)!r}")
-    if scheme not in _DEFAULT_PORTS:
+    if not match or ":" in user or (at and scheme in ("s3", *HTTP_PORTS)):
+        raise UriError(f"malformed host, or credentials in the URI: {str(shown)!r}")
+    if scheme not in HTTP_PORTS:
         if not host and scheme == "s3":
-            raise UriError(f"no bucket in {redact(uri)!r}")
+            raise UriError(f"no bucket in {str(shown)!r}")
         return authority
     name, port = match[1].lower().rstrip("."), match[2]
     if not name or (port and int(port) > 65535):
-        raise UriError(f"no usable host in {redact(uri)!r}")
-    return name if not port or port == _DEFAULT_PORTS[scheme] else f"{name}:{port}"
-
-
-def _has_dot_segments(location: Location) -> bool:
-    # URL parsers on the way resolve encoded dots too; S3 keys and others are taken literally.
-    path = unquote(location.path).replace("\\", "/") if location.scheme in _DEFAULT_PORTS else location.path
-    return any(segment in (".", "..") for segment in path.split("/"))
-
-
-def _components(location: Location) -> tuple[str, ...]:
-    path = os.path.realpath(location.path) if location.scheme == "file" else location.path
-    if location.scheme in _DEFAULT_PORTS:
-        path = unquote(path)
-    segments = path.strip("/").split("/") if path.strip("/") else []
-    return (location.scheme, location.host, *segments)
-
-
-@lru_cache(maxsize=256)
-def _root_components(root: str) -> tuple[str, ...]:
-    return _components(split_uri(root))
-
-
-def _is_below(candidate: tuple[str, ...], root: tuple[str, ...]) -> bool:
-    return candidate[: len(root)] == root
-
-
-def _literal_address(host: str) -> str | None:
-    """The address a host spells out, in any way a resolver understands (``127.1``, ``0x7f000001``)."""
-    match = _HOST_AND_PORT.fullmatch(host)
-    name = match[1].strip("[]") if match else host
-    if name == "localhost" or name.endswith(".localhost"):
-        return "127.0.0.1"
-    try:
-        return str(ipaddress.ip_address(name))
-    except ValueError:
-        pass
-    try:
-        return socket.inet_ntoa(socket.inet_aton(name))
-    except OSError:
-        return None
-
-
-def _is_internal(address: str) -> bool:
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour
-        if inner is None and ip in _NAT64:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        if inner is not None:
-            ip = inner
-    return not ip.is_global or ip.is_multicast or ip in _METADATA_ADDRESSES
+        raise UriError(f"no usable host in {str(shown)!r}")
+    return name if not port or port == HTTP_PORTS[scheme] else f"{name}:{port}"

@@ -14,16 +14,14 @@ from pipeline.config.base import (
     Score,
     Section,
     Text,
-    Uri,
-    place,
-    resolved,
+    check_writable,
     unique,
 )
 from pipeline.config.images import ImagesConfig
 from pipeline.model.architecture import Variant
 from pipeline.model.architectures import KNOWN_MODELS, VARIANTS, Sizes, VariantName, architecture_of
 from pipeline.model.settings import TestSettings
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri, UriText
 from pipeline.train.augment import AugmentConfig
 from pipeline.train.loop.settings import Fraction, LoopConfig
 
@@ -53,7 +51,7 @@ class SourceConfig(Section):
         default=0.3,
         description="Likewise: from this score on, and below that of an object, it is neither object nor background.",
     )
-    class_thresholds_file: Text | None = Field(
+    class_thresholds_file: UriText | None = Field(
         default=None,
         description="A YAML file {name: score}, as the evaluation job writes it, in place of object_score per class.",
     )
@@ -61,8 +59,7 @@ class SourceConfig(Section):
     @property
     def is_coco(self) -> bool:
         """A file, and no folder."""
-        path = self.uri.split("?", 1)[0].lower()
-        return path.endswith((".json", ".json.gz"))
+        return str(self.uri).lower().endswith((".json", ".json.gz"))  # without a query
 
     @model_validator(mode="after")
     def _kinds_fit(self) -> SourceConfig:
@@ -106,7 +103,7 @@ class DataConfig(Section):
 class TrainModelConfig(Section):
     """What is trained. Test settings left null are those of the file it starts from, else the published ones."""
 
-    start: Text | None = Field(
+    start: UriText | None = Field(
         default=None,
         description="A detector or an ImageNet backbone to start from: a file, or the name of a published model "
         f"({', '.join(KNOWN_MODELS)}). "
@@ -165,7 +162,7 @@ class TrainModelConfig(Section):
 class TrainResourcesConfig(Section):
     """What the job takes of the cluster. Workers are part of what is computed; the rest changes no result."""
 
-    ray_address: Text | None = Field(
+    ray_address: UriText | None = Field(
         default=None,
         description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
         "null: RAY_ADDRESS where it is set, else Ray in this process.",
@@ -205,10 +202,8 @@ class TrainConfig(LoopConfig):
 
     @model_validator(mode="after")
     def _output_is_apart(self) -> TrainConfig:
-        output = place(self.output.uri)
-        if output[0] in ("http", "https"):
-            raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
-        if any(place(source.uri) == output for source in self.data.train):
+        check_writable(self.output.uri)
+        if any(source.uri.is_at(self.output.uri) for source in self.data.train):
             raise ValueError("output.uri is one of data.train: give the training a folder of its own")
         return self
 
@@ -217,24 +212,9 @@ class TrainConfig(LoopConfig):
 
         Left out: resources but for the workers, how often it is validated, saved and logged, and where things lie.
         """
-        values = self.resolved()
+        values = self.model_dump(mode="json")
         for key in ("evaluate_every", "log_every", "output", "activation_checkpointing"):
             del values[key]
         values["resources"] = {"workers": self.resources.workers}
         del values["data"]["images"]
         return values
-
-    def resolved(self) -> dict[str, Any]:
-        """See `pipeline.config.base.resolved`."""
-        values = resolved(self, {"resources": ("ray_address",), "output": ("uri",), "model": ("start",)})
-        for source, own in zip(values["data"]["train"], self.data.train, strict=True):
-            source |= _without_secrets(own)
-        if self.data.validation is not None:
-            values["data"]["validation"] |= _without_secrets(self.data.validation)
-        values["data"]["images"] = resolved(self.data, {"images": ("allowed_roots",)})["images"]
-        return values
-
-
-def _without_secrets(section: SourceConfig | ValidationConfig) -> dict[str, str | None]:
-    """Where it lies, without secrets."""
-    return {key: None if (uri := getattr(section, key)) is None else redact(uri) for key in ("uri", "image_root")}

@@ -10,7 +10,7 @@ from pipeline.annotations.class_thresholds import Selection, read_class_threshol
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.categories import Category
-from pipeline.storage.uris import absolute
+from pipeline.storage.uris import Uri
 from pipeline.train.augment import AugmentConfig
 from pipeline.train.config import DataConfig, SourceConfig
 from pipeline.train.data.books import DataReport
@@ -57,7 +57,7 @@ def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
     # COCO files first: they name the classes.
     for at, source in sorted(enumerate(config.train), key=lambda item: not item[1].is_coco):
         if source.is_coco:
-            images, categories, report = read_coco(source.uri, source.image_root or "", categories, source.keep_empty)
+            images, categories, report = read_coco(source.uri, source.image_root, categories, source.keep_empty)
         elif categories is None:
             raise DataError("no COCO source names the classes: give them in model.classes")
         else:
@@ -76,7 +76,7 @@ def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
 
 def _table(images: Sequence[LabelledImage]) -> LabelledTable:
     """Local paths made absolute: tasks and workers have folders of their own."""
-    return LabelledTable.of(replace(image, uri=absolute(image.uri)) for image in images)
+    return LabelledTable.of(replace(image, uri=Uri(image.uri.secret_text).absolute()) for image in images)
 
 
 def _bands(source: SourceConfig) -> ScoreBands:
@@ -113,7 +113,7 @@ def picture_source(config: DataConfig) -> PictureSource:
     images = config.images
     if images.allowed_roots is not None:
         roots = [source.image_root for source in (*config.train, config.validation) if source and source.image_root]
-        allowed = tuple(absolute(root) for root in (*images.allowed_roots, *roots))
+        allowed = tuple(root.absolute() for root in (*images.allowed_roots, *roots))
         images = images.model_copy(update={"allowed_roots": allowed})
     return PictureSource.of_config(images)
 

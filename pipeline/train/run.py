@@ -27,7 +27,6 @@ from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.draws import Draws
 from pipeline.train.data.labelled import DataError
@@ -99,8 +98,8 @@ def train(config: TrainConfig) -> Trained:
 
 
 def _names(config: TrainConfig) -> list[str]:
-    names = [f"source {redact(source.uri)}" for source in config.data.train]
-    return names + ([] if config.data.validation is None else [f"validation {redact(config.data.validation.uri)}"])
+    names = [f"source {source.uri}" for source in config.data.train]
+    return names + ([] if config.data.validation is None else [f"validation {config.data.validation.uri}"])
 
 
 def _fresh(config: TrainConfig, inputs: Inputs) -> Start:
@@ -116,7 +115,7 @@ def _continued(config: TrainConfig, inputs: Inputs, saved: Saved) -> Start:
     Raises:
         ConfigError: the run was begun with other settings, or its data have other classes now.
     """
-    here = f"{redact(config.output.uri).rstrip('/')}/{LAST}"
+    here = f"{str(config.output.uri).rstrip('/')}/{LAST}"
     changed = list(_differences(saved.settings, _record(config, inputs)))
     if changed:
         raise ConfigError(
@@ -223,7 +222,7 @@ def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None
         "unreadable": [{"image_id": image_id, "reason": reason} for image_id, reason in trained.unreadable.items()],
         "code": code_version(),
         "packages": package_versions(),
-        "config": config.resolved(),
+        "config": config.model_dump(mode="json"),
     }
     text = json.dumps(content, indent=1, ensure_ascii=False)
     open_objects(config.output.uri).put(REPORT, text.encode())
@@ -241,6 +240,6 @@ def summary(config: TrainConfig, trained: Trained) -> str:
     lines += [
         f"epoch {row['epoch']}: " + ", ".join(f"{name} {row[name]:.4f}" for name in figures) for row in position.history
     ]
-    place = redact(config.output.uri).rstrip("/")
+    place = str(config.output.uri).rstrip("/")
     lines.append(f"model: {place}/{LAST if position.best is None else BEST}")
     return "\n".join(lines)

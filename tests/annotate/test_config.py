@@ -15,8 +15,9 @@ from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig, Confi
 from pipeline.config.loading import config_schema, load_config
 from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.settings import TestSettings
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import FetchSettings
-from pipeline.storage.uris import AccessPolicy
+from pipeline.storage.uris import Uri, UriText
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 READY = sorted(CONFIGS.glob("annotate_*.yaml"))
@@ -64,7 +65,7 @@ def test_settings_reach_the_parts() -> None:
     assert isinstance(images, FetchSettings)
     assert (images.attempt_timeout_s, images.deadline_s, images.max_attempts) == (1, 2, 3)
     assert (images.max_object_bytes, images.fetch_concurrency) == (4, 5)
-    assert images.access_policy() == AccessPolicy(("s3://b/x", "/data"))
+    assert images.access_policy() == AccessPolicy((Uri("s3://b/x"), Uri("/data")))
     model = {"short_side": 400, "long_side": 600, "score_threshold": 0.25, "max_detections": 7}
     assert config(model=model).model.settings(TestSettings(nms_iou=0.4)) == TestSettings(
         400, 600, score_threshold=0.25, max_detections=7, nms_iou=0.4
@@ -229,8 +230,8 @@ def test_digest_with_the_checkpoints_settings() -> None:
 
 def test_resolved_is_complete_and_loads_again() -> None:
     made = config(images={"allowed_roots": ["/data"]}, model={"class_thresholds": {"dog": 0.5}})
-    assert AnnotateConfig.model_validate(json.loads(json.dumps(made.resolved()))) == made
-    assert made.resolved()["images"]["max_attempts"] == FetchSettings().max_attempts
+    assert AnnotateConfig.model_validate(json.loads(json.dumps(made.model_dump(mode="json")))) == made
+    assert made.model_dump(mode="json")["images"]["max_attempts"] == FetchSettings().max_attempts
 
 
 def test_secrets_stay_out_of_what_is_written_down() -> None:
@@ -241,14 +242,14 @@ def test_secrets_stay_out_of_what_is_written_down() -> None:
         resources={"ray_address": "ray://me:SECRET@host:10001"},
         output={"uri": "gs://bucket/out?sig=SECRET"},
     )
-    assert "SECRET" not in json.dumps(made.resolved())
+    assert "SECRET" not in json.dumps(made.model_dump(mode="json"))
     assert "SECRET" not in json.dumps(made.content())
-    assert made.resolved()["manifest"]["uri"] == "https://host/m.csv"
+    assert made.model_dump(mode="json")["manifest"]["uri"] == "https://host/m.csv"
 
 
 @pytest.mark.parametrize("address", ["auto", "127.0.0.1:6379", "ray://head:10001"])
 def test_addresses_without_secrets_are_kept(address: str) -> None:
-    assert config(resources={"ray_address": address}).resolved()["resources"]["ray_address"] == address
+    assert config(resources={"ray_address": address}).model_dump(mode="json")["resources"]["ray_address"] == address
 
 
 def test_secrets_stay_out_of_errors(load: Any) -> None:
@@ -289,7 +290,8 @@ def test_sections_may_be_left_empty(load: Any) -> None:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_overrides_are_yaml(load: Any, override: str, path: tuple[str, str], value: Any) -> None:
-    assert getattr(getattr(load(MINIMAL, override), path[0]), path[1]) == value
+    found = getattr(getattr(load(MINIMAL, override), path[0]), path[1])
+    assert (found.secret_text if isinstance(found, UriText) else found) == value
 
 
 def test_later_overrides_win(load: Any) -> None:

@@ -45,6 +45,7 @@ from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.lock.lease import LockHeld, OutputLock
+from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server, s3_environment_variables
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.golden_weights import official_weights
@@ -233,7 +234,7 @@ def command(folder: Path, values: dict[str, Any], *arguments: str) -> Ended:
 
 def read_rows(out: Path | str) -> dict[Any, Row]:
     """All rows by id; an id that is there twice is an error."""
-    filesystem, path = open_filesystem(str(out))
+    filesystem, path = open_filesystem(Uri(str(out)))
     table = pa.dataset.dataset(f"{path}/data", filesystem=filesystem).to_table()
     rows = {row["image_id"]: row for row in table.to_pylist()}
     assert len(rows) == len(table)
@@ -401,7 +402,7 @@ class TestFirstRun:
         assert json.loads((first.out / "_lock.json").read_text())["released"] is True
         rows = sorted(pq.read_metadata(path).num_rows for path in (first.out / "data").iterdir())
         assert rows == [6, 8, 8]
-        store = OutputStore(str(first.out))
+        store = OutputStore(Uri(str(first.out)))
         assert store.recover().num_files == 3
         identity = store.identity()
         assert identity is not None
@@ -550,7 +551,7 @@ class TestSecondRun:
 
     def test_an_output_that_another_run_writes(self, first: First, world: World, tmp_path: Path) -> None:
         out = first.copy(tmp_path / "out")
-        with OutputLock(str(out), "the-other-run", lease_s=1.5):
+        with OutputLock(Uri(str(out)), "the-other-run", lease_s=1.5):
             ended = command(tmp_path, world.values(out))
         assert ended.code == 1
         assert ended.log[-1].startswith("exit code 1: LockHeld: ")
@@ -685,7 +686,7 @@ class TestOtherRuns:
             ended = command(tmp_path, world.values(out, **changes))
             assert ended.code == 0
             rows = read_rows(out)
-            report = RunJson.read(out)
+            report = RunJson.read(Uri(out))
             assert command(tmp_path, world.values(out, **changes)).log[-1] == f"exit code 0: nothing_to_do: {out}"
         found = predictions(checkpoint, good)
         for key in good:
@@ -694,14 +695,14 @@ class TestOtherRuns:
         assert rows["a b.png"]["image_uri"] == "s3://pictures/images/a b.png"
         assert report is not None
         assert (report.state, report.images) == ("finished", ImageCounts(6, 3, 3))
-        assert report.image_root == "s3://pictures/images"
+        assert report.image_root == Uri("s3://pictures/images")
 
 
 def test_errors_come_out_of_the_library_as_they_are(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ClusterError):
         annotate(world.config(out, resources__gpus_per_actor=1.0))
-    with OutputLock(str(out), "the-other-run", lease_s=1.0), pytest.raises(LockHeld):
+    with OutputLock(Uri(str(out)), "the-other-run", lease_s=1.0), pytest.raises(LockHeld):
         annotate(world.config(out))
     assert not (out / "data").exists()
     assert not (out / "run.json").exists()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.annotations.image_uris import image_path, picture_uri
-from pipeline.storage.uris import AccessDenied
+from pipeline.storage.uris import AccessDenied, Uri, UriText
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ from pipeline.storage.uris import AccessDenied
     ],
 )
 def test_path(uri: str | None, root: str | None, path: str) -> None:
-    assert image_path(17, uri, root) == path
+    assert image_path(17, uri, None if root is None else Uri(root)) == path
 
 
 def test_an_id_climbs_nowhere() -> None:
@@ -31,12 +31,12 @@ def test_an_id_climbs_nowhere() -> None:
 
 @pytest.mark.parametrize(
     ("uri", "root", "place"),
-    [("/data/1.jpg", "/moved", "/data/1.jpg"), ("1.jpg", "/moved", "/moved/1.jpg"), ("1.jpg", "", "1.jpg")],
+    [("/data/1.jpg", "/moved", "/data/1.jpg"), ("1.jpg", "/moved", "/moved/1.jpg"), ("1.jpg", None, "1.jpg")],
 )
-def test_place(uri: str, root: str, place: str) -> None:
-    assert picture_uri(uri, root) == place
+def test_place(uri: str, root: str | None, place: str) -> None:
+    assert picture_uri(UriText(uri), None if root is None else Uri(root)).secret_text == place
 
 
 def test_a_label_that_climbs_out_of_the_root() -> None:
     with pytest.raises(AccessDenied):
-        picture_uri("../1.jpg", "/moved")
+        picture_uri(UriText("../1.jpg"), Uri("/moved"))

@@ -22,6 +22,7 @@ from pipeline.annotations.data_file import data_file_name
 from pipeline.annotations.ledger import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
 from pipeline.storage.objects.base import Objects
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import IDENTITY, all_ids, output_table
 
 ROOT = Path(__file__).parents[2]
@@ -30,16 +31,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(params=["local", "s3", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> OutputStore:
     if request.param == "local":
-        return OutputStore(str(tmp_path / "out"))
+        return OutputStore(Uri(str(tmp_path / "out")))
     if request.param == "memory":
-        return OutputStore(f"memory://{uuid.uuid4().hex}/out")
+        return OutputStore(Uri(f"memory://{uuid.uuid4().hex}/out"))
     request.getfixturevalue("s3")
-    return OutputStore(f"s3://bucket/{uuid.uuid4().hex}/out", concurrency=4)
+    return OutputStore(Uri(f"s3://bucket/{uuid.uuid4().hex}/out"), concurrency=4)
 
 
 @pytest.fixture
 def local(tmp_path: Path) -> OutputStore:
-    return OutputStore(str(tmp_path / "out"))
+    return OutputStore(Uri(str(tmp_path / "out")))
 
 
 def data_names(store: OutputStore) -> list[str]:
@@ -341,7 +342,7 @@ class TestStripFailed:
     ) -> None:
         if kind == "s3":
             request.getfixturevalue("s3")
-        store = OutputStore(str(tmp_path) if kind == "local" else f"s3://bucket/{uuid.uuid4().hex}", concurrency=1)
+        store = OutputStore(Uri(str(tmp_path) if kind == "local" else f"s3://bucket/{uuid.uuid4().hex}"), concurrency=1)
         # Three files to replace: put, delete, put, delete, delete.
         for ids, failed in (([1, 2, 3], {2}), ([4, 5], {5}), ([6], {6}), ([7], set())):
             store.write_rows(output_table(ids, failed), IDENTITY)
@@ -361,7 +362,7 @@ class TestStripFailed:
     def test_a_crash_anywhere_and_another_while_recovering(
         self, files: list[list[bool]], crash_at: int, crash_again_at: int
     ) -> None:
-        store = OutputStore(f"memory://{uuid.uuid4().hex}", concurrency=1)
+        store = OutputStore(Uri(f"memory://{uuid.uuid4().hex}"), concurrency=1)
         ids_by_file, failed, next_id = [], set(), 0
         for failures in files:
             ids = list(range(next_id, next_id + len(failures)))
@@ -417,8 +418,9 @@ WRITER = """
 import os, signal, sys
 sys.path.insert(0, {root!r})
 from pipeline.annotations.ledger import OutputStore
+from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import IDENTITY, output_table
-store = OutputStore(sys.argv[1])
+store = OutputStore(Uri(sys.argv[1]))
 tables = [output_table(range(first, first + 40)) for first in range(0, 4000, 40)]
 print("ready", flush=True)
 {die}
@@ -439,7 +441,7 @@ os.replace = replace
 class TestKilledWriters:
     def test_between_write_and_rename(self, local: OutputStore) -> None:
         code = WRITER.format(root=str(ROOT), die=DIE_BEFORE_RENAME)
-        ended = subprocess.run([sys.executable, "-c", code, local.uri], capture_output=True, timeout=60)
+        ended = subprocess.run([sys.executable, "-c", code, str(local.uri)], capture_output=True, timeout=60)
         assert ended.returncode == -signal.SIGKILL
         open_objects(local.uri, 1.0).put(f".run.json.{'0' * 32}.tmp", b"{")
         recovery = local.recover()
@@ -447,13 +449,13 @@ class TestKilledWriters:
         assert recovery.half_written == ()
         assert recovery.num_files == 2
         assert all_ids(local) == list(range(80))
-        assert not list(Path(local.uri).rglob("*.tmp"))
+        assert not list(Path(local.uri.path).rglob("*.tmp"))
 
     def test_anywhere(self, local: OutputStore) -> None:
         code = WRITER.format(root=str(ROOT), die="")
         rng = random.Random(0)
         for _ in range(3):
-            process = subprocess.Popen([sys.executable, "-c", code, local.uri], stdout=subprocess.PIPE)
+            process = subprocess.Popen([sys.executable, "-c", code, str(local.uri)], stdout=subprocess.PIPE)
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             time.sleep(rng.uniform(0.0, 0.3))

@@ -11,6 +11,7 @@ from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import RunState
 from pipeline.model.categories import Category
+from pipeline.storage.uris import Uri
 from tests.export.export_cases import CATEGORIES, IDENTITY, MASKS, Picture, table_of, write_output
 
 MASK = MASKS["full"]
@@ -21,7 +22,7 @@ def test_looked_over(tmp_path: Path) -> None:
     source = open_source(uri)
     assert (source.counts.annotated, source.counts.failed) == (2, 1)
     assert (source.categories, source.all_categories) == (CATEGORIES, True)
-    assert (source.string_ids, source.finished, source.image_root) == (False, True, "s3://pictures")
+    assert (source.string_ids, source.finished, source.image_root) == (False, True, Uri("s3://pictures"))
     assert source.provenance["run_ids"] == ["20260101T000000-run", "20260101T000001-run"]
     assert source.provenance["weights_sha256"] == IDENTITY.weights_sha256
     ids = [image_id for batch in source.batches(["image_id"]) for image_id in batch.column("image_id").to_pylist()]
@@ -79,7 +80,7 @@ def _foreign(folder: Path) -> None:
 
 def _other_weights(folder: Path) -> None:
     other: Identity = replace(IDENTITY, weights_sha256="b" * 64)
-    OutputStore(str(folder)).write_rows(table_of([Picture(9, [])]), other)
+    OutputStore(Uri(str(folder))).write_rows(table_of([Picture(9, [])]), other)
 
 
 def _garbage(folder: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.annotations.data_file import OutputError, data_file_name, encode_data_file
 from pipeline.annotations.rows import OutputRows
+from pipeline.storage.uris import Uri, UriText
 from tests.drawing.drawn_cases import IDENTITY, write_output
 
 
@@ -21,7 +22,7 @@ def output(tmp_path: Path) -> Path:
 
 class TestById:
     def test_in_the_order_asked_for_and_once(self, output: Path) -> None:
-        rows = OutputRows(str(output)).by_id(["2", "9", "5", "2"])
+        rows = OutputRows(Uri(str(output))).by_id(["2", "9", "5", "2"])
         assert [(row["image_id"], row["image_uri"], row["status"]) for row in rows] == [
             (2, "e", "annotated"),
             (9, "c", "failed"),
@@ -30,7 +31,7 @@ class TestById:
 
     def test_text_ids(self, tmp_path: Path) -> None:
         write_output(tmp_path, ["x/1.jpg", "2"], ["a", "b"])
-        assert [row["image_uri"] for row in OutputRows(str(tmp_path)).by_id(["2", "x/1.jpg"])] == ["b", "a"]
+        assert [row["image_uri"] for row in OutputRows(Uri(str(tmp_path))).by_id(["2", "x/1.jpg"])] == ["b", "a"]
 
     @pytest.mark.parametrize(
         ("ids", "message"),
@@ -42,12 +43,12 @@ class TestById:
     )
     def test_unknown_ids(self, output: Path, ids: list[str], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            OutputRows(str(output)).by_id(ids)
+            OutputRows(Uri(str(output))).by_id(ids)
 
     def test_files_without_the_row_are_not_opened_for_detections(
         self, output: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        rows = OutputRows(str(output))
+        rows = OutputRows(Uri(str(output)))
         opened: list[Any] = []
         dataset = ds.dataset
         monkeypatch.setattr(ds, "dataset", lambda source, **kwargs: opened.append(source) or dataset(source, **kwargs))
@@ -56,7 +57,7 @@ class TestById:
 
 
 def test_annotated_leaves_out_what_failed(output: Path) -> None:
-    assert sorted(row["image_id"] for row in OutputRows(str(output)).annotated()) == [1, 2, 4, 5]
+    assert sorted(row["image_id"] for row in OutputRows(Uri(str(output))).annotated()) == [1, 2, 4, 5]
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -64,18 +65,18 @@ def test_no_output(tmp_path: Path, make: bool) -> None:
     if make:
         (tmp_path / "data").mkdir()
     with pytest.raises(ValueError, match="no data files"):
-        OutputRows(str(tmp_path))
+        OutputRows(Uri(str(tmp_path)))
 
 
 def test_file_that_is_cut_off(output: Path) -> None:
     for file in (output / "data").iterdir():
         file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(OutputError, match="cut off"):
-        OutputRows(str(output))
+        OutputRows(Uri(str(output)))
 
 
 def test_image_uris(output: Path) -> None:
-    assert OutputRows(str(output)).image_uris([4, 5, 77]) == {5: "a", 4: "d"}
+    assert OutputRows(Uri(str(output))).image_uris([4, 5, 77]) == {5: UriText("a"), 4: UriText("d")}
 
 
 def test_a_replaced_file_does_not_count(output: Path) -> None:
@@ -85,6 +86,6 @@ def test_a_replaced_file_does_not_count(output: Path) -> None:
     content = encode_data_file(table.replace_schema_metadata(None), IDENTITY, 3, replaces=old.name)
     (output / "data" / data_file_name(table["image_id"])).write_bytes(content)
     kept = set(range(10)) - {pq.ParquetFile(old).read()["image_id"][0].as_py()}
-    ids = [row["image_id"] for row in OutputRows(str(output)).annotated()]
+    ids = [row["image_id"] for row in OutputRows(Uri(str(output))).annotated()]
     assert len(ids) == len(set(ids))
     assert set(ids) <= kept

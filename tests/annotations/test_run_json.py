@@ -12,6 +12,7 @@ from pipeline.annotations.image_uris import image_path
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.config.images import ImagesConfig
 from pipeline.model.categories import Category
+from pipeline.storage.uris import Uri
 
 FULL = RunJson(
     run_id="20260101T000000-run1",
@@ -21,7 +22,7 @@ FULL = RunJson(
     code={"version": "0.1", "packages": {"ray": "2"}},
     cluster={"nodes": 1, "cpus": 3.0},
     categories=(Category(7, "Äpfel"), Category(3, "cat")),
-    image_root="/data/images",
+    image_root=Uri("/data/images"),
     images=ImageCounts(5, 3, 2),
     failures={"not_found": 2},
     detections_per_category={"cat": 4},
@@ -64,23 +65,23 @@ def older(**manifest: str | None) -> dict[str, Any]:
 
 
 def test_there_and_back(uri: str) -> None:
-    assert RunJson.read(uri) is None
-    RunJson(state=RunState.RUNNING).write(uri)
-    FULL.write(uri)
-    assert RunJson.read(uri) == FULL
+    assert RunJson.read(Uri(uri)) is None
+    RunJson(state=RunState.RUNNING).write(Uri(uri))
+    FULL.write(Uri(uri))
+    assert RunJson.read(Uri(uri)) == FULL
 
 
 @pytest.mark.parametrize("state", RunState)
 @pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 2, 1.0, 3.0, 0.0, {}, "gone")])
 def test_every_state(tmp_path: Path, state: RunState, this_run: ThisRun) -> None:
     run = RunJson(state=state, this_run=this_run)
-    run.write(str(tmp_path))
-    assert RunJson.read(str(tmp_path)) == run
+    run.write(Uri(str(tmp_path)))
+    assert RunJson.read(Uri(str(tmp_path))) == run
 
 
 def test_the_file(tmp_path: Path) -> None:
     """What machines read: these keys and strings."""
-    FULL.write(str(tmp_path))
+    FULL.write(Uri(str(tmp_path)))
     found = json.loads((tmp_path / "run.json").read_text())
     assert list(found) == [
         *("run_id", "state", "config", "identity", "code", "cluster", "categories", "image_root"),
@@ -100,7 +101,9 @@ def test_the_file(tmp_path: Path) -> None:
 
 
 def test_the_file_of_a_run_that_is_not_over(tmp_path: Path) -> None:
-    RunJson(state=RunState.FAILED, config={"file": Path("/x")}, this_run=ThisRun(error="gone")).write(str(tmp_path))
+    RunJson(state=RunState.FAILED, config={"file": Path("/x")}, this_run=ThisRun(error="gone")).write(
+        Uri(str(tmp_path))
+    )
     found = json.loads((tmp_path / "run.json").read_text())
     assert (found["state"], found["images"], found["this_run"]) == ("failed", {}, {"error": "gone"})
     assert found["config"] == {"file": "/x"}
@@ -123,27 +126,27 @@ def test_the_root_in_older_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: dict[str, str], root: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    run = RunJson.read(write_text(tmp_path, older(**manifest)))
+    run = RunJson.read(Uri(write_text(tmp_path, older(**manifest))))
     assert run is not None
-    assert run.image_root == (root and root.format(here=tmp_path))
+    assert run.image_root == (None if root is None else Uri(root.format(here=tmp_path)))
     assert (run.images, run.categories) == (ImageCounts(1, 1, 0), (Category(3, "cat"),))
 
 
 def test_names_below_the_root_of_an_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    run = RunJson.read(write_text(tmp_path, older(uri="images", format="folder")))
+    run = RunJson.read(Uri(write_text(tmp_path, older(uri="images", format="folder"))))
     assert run is not None
     assert image_path(1, f"{tmp_path}/images/a/1.jpg", run.image_root) == "a/1.jpg"
 
 
 @pytest.mark.parametrize("config", [{}, {"manifest": None}, {"manifest": {}}])
 def test_no_manifest_in_an_older_file(tmp_path: Path, config: dict[str, Any]) -> None:
-    run = RunJson.read(write_text(tmp_path, {"state": "running", "config": config}))
+    run = RunJson.read(Uri(write_text(tmp_path, {"state": "running", "config": config})))
     assert run == RunJson(state=RunState.RUNNING, config=config)
 
 
 def test_keys_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
-    run = RunJson.read(write_text(tmp_path, {**OLDER, "image_root": None, "moon": "full"}))
+    run = RunJson.read(Uri(write_text(tmp_path, {**OLDER, "image_root": None, "moon": "full"})))
     assert run is not None
     assert run.image_root is None
 
@@ -165,7 +168,7 @@ def test_keys_of_a_later_version_are_passed_over(tmp_path: Path) -> None:
 def test_garbage(tmp_path: Path, content: object, reason: str) -> None:
     uri = write_text(tmp_path, content)
     with pytest.raises(OutputError) as refused:
-        RunJson.read(uri)
+        RunJson.read(Uri(uri))
     message = str(refused.value)
     assert message.startswith(f"{uri}/run.json is damaged, or not an annotate job's (")
     assert reason in message
@@ -175,7 +178,7 @@ def test_garbage(tmp_path: Path, content: object, reason: str) -> None:
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(b"\xff\xfe\x00PAR1")
     with pytest.raises(OutputError, match=r"run\.json is damaged"):
-        RunJson.read(str(tmp_path))
+        RunJson.read(Uri(str(tmp_path)))
 
 
 def test_failed_fraction() -> None:

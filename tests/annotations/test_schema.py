@@ -21,6 +21,7 @@ from pipeline.annotations.schema import (
     detections_array,
     output_schema,
 )
+from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, IDENTITY, image_detections, output_table
 
 
@@ -120,7 +121,7 @@ class TestDetectionsArray:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three files: mixed, only failures, string-carrying rows without detections."""
     root = tmp_path_factory.mktemp("output")
-    store = OutputStore(str(root))
+    store = OutputStore(Uri(str(root)))
     for ids, failed in (([1, 2, 3, 4], {3}), ([5], {5}), ([6], set())):
         store.write_rows(output_table(ids, failed, pa.table({"split": ["train"] * len(ids)})), IDENTITY)
     return root / "data"

@@ -10,6 +10,7 @@ import ray
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.pool import Pool, choose_pool
 from pipeline.cluster.connect import ClusterError, connect
+from pipeline.storage.uris import UriText
 
 LAPTOP = {"CPU": 8.0}
 GPU_BOX = {"CPU": 16.0, "GPU": 1.0}
@@ -131,7 +132,7 @@ def test_connect(
     if environment is not None:
         monkeypatch.setenv("RAY_ADDRESS", environment)
     fake = FakeRay(monkeypatch)
-    with connect(address):
+    with connect(None if address is None else UriText(address)):
         assert fake.running
     assert [start.get("address") for start in fake.starts] == [used]
     assert fake.ends == 1
@@ -139,7 +140,7 @@ def test_connect(
 
 def test_a_ray_that_runs_is_used_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(monkeypatch, running=True)
-    with connect("head:6379"):
+    with connect(UriText("head:6379")):
         pass
     assert (fake.starts, fake.ends, fake.running) == ([], 0, True)
 
@@ -155,6 +156,6 @@ def test_ray_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("error", [ConnectionError("no answer"), ValueError("no address")])
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     fake = FakeRay(monkeypatch, error=error)
-    with pytest.raises(ClusterError, match="no Ray cluster answers at head:6379: no a"), connect("head:6379"):
+    with pytest.raises(ClusterError, match="no Ray cluster answers at head:6379: no a"), connect(UriText("head:6379")):
         pass
     assert fake.ends == 0

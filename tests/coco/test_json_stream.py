@@ -13,6 +13,7 @@ from pipeline.coco import json_stream
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.storage.errors import StorageError
+from pipeline.storage.uris import Uri
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -23,7 +24,7 @@ VALUES = st.recursive(
 
 def elements(path: Path, content: str | bytes) -> list[Element]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return list(JsonLists(str(path)))
+    return list(JsonLists(Uri(str(path))))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -49,7 +50,7 @@ def test_equal_to_the_whole_parsed_at_once(
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_compressed_and_with_a_byte_order_mark(suffix: str, tmp_path: Path) -> None:
     content = b'\xef\xbb\xbf{"a": [1, {"b": 2.5}], "c": []}'
-    found = JsonLists(str(tmp_path / f"a.json{suffix}"))
+    found = JsonLists(Uri(str(tmp_path / f"a.json{suffix}")))
     (tmp_path / f"a.json{suffix}").write_bytes(gzip.compress(content) if suffix else content)
     assert [element.value for element in found] == [1, {"b": 2.5}]
     assert found.keys == ["a", "c"]
@@ -83,7 +84,7 @@ def test_a_compressed_file_that_is_cut_off(tmp_path: Path) -> None:
 
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
-        list(JsonLists(str(tmp_path / "none.json")))
+        list(JsonLists(Uri(str(tmp_path / "none.json"))))
 
 
 def test_only_one_element_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from pipeline.coco.rows import (
     place,
     result_row,
 )
+from pipeline.storage.uris import Uri
 
 IMAGE = {"id": 1, "height": 4, "width": 5, "file_name": "a.jpg"}
 OBJECT = {
@@ -114,14 +115,14 @@ def test_neither_box_nor_segmentation() -> None:
 
 
 def test_ids_of_both_types() -> None:
-    kind = IdKind("a.json")
+    kind = IdKind(Uri("a.json"))
     kind.check(1)
     with pytest.raises(BadRow, match="all integers or all strings: 'b' here, 1 before"):
         kind.check("b")
 
 
 def test_places_have_no_credentials() -> None:
-    uri = "https://name:secret@host/a.json"
+    uri = Uri("https://host/a.json?sig=secret")
     assert "secret" not in place(uri, Element("images", 3, {"id": 9}, ""))
-    assert place("a.json", Element("images", 3, {"id": 9}, "")) == "a.json, images[3] (id 9)"
-    assert place("a.json", Element(None, 3, {"image_id": 9}, "")) == "a.json, result[3]"
+    assert place(Uri("a.json"), Element("images", 3, {"id": 9}, "")) == "a.json, images[3] (id 9)"
+    assert place(Uri("a.json"), Element(None, 3, {"image_id": 9}, "")) == "a.json, result[3]"

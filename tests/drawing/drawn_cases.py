@@ -15,6 +15,7 @@ from pipeline.annotations.ledger import Identity, OutputStore
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.config.images import ImagesConfig
+from pipeline.storage.uris import Uri
 
 CATEGORY_IDS, CATEGORY_NAMES = (3, 7), ("cat", "Äpfel")
 IDENTITY = Identity("tiny", "a" * 64, "c" * 64, "{}", "0.1", "run-1")
@@ -68,7 +69,7 @@ def write_output(
         detections_array(found, CATEGORY_IDS, CATEGORY_NAMES),
         *(pa.array([text if is_bad else None for is_bad in bad], pa.string()) for text in ("fetch", "not_found", "?")),
     ]
-    store = OutputStore(str(uri))
+    store = OutputStore(Uri(str(uri)))
     store.write_rows(pa.table(columns, schema=output_schema(columns[0].type)), IDENTITY)
     config = {"images": (images or ImagesConfig()).model_dump(mode="json")}
     run = RunJson(state=RunState.FINISHED, config=config, detections_per_category={"cat": 3, "Äpfel": 3})

@@ -12,6 +12,7 @@ from pipeline.annotations.rows import OutputRows, Row
 from pipeline.drawing.colours import category_colour
 from pipeline.drawing.draw import DrawOptions
 from pipeline.drawing.rows import draw_rows
+from pipeline.storage.uris import Uri
 from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
 
 BOXES_ONLY = DrawOptions(labels=False, scores=False, masks=False)
@@ -25,7 +26,7 @@ def rows(tmp_path: Path) -> list[Row]:
     ids = ["a", "gone", "failed", "turned", "bytes"]
     uris = [str(tmp_path / f"{name}.png") for name in ids[:-1]]
     write_output(tmp_path / "out", ids, [*uris, None], failed=["failed"])
-    return OutputRows(str(tmp_path / "out")).by_id(ids)
+    return OutputRows(Uri(str(tmp_path / "out"))).by_id(ids)
 
 
 def test_every_row_is_drawn_or_has_its_reason(rows: list[Row]) -> None:

@@ -19,6 +19,7 @@ from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list
 from pipeline.evaluate.inputs.read_group import read_group
 from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.storage.uris import Uri
 
 Json = dict[str, Any]
 
@@ -47,7 +48,7 @@ def write_output(
     rows_per_file: int = 3,
 ) -> OutputStore:
     """The results as annotate would have written them: float32 numbers, in the order in which they are given."""
-    store = OutputStore(uri)
+    store = OutputStore(Uri(uri))
     images = dataset["images"]
     for start in range(0, len(images), rows_per_file):
         store.write_rows(output_rows(images[start : start + rows_per_file], results, names, failed), IDENTITY)
@@ -94,8 +95,8 @@ def read_all(
     truth_uri: str, predictions: Predictions, folder: str, masks: bool = True, images: WhichImages = "all"
 ) -> Read:
     """All stages in this process; no blocks where there are problems."""
-    store = ChunkStore(folder)
-    truth = deal_truth(truth_uri, store, masks)
+    store = ChunkStore(Uri(folder))
+    truth = deal_truth(Uri(truth_uri), store, masks)
     listed = [list_images(predictions, groups, store, truth.num_parts) for groups in group_ranges(predictions)]
     report = check_sides(truth, predictions, listed, images)
     groups = predictions.num_groups

@@ -12,9 +12,10 @@ from pipeline.evaluate.analysis import AnalysisPlan, block_metrics, sorted_metri
 from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.report.page import render_report
 from pipeline.evaluate.streams import stream_dtype
+from pipeline.storage.uris import Uri
 from tests.metrics.block_cases import NUM_CATEGORIES, Image, compared
 
-PLAN = AnalysisPlan(AnalysisConfig(), "segm", 2, "matches")
+PLAN = AnalysisPlan(AnalysisConfig(), "segm", 2, Uri("matches"))
 NAMES = [f"category {k}" for k in range(NUM_CATEGORIES)]
 BLOCKS = [Image([0, 1], [(0, 0.9), (1, 0.8)], [(0.9, 0.0), (0.2, 0.7)]), Image([2], [(1, 0.6)], [(0.8,)]), Image()]
 

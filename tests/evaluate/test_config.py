@@ -9,6 +9,7 @@ import yaml
 
 from pipeline.config.loading import ConfigError, config_schema, load_config
 from pipeline.evaluate.config import EvaluateConfig
+from pipeline.storage.uris import Uri
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 VALUES: dict[str, Any] = {
@@ -62,12 +63,12 @@ def test_what_is_refused(tmp_path: Path, sections: dict[str, Any], message: str)
 
 
 def test_an_evaluation_may_lie_beside_the_data(tmp_path: Path) -> None:
-    assert load(tmp_path, output={"uri": "s3://bucket/run/evaluation"}).output.uri == "s3://bucket/run/evaluation"
+    assert load(tmp_path, output={"uri": "s3://bucket/run/evaluation"}).output.uri == Uri("s3://bucket/run/evaluation")
 
 
 def test_what_is_written_down_holds_no_secrets(tmp_path: Path) -> None:
     signed = "https://host/truth.json?X-Amz-Signature=abc"
     roots = {"images": {"allowed_roots": ["https://host/a?token=abc"]}}
-    values = load(tmp_path, ground_truth={"uri": signed}, gallery=roots).resolved()
+    values = load(tmp_path, ground_truth={"uri": signed}, gallery=roots).model_dump(mode="json")
     assert "abc" not in str(values)
     assert values["ground_truth"]["uri"].startswith("https://host/truth.json")

@@ -8,6 +8,7 @@ from pipeline.config.images import ImagesConfig
 from pipeline.evaluate.config import GalleryConfig
 from pipeline.evaluate.gallery import _source
 from pipeline.evaluate.inputs.annotations import open_annotated_output
+from pipeline.storage.uris import Uri, UriText
 from tests.drawing.drawn_cases import write_output
 
 
@@ -17,7 +18,7 @@ def test_pictures_are_turned_as_the_annotate_job_turned_them(tmp_path: Path, as_
     write_output(tmp_path / "run", [1, 2], ["/data/1.png", None], images=ImagesConfig(apply_exif=False))
     if not as_annotated:
         (tmp_path / "run" / "run.json").unlink()
-    predictions = open_annotated_output(str(tmp_path / "run"))
+    predictions = open_annotated_output(Uri(str(tmp_path / "run")))
     source, uris = _source(GalleryConfig(image_root="/moved"), predictions, [1, 2])
     assert source.apply_exif is not as_annotated
-    assert (source.image_root, uris) == ("/moved", {1: "/data/1.png"})
+    assert (source.image_root, uris) == (Uri("/moved"), {1: UriText("/data/1.png")})

@@ -20,6 +20,7 @@ from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
 from pipeline.evaluate.shuffle import sorted_runs
 from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.storage.uris import Uri
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import write_json, write_output
 
@@ -48,13 +49,13 @@ def run(
     folder: Path, iou_types: tuple[IouType, ...], found: str = "run", max_dets: tuple[int, int, int] = (1, 10, 100)
 ) -> Measured:
     request = Request(
-        predictions_uri=str(folder / found),
-        truth_uri=str(folder / "truth.json"),
+        predictions_uri=Uri(str(folder / found)),
+        truth_uri=Uri(str(folder / "truth.json")),
         images="all",
         iou_types=iou_types,
         protocol=CocoProtocol(max_dets),
-        analysis=AnalysisPlan(AnalysisConfig(wanted_precision=0.5), iou_types[-1], 2, str(folder / "matches")),
-        scratch_uri=str(folder / "scratch"),
+        analysis=AnalysisPlan(AnalysisConfig(wanted_precision=0.5), iou_types[-1], 2, Uri(str(folder / "matches"))),
+        scratch_uri=Uri(str(folder / "scratch")),
     )
     return measure.measure(request, shuffled, lambda line: None)
 

@@ -28,6 +28,7 @@ from pipeline.evaluate.run import evaluate
 from pipeline.metrics.protocol import IOU_TYPES
 from pipeline.model.categories import Category
 from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server, s3_environment_variables
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import write_json, write_output
@@ -192,7 +193,7 @@ def test_thresholds_have_the_model_s_names(ray_cluster: None, world: World, tmp_
     shutil.copytree(world.folder / "run", run)
     kept = sorted(world.names)[:2]
     categories = tuple(Category(id_, world.names[id_].upper()) for id_ in kept)
-    RunJson(state=RunState.FINISHED, categories=categories).write(str(run))
+    RunJson(state=RunState.FINISHED, categories=categories).write(Uri(str(run)))
     evaluate(world.config(tmp_path / "out", predictions={"uri": str(run)}))
     thresholds = yaml.safe_load((tmp_path / "out" / "thresholds.yaml").read_text())
     assert list(thresholds) == [world.names[id_].upper() for id_ in kept]
@@ -272,7 +273,7 @@ class TestTheCommand:
 
     def test_another_evaluation_writes_there(self, ray_cluster: None, world: World, tmp_path: Path) -> None:
         (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(world.values(tmp_path / "out")))
-        with OutputLock(str(tmp_path / "out"), "the-other", lease_s=1.5):
+        with OutputLock(Uri(str(tmp_path / "out")), "the-other", lease_s=1.5):
             assert cli.main(["--config", str(tmp_path / "evaluate.yaml")]) == 1
 
 

@@ -10,6 +10,7 @@ from pipeline.evaluate.shuffle.sorted_runs import merge_runs
 from pipeline.evaluate.streams import RecordStream, stream_dtype
 from pipeline.metrics.ap.records import BlockRecords
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 
 
 def block(image: int, *scores: float) -> BlockRecords:
@@ -20,7 +21,7 @@ def block(image: int, *scores: float) -> BlockRecords:
 
 
 def test_groups_are_merged_by_category(tmp_path: Path) -> None:
-    objects, total = open_objects(str(tmp_path)), RecordStream("bbox", 2)
+    objects, total = open_objects(Uri(str(tmp_path))), RecordStream("bbox", 2)
     for group, blocks in enumerate([[block(0, 0.9, 0.3), block(1, 0.5)], [], [block(2, 0.7)]]):
         stream = RecordStream("bbox", 2)
         for each in blocks:

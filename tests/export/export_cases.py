@@ -21,6 +21,7 @@ from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.export.labels import Labels
 from pipeline.model.categories import Category
+from pipeline.storage.uris import Uri
 
 Mask = NDArray[np.bool_]
 
@@ -124,16 +125,16 @@ def write_output(
     *files: Sequence[Picture],
     list_categories: bool = True,
     state: RunState = RunState.FINISHED,
-) -> str:
+) -> Uri:
     """An output with these data files; its URI."""
-    store = OutputStore(str(folder))
+    store = OutputStore(Uri(str(folder)))
     for number, pictures in enumerate(files):
         store.write_rows(table_of(pictures), replace(IDENTITY, run_id=f"20260101T00000{number}-run"))
-    RunJson(state=state, image_root=IMAGE_ROOT, categories=CATEGORIES if list_categories else ()).write(store.uri)
+    RunJson(state=state, image_root=Uri(IMAGE_ROOT), categories=CATEGORIES if list_categories else ()).write(store.uri)
     return store.uri
 
 
-def labels_of(uri: str, selection: Selection | None = None, keep_empty: bool = False) -> Labels:
+def labels_of(uri: Uri, selection: Selection | None = None, keep_empty: bool = False) -> Labels:
     return Labels(open_source(uri), selection or Selection(), keep_empty)
 
 

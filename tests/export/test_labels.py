@@ -14,6 +14,7 @@ from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.export.errors import ExportError
 from pipeline.export.labels import Labels, Tally
+from pipeline.storage.uris import Uri
 from tests.export.export_cases import EMPTY, IDENTITY, MASKS, Picture, labels_of, table_of, write_output
 
 FULL = MASKS["full"]
@@ -113,7 +114,7 @@ def test_damaged_masks(tmp_path: Path, counts: str, message: str) -> None:
     picture = Picture(5, [FULL])
     whole = picture.detections()
     assert whole is not None
-    store = OutputStore(str(tmp_path / "out"))
+    store = OutputStore(Uri(str(tmp_path / "out")))
     damaged = replace(whole, counts=[counts.encode()])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Picture, "detections", lambda self: damaged)

@@ -18,6 +18,7 @@ from pipeline.annotations.class_thresholds import Selection
 from pipeline.export.run import Export, export
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
+from pipeline.storage.uris import Uri
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.golden_weights import official_weights
 
@@ -121,5 +122,5 @@ def test_names_are_relative_to_the_root(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(annotated.home / "elsewhere" if elsewhere else annotated.home)
-    export(Export(annotated.out, format, str(tmp_path / "out"), Selection()))
+    export(Export(Uri(annotated.out), format, Uri(str(tmp_path / "out")), Selection()))
     assert set(names_in(tmp_path / "out")) == set(NAMES)

@@ -12,6 +12,7 @@ from pipeline.annotations.run_json import RunState
 from pipeline.export.errors import ExportError
 from pipeline.export.formats.base import FolderFormat
 from pipeline.export.run import FORMATS, Export, export
+from pipeline.storage.uris import Uri
 from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
 
 FULL = MASKS["full"]
@@ -27,7 +28,7 @@ def test_same_input_same_bytes(tmp_path: Path, format: str) -> None:
     pictures = awkward_pictures()
     uri = write_output(tmp_path / "annotations", pictures[:5], pictures[5:])
     for name in ("one", "two"):
-        summary = export(Export(uri, format, str(tmp_path / name), Selection(0.2)))
+        summary = export(Export(uri, format, Uri(str(tmp_path / name)), Selection(0.2)))
         assert (summary.tally.images, summary.tally.failed_images) == (len(pictures) - 1, 1)
     assert contents(tmp_path / "one") == contents(tmp_path / "two") != {}
 
@@ -36,12 +37,12 @@ def test_same_input_same_bytes(tmp_path: Path, format: str) -> None:
 def test_an_old_export_stays_unless_asked_for(tmp_path: Path, format: str) -> None:
     uri = write_output(tmp_path / "annotations", [Picture(1, [FULL])])
     out = str(tmp_path / "out")
-    export(Export(uri, format, out, Selection()))
+    export(Export(uri, format, Uri(out), Selection()))
     before = contents(tmp_path / "out")
     with pytest.raises(ExportError, match="--overwrite"):
-        export(Export(uri, format, out, Selection(1.0)))
+        export(Export(uri, format, Uri(out), Selection(1.0)))
     assert contents(tmp_path / "out") == before
-    export(Export(uri, format, out, Selection(1.0), overwrite=True))
+    export(Export(uri, format, Uri(out), Selection(1.0), overwrite=True))
     assert contents(tmp_path / "out") != before or format == "coco-results"
 
 
@@ -49,13 +50,13 @@ def test_an_old_export_stays_unless_asked_for(tmp_path: Path, format: str) -> No
 def test_an_export_into_the_annotations(tmp_path: Path, below: str) -> None:
     uri = write_output(tmp_path / "annotations", [Picture(1, [FULL])])
     with pytest.raises(ExportError, match="lies in the annotations"):
-        export(Export(uri, "coco", uri + below, Selection(), overwrite=True))
+        export(Export(uri, "coco", Uri(f"{uri}{below}"), Selection(), overwrite=True))
 
 
 @pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if isinstance(format, FolderFormat)])
 def test_the_record_of_a_folder(tmp_path: Path, format: str) -> None:
     uri = write_output(tmp_path / "annotations", [Picture(1, [FULL, EMPTY]), Picture(2, None)])
-    export(Export(uri, format, str(tmp_path / "out"), Selection(0.1, {"cat": 0.2})))
+    export(Export(uri, format, Uri(str(tmp_path / "out")), Selection(0.1, {"cat": 0.2})))
     record = json.loads((tmp_path / "out" / "export.json").read_text("utf-8"))
     expected = {
         "state": "finished",
@@ -73,7 +74,7 @@ def test_the_record_of_a_folder(tmp_path: Path, format: str) -> None:
 class TestSummary:
     def said(self, tmp_path: Path, format: str, picture: Picture, selection: Selection, **options: object) -> str:
         uri = write_output(tmp_path / "annotations", [picture, Picture("f", None)], **options)  # type: ignore[arg-type]
-        return export(Export(uri, format, str(tmp_path / "out"), selection)).text()
+        return export(Export(uri, format, Uri(str(tmp_path / "out")), selection)).text()
 
     def test_counts(self, tmp_path: Path) -> None:
         text = self.said(tmp_path, "coco", Picture("a", [FULL, EMPTY, FULL]), Selection(0.31))

@@ -9,13 +9,14 @@ from pipeline.annotations.class_thresholds import Selection
 from pipeline.config.loading import ConfigError
 from pipeline.export.errors import ExportError
 from pipeline.export.run import read_selection
+from pipeline.storage.uris import UriText
 from tests.export.export_cases import CATEGORIES
 
 
 def test_a_file_and_a_score_for_the_others(tmp_path: Path) -> None:
     file = tmp_path / "thresholds.yaml"
     file.write_text("cat: 0.7\n", encoding="utf-8")
-    thresholds = read_selection(file, 0.25).thresholds(CATEGORIES)
+    thresholds = read_selection(UriText(str(file)), 0.25).thresholds(CATEGORIES)
     assert thresholds.tolist() == [0.25, float(np.float32(0.7)), 0.25]
 
 
@@ -34,4 +35,4 @@ def test_bad_file(tmp_path: Path, text: str) -> None:
     file = tmp_path / "thresholds.yaml"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"thresholds\.yaml"):
-        read_selection(file, 0)
+        read_selection(UriText(str(file)), 0)

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.export.errors import ExportError
 from pipeline.export.target import MARKER, whole_file, whole_folder
-from pipeline.storage.uris import UriError
+from pipeline.storage.uris import Uri, UriError
 
 
 class Store:
@@ -42,20 +42,20 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def write_half(uri: str, overwrite: bool) -> None:
-    with whole_file(uri, overwrite) as file:
+    with whole_file(Uri(uri), overwrite) as file:
         file.write(b"half")
         raise RuntimeError("stop")
 
 
 def write_half_a_folder(uri: str) -> None:
-    with whole_folder(uri, overwrite=False) as folder:
+    with whole_folder(Uri(uri), overwrite=False) as folder:
         folder.put("a", b"a")
         raise RuntimeError("stop")
 
 
 class TestFile:
     def test_written_bit_by_bit(self, store: Store) -> None:
-        with whole_file(f"{store.root}/a.json", overwrite=False) as file:
+        with whole_file(Uri(f"{store.root}/a.json"), overwrite=False) as file:
             file.write(b"one ")
             file.write(b"two")
             assert "a.json" not in store.files()
@@ -68,28 +68,28 @@ class TestFile:
 
     def test_an_old_one_stays_until_the_new_one_is_whole(self, store: Store) -> None:
         uri = f"{store.root}/a.json"
-        with whole_file(uri, overwrite=False) as file:
+        with whole_file(Uri(uri), overwrite=False) as file:
             file.write(b"old")
-        with pytest.raises(ExportError, match="--overwrite"), whole_file(uri, overwrite=False):
+        with pytest.raises(ExportError, match="--overwrite"), whole_file(Uri(uri), overwrite=False):
             pytest.fail("opened")
         with pytest.raises(RuntimeError, match="stop"):
             write_half(uri, overwrite=True)
         assert store.files() == {"a.json": b"old"}
-        with whole_file(uri, overwrite=True) as file:
+        with whole_file(Uri(uri), overwrite=True) as file:
             file.write(b"new")
         assert store.files() == {"a.json": b"new"}
 
     def test_more_than_a_part_of_an_upload(self, s3: object) -> None:
         store = Store(f"s3://bucket/{uuid.uuid4().hex}")
         block = bytes(range(256)) * 4096
-        with whole_file(f"{store.root}/a", overwrite=False) as file:
+        with whole_file(Uri(f"{store.root}/a"), overwrite=False) as file:
             for _ in range(52):  # s3fs sends 50 MiB at a time
                 file.write(block)
         assert store.files()["a"] == block * 52
 
     @pytest.mark.parametrize("overwrite", [False, True])
     def test_a_folder_is_in_the_way(self, tmp_path: Path, overwrite: bool) -> None:
-        with pytest.raises(ExportError, match="is a folder"), whole_file(str(tmp_path), overwrite):
+        with pytest.raises(ExportError, match="is a folder"), whole_file(Uri(str(tmp_path)), overwrite):
             pytest.fail("opened")
 
     @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ class TestFile:
         [("https://host/a", "nothing can be written"), ("nonsense://a/b", "not a known"), ("s3://", "no bucket")],
     )
     def test_places_that_cannot_be(self, uri: str, message: str) -> None:
-        with pytest.raises(UriError, match=message), whole_file(uri, overwrite=False):
+        with pytest.raises(UriError, match=message), whole_file(Uri(uri), overwrite=False):
             pytest.fail("opened")
 
 
 class TestFolder:
     def test_written_file_by_file(self, store: Store) -> None:
-        with whole_folder(f"{store.root}/out/", overwrite=False) as folder:
+        with whole_folder(Uri(f"{store.root}/out/"), overwrite=False) as folder:
             folder.put("labels/deep/a.txt", b"a")
             with folder.open("table.csv") as file:
                 file.write(b"1,")
@@ -121,22 +121,22 @@ class TestFolder:
 
     def test_only_exports_are_replaced(self, store: Store) -> None:
         uri = f"{store.root}/out"
-        with whole_file(f"{uri}/thesis.tex", overwrite=False) as file:
+        with whole_file(Uri(f"{uri}/thesis.tex"), overwrite=False) as file:
             file.write(b"years of work")
         for overwrite, message in ((False, "--overwrite"), (True, "no earlier export")):
-            with pytest.raises(ExportError, match=message), whole_folder(uri, overwrite):
+            with pytest.raises(ExportError, match=message), whole_folder(Uri(uri), overwrite):
                 pytest.fail("opened")
         assert store.files() == {"out/thesis.tex": b"years of work"}
 
     def test_an_export_is_replaced(self, store: Store) -> None:
         for name in ("old", "new"):
-            with whole_folder(f"{store.root}/out", overwrite=name == "new") as folder:
+            with whole_folder(Uri(f"{store.root}/out"), overwrite=name == "new") as folder:
                 folder.put(name, b"")
                 folder.finish({})
         assert set(store.files()) == {"out/new", f"out/{MARKER}"}
 
     def test_an_empty_folder_is_taken(self, tmp_path: Path) -> None:
-        with whole_folder(str(tmp_path), overwrite=False) as folder:
+        with whole_folder(Uri(str(tmp_path)), overwrite=False) as folder:
             folder.put("a", b"a")
         assert os.listdir(tmp_path) == ["a"]
 

@@ -17,6 +17,7 @@ import yaml
 from jobs import annotate
 from pipeline.annotate import run as pipeline_annotate
 from pipeline.annotations.run_json import RunJson
+from pipeline.storage.uris import Uri
 
 ROOT = Path(__file__).parents[2]
 
@@ -130,7 +131,7 @@ def test_bad_manifest(
     said = refused(caplog, "--config", write(tmp_path, values))
     assert said.startswith("exit code 2: ManifestError: ")
     assert message in said
-    assert RunJson.read(str(tmp_path / "out")) is None
+    assert RunJson.read(Uri(str(tmp_path / "out"))) is None
     assert not (tmp_path / "out" / "_scratch").exists()
 
 

@@ -19,9 +19,8 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def annotations(tmp_path: Path) -> str:
-    return write_output(
-        tmp_path / "annotations", [Picture(1, [MASKS["full"]] * 2, scores=[0.9, 0.4]), Picture(2, None)]
-    )
+    pictures = [Picture(1, [MASKS["full"]] * 2, scores=[0.9, 0.4]), Picture(2, None)]
+    return str(write_output(tmp_path / "annotations", pictures))
 
 
 def test_done(annotations: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

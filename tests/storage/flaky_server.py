@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
-from pipeline.storage.uris import AccessPolicy
+from pipeline.storage.uris import Uri, UriText
 
 BODY = bytes(range(256)) * 40
 # Generous where only the outcome counts, so that a busy machine changes nothing; short where time must run out.
@@ -140,13 +141,13 @@ class FlakyServer(ThreadingHTTPServer):
 
 
 def fetcher(flaky: FlakyServer | None = None, **changes: Any) -> Fetcher:
-    roots = (f"{flaky.url}/", "s3://bucket") if flaky else None
+    roots = (Uri(f"{flaky.url}/"), Uri("s3://bucket")) if flaky else None
     return Fetcher(FetchSettings(**{**QUICK.model_dump(), **changes}), AccessPolicy(roots), Backoff(0.01, 0.02))
 
 
 def error_of(fetcher: Fetcher, uri: str) -> FetchError:
     with pytest.raises(FetchError) as caught:
-        fetcher.fetch(uri)
+        fetcher.fetch(UriText(uri))
     assert SECRET not in str(caught.value)
     assert SECRET not in repr(caught.value.__dict__)
     return caught.value

@@ -19,6 +19,7 @@ from pipeline.model.files import resolve
 from pipeline.model.files.resolve import UnknownModelError, resolve_checkpoint
 from pipeline.storage import download
 from pipeline.storage.download import DownloadError, cache_directory, fetch_to_cache
+from pipeline.storage.uris import UriText
 
 OLD = bytes(range(256)) * 2000
 NEW = OLD[::-1][:300_000]
@@ -391,27 +392,31 @@ class TestResolveCheckpoint:
     def test_path_stays(self, tmp_path: Path) -> None:
         path = tmp_path / "weights.pth"
         path.touch()
-        assert resolve_checkpoint(path) == path
-        assert resolve_checkpoint(str(path)) == path
+        assert resolve_checkpoint(UriText(str(path))) == path
 
     def test_known_name_is_fetched(self, model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASKFLEET_CACHE", str(tmp_path / "cache"))
-        assert resolve_checkpoint("swin_x") == tmp_path / "cache" / "swin_x.bin"
-        assert resolve_checkpoint("swin_x", tmp_path / "other").read_bytes() == OLD
+        assert resolve_checkpoint(UriText("swin_x")) == tmp_path / "cache" / "swin_x.bin"
+        assert resolve_checkpoint(UriText("swin_x"), tmp_path / "other").read_bytes() == OLD
 
     def test_file_of_that_name_wins(
         self, model: KnownModel, server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
         Path("swin_x").touch()
-        assert resolve_checkpoint("swin_x") == Path("swin_x")
+        assert resolve_checkpoint(UriText("swin_x")) == Path("swin_x")
         assert server.requests == []
 
     def test_unknown(self, tmp_path: Path) -> None:
         with pytest.raises(UnknownModelError, match=r"Did you mean swin_b_coco\?") as error:
-            resolve_checkpoint("swin_b_cocoo")
+            resolve_checkpoint(UriText("swin_b_cocoo"))
         assert all(name in str(error.value) for name in KNOWN_MODELS)
         with pytest.raises(UnknownModelError, match="neither a file nor a known model"):
-            resolve_checkpoint(tmp_path / "missing.pth")
+            resolve_checkpoint(UriText(str(tmp_path / "missing.pth")))
         with pytest.raises(UnknownModelError, match="is a directory"):
-            resolve_checkpoint(tmp_path)
+            resolve_checkpoint(UriText(str(tmp_path)))
+
+    def test_secrets_of_a_uri_are_not_repeated(self) -> None:
+        with pytest.raises(UnknownModelError, match=r"'https://host/model\.pth' is neither") as error:
+            resolve_checkpoint(UriText("https://user:SECRET@host/model.pth?sig=SECRET"))
+        assert "SECRET" not in str(error.value)

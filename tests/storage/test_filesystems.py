@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.storage.filesystems import S3Environment, open_filesystem, s3_environment
-from pipeline.storage.uris import UriError
+from pipeline.storage.uris import Uri, UriError
 from testing.s3_server import CLIENT_ENVIRONMENT, S3Server
 
 TABLE = pa.table({"image_id": [1, 2, 3]})
@@ -21,24 +21,24 @@ TABLE = pa.table({"image_id": [1, 2, 3]})
 class TestLocal:
     def test_path_and_file_uri(self, tmp_path: Path) -> None:
         target = tmp_path / "a b?#.parquet"
-        filesystem, path = open_filesystem(str(target))
+        filesystem, path = open_filesystem(Uri(str(target)))
         assert path == str(target)
         pq.write_table(TABLE, path, filesystem=filesystem)
-        filesystem, path = open_filesystem(target.as_uri())
+        filesystem, path = open_filesystem(Uri(target.as_uri()))
         assert pq.read_table(path, filesystem=filesystem).equals(TABLE)
 
     def test_relative_path_becomes_absolute(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(tmp_path)
-        assert open_filesystem("out/")[1] == str(tmp_path / "out")
+        assert open_filesystem(Uri("out/"))[1] == str(tmp_path / "out")
 
 
 class TestS3:
     def test_round_trip(self, s3: S3Server) -> None:
-        filesystem, path = open_filesystem("s3://bucket/dir/a?b#c%20.parquet")
+        filesystem, path = open_filesystem(Uri("s3://bucket/dir/a?b#c%20.parquet"))
         assert path == "bucket/dir/a?b#c%20.parquet"
         pq.write_table(TABLE, path, filesystem=filesystem)
         assert pq.read_table(path, filesystem=filesystem).equals(TABLE)
-        filesystem, path = open_filesystem("s3a://bucket/dir/")
+        filesystem, path = open_filesystem(Uri("s3a://bucket/dir/"))
         assert path == "bucket/dir"
         listed = filesystem.get_file_info(pafs.FileSelector(path))
         assert [info.path for info in listed] == ["bucket/dir/a?b#c%20.parquet"]
@@ -47,18 +47,18 @@ class TestS3:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.endpoint)
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         s3.put("bucket", "x", b"abc")
-        filesystem, path = open_filesystem("s3://bucket/x")
+        filesystem, path = open_filesystem(Uri("s3://bucket/x"))
         assert filesystem.open_input_stream(path).read() == b"abc"
 
     def test_anonymous(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "true")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
-        filesystem, _ = open_filesystem("s3://bucket/x")
+        filesystem, _ = open_filesystem(Uri("s3://bucket/x"))
         assert filesystem.get_file_info("bucket/none").type == pafs.FileType.NotFound
 
     def test_nothing_pickled_holds_a_key(self, s3: S3Server) -> None:
-        filesystem, _ = open_filesystem("s3://bucket/x")
+        filesystem, _ = open_filesystem(Uri("s3://bucket/x"))
         pickled = pickle.dumps(filesystem)
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             assert CLIENT_ENVIRONMENT[name].encode() not in pickled
@@ -66,8 +66,10 @@ class TestS3:
     def test_another_process_opens_it_from_the_uri(self, s3: S3Server) -> None:
         uri = s3.put("bucket", "elsewhere", b"from afar")
         script = (
-            "import sys; from pipeline.storage.filesystems import open_filesystem\n"
-            "filesystem, path = open_filesystem(sys.argv[1])\n"
+            "import sys\n"
+            "from pipeline.storage.filesystems import open_filesystem\n"
+            "from pipeline.storage.uris import Uri\n"
+            "filesystem, path = open_filesystem(Uri(sys.argv[1]))\n"
             "sys.stdout.buffer.write(filesystem.open_input_stream(path).read())"
         )
         command = [sys.executable, "-c", script, uri]
@@ -110,25 +112,25 @@ class TestS3Environment:
 
 class TestOtherSchemes:
     def test_fsspec(self) -> None:
-        filesystem, path = open_filesystem("memory://dir/a.parquet")
+        filesystem, path = open_filesystem(Uri("memory://dir/a.parquet"))
         pq.write_table(TABLE, path, filesystem=filesystem)
-        filesystem, path = open_filesystem("memory://dir/a.parquet")
+        filesystem, path = open_filesystem(Uri("memory://dir/a.parquet"))
         assert pq.read_table(path, filesystem=filesystem).equals(TABLE)
 
     def test_missing_package_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "gcsfs", None)
         with pytest.raises(UriError, match="gcsfs") as caught:
-            open_filesystem("gs://bucket/a")
+            open_filesystem(Uri("gs://bucket/a"))
         assert caught.value.code == "unsupported_scheme"
 
     def test_unknown_scheme(self) -> None:
         with pytest.raises(UriError, match="nope://") as caught:
-            open_filesystem("nope://bucket/a")
+            open_filesystem(Uri("nope://bucket/a"))
         assert caught.value.code == "unsupported_scheme"
 
     @pytest.mark.parametrize("uri", ["", "s3://", "s3://KEY:SECRET@bucket/a", "zip://a::s3://b/c.zip"])
     def test_bad_uri(self, uri: str) -> None:
         with pytest.raises(UriError) as caught:
-            open_filesystem(uri)
+            open_filesystem(Uri(uri))
         assert caught.value.code == "bad_uri"
         assert "SECRET" not in str(caught.value)

@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 from pipeline.annotations.pictures import PictureSource
 from pipeline.evaluate.inputs.ground_truth import deal_truth
 from pipeline.evaluate.shuffle.chunks import ChunkStore
+from pipeline.storage.uris import Uri
 from pipeline.synthetic.scenes import CATEGORIES, MOST_OBJECTS, VISIBLE_PIXELS, Scene, render_scene, write_scenes
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.labelled import load_sample
@@ -96,9 +97,9 @@ def test_written_scenes_are_coco_for_every_reader(tmp_path: Path) -> None:
         "leaf",
         "ring",
     ]
-    truth = deal_truth(str(path), ChunkStore(str(tmp_path / "scratch")), masks=True)
+    truth = deal_truth(Uri(str(path)), ChunkStore(Uri(str(tmp_path / "scratch"))), masks=True)
     assert (truth.num_images, truth.num_objects) == (12, len(coco.anns))
-    images, classes, report = read_coco(str(path), str(tmp_path / "set"))
+    images, classes, report = read_coco(Uri(str(path)), Uri(str(tmp_path / "set")))
     assert (classes, report.usable, report.objects) == (CATEGORIES, 12, len(coco.anns))
     for number, image in enumerate(images):
         sample = load_sample(image, PictureSource())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.storage.uris import UriText
 from pipeline.train.data.labelled import LabelledImage
 
 Json = dict[str, Any]
@@ -52,4 +53,4 @@ def empty_images(folder: Path, num_images: int, first: int = 1) -> list[Labelled
     numbers = range(first, first + num_images)
     for number in numbers:
         write_picture(folder, number)
-    return [LabelledImage(number, str(folder / f"{number}.png"), (20, 30), (), (), ()) for number in numbers]
+    return [LabelledImage(number, UriText(str(folder / f"{number}.png")), (20, 30), (), (), ()) for number in numbers]

@@ -14,6 +14,7 @@ from torch import nn
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
+from pipeline.storage.uris import Uri
 from pipeline.train.distributed import (
     SyncedBatchNorm2d,
     from_first,
@@ -56,7 +57,7 @@ def measured(folder: str) -> dict[str, Any]:
     losses = model(batch, torch.Generator().manual_seed(0))
     torch.stack(list(losses.values())).sum().backward()
     steps: list[Step] = []
-    store = CheckpointFolder(folder)
+    store = CheckpointFolder(Uri(folder))
     train(tiny_start(drop_path_rate=0.0), Shared(), VALIDATION, store, SETTINGS, CPU, on_step=steps.append)
     start = tiny_start()
     checkpoint = Checkpoint(start.detector.state_dict(), start.detector.variant, start.categories, start.settings)

@@ -17,6 +17,7 @@ from ray.data import DataContext
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.batch import Batch
+from pipeline.storage.uris import Uri, UriText
 from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.draws import Draws, epoch_order
@@ -45,7 +46,7 @@ def _same(one: Batch, other: Batch) -> bool:
 @pytest.fixture
 def draws(tmp_path: Path) -> Draws:
     objects = [annotation(n, n, [n % 7, 2, 12, 9], 7 if n % 2 else 3) for n in range(1, 40)]
-    images, _, _ = read_coco(write_coco(tmp_path, objects, num_images=43), str(tmp_path))
+    images, _, _ = read_coco(Uri(write_coco(tmp_path, objects, num_images=43)), Uri(str(tmp_path)))
     augment = AugmentConfig(scale="large_scale_jitter", side=64, scale_range=(0.8, 1.2), copy_paste=0.5)
     return Draws([LabelledTable.of(images)], None, PictureSource(), augment, seed=3)
 
@@ -66,9 +67,9 @@ def test_a_slow_task_does_not_change_the_order(ray_cluster: None, tmp_path: Path
     class SlowFor(PictureSource):
         """One picture takes longer than all others together. Defined here: workers need not import this file."""
 
-        slow: str = ""
+        slow: UriText | None = None
 
-        def read_many(self, uris: Sequence[str | None]) -> list[NDArray[np.uint8] | ImageFailure]:
+        def read_many(self, uris: Sequence[UriText | None]) -> list[NDArray[np.uint8] | ImageFailure]:
             if self.slow in uris:
                 time.sleep(3)
             return super().read_many(uris)
@@ -93,7 +94,7 @@ def test_pictures_in_s3(ray_s3: S3Server, tmp_path: Path) -> None:
     uri = write_coco(tmp_path, [annotation(1, 1, [4, 5, 10, 8])], num_images=3)
     for number in (1, 2, 3):
         ray_s3.put("pictures", f"feed/{number}.png", (tmp_path / f"{number}.png").read_bytes())
-    images, _, _ = read_coco(uri, "s3://pictures/feed")
+    images, _, _ = read_coco(Uri(uri), Uri("s3://pictures/feed"))
     draws = Draws([LabelledTable.of(images)], None, PictureSource(), AugmentConfig(scale="none", flip=0), seed=3)
     (batch,) = _feed(draws, batch=3).batches(0, 0)
     assert sorted(batch.image_ids) == [1, 2, 3]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.model.categories import Category
+from pipeline.storage.uris import UriText
 from pipeline.train.config import DataConfig
 from pipeline.train.data.labelled import DataError
 from pipeline.train.inputs import picture_source, read_inputs, validation_of
@@ -106,6 +107,6 @@ def test_validation_images(coco: dict[str, str], tmp_path: Path) -> None:
 
 def test_image_roots_may_be_read_from(coco: dict[str, str]) -> None:
     pictures = picture_source(config(train=[coco], images={"allowed_roots": []}))
-    own, other = pictures.read_many([f"{coco['image_root']}/0.png", "/etc/hostname"])
+    own, other = pictures.read_many([UriText(f"{coco['image_root']}/0.png"), UriText("/etc/hostname")])
     assert isinstance(own, np.ndarray)
     assert not isinstance(other, np.ndarray)

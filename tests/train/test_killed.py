@@ -14,6 +14,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.storage.uris import Uri
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
 from testing.ray_nodes import ray_nodes
 from tests.train.test_run import training_values
@@ -72,7 +73,7 @@ def _wait_for_steps(process: subprocess.Popen[bytes], folder: Path, name: str) -
 
 
 def _assert_same_ends(folder: Path, *names: str) -> None:
-    ends = [CheckpointFolder(str(folder / name)).load_last() for name in names]
+    ends = [CheckpointFolder(Uri(str(folder / name))).load_last() for name in names]
     assert ends[0] is not None
     assert ends[1] is not None
     assert ends[0].position == ends[1].position

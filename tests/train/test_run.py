@@ -21,6 +21,7 @@ from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 from pipeline.train.config import TrainConfig
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
 from testing.s3_server import S3Server, s3_environment_variables
@@ -144,11 +145,11 @@ def test_from_s3_to_s3(ray_s3: S3Server, tmp_path: Path, values: dict[str, Any])
     values["schedule"]["steps"] = []
     with s3_environment_variables(ray_s3.endpoint):
         assert run(tmp_path, values) == 0
-        saved = CheckpointFolder("s3://pictures/train/out").load_last()
+        saved = CheckpointFolder(Uri("s3://pictures/train/out")).load_last()
         assert saved is not None
         assert saved.position.iteration == 8
         assert run(tmp_path, values) == 0
-        names = {entry.name for entry in open_objects("s3://pictures/train/out").list("").files}
+        names = {entry.name for entry in open_objects(Uri("s3://pictures/train/out")).list("").files}
     assert {"best.safetensors", "last.safetensors", "training.json"} <= names
 
 

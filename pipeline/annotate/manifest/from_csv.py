@@ -29,13 +29,13 @@ from pipeline.annotate.manifest.rules import (
 )
 from pipeline.storage.errors import cannot_read
 from pipeline.storage.streams import open_stream
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 _CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
-def read_csv(config: ManifestConfig, scratch_uri: str) -> Opened:
+def read_csv(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     """A CSV file with a header, comma-separated, UTF-8, perhaps compressed (``.gz``, ``.zst``, ``.bz2``)."""
     with _open_csv(config.uri, []) as header:
         columns = find_columns(config, header.schema.names, config.uri)
@@ -61,7 +61,7 @@ def read_csv(config: ManifestConfig, scratch_uri: str) -> Opened:
 
 
 @contextmanager
-def _open_csv(uri: str, columns: list[str]) -> Iterator[pacsv.CSVStreamingReader]:
+def _open_csv(uri: Uri, columns: list[str]) -> Iterator[pacsv.CSVStreamingReader]:
     """Batches of text columns; all columns, of guessed types, if none are named."""
     bad_rows: list[pacsv.InvalidRow] = []
 
@@ -87,11 +87,11 @@ def _open_csv(uri: str, columns: list[str]) -> Iterator[pacsv.CSVStreamingReader
         if bad_rows:  # pyarrow's own message would repeat the row's text
             row = bad_rows[0]
             raise ManifestError(
-                f"{redact(uri)}, row {row.number - 1}: {row.actual_columns} fields instead of "
+                f"{uri}, row {row.number - 1}: {row.actual_columns} fields instead of "
                 f"{row.expected_columns}; put fields that hold commas in quotes"
             ) from None
         if "Empty CSV" in str(error):
-            raise ManifestError(f"{redact(uri)} is empty") from None
+            raise ManifestError(f"{uri} is empty") from None
         raise cannot_read(uri, error) from None
 
 

@@ -11,25 +11,24 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import URI, Columns, ManifestError, Opened
 from pipeline.images.decode import IMAGE_SUFFIXES
-from pipeline.storage.listing import PARQUET_SUFFIXES, list_files, plain_root
-from pipeline.storage.uris import redact
+from pipeline.storage.listing import PARQUET_SUFFIXES, list_files
+from pipeline.storage.uris import Uri
 
 
-def read_folder(config: ManifestConfig, scratch_uri: str) -> Opened:
+def read_folder(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     """All images below a folder or prefix, in the order of their paths; the ids are the paths in the folder.
 
     Told by their suffixes. Hidden files and folders are skipped, and so is the scratch folder.
     """
-    root = plain_root(config.uri)
     if config.carry:
-        raise ManifestError(f"{redact(config.uri)} is a folder of images: it has no columns to carry")
-    if config.image_root and plain_root(config.image_root) != root:
+        raise ManifestError(f"{config.uri} is a folder of images: it has no columns to carry")
+    if config.image_root is not None and not config.image_root.is_at(config.uri):
         raise ManifestError("image_root has no meaning for a folder of images: leave it out")
     images = _only_images(list_files(config.uri, scratch_uri), config)
     with UnitWriter(scratch_uri) as writer:
         while chunk := list(islice(images, ROW_GROUP_ROWS)):
             writer.write(pa.table({URI: pa.array(chunk, pa.string())}))
-    return Opened(writer.units, Columns(None, URI, None), pa.string(), pa.schema([]), root)
+    return Opened(writer.units, Columns(None, URI, None), pa.string(), pa.schema([]), config.uri)
 
 
 def _only_images(paths: Iterator[str], config: ManifestConfig) -> Iterator[str]:
@@ -37,4 +36,4 @@ def _only_images(paths: Iterator[str], config: ManifestConfig) -> Iterator[str]:
         if path.lower().endswith(IMAGE_SUFFIXES):
             yield path
         elif config.format == "auto" and path.lower().endswith(PARQUET_SUFFIXES):
-            raise ManifestError(f"{redact(config.uri)} holds Parquet files and images: set the manifest's format")
+            raise ManifestError(f"{config.uri} holds Parquet files and images: set the manifest's format")

@@ -31,35 +31,35 @@ from pipeline.annotate.manifest.rules import (
     row_namer,
 )
 from pipeline.storage.streams import open_stream
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 _JSONL_BUFFER_BYTES = 1 << 20
 _ANNOTATION_KEYS = {"image_id", "category_id"}
 
 
-def read_jsonl(config: ManifestConfig, scratch_uri: str) -> Opened:
+def read_jsonl(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     """One JSON object a line, UTF-8, perhaps compressed; blank lines are skipped, absent keys are null."""
     records = _jsonl_records(config.uri)
     first = next(records, None)
     if first is None:
-        raise ManifestError(f"{redact(config.uri)} is empty")
+        raise ManifestError(f"{config.uri} is empty")
     columns = find_columns(config, first[1], config.uri, check_carried=False)
     return _write_records(chain([first], records), config, columns, "line", scratch_uri)
 
 
-def read_coco(config: ManifestConfig, scratch_uri: str) -> Opened:
+def read_coco(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     """The ``images`` of a COCO JSON file: ``id`` and ``file_name``, unless the description names other keys."""
     images = _coco_images(config.uri)
     id_key = "id" if config.id_column == ID else config.id_column
     uri_key = "file_name" if config.uri_column == URI else config.uri_column
     for name in (id_key, uri_key):
         if images and name not in images[0]:
-            raise missing_column(name, images[0], f"images[] of {redact(config.uri)}")
+            raise missing_column(name, images[0], f"images[] of {config.uri}")
     records = ((number, image) for number, image in enumerate(images, start=1))
     return _write_records(records, config, Columns(id_key, uri_key, None), "image", scratch_uri)
 
 
-def _jsonl_records(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl_records(uri: Uri) -> Iterator[tuple[int, dict[str, Any]]]:
     with open_stream(uri) as stream:
         for number, line in enumerate(io.BufferedReader(stream, _JSONL_BUFFER_BYTES), start=1):
             if number == 1:
@@ -70,13 +70,13 @@ def _jsonl_records(uri: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 record = json.loads(line)
             except ValueError as error:
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-                raise ManifestError(f"{redact(uri)}, line {number}: not JSON: {reason}") from None
+                raise ManifestError(f"{uri}, line {number}: not JSON: {reason}") from None
             if not isinstance(record, dict):
-                raise ManifestError(f"{redact(uri)}, line {number}: a {type(record).__name__}, not an object")
+                raise ManifestError(f"{uri}, line {number}: a {type(record).__name__}, not an object")
             yield number, record
 
 
-def _coco_images(uri: str) -> list[dict[str, Any]]:
+def _coco_images(uri: Uri) -> list[dict[str, Any]]:
     def without_annotations(value: dict[str, Any]) -> dict[str, Any] | None:
         return None if value.keys() >= _ANNOTATION_KEYS else value
 
@@ -84,12 +84,10 @@ def _coco_images(uri: str) -> list[dict[str, Any]]:
         try:
             content = json.loads(stream.read(), object_hook=without_annotations)
         except ValueError as error:
-            raise ManifestError(f"{redact(uri)} is not JSON: {error}") from None
+            raise ManifestError(f"{uri} is not JSON: {error}") from None
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
-        raise ManifestError(
-            f"{redact(uri)} is not COCO JSON: it has no list 'images'; for one object a line set format: jsonl"
-        )
+        raise ManifestError(f"{uri} is not COCO JSON: it has no list 'images'; for one object a line set format: jsonl")
     return images
 
 
@@ -98,7 +96,7 @@ def _write_records(
     config: ManifestConfig,
     columns: Columns,
     row_word: str,
-    scratch_uri: str,
+    scratch_uri: Uri,
 ) -> Opened:
     """Records of unknown types, with their numbers for messages -> Parquet."""
     carried = pa.schema([(name, pa.null()) for name in config.carry])

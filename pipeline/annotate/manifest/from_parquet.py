@@ -24,21 +24,21 @@ from pipeline.annotate.manifest.rules import (
 from pipeline.annotate.manifest.units import open_file, open_unit, read_id_column, unit_row_namer
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import cannot_read
-from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files, plain_root
-from pipeline.storage.uris import redact
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrow_types import is_binary, is_text, without_view
 
 _NUM_THREADS = 8  # they wait for S3 most of the time
 
 
-def read_parquet(config: ManifestConfig, scratch_uri: str) -> Opened:
+def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     """One Parquet file, or all below a folder, whose columns must agree; read where they lie.
 
     Nothing is written to ``scratch_uri``; it is left out if it lies in the folder.
     """
     files = _parquet_files(config, scratch_uri)
     if not files:
-        raise ManifestError(f"{redact(config.uri)} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
+        raise ManifestError(f"{config.uri} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         footers = list(pool.map(lambda file: _read_footer(config, file), files))
         first = footers[0]
@@ -52,16 +52,16 @@ def read_parquet(config: ManifestConfig, scratch_uri: str) -> Opened:
     return opened
 
 
-def _parquet_files(config: ManifestConfig, scratch_uri: str) -> list[str]:
+def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
     if not is_folder(config.uri):
         return [config.uri]
     files = []
-    root = plain_root(config.uri)
+    root = config.uri.absolute()
     for name in list_files(config.uri, scratch_uri):
         if name.lower().endswith(PARQUET_SUFFIXES):
-            files.append(f"{root}/{name}")
+            files.append(root / name)
         elif config.format == "auto" and name.lower().endswith(IMAGE_SUFFIXES):
-            raise ManifestError(f"{redact(config.uri)} holds Parquet files and images: set the manifest's format")
+            raise ManifestError(f"{config.uri} holds Parquet files and images: set the manifest's format")
     return files
 
 
@@ -73,14 +73,14 @@ class _Footer:
         units: with, for each, whether statistics say that all rows have an id, and that all have bytes.
     """
 
-    uri: str
+    uri: Uri
     columns: Columns
     id_type: pa.DataType
     carried: pa.Schema
     units: tuple[tuple[ReadUnit, bool, bool], ...]
 
 
-def _read_footer(config: ManifestConfig, uri: str) -> _Footer:
+def _read_footer(config: ManifestConfig, uri: Uri) -> _Footer:
     try:
         with open_file(uri) as file:
             schema, metadata = file.schema_arrow, file.metadata
@@ -104,7 +104,7 @@ def _read_footer(config: ManifestConfig, uri: str) -> _Footer:
     return _Footer(uri, columns, id_type, carried, tuple(units))
 
 
-def _id_type(field: pa.Field, file: str) -> pa.DataType:
+def _id_type(field: pa.Field, file: Uri) -> pa.DataType:
     if pa.types.is_integer(field.type):
         return pa.int64()
     if is_text(field.type):
@@ -112,12 +112,12 @@ def _id_type(field: pa.Field, file: str) -> pa.DataType:
     raise _wrong_type(field, file, "ids must be integers or strings")
 
 
-def _wrong_type(field: pa.Field, file: str, rule: str) -> ManifestError:
-    return ManifestError(f"{redact(file)}, column {field.name!r}: {rule}, not {field.type}; cast the column")
+def _wrong_type(field: pa.Field, file: Uri, rule: str) -> ManifestError:
+    return ManifestError(f"{file}, column {field.name!r}: {rule}, not {field.type}; cast the column")
 
 
 def _check_same(first: _Footer, other: _Footer) -> None:
-    where = f"{redact(other.uri)} differs from {redact(first.uri)}"
+    where = f"{other.uri} differs from {first.uri}"
     for role in ("id", "uri", "bytes"):
         here, there = getattr(other.columns, role), getattr(first.columns, role)
         if here != there:

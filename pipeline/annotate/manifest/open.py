@@ -38,12 +38,12 @@ from pipeline.annotate.manifest.units import open_unit, read_id_column
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
-from pipeline.storage.uris import UriError, absolute, join, redact, split_uri
+from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.tables.arrow_types import without_views
 
 __all__ = ["Manifest", "ManifestError", "ReadUnit", "open_manifest"]
 
-_READERS: dict[str, Callable[[ManifestConfig, str], Opened]] = {
+_READERS: dict[str, Callable[[ManifestConfig, Uri], Opened]] = {
     "parquet": read_parquet,
     "csv": read_csv,
     "jsonl": read_jsonl,
@@ -69,12 +69,12 @@ class Manifest:
         image_root: what relative URIs are relative to.
     """
 
-    uri: str
+    uri: Uri
     units: tuple[ReadUnit, ...]
     columns: Columns
     id_type: pa.DataType
     carried: pa.Schema
-    image_root: str | None
+    image_root: Uri | None
 
     @property
     def num_rows(self) -> int:
@@ -157,12 +157,12 @@ class Manifest:
         return pa.table(arrays, schema=self.schema)
 
 
-def open_manifest(config: ManifestConfig, scratch_uri: str) -> Manifest:
+def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
     """Find out what the manifest is, check it, and cut it into units.
 
     Args:
         config: where it is and how to read it. If the manifest has no ``image_id``, the URI as it stands there is
-            the id, and http(s) URIs with a query or credentials are refused: ids are written to the output. COCO
+            the id, and URIs with a query or credentials are refused: ids are written to the output. COCO
             JSON has ``id`` and ``file_name`` by default. Image bytes are read from Parquet only; a row that has
             them needs no URI.
         scratch_uri: a folder for the Parquet copy of anything that is not Parquet, reachable by all tasks;
@@ -173,31 +173,31 @@ def open_manifest(config: ManifestConfig, scratch_uri: str) -> Manifest:
     """
     check_carry(config.carry)
     try:
-        if config.image_root:
-            split_uri(join(config.image_root, "x"))
+        if config.image_root is not None:
+            config.image_root.join("x")
         kind = config.format if config.format != "auto" else _guess_format(config.uri)
         found = _READERS[kind](config, scratch_uri)
     except UriError as error:
         raise ManifestError(f"manifest: {error}") from None
     except StorageError as error:
         raise ManifestError(str(error)) from None
-    root = found.image_root and absolute(found.image_root)
+    root = found.image_root and found.image_root.absolute()
     manifest = Manifest(config.uri, found.units, found.columns, found.id_type, found.carried, root)
     if not manifest.num_rows:
         what = "no image" if kind == "folder" else "no row"
-        raise ManifestError(f"{redact(config.uri)} has {what}: there is nothing to do")
+        raise ManifestError(f"{config.uri} has {what}: there is nothing to do")
     return manifest
 
 
-def _guess_format(uri: str) -> str:
-    path = split_uri(uri).path.lower()
+def _guess_format(uri: Uri) -> str:
+    path = uri.path.lower()
     for compression in _COMPRESSIONS:
         path = path.removesuffix(compression)
     for suffix, kind in _SUFFIXES.items():
         if path.endswith(suffix) and not is_folder(uri):
             return kind
     if not is_folder(uri):
-        raise ManifestError(f"{redact(uri)}: its suffix does not tell its format; set the manifest's format")
+        raise ManifestError(f"{uri}: its suffix does not tell its format; set the manifest's format")
     telling = (name.lower() for name in list_files(uri) if name.lower().endswith((*PARQUET_SUFFIXES, *IMAGE_SUFFIXES)))
     return "parquet" if next(telling, "").endswith(PARQUET_SUFFIXES) else "folder"
 
@@ -213,14 +213,14 @@ def _as_indices(rows: NDArray[np.bool_] | NDArray[np.integer], num_rows: int) ->
     return indices
 
 
-def _absolute(uris: pa.Array, root: str | None) -> pa.Array:
+def _absolute(uris: pa.Array, root: Uri | None) -> pa.Array:
     """Joined with the root. What cannot be joined is the label of a row with bytes, and stays as it is."""
     if not pc.any(is_relative(uris.cast(pa.string()))).as_py():
         return uris
 
     def join_one(uri: str | None) -> str | None:
         try:
-            return join(root or "", uri) if uri else uri
+            return resolve(uri, root).secret_text if uri else uri
         except UriError:
             return uri
 

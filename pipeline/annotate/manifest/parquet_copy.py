@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.storage.filesystems import open_filesystem
-from pipeline.storage.uris import split_uri
+from pipeline.storage.uris import Uri
 
 ROW_GROUP_ROWS = 50_000
 ROW_GROUPS_PER_FILE = 20  # whoever reads one row group reads the file's whole footer
@@ -27,8 +27,8 @@ class UnitWriter:
     A table whose schema differs from the one before starts a file of its own.
     """
 
-    def __init__(self, scratch_uri: str) -> None:
-        self._uri = scratch_uri.rstrip("/")
+    def __init__(self, scratch_uri: Uri) -> None:
+        self._uri = scratch_uri
         self._filesystem, self._path = open_filesystem(scratch_uri)
         self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.Table] = []
@@ -43,7 +43,7 @@ class UnitWriter:
         return tuple(self._units)
 
     def __enter__(self) -> UnitWriter:
-        if split_uri(self._uri).scheme != "s3":  # which has no directories, only objects named like them
+        if self._uri.scheme != "s3":  # which has no directories, only objects named like them
             self._filesystem.create_dir(self._path, recursive=True)
         return self
 
@@ -77,7 +77,7 @@ class UnitWriter:
             path = f"{self._path}/{self._name()}"
             self._writer = pq.ParquetWriter(path, table.schema, filesystem=self._filesystem, compression="zstd")
         self._writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-        self._units.append(ReadUnit(f"{self._uri}/{self._name()}", self._row_group, table.num_rows))
+        self._units.append(ReadUnit(self._uri / self._name(), self._row_group, table.num_rows))
         self._row_group += 1
 
     def _close(self) -> None:

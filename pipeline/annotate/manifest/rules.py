@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,21 +14,20 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.stages.rows import WORKING_NAMES
 from pipeline.annotations.schema import RESERVED_NAMES
 from pipeline.errors import UserError
-from pipeline.storage.uris import UriError, join, redact
+from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
-_HTTP = re.compile(r"(?is)^([^/]*::)?https?://")  # chained ones too; read by RE2 as well
 
 
 class ManifestError(UserError):
-    """A manifest that cannot be used. The message names file, row or column and says what to do; redacted."""
+    """A manifest that cannot be used. The message names file, row or column and says what to do."""
 
 
 @dataclass(frozen=True)
 class ReadUnit:
     """What one task reads: a row group of a Parquet file."""
 
-    file: str
+    file: Uri
     row_group: int
     num_rows: int
 
@@ -58,13 +56,13 @@ class Opened:
     columns: Columns
     id_type: pa.DataType
     carried: pa.Schema
-    image_root: str | None
+    image_root: Uri | None
 
 
 def find_columns(
     config: ManifestConfig,
     available: Iterable[str],
-    file: str,
+    file: Uri,
     *,
     bytes_allowed: bool = False,
     check_carried: bool = True,
@@ -86,7 +84,7 @@ def find_columns(
         return None
 
     if not bytes_allowed and config.bytes_column != BYTES:
-        raise ManifestError(f"{redact(file)}: image bytes ({config.bytes_column!r}) are read from Parquet only")
+        raise ManifestError(f"{file}: image bytes ({config.bytes_column!r}) are read from Parquet only")
     bytes_column = find(config.bytes_column, BYTES) if bytes_allowed else None
     columns = Columns(find(config.id_column, ID), find(config.uri_column, URI), bytes_column)
     if columns.uri is None and columns.bytes is None:
@@ -97,7 +95,7 @@ def find_columns(
         if name is not None and name not in names:
             raise missing_column(name, names, file)
         if name is not None and names.count(name) > 1:
-            raise ManifestError(f"{redact(file)} has {names.count(name)} columns named {name!r}: rename one")
+            raise ManifestError(f"{file} has {names.count(name)} columns named {name!r}: rename one")
     return columns
 
 
@@ -122,39 +120,40 @@ def check_ids(ids: pa.Array, name_row: Callable[[int], str]) -> None:
         raise ManifestError(f"{name_row(index)}: the id is null or empty; give the row an id or remove it")
 
 
-def check_uris(uris: pa.Array, root: str | None, name_row: Callable[[int], str]) -> None:
+def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
     """Refuse URIs that no image can be read from: null, empty, relative without a root, out of the root."""
     missing = pc.fill_null(pc.equal(pc.binary_length(uris), 0), True)
     index = pc.index(missing, True).as_py()
     if index >= 0:
         raise ManifestError(f"{name_row(index)}: the image URI is null or empty; fill it in or remove the row")
     relative = np.flatnonzero(is_relative(uris).to_numpy(zero_copy_only=False))
-    if root and len(relative):
+    if root is not None and len(relative):
         relative = relative[pc.match_substring(uris.take(pa.array(relative)), "..").to_numpy(zero_copy_only=False)]
     for index in relative.tolist():
         try:
-            join(root or "", uris[index].as_py())
+            resolve(uris[index].as_py(), root)
         except UriError as error:
-            raise ManifestError(f"{name_row(index)}: {error}{'' if root else '; set image_root'}") from None
+            raise ManifestError(f"{name_row(index)}: {error}{'; set image_root' if root is None else ''}") from None
 
 
-def check_uris_as_ids(uris: pa.Array, root: str | None, name_row: Callable[[int], str]) -> None:
-    """Refuse http(s) URIs with a query or credentials as ids: presigned queries are secrets, and ids are written out.
+def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
+    """Refuse URIs with a query or credentials as ids: those are secrets, and ids are written out.
 
     Args:
         uris: where a manifest has no ids; null stays for others to judge.
         root: what relative ones are relative to.
         name_row: gives an index in the array its name in the message.
     """
-    pattern = "[?@]" if _HTTP.match(root or "") else f"{_HTTP.pattern}.*[?@]"
+    is_remote = root is not None and root.scheme != "file"
+    pattern = "[?@]" if is_remote else "(?s)://.*[?@]"
     suspects = pc.fill_null(pc.match_substring_regex(uris, pattern), False)
     for index in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
-        uri = uris[index].as_py()
+        uri = UriText(uris[index].as_py())
         with suppress(UriError):  # relative, but the label of a row that brings its bytes
-            uri = join(root or "", uri)
-        if _HTTP.match(uri) and redact(uri) != uri:
+            uri = resolve(uri.secret_text, root)
+        if uri.holds_secrets:
             raise ManifestError(
-                f"{name_row(index)}: {redact(uri)!r} has a query or credentials, and as the row's id they would be "
+                f"{name_row(index)}: {str(uri)!r} has a query or credentials, and as the row's id they would be "
                 "written to the output; give the manifest an id column"
             )
 
@@ -164,11 +163,11 @@ def is_relative(uris: pa.Array) -> pa.BooleanArray:
     return pc.invert(pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://")))
 
 
-def missing_column(name: str, available: Iterable[str], file: str) -> ManifestError:
+def missing_column(name: str, available: Iterable[str], file: Uri | str) -> ManifestError:
     """What to say when a column is not there."""
-    return ManifestError(f"{redact(file)} has no column {name!r}; it has: {', '.join(available) or 'none'}")
+    return ManifestError(f"{file} has no column {name!r}; it has: {', '.join(available) or 'none'}")
 
 
-def row_namer(file: str, word: str, numbers: Sequence[int]) -> Callable[[int], str]:
+def row_namer(file: Uri, word: str, numbers: Sequence[int]) -> Callable[[int], str]:
     """How messages call the row with a given index: ``manifest.csv, row 7``."""
-    return lambda index: f"{redact(file)}, {word} {numbers[index]}"
+    return lambda index: f"{file}, {word} {numbers[index]}"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit, check_ids, row_namer
 from pipeline.storage.errors import cannot_read
 from pipeline.storage.filesystems import open_filesystem
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 _STREAM_BUFFER_BYTES = 1 << 20
 
@@ -25,13 +25,13 @@ def open_unit(unit: ReadUnit, stream: bool = False) -> Iterator[pq.ParquetFile]:
             metadata = file.metadata
             same = unit.row_group < metadata.num_row_groups
             if not same or metadata.row_group(unit.row_group).num_rows != unit.num_rows:
-                raise ManifestError(f"{redact(unit.file)} has changed since the manifest was opened: start again")
+                raise ManifestError(f"{unit.file} has changed since the manifest was opened: start again")
             yield file
     except pa.ArrowInvalid as error:
         raise ManifestError(str(cannot_read(unit.file, error))) from None
 
 
-def open_file(uri: str, stream: bool = False) -> pq.ParquetFile:
+def open_file(uri: Uri, stream: bool = False) -> pq.ParquetFile:
     """``stream`` reads pages as they are needed; otherwise whole columns of a row group, in one request each."""
     filesystem, path = open_filesystem(uri)
     options: dict[str, Any] = {"pre_buffer": False, "buffer_size": _STREAM_BUFFER_BYTES} if stream else {}

@@ -23,7 +23,7 @@ from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit
 from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import UriText
 from pipeline.tables.arrow_types import is_text
 from pipeline.tables.ids import concat_ids, wide, wide_type
 
@@ -164,10 +164,10 @@ class _Result:
             return
         named = []
         for first_row, identifier, count in sorted(self._twice)[:NUM_EXAMPLES]:
-            shown = repr(redact(identifier)) if isinstance(identifier, str) else identifier
+            shown = repr(str(UriText(identifier))) if isinstance(identifier, str) else identifier
             named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
         raise DuplicateIdError(
-            f"{redact(self._manifest.uri)}: {self._num_twice} image ids occur more than once: "
+            f"{self._manifest.uri}: {self._num_twice} image ids occur more than once: "
             f"{Examples.of(named, self._num_twice)}. Every image needs an id of its own: remove the repeated rows or "
             "name another id_column"
         )
@@ -175,7 +175,7 @@ class _Result:
     def _name_row(self, row: int) -> str:
         for unit in self._manifest.units:
             if row < unit.num_rows:
-                return f"{redact(unit.file)}, row group {unit.row_group}, row {row + 1}"
+                return f"{unit.file}, row group {unit.row_group}, row {row + 1}"
             row -= unit.num_rows
         raise AssertionError("a row behind the manifest's end")
 

@@ -17,7 +17,7 @@ from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import DECODE, PictureSource
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import UriText, hide_column
 from pipeline.tables.binary import binary_array
 
 # Shrinking here costs CPU time that the model's device has in plenty, and saves traffic: worth it from
@@ -69,7 +69,7 @@ class FetchDecode:
     def _fetch(self, rows: pa.Table) -> list[bytes | ImageFailure]:
         blobs: list[bytes | None] = rows["image_bytes"].to_pylist()
         uris = rows["image_uri"].filter(rows["image_bytes"].is_null()).to_pylist()
-        fetched = iter(self.pictures.fetch_many(uris))
+        fetched = iter(self.pictures.fetch_many([None if uri is None else UriText(uri) for uri in uris]))
         return [next(fetched) if blob is None else blob for blob in blobs]
 
     def _decode(self, blob: bytes | ImageFailure) -> FetchedImage | ImageFailure:
@@ -94,9 +94,9 @@ def _decoded_rows(rows: pa.Table, results: list[FetchedImage | ImageFailure]) ->
     def column(get: Callable[[FetchedImage], int], name: str) -> pa.Array:
         return pa.array([None if image is None else get(image) for image in images], DECODED.field(name).type)
 
-    uris = [None if uri is None else redact(uri) for uri in rows["image_uri"].to_pylist()]
+    uris = hide_column(rows["image_uri"])
     rows = rows.drop_columns(["image_bytes"])
-    rows = rows.set_column(rows.column_names.index("image_uri"), "image_uri", pa.array(uris, pa.string()))
+    rows = rows.set_column(rows.column_names.index("image_uri"), "image_uri", uris)
     added = [
         binary_array([None if image is None else image.pixels for image in images]),
         column(lambda image: image.pixels.shape[0], "pixels_height"),

@@ -25,7 +25,7 @@ from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ids import wide, wide_type
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
@@ -53,7 +53,7 @@ class AnnotatedOutput:
         groups: their files.
     """
 
-    uri: str
+    uri: Uri
     id_type: pa.DataType
     groups: tuple[tuple[Entry, ...], ...]
 
@@ -87,7 +87,7 @@ class AnnotatedOutput:
         """See `Predictions`."""
         objects = open_objects(self.uri)
         for entry in self.groups[group]:
-            place = f"{redact(self.uri)}/{DATA_FOLDER}/{entry.name}"
+            place = f"{self.uri}/{DATA_FOLDER}/{entry.name}"
             with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
                 file = pq.ParquetFile(source, pre_buffer=True)
                 for number in range(file.num_row_groups):
@@ -191,7 +191,7 @@ class OutputBatch:
         return f"image {self.image_ids[int(row)].as_py()!r}"
 
 
-def open_annotated_output(uri: str) -> AnnotatedOutput:
+def open_annotated_output(uri: Uri) -> AnnotatedOutput:
     """Check an output of the annotate job, and cut it into groups. Reads the files' footers.
 
     Raises:
@@ -203,13 +203,13 @@ def open_annotated_output(uri: str) -> AnnotatedOutput:
         raise InputError(str(error)) from error
     if not footers:
         raise InputError(
-            f"{redact(uri)} holds no predictions: there is no file in its folder {DATA_FOLDER}; "
+            f"{uri} holds no predictions: there is no file in its folder {DATA_FOLDER}; "
             "give the output of annotate, or a COCO results file (.json)"
         )
     footer = next(iter(footers.values()))
     if footer.schema_version != SCHEMA_VERSION:
         raise InputError(
-            f"{redact(uri)} was written with schema {footer.schema_version}, this code reads {SCHEMA_VERSION}; "
+            f"{uri} was written with schema {footer.schema_version}, this code reads {SCHEMA_VERSION}; "
             "evaluate it with the version that wrote it"
         )
     id_type = wide_type(footer.schema.field("image_id").type)

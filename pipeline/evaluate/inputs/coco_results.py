@@ -21,7 +21,7 @@ from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, Dete
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import DetectionBlock
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Float64s, Int64s
 from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions_in
 
@@ -39,7 +39,7 @@ class DealtResults:
         num_without_box: results whose box is the smallest one about their mask.
     """
 
-    uri: str
+    uri: Uri
     id_type: pa.DataType
     store: ChunkStore
     num_groups: int
@@ -72,7 +72,7 @@ class DealtResults:
             ids = encoded.dictionary.slice(start, BLOCK_IMAGES)
             first, last = int(offsets[start]), int(offsets[start + len(ids)])
             some = offsets[start : start + len(ids) + 1] - first
-            yield ResultsBatch(redact(self.uri), ids, some, table.slice(first, last - first))
+            yield ResultsBatch(str(self.uri), ids, some, table.slice(first, last - first))
 
     def _read(self, group: int) -> pa.Table:
         return self.store.read(chunks_of(self.files, group), result_schema(self.id_type))
@@ -132,7 +132,7 @@ class ResultsBatch:
             raise InputError(f"{self.place}: a result on image {image_id!r}: {error}") from None
 
 
-def deal_results(uri: str, store: ChunkStore, masks: bool) -> DealtResults:
+def deal_results(uri: Uri, store: ChunkStore, masks: bool) -> DealtResults:
     """Read a results file once and deal it.
 
     Args:
@@ -160,7 +160,7 @@ def deal_results(uri: str, store: ChunkStore, masks: bool) -> DealtResults:
         if rows.add(row):
             rows.deal(result_schema(kind.arrow_type))
     if elements.keys != [None]:
-        raise InputError(f"{redact(uri)} is no COCO results file: that is a list of results, without 'annotations'")
+        raise InputError(f"{uri} is no COCO results file: that is a list of results, without 'annotations'")
     rows.deal(result_schema(kind.arrow_type))
     return DealtResults(uri, kind.arrow_type, store, num_parts, dealer.close(), num_without_box)
 

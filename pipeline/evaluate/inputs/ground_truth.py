@@ -27,7 +27,7 @@ from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer
 from pipeline.evaluate.shuffle.id_order import IdOrder
 from pipeline.messages.examples import Examples
 from pipeline.storage.filesystems import open_filesystem
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 
 PART_BYTES = 64 << 20  # of JSON
@@ -76,7 +76,7 @@ class DealtTruth:
         orders: ``id_order.ORDER_SCHEMA`` by image id, where ids are strings.
     """
 
-    uri: str
+    uri: Uri
     id_type: pa.DataType
     first_id: ImageId | None
     categories: Categories
@@ -90,7 +90,7 @@ class DealtTruth:
     orders: tuple[ChunkFile, ...]
 
 
-def deal_truth(uri: str, store: ChunkStore, masks: bool) -> DealtTruth:
+def deal_truth(uri: Uri, store: ChunkStore, masks: bool) -> DealtTruth:
     """Read ground truth once and deal it.
 
     Args:
@@ -111,16 +111,16 @@ def deal_truth(uri: str, store: ChunkStore, masks: bool) -> DealtTruth:
         reader.take(element)
     if None in elements.keys:
         raise InputError(
-            f"{redact(uri)} is a list, as results are; ground truth is an object with the lists images, annotations "
+            f"{uri} is a list, as results are; ground truth is an object with the lists images, annotations "
             "and categories"
         )
     for key in ("images", "annotations"):
         if key not in elements.keys:
-            raise InputError(f"{redact(uri)} is no COCO ground truth: it has no list {key!r}")
+            raise InputError(f"{uri} is no COCO ground truth: it has no list {key!r}")
     return reader.close()
 
 
-def count_parts(uri: str) -> int:
+def count_parts(uri: Uri) -> int:
     """How many parts a JSON file is dealt into: by its size, and as many as there may be where that is not known.
 
     Raises:
@@ -129,7 +129,7 @@ def count_parts(uri: str) -> int:
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.File:
-        raise InputError(f"{redact(uri)} is no file, or there is none")
+        raise InputError(f"{uri} is no file, or there is none")
     if info.size is None:
         return MAX_PARTS
     size = info.size * (_COMPRESSION if path.endswith(_COMPRESSED_SUFFIXES) else 1)
@@ -163,7 +163,7 @@ class RowBuffer:
 class _TruthReader:
     """Takes the elements of a ground truth file in the order of the file."""
 
-    def __init__(self, uri: str, store: ChunkStore, num_parts: int, masks: bool) -> None:
+    def __init__(self, uri: Uri, store: ChunkStore, num_parts: int, masks: bool) -> None:
         self._uri, self._num_parts, self._masks = uri, num_parts, masks
         self._id_kind = IdKind(uri)
         self._dealers = [Dealer(store, name, num_parts) for name in ("images", "objects", "object-ids")]
@@ -237,12 +237,12 @@ class _TruthReader:
 
     def _checked_categories(self) -> Categories:
         if not self._categories:
-            raise InputError(f"{redact(self._uri)} is ground truth without categories; add the list 'categories'")
+            raise InputError(f"{self._uri} is ground truth without categories; add the list 'categories'")
         unknown = sorted(self._first_use.keys() - self._categories.keys())
         if unknown:
             examples = Examples.of(f"{id_} (of annotation {self._first_use[id_]})" for id_ in unknown)
             raise InputError(
-                f"{redact(self._uri)}: annotations have {len(unknown):,} categories that the list 'categories' lacks: "
+                f"{self._uri}: annotations have {len(unknown):,} categories that the list 'categories' lacks: "
                 f"{examples}"
             )
         ids = sorted(self._categories)

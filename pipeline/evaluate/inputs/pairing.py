@@ -23,7 +23,6 @@ from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Pred
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
-from pipeline.storage.uris import redact
 from pipeline.tables.arrays import Bools, Int64s
 from pipeline.tables.ragged import offsets_of
 
@@ -74,13 +73,13 @@ def check_sides(
     """
     if images == "annotated" and not predictions.lists_empty_images:
         raise InputError(
-            f"{redact(predictions.uri)} is a results file, which does not say which images were annotated: an image "
+            f"{predictions.uri} is a results file, which does not say which images were annotated: an image "
             "without results may have none; evaluate all images"
         )
     first_found = next((part.first_id for part in listed if part.num_images), None)
     if None not in (first_found, truth.first_id) and predictions.id_type != truth.id_type:
         raise InputError(
-            f"image ids of {redact(predictions.uri)} are like {first_found!r}, those of {redact(truth.uri)} like "
+            f"image ids of {predictions.uri} are like {first_found!r}, those of {truth.uri} like "
             f"{truth.first_id!r}: both must be integers or both strings; nothing is converted by guessing"
         )
     detections: Counter[CategoryKey] = Counter()

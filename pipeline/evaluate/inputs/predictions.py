@@ -19,6 +19,7 @@ from pipeline.coco.rows import ImageId
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, parts_of
 from pipeline.metrics.blocks import DetectionBlock
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 
 BLOCK_IMAGES = 1024
@@ -51,7 +52,7 @@ class Predictions(Protocol):
     """Predictions in groups of images. Small and picklable."""
 
     @property
-    def uri(self) -> str: ...
+    def uri(self) -> Uri: ...
 
     @property
     def id_type(self) -> pa.DataType:

@@ -17,7 +17,7 @@ from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, Predictions
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkStore
 from pipeline.masks.rle import Rle
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 from pipeline.tables.ragged import offsets_of
 
@@ -57,9 +57,7 @@ def read_group(
     lost = images["expected"].to_numpy(zero_copy_only=False).astype(np.bool_) & ~seen
     if lost.any():
         name = repr(ids[int(np.argmax(lost))].as_py())
-        raise InputError(
-            f"{redact(predictions.uri)} has changed while it was evaluated: image {name} is gone; evaluate again"
-        )
+        raise InputError(f"{predictions.uri} has changed while it was evaluated: image {name} is gone; evaluate again")
     rest = np.flatnonzero(~seen)
     for start in range(0, len(rest), BLOCK_IMAGES):
         block = _truth_block(truth, images.take(pa.array(rest[start : start + BLOCK_IMAGES])))
@@ -88,16 +86,16 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
     )
 
 
-def _rles(uri: str, texts: pa.Array, sizes: Int64s) -> list[Rle]:
+def _rles(uri: Uri, texts: pa.Array, sizes: Int64s) -> list[Rle]:
     return [_rle(uri, text, size) for text, size in zip(texts.to_pylist(), sizes.tolist(), strict=True)]
 
 
-def _rle(uri: str, text: str, size: list[int]) -> Rle:
+def _rle(uri: Uri, text: str, size: list[int]) -> Rle:
     annotation = json.loads(text)
     try:
         return as_rle(annotation["segmentation"], *size)
     except ValueError as error:
-        raise InputError(f"{redact(uri)}, annotation {annotation['id']}: {error}") from None
+        raise InputError(f"{uri}, annotation {annotation['id']}: {error}") from None
 
 
 def _no_detections(num_images: int, masks: bool) -> DetectionBlock:

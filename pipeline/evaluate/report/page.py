@@ -13,7 +13,7 @@ from pipeline.evaluate.report.cards import GalleryImage, gallery_cards
 from pipeline.evaluate.report.numbers import FILTERS
 from pipeline.metrics.protocol import COCO_MAX_DETS
 from pipeline.model.categories import Category
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import UriText
 
 _TEMPLATE = "report.html.jinja"
 _OPEN_CLASSES = 3  # of the gallery; the others unfold
@@ -51,7 +51,7 @@ def _what_was_evaluated(metrics: Mapping[str, Any]) -> dict[str, Any]:
     sources = metrics.get("sources", {})
     images = metrics.get("images")
     return {
-        "sources": {name: redact(sources[name]) for name in ("predictions", "ground_truth") if sources.get(name)},
+        "sources": {name: str(UriText(sources[name])) for name in ("predictions", "ground_truth") if sources.get(name)},
         "model": {name.replace("_", " "): value for name, value in (sources.get("model") or {}).items()},
         "images": images,
         "books": sections.books(images or {}),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 from pipeline.tables.ids import hash_ids, wide
 
@@ -58,7 +59,7 @@ class ChunkStore:
         uri: of the folder; need not exist.
     """
 
-    uri: str
+    uri: Uri
 
     def write(self, name: str, table: pa.Table, parts: NDArray[np.integer], num_parts: int) -> ChunkFile:
         """Write a file; the same name overwrites.

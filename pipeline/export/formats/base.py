@@ -9,6 +9,7 @@ from typing import BinaryIO, ClassVar
 
 from pipeline.export.labels import Labels
 from pipeline.export.target import Folder, whole_file, whole_folder
+from pipeline.storage.uris import Uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class Format(ABC):
     target: ClassVar[str]
 
     @abstractmethod
-    def write_whole(self, labels: Labels, out: str, overwrite: bool) -> Sequence[str]:
+    def write_whole(self, labels: Labels, out: Uri, overwrite: bool) -> Sequence[str]:
         """Write the export, whole or not at all.
 
         Returns:
@@ -59,7 +60,7 @@ class FileFormat(Format):
     write: Callable[[Labels, BinaryIO], Sequence[str]]
     target = "file"
 
-    def write_whole(self, labels: Labels, out: str, overwrite: bool) -> Sequence[str]:
+    def write_whole(self, labels: Labels, out: Uri, overwrite: bool) -> Sequence[str]:
         """See `Format`."""
         with whole_file(out, overwrite) as file:
             return self.write(labels, file)
@@ -76,7 +77,7 @@ class FolderFormat(Format):
     write: Callable[[Labels, Folder], Sequence[str]]
     target = "folder"
 
-    def write_whole(self, labels: Labels, out: str, overwrite: bool) -> Sequence[str]:
+    def write_whole(self, labels: Labels, out: Uri, overwrite: bool) -> Sequence[str]:
         """See `Format`."""
         with whole_folder(out, overwrite) as folder:
             remarks = self.write(labels, folder)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.storage.download import cache_directory, fetch_to_cache
+from pipeline.storage.uris import UriText
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ class UnknownModelError(UserError):
     """Neither a file nor the name of a known model."""
 
 
-def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = None) -> Path:
+def resolve_checkpoint(name_or_path: UriText, cache_dir: str | Path | None = None) -> Path:
     """The checkpoint file that the user means.
 
     Args:
@@ -28,10 +29,10 @@ def resolve_checkpoint(name_or_path: str | Path, cache_dir: str | Path | None = 
         UnknownModelError: neither of the two.
         DownloadError: the model is not in the cache and could not be fetched.
     """
-    path = Path(name_or_path)
+    path = Path(name_or_path.secret_text)
     if path.is_file():
         return path
-    model = KNOWN_MODELS.get(str(name_or_path))
+    model = KNOWN_MODELS.get(name_or_path.secret_text)
     if model is None:
         raise UnknownModelError(_unknown(str(name_or_path), path))
     directory = Path(cache_dir) if cache_dir else cache_directory()

@@ -34,11 +34,12 @@ import obstore
 from fsspec.exceptions import FSTimeoutError
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.http_get import HttpGet
 from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
 from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment, s3_status
-from pipeline.storage.uris import AccessPolicy, Location, UriError, split_uri
+from pipeline.storage.uris import Uri, UriError, UriText
 
 __all__ = ["FetchError", "FetchSettings", "Fetcher"]
 
@@ -78,7 +79,7 @@ class Fetcher:
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     backoff: Backoff = field(default_factory=Backoff)
 
-    def fetch(self, uri: str) -> bytes:
+    def fetch(self, uri: UriText) -> bytes:
         """The object's bytes; empty objects are ``b""``.
 
         Raises:
@@ -97,13 +98,13 @@ class Fetcher:
             time.sleep(wait_s)
         raise AssertionError("unreachable")
 
-    def fetch_many(self, uris: Sequence[str]) -> list[bytes | FetchError]:
+    def fetch_many(self, uris: Sequence[UriText]) -> list[bytes | FetchError]:
         """Fetch concurrently; one entry per URI, in order, failures as values."""
         if not uris:
             return []
         return list(_threads(self.settings.fetch_concurrency, os.getpid()).map(self._fetch_or_error, uris))
 
-    def _fetch_or_error(self, uri: str) -> bytes | FetchError:
+    def _fetch_or_error(self, uri: UriText) -> bytes | FetchError:
         try:
             return self.fetch(uri)
         except FetchError as error:
@@ -111,17 +112,17 @@ class Fetcher:
             error.__context__ = None
             return error.with_traceback(None)
 
-    def _attempt(self, uri: str) -> bytes:
+    def _attempt(self, uri: UriText) -> bytes:
         try:
-            location = split_uri(uri)
-            self.policy.check(uri)
-            if location.scheme == "file":
-                return _read_local(location.path, uri, self.settings)
-            if location.scheme == "s3":
-                return _read_s3(location, uri, self.settings)
-            if location.scheme in ("http", "https"):
-                return HttpGet(uri, self.settings, self.policy).read()
-            return _read_fsspec(uri, self.settings)
+            parsed = Uri(uri.secret_text)
+            self.policy.check(parsed)
+            if parsed.scheme == "file":
+                return _read_local(parsed, self.settings)
+            if parsed.scheme == "s3":
+                return _read_s3(parsed, self.settings)
+            if parsed.is_http:
+                return HttpGet(parsed, self.settings, self.policy).read()
+            return _read_fsspec(parsed, self.settings)
         except FetchError:
             raise
         except UriError as error:
@@ -141,10 +142,10 @@ def _threads(concurrency: int, process_id: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
 
 
-def _read_local(path: str, uri: str, settings: FetchSettings) -> bytes:
+def _read_local(uri: Uri, settings: FetchSettings) -> bytes:
     try:
         # Non-blocking: the open of a FIFO without a writer would wait forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(uri.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -163,15 +164,15 @@ def _read_local(path: str, uri: str, settings: FetchSettings) -> bytes:
     return data
 
 
-def _read_s3(location: Location, uri: str, settings: FetchSettings) -> bytes:
-    key = location.path
+def _read_s3(uri: Uri, settings: FetchSettings) -> bytes:
+    key = uri.path
     if not key or key.endswith("/"):
         # obstore strips the slash and would answer with another object, or with the bucket's listing.
         raise FetchError("not_a_file", uri, "an S3 key must not be empty or end in a slash")
     if "" in key.split("/"):
         return _read_fsspec(uri, settings)  # obstore has no way to say "a//b"
     try:
-        result = obstore.get(open_s3_store(location.host, settings.attempt_timeout_s), key)
+        result = obstore.get(open_s3_store(uri.host, settings.attempt_timeout_s), key)
         check_size(result.meta["size"], uri, settings)
         return bytes(result.bytes())
     except FileNotFoundError:
@@ -203,15 +204,14 @@ def _s3_reason(error: BaseError) -> str:
     return " ".join(part for part in parts if part) or "no usable answer"
 
 
-def _read_fsspec(uri: str, settings: FetchSettings) -> bytes:
-    location = split_uri(uri)
-    fsspec_class(location.scheme)
+def _read_fsspec(uri: Uri, settings: FetchSettings) -> bytes:
+    fsspec_class(uri.scheme)
     options: dict[str, Any] = {}
-    if location.scheme == "s3":
-        environment = s3_environment(location.host)
+    if uri.scheme == "s3":
+        environment = s3_environment(uri.host)
         options = {"anon": environment.anonymous, "endpoint_url": environment.endpoint}
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri, **options)
+        filesystem, path = fsspec.core.url_to_fs(uri.secret_text, **options)
         info = _call(filesystem, "info", path, settings.attempt_timeout_s)
         if info["type"] != "file":
             raise FetchError("not_a_file", uri, f"a {info['type']}")

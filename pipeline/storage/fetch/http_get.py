@@ -17,8 +17,9 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
-from pipeline.storage.uris import AccessPolicy, UriError, redact, split_uri
+from pipeline.storage.uris import Uri, UriError, UriText
 
 _MAX_REDIRECTS = 5
 _READ_SIZE_BYTES = 1 << 16
@@ -33,7 +34,7 @@ class HttpGet:
         policy: what every hop, and the address that it resolves to, must pass.
     """
 
-    def __init__(self, uri: str, settings: FetchSettings, policy: AccessPolicy) -> None:
+    def __init__(self, uri: Uri, settings: FetchSettings, policy: AccessPolicy) -> None:
         self.uri = uri  # errors name the manifest's URI, not the last hop's
         self.settings = settings
         self.policy = policy
@@ -44,7 +45,7 @@ class HttpGet:
 
         Raises:
             FetchError: why there is none.
-            UriError, ValueError: the URI makes no sense, or the policy refuses it.
+            ValueError: no request can be made of the URI, or the policy refuses it (AccessDenied).
         """
         hop = self.uri
         try:
@@ -62,25 +63,25 @@ class HttpGet:
             raise FetchError("unavailable", self.uri, type(error).__name__) from None
         raise FetchError("rejected", self.uri, f"more than {_MAX_REDIRECTS} redirects")
 
-    def _next_hop(self, hop: str, target: str) -> str:
-        following = urljoin(hop, target)
-        downgrade = hop.lower().startswith("https:") and not following.lower().startswith("https:")
+    def _next_hop(self, hop: Uri, target: str) -> Uri:
+        following = urljoin(hop.secret_text, target)
+        downgrade = hop.scheme == "https" and not following.lower().startswith("https:")
         if downgrade or not following.lower().startswith(("http:", "https:")):
             raise FetchError("uri_not_allowed", self.uri, "redirected away from https, or from http altogether")
         try:
-            self.policy.check(following)
+            checked = Uri(following)
+            self.policy.check(checked)
         except UriError:
-            raise FetchError("uri_not_allowed", self.uri, f"redirected to {redact(following)!r}") from None
-        return following
+            raise FetchError("uri_not_allowed", self.uri, f"redirected to {str(UriText(following))!r}") from None
+        return checked
 
     @contextmanager
-    def _response(self, hop: str) -> Iterator[http.client.HTTPResponse]:
-        scheme, authority, _ = split_uri(hop)
-        authority = authority.encode("idna").decode()
-        parts = urlsplit(hop)
+    def _response(self, hop: Uri) -> Iterator[http.client.HTTPResponse]:
+        authority = hop.host.encode("idna").decode()
+        parts = urlsplit(hop.secret_text)
         # Characters that a request line cannot carry are escaped; what is escaped already stays.
         target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/?%:@!$&'()*+,;=~")
-        with self._connect(hop, scheme, authority) as connection:
+        with self._connect(hop, authority) as connection:
             connection.settimeout(self._remaining_s())
             connection.sendall(
                 f"GET {target} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: maskfleet\r\n"
@@ -91,14 +92,14 @@ class HttpGet:
                 response.begin()
                 yield response
 
-    def _connect(self, hop: str, scheme: str, authority: str) -> socket.socket:
+    def _connect(self, hop: Uri, authority: str) -> socket.socket:
         parts = urlsplit(f"//{authority}")
         host = parts.hostname or ""
-        found = socket.getaddrinfo(host, parts.port or (443 if scheme == "https" else 80), type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, parts.port or (443 if hop.scheme == "https" else 80), type=socket.SOCK_STREAM)
         for *_, address in found:
             self.policy.check_address(hop, str(address[0]))
         connection = self._first_that_answers([address for *_, address in found])
-        if scheme == "http":
+        if hop.scheme == "http":
             return connection
         try:
             connection.settimeout(self._remaining_s())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import RunError
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import UriText
 
 _RETRYABLE = frozenset({"timeout", "throttled", "unavailable"})
 
@@ -18,14 +18,14 @@ class FetchError(RunError):
             ending in a slash), ``uri_not_allowed``, ``bad_uri``, ``unsupported_scheme``, ``wrong_region``,
             ``bad_certificate``, ``rejected`` (another 4xx), ``failed`` (unforeseen); and, worth another try,
             ``timeout``, ``throttled``, ``unavailable``.
-        uri: redacted.
+        uri: without its secrets.
         detail: what happened, for people.
         retryable: whether the same request may succeed later.
     """
 
-    def __init__(self, code: str, uri: str, detail: str) -> None:
+    def __init__(self, code: str, uri: UriText, detail: str) -> None:
         self.code = code
-        self.uri = redact(str(uri))
+        self.uri = str(uri)
         self.detail = detail
         super().__init__(f"{code}: {self.uri}: {detail}")
 
@@ -33,8 +33,8 @@ class FetchError(RunError):
     def retryable(self) -> bool:
         return self.code in _RETRYABLE
 
-    def __reduce__(self) -> tuple[type[FetchError], tuple[str, str, str]]:
-        return type(self), (self.code, self.uri, self.detail)
+    def __reduce__(self) -> tuple[type[FetchError], tuple[str, UriText, str]]:
+        return type(self), (self.code, UriText(self.uri), self.detail)
 
 
 class FetchSettings(BaseModel):
@@ -63,7 +63,7 @@ class FetchSettings(BaseModel):
         return self
 
 
-def check_size(size_bytes: int | None, uri: str, settings: FetchSettings) -> None:
+def check_size(size_bytes: int | None, uri: UriText, settings: FetchSettings) -> None:
     """Raise if an object of this size, ``None`` if not known, is too large.
 
     Raises:

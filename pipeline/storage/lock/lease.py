@@ -24,7 +24,7 @@ from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
 from pipeline.storage.lock.watch import LockHeld, Watch
 from pipeline.storage.objects.base import Changed, Objects
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 __all__ = ["Fence", "LockHeld", "LockLost", "OutputLock"]
 
@@ -41,7 +41,7 @@ class LockLost(RunError):
 class Fence:
     """Whether one acquisition of a lock still stands. Picklable, for processes that write on the run's behalf."""
 
-    uri: str
+    uri: Uri
     run_id: str
     token: str
     timeout_s: float = 20.0
@@ -66,7 +66,7 @@ class Fence:
             OSError: it cannot be told.
         """
         if not self.still_held():
-            raise LockLost(f"run {self.run_id} no longer holds the lock of {redact(self.uri)}: nothing was written")
+            raise LockLost(f"run {self.run_id} no longer holds the lock of {self.uri}: nothing was written")
 
 
 class OutputLock:
@@ -84,7 +84,7 @@ class OutputLock:
 
     def __init__(
         self,
-        uri: str,
+        uri: Uri,
         run_id: str,
         lease_s: float = DEFAULT_LEASE_S,
         wait_s: float | None = None,
@@ -149,7 +149,7 @@ class OutputLock:
         try:
             self._replace(replace(self._holder, released=True))
         except (Changed, OSError) as error:
-            logger.warning("the lock of %s was not released: %s", redact(self._uri), type(error).__name__)
+            logger.warning("the lock of %s was not released: %s", self._uri, type(error).__name__)
 
     @property
     def lost_reason(self) -> str | None:
@@ -186,7 +186,7 @@ class OutputLock:
                 if self._is_overdue():
                     self._lose(self._overdue_reason())
                     return
-                logger.warning("renewing the lock of %s failed: %s", redact(self._uri), type(error).__name__)
+                logger.warning("renewing the lock of %s failed: %s", self._uri, type(error).__name__)
                 wait_s = self._lease_s / 12
 
     def _renew(self) -> None:
@@ -211,17 +211,17 @@ class OutputLock:
         try:
             content, version = open_objects(self._uri, timeout_s=10.0, max_attempts=2).read(LOCK_NAME)
         except FileNotFoundError:
-            raise LockLost(f"the lock file of {redact(self._uri)} was deleted") from None
+            raise LockLost(f"the lock file of {self._uri} was deleted") from None
         found = Holder.decode(content)
         if found is None or found.token != self._holder.token:
-            raise LockLost(f"the lock of {redact(self._uri)} was taken by {found or 'an unknown run'}")
+            raise LockLost(f"the lock of {self._uri} was taken by {found or 'an unknown run'}")
         self._version = version
 
     def _is_overdue(self) -> bool:
         return time.monotonic() - self._renewed_at > self._lease_s
 
     def _overdue_reason(self) -> str:
-        return f"the lock of {redact(self._uri)} could not be renewed within its lease of {self._lease_s:g} s"
+        return f"the lock of {self._uri} could not be renewed within its lease of {self._lease_s:g} s"
 
     def _lose(self, reason: str) -> None:
         self._lost_reason = reason

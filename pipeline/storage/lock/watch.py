@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pipeline.errors import RunError
 from pipeline.messages.timing import NowAndThen
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead
-from pipeline.storage.uris import redact
+from pipeline.storage.uris import Uri
 
 REPORT_EVERY_S = 30.0
 
@@ -27,7 +27,7 @@ class Watch:
         report: takes a line for people while waiting.
     """
 
-    def __init__(self, uri: str, own_lease_s: float, wait_s: float | None, report: Callable[[str], None]) -> None:
+    def __init__(self, uri: Uri, own_lease_s: float, wait_s: float | None, report: Callable[[str], None]) -> None:
         self._uri = uri
         self._own_lease_s = own_lease_s
         self._wait_s = wait_s
@@ -59,7 +59,7 @@ class Watch:
         if holder is not None and holder.released:
             return True
         if holder is not None and is_dead(holder):
-            self._report(f"{redact(self._uri)} was left behind by {holder}, which is dead; taking its lock")
+            self._report(f"{self._uri} was left behind by {holder}, which is dead; taking its lock")
             return True
         # An unreadable file is watched like any other, with our own lease for want of a better.
         token, lease_s = (holder.token, holder.lease_s) if holder else ("", self._own_lease_s)
@@ -70,7 +70,7 @@ class Watch:
             if lives and self._wait_s is None:
                 raise self._held(holder)
         elif now - self._seen_at > lease_s:
-            self._report(f"{redact(self._uri)}: no sign of life for {lease_s:g} s of {_who(holder)}; taking its lock")
+            self._report(f"{self._uri}: no sign of life for {lease_s:g} s of {_who(holder)}; taking its lock")
             return True
         if self._wait_s is not None and now - self._began_at >= self._wait_s:
             raise self._held(holder)
@@ -79,16 +79,14 @@ class Watch:
 
     def _held(self, holder: Holder | None) -> LockHeld:
         return LockHeld(
-            f"{redact(self._uri)} is being written by {_who(holder)}. Wait for that run, stop it, or write to "
+            f"{self._uri} is being written by {_who(holder)}. Wait for that run, stop it, or write to "
             f"another output. If it is dead for certain, {LOCK_NAME} may be deleted."
         )
 
     def _say_so(self, holder: Holder | None, lease_s: float, now: float) -> None:
         if self._line.is_due():
             left_s = max(0.0, lease_s - (now - self._seen_at))
-            self._report(
-                f"{redact(self._uri)} is held by {_who(holder)}; waiting for its lease, {left_s:.0f} s if it is dead"
-            )
+            self._report(f"{self._uri} is held by {_who(holder)}; waiting for its lease, {left_s:.0f} s if it is dead")
 
 
 def _who(holder: Holder | None) -> str:

@@ -14,7 +14,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.filesystems import open_s3_store, s3_status
 from pipeline.storage.objects.base import Changed, Entry, Listing, Objects
-from pipeline.storage.uris import UriError, redact
+from pipeline.storage.uris import UriError, UriText
 
 BACKOFF = Backoff()
 MULTIPART_ABOVE_BYTES = 100_000_000
@@ -115,7 +115,7 @@ class S3Objects(Objects):
 
     def _call(self, request: Callable[[Any], Result]) -> Result:
         """Retries what can pass; everything but conflicts becomes an ``OSError`` without the request's text."""
-        place = redact(f"s3://{self._bucket}/{self._prefix}")
+        place = UriText(f"s3://{self._bucket}/{self._prefix}")
         for attempt in range(1, self._max_attempts + 1):
             try:
                 return request(open_s3_store(self._bucket, self._timeout_s))

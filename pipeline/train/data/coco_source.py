@@ -23,7 +23,7 @@ from pipeline.coco.segmentations import as_rle
 from pipeline.masks.rle import Rle
 from pipeline.messages.examples import Examples
 from pipeline.model.categories import Category
-from pipeline.storage.uris import UriError, join, redact
+from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError, LabelledImage, is_visible
 
@@ -32,7 +32,7 @@ _CLIP_TOLERANCE = 1.0
 
 
 def read_coco(
-    uri: str, image_root: str, classes: Sequence[Category] | None = None, keep_empty: bool = True
+    uri: Uri, image_root: Uri | None, classes: Sequence[Category] | None = None, keep_empty: bool = True
 ) -> tuple[list[LabelledImage], tuple[Category, ...], DataReport]:
     """Read and check a data set; masks become run lengths, pictures are not touched.
 
@@ -58,7 +58,7 @@ def read_coco(
     for element in elements:
         reader.take(element)
     if None in elements.keys or not {"images", "annotations", "categories"} <= {*elements.keys}:
-        raise InputError(f"{redact(uri)} is no COCO data set: it needs the lists images, annotations and categories")
+        raise InputError(f"{uri} is no COCO data set: it needs the lists images, annotations and categories")
     known = tuple(classes) if classes is not None else reader.own_classes()
     labels = reader.labels(known)
     images: list[LabelledImage] = []
@@ -71,14 +71,14 @@ def read_coco(
             images.append(image)
         report += counted
     if not images:
-        raise DataError(f"{redact(uri)} has no images to train on: {report}")
+        raise DataError(f"{uri} has no images to train on: {report}")
     return images, known, report
 
 
 class _Reader:
     """The rows of a file, checked one by one and as a whole."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: Uri) -> None:
         self.images: dict[ImageId, ImageRow] = {}
         self.objects: dict[ImageId, list[tuple[ObjectRow, object]]] = defaultdict(list)
         self._uri = uri
@@ -111,16 +111,16 @@ class _Reader:
         orphans = self.objects.keys() - self.images.keys()
         if orphans:
             raise DataError(
-                f"{redact(self._uri)}: annotations of {len(orphans):,} images that the file does not list: "
+                f"{self._uri}: annotations of {len(orphans):,} images that the file does not list: "
                 f"{_examples(orphans)}; remove them, or add the images"
             )
         unnamed = self._used - self._categories.keys()
         if unnamed:
-            raise DataError(f"{redact(self._uri)}: the list 'categories' lacks {_examples(unnamed)}, which are in use")
+            raise DataError(f"{self._uri}: the list 'categories' lacks {_examples(unnamed)}, which are in use")
         names = [category.name for category in classes]
         if foreign := {self._categories[id_] for id_ in self._used} - set(names):
             raise DataError(
-                f"{redact(self._uri)} has objects of classes that are not trained: {_examples(foreign)}. "
+                f"{self._uri} has objects of classes that are not trained: {_examples(foreign)}. "
                 f"Its classes: {', '.join(self._categories.values())}. Trained classes: {', '.join(names)}"
             )
         return {id_: names.index(name) for id_, name in self._categories.items() if name in names}
@@ -149,7 +149,11 @@ class _Reader:
 
 
 def _labelled(
-    row: ImageRow, objects: Iterable[tuple[ObjectRow, object]], labels: Mapping[int, int], uri: str, image_root: str
+    row: ImageRow,
+    objects: Iterable[tuple[ObjectRow, object]],
+    labels: Mapping[int, int],
+    uri: Uri,
+    image_root: Uri | None,
 ) -> tuple[LabelledImage, DataReport]:
     size = (row.height, row.width)
     report = DataReport(images=1, usable=1)
@@ -161,15 +165,15 @@ def _labelled(
     if not kept:
         report = replace(report, negatives=1)
     try:
-        place = join(image_root, str(row.file_name))
+        place = resolve(str(row.file_name), image_root)
     except UriError as error:
-        raise DataError(f"{redact(uri)}, image {row.image_id!r}: {error}") from None
+        raise DataError(f"{uri}, image {row.image_id!r}: {error}") from None
     labels_, crowds, counts = zip(*kept, strict=True) if kept else ((), (), ())
     return LabelledImage(row.image_id, place, size, labels_, crowds, counts), report
 
 
 def _judged(
-    objects: Iterable[tuple[ObjectRow, object]], size: tuple[int, int], uri: str
+    objects: Iterable[tuple[ObjectRow, object]], size: tuple[int, int], uri: Uri
 ) -> Iterator[tuple[DataReport, ObjectRow, Rle | None]]:
     """What becomes of each annotation: its line in the books, and its mask if it is kept."""
     height, width = size
@@ -185,7 +189,7 @@ def _judged(
             rle = as_rle(segmentation, height, width)
             visible = is_visible(rle["counts"], size)
         except ValueError as error:
-            raise DataError(f"{redact(uri)}, annotation {found.id} of image {found.image_id!r}: {error}") from None
+            raise DataError(f"{uri}, annotation {found.id} of image {found.image_id!r}: {error}") from None
         if not visible:
             yield DataReport(annotations=1, tiny=1), found, None
             continue

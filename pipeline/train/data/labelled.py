@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.errors import UserError
+from pipeline.storage.uris import UriText
 from pipeline.train.sample.geometry import MIN_PIXELS, mask_boxes
 from pipeline.train.sample.sample import Sample
 
@@ -40,7 +41,7 @@ class LabelledImage:
     """
 
     image_id: int | str
-    uri: str
+    uri: UriText
     size: tuple[int, int]
     labels: tuple[int, ...]
     ignored: tuple[bool, ...]
@@ -93,7 +94,7 @@ class LabelledTable(Sequence[LabelledImage]):
         images = list(images)
         columns = {
             "image_id": pa.array([image.image_id for image in images]),
-            "image_uri": pa.array([image.uri for image in images], pa.large_string()),
+            "image_uri": pa.array([image.uri.secret_text for image in images], pa.large_string()),
             "height": pa.array([image.size[0] for image in images], pa.int32()),
             "width": pa.array([image.size[1] for image in images], pa.int32()),
             "labels": pa.array([image.labels for image in images], pa.large_list(pa.int32())),
@@ -119,7 +120,7 @@ class LabelledTable(Sequence[LabelledImage]):
         (row,) = self.rows.slice(index % len(self), 1).to_pylist()
         return LabelledImage(
             row["image_id"],
-            row["image_uri"],
+            UriText(row["image_uri"]),
             (row["height"], row["width"]),
             tuple(row["labels"]),
             tuple(row["ignored"]),

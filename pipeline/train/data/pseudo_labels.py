@@ -20,7 +20,7 @@ from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.reader import Source, open_source
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.model.categories import Category
-from pipeline.storage.uris import UriError, redact
+from pipeline.storage.uris import Uri, UriError, UriText
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError, LabelledImage
 from pipeline.train.sample.geometry import MIN_PIXELS
@@ -68,7 +68,7 @@ class ScoreBands:
 
 
 def read_pseudo_labels(
-    uri: str, bands: ScoreBands, classes: Sequence[Category], image_root: str | None = None, keep_empty: bool = True
+    uri: Uri, bands: ScoreBands, classes: Sequence[Category], image_root: Uri | None = None, keep_empty: bool = True
 ) -> tuple[list[LabelledImage], DataReport]:
     """Read an output of the annotate job.
 
@@ -94,22 +94,22 @@ def read_pseudo_labels(
             images.append(image)
         report += counted
     if not images:
-        raise DataError(f"{redact(uri)} has no images to train on: {report}")
+        raise DataError(f"{uri} has no images to train on: {report}")
     return images, report
 
 
 class _Reader:
-    def __init__(self, source: Source, bands: ScoreBands, classes: Sequence[Category], image_root: str | None) -> None:
+    def __init__(self, source: Source, bands: ScoreBands, classes: Sequence[Category], image_root: Uri | None) -> None:
         names = [category.name for category in classes]
         known = {category.id: names.index(category.name) for category in source.categories if category.name in names}
         if source.categories and not known:
             found = ", ".join(category.name for category in source.categories)
             raise DataError(
-                f"{redact(source.uri)} has none of the trained classes. Its classes: {found}. "
+                f"{source.uri} has none of the trained classes. Its classes: {found}. "
                 f"Trained classes: {', '.join(names)}"
             )
         self._source = source
-        self._image_root = image_root or ""
+        self._image_root = image_root
         self._low, self._high = bands.limits(classes, source.categories)
         self._ids = np.array(sorted(known), np.int64)
         self._labels = np.array([known[id_] for id_ in sorted(known)], np.int64)
@@ -141,11 +141,11 @@ class _Reader:
         counted = replace(found.report(part), images=1, usable=1, negatives=int(not kept.size))
         return image, counted
 
-    def _place(self, uri: str) -> str:
+    def _place(self, uri: str) -> UriText:
         try:
-            return picture_uri(uri, self._image_root)
+            return picture_uri(UriText(uri), self._image_root)
         except UriError as error:
-            raise DataError(f"{redact(self._source.uri)}: {error}") from None
+            raise DataError(f"{self._source.uri}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ and the state it names belong together. Older states are removed afterwards.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,7 +33,7 @@ from pipeline.model.files.checkpoints import (
 )
 from pipeline.storage.objects.base import Objects
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import redact, split_uri
+from pipeline.storage.uris import Uri
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 _STATE_PREFIX = "state-"
@@ -86,8 +85,9 @@ class CheckpointFolder:
         uri: of the folder; nothing is created before the first write.
     """
 
-    def __init__(self, uri: str) -> None:
-        self._uri = uri.rstrip("/")
+    def __init__(self, uri: Uri) -> None:
+        self._uri = uri
+        self._shown = str(uri).rstrip("/")
         self._objects = open_objects(uri, _TIMEOUT_S)
 
     def save_last(
@@ -137,7 +137,7 @@ class CheckpointFolder:
         training = checkpoint.source.get("training")
         if training is None:
             raise CheckpointError(
-                f"{redact(self._uri)}/{LAST} is a model without a record of training: choose another output folder, "
+                f"{self._shown}/{LAST} is a model without a record of training: choose another output folder, "
                 "and give the file as the start"
             )
         position = Position(**{**training["position"], "history": tuple(training["position"]["history"])})
@@ -148,10 +148,10 @@ class CheckpointFolder:
     def _load_state(self, name: str) -> dict[str, Tensor]:
         with _fetched(self._objects, self._uri, name) as path:
             if path is None:
-                raise CheckpointError(f"{redact(self._uri)}/{name}, which {LAST} belongs to, is not there")
+                raise CheckpointError(f"{self._shown}/{name}, which {LAST} belongs to, is not there")
             state, header, _ = read_weights(path)
         if header.get("weights_sha256") != weights_digest(state):
-            raise CheckpointError(f"{redact(self._uri)}/{name}: this is not what was written; it is damaged")
+            raise CheckpointError(f"{self._shown}/{name}: this is not what was written; it is damaged")
         return state
 
 
@@ -193,11 +193,10 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _sent(objects: Objects, uri: str, name: str) -> Iterator[Path]:
+def _sent(objects: Objects, uri: Uri, name: str) -> Iterator[Path]:
     """A path to write to; the file is then in the folder, whole."""
-    location = split_uri(uri)
-    if location.scheme == "file":
-        yield Path(os.path.abspath(location.path)) / name
+    if uri.local_path is not None:
+        yield Path(uri.local_path) / name
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
@@ -207,11 +206,10 @@ def _sent(objects: Objects, uri: str, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _fetched(objects: Objects, uri: str, name: str) -> Iterator[Path | None]:
+def _fetched(objects: Objects, uri: Uri, name: str) -> Iterator[Path | None]:
     """A local copy of the file, or the file itself; ``None`` if it is not there."""
-    location = split_uri(uri)
-    if location.scheme == "file":
-        path = Path(os.path.abspath(location.path)) / name
+    if uri.local_path is not None:
+        path = Path(uri.local_path) / name
         yield path if path.exists() else None
         return
     try:

@@ -26,6 +26,7 @@ from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.settings import SamplingConfig
+from pipeline.storage.uris import Uri
 from pipeline.train.distributed import parallel, worker_rank
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position, load_optimizer_state, optimizer_state
 from pipeline.train.loop.finite import NonFiniteLoss, check_finite
@@ -62,7 +63,7 @@ def train(
     *,
     record: Mapping[str, Any] | None = None,
     save_every: int | None = None,
-    curves_uri: str | None = None,
+    curves_uri: Uri | None = None,
     on_step: Callable[[Step], None] | None = None,
     make_loss: Callable[[Detector, SamplingConfig], nn.Module] | None = None,
 ) -> Position:

@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.messages.timing import duration
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import split_uri
+from pipeline.storage.uris import Uri
 from pipeline.train.distributed import mean_over_workers, num_workers, worker_rank
 
 logger = logging.getLogger(__name__)
@@ -55,11 +55,10 @@ class Curves:
         first: steps done already; what an earlier run has drawn beyond them is hidden.
     """
 
-    def __init__(self, uri: str, first: int) -> None:
-        location = split_uri(uri)
-        self._remote = None if location.scheme == "file" else open_objects(uri)
+    def __init__(self, uri: Uri, first: int) -> None:
+        self._remote = None if uri.local_path is not None else open_objects(uri)
         self._scratch = tempfile.TemporaryDirectory() if self._remote else None
-        folder = self._scratch.name if self._scratch else os.path.join(os.path.abspath(location.path), FOLDER)
+        folder = self._scratch.name if self._scratch else os.path.join(uri.local_path or "", FOLDER)
         self._folder = Path(folder)
         self._writer = SummaryWriter(folder, purge_step=first + 1)
 

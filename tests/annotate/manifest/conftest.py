@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.uris import Uri
+
 
 @pytest.fixture
-def scratch(tmp_path: Path) -> str:
-    return str(tmp_path / "scratch")
+def scratch(tmp_path: Path) -> Uri:
+    return Uri(str(tmp_path / "scratch"))

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import Manifest, ManifestError, open_manifest
+from pipeline.storage.uris import Uri
 
 
 def read_all(manifest: Manifest, batch_rows: int = 1024) -> list[dict[str, Any]]:
@@ -58,4 +59,4 @@ def check_refused(folder: Path, case: tuple[str, bytes, dict[str, Any], str]) ->
     name, content, fields, message = case
     spec = ManifestConfig(uri=write(folder / name, content), **fields)
     with pytest.raises(ManifestError, match=message):
-        open_manifest(spec, str(folder / "scratch"))
+        open_manifest(spec, Uri(str(folder / "scratch")))

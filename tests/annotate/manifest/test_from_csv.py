@@ -11,6 +11,7 @@ import pytest
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest import from_csv, parquet_copy
 from pipeline.annotate.manifest.open import open_manifest
+from pipeline.storage.uris import Uri
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -22,7 +23,7 @@ from tests.annotate.manifest.manifest_cases import (
 
 
 class TestCsv:
-    def test_ids_uris_and_carried_columns(self, tmp_path: Path, scratch: str) -> None:
+    def test_ids_uris_and_carried_columns(self, tmp_path: Path, scratch: Uri) -> None:
         text = '\ufeffpath,note,image_id\na.jpg,"one, two\nthree",7\n\n"b c.jpg",,-8\n/d.jpg,NA,0\n'
         path = write(tmp_path / "m.csv", text)
         spec = ManifestConfig(uri=path, image_root="/root", uri_column="path", carry=("note",))
@@ -50,14 +51,14 @@ class TestCsv:
         ids=str,
     )
     def test_ids_are_integers_only_if_all_are_written_so(
-        self, tmp_path: Path, scratch: str, ids: list[str], is_integer: bool
+        self, tmp_path: Path, scratch: Uri, ids: list[str], is_integer: bool
     ) -> None:
         lines = "".join(f"{value},/x{index}\n" for index, value in enumerate(ids))
         manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv", "image_id,image_uri\n" + lines)), scratch)
         assert read_all_ids(manifest) == ([int(value) for value in ids] if is_integer else ids)
 
     def test_long_files_are_cut_into_row_groups_and_files(
-        self, tmp_path: Path, scratch: str, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, scratch: Uri, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(parquet_copy, "ROW_GROUP_ROWS", 100)
         monkeypatch.setattr(parquet_copy, "ROW_GROUPS_PER_FILE", 3)
@@ -65,7 +66,7 @@ class TestCsv:
         text = gzip.compress(b"image_uri\n" + b"".join(b"/%d.jpg\n" % i for i in range(1050)))
         manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv.gz", text)), scratch)
         assert [unit.num_rows for unit in manifest.units] == [100] * 10 + [50]
-        assert sorted(os.listdir(scratch)) == [f"manifest-{i:05d}.parquet" for i in range(4)]
+        assert sorted(os.listdir(scratch.path)) == [f"manifest-{i:05d}.parquet" for i in range(4)]
         assert read_all_ids(manifest) == [f"/{i}.jpg" for i in range(1050)]
 
 

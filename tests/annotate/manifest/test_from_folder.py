@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import ManifestError, open_manifest
+from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     read_all,
@@ -27,11 +28,11 @@ class TestFolder:
             write(folder / name, b"x")
         expected = sorted(NAMES)
         for uri in (str(folder), f"{folder}/", folder.as_uri()):
-            manifest = open_manifest(ManifestConfig(uri=uri), str(folder / "scratch"))
+            manifest = open_manifest(ManifestConfig(uri=uri), Uri(str(folder / "scratch")))
             assert read_all_ids(manifest) == expected
             assert [row["image_uri"] for row in read_all(manifest)] == [str(folder / name) for name in expected]
 
-    def test_links_are_followed_but_not_in_circles(self, tmp_path: Path, scratch: str) -> None:
+    def test_links_are_followed_but_not_in_circles(self, tmp_path: Path, scratch: Uri) -> None:
         write(tmp_path / "elsewhere" / "1.jpg", b"x")
         write(tmp_path / "images" / "0.jpg", b"x")
         (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
@@ -46,12 +47,12 @@ class TestFolder:
         s3.put("bucket", "images2.jpg", b"x")
         expected = sorted(NAMES)
         for uri in ("s3://bucket/images", "s3a://bucket/images/"):
-            manifest = open_manifest(ManifestConfig(uri=uri), "s3://bucket/images/scratch/")
+            manifest = open_manifest(ManifestConfig(uri=uri), Uri("s3://bucket/images/scratch/"))
             assert read_all_ids(manifest) == expected
             rows = read_all(manifest)
             assert [row["image_uri"] for row in rows] == [f"{uri.rstrip('/')}/{name}" for name in expected]
 
-    def test_another_file_system(self, scratch: str) -> None:
+    def test_another_file_system(self, scratch: Uri) -> None:
         memory = fsspec.filesystem("memory")
         for name in ("/some-images/b.jpg", "/some-images/a/x.png", "/some-images/c.txt"):
             memory.pipe(name, b"x")
@@ -61,7 +62,7 @@ class TestFolder:
 
 
 class TestBadFolders:
-    def test_what_is_refused(self, tmp_path: Path, scratch: str) -> None:
+    def test_what_is_refused(self, tmp_path: Path, scratch: Uri) -> None:
         folder = tmp_path / "folder"
         with pytest.raises(ManifestError, match="folder does not exist"):
             open_manifest(ManifestConfig(uri=str(folder)), scratch)
@@ -77,7 +78,7 @@ class TestBadFolders:
             open_manifest(ManifestConfig(uri=str(folder), image_root="/elsewhere"), scratch)
 
     @pytest.mark.parametrize("name", ["a.parquet", "c.parquet"])
-    def test_images_and_parquet_need_a_format(self, tmp_path: Path, scratch: str, name: str) -> None:
+    def test_images_and_parquet_need_a_format(self, tmp_path: Path, scratch: Uri, name: str) -> None:
         folder = tmp_path / "folder"
         write(folder / "b.jpg", b"x")
         write_parquet(folder / name, {"image_uri": ["/a"]})
@@ -86,7 +87,7 @@ class TestBadFolders:
         assert read_all_ids(open_manifest(ManifestConfig(uri=str(folder), format="parquet"), scratch)) == ["/a"]
         assert read_all_ids(open_manifest(ManifestConfig(uri=str(folder), format="folder"), scratch)) == ["b.jpg"]
 
-    def test_names_that_are_not_utf8(self, tmp_path: Path, scratch: str) -> None:
+    def test_names_that_are_not_utf8(self, tmp_path: Path, scratch: Uri) -> None:
         folder = tmp_path / "folder"
         folder.mkdir()
         try:

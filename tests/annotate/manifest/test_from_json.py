@@ -10,6 +10,7 @@ import pytest
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest import from_json, parquet_copy
 from pipeline.annotate.manifest.open import open_manifest
+from pipeline.storage.uris import Uri
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -21,7 +22,7 @@ from tests.annotate.manifest.manifest_cases import (
 
 
 class TestJsonLines:
-    def test_types_come_from_all_lines(self, tmp_path: Path, scratch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_types_come_from_all_lines(self, tmp_path: Path, scratch: Uri, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(parquet_copy, "ROW_GROUP_ROWS", 2)
         monkeypatch.setattr(from_json, "ROW_GROUP_ROWS", 2)
         records: list[dict[str, Any]] = [
@@ -48,14 +49,14 @@ class TestJsonLines:
         assert [row["meta"] for row in rows][2:] == [{"a": 2, "b": None}, {"a": 3, "b": "x"}, None]
         assert [row["tags"] for row in rows] == [None] * 4 + [["t"]]
 
-    def test_dates_and_numbers_in_strings_stay_strings(self, tmp_path: Path, scratch: str) -> None:
+    def test_dates_and_numbers_in_strings_stay_strings(self, tmp_path: Path, scratch: Uri) -> None:
         text = '{"image_id": "2020-01-01", "image_uri": "/a"}\n{"image_id": "007", "image_uri": "/b"}\n'
         manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.ndjson", text)), scratch)
         assert read_all_ids(manifest) == ["2020-01-01", "007"]
 
 
 class TestCoco:
-    def test_images(self, tmp_path: Path, scratch: str) -> None:
+    def test_images(self, tmp_path: Path, scratch: Uri) -> None:
         content = {
             "images": [
                 {"id": 9, "file_name": "a/9.jpg", "height": 3, "license": 1, "coco_url": "http://host/9"},

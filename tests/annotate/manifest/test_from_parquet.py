@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import ManifestError, ReadUnit, open_manifest
+from pipeline.storage.uris import Uri
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -23,7 +24,7 @@ from tests.annotate.manifest.manifest_cases import (
 
 
 class TestParquet:
-    def test_units_are_the_row_groups_of_the_original_files(self, tmp_path: Path, scratch: str) -> None:
+    def test_units_are_the_row_groups_of_the_original_files(self, tmp_path: Path, scratch: Uri) -> None:
         folder = tmp_path / "manifest"
         b = write_parquet(folder / "b.parquet", {"image_id": [6, 7], "image_uri": ["/6", "/7"]})
         a = write_parquet(
@@ -34,11 +35,16 @@ class TestParquet:
         write_parquet(folder / "c.parquet", {"image_id": pa.array([], pa.int64()), "image_uri": pa.array([], "string")})
         write(folder / "_SUCCESS", "")
         manifest = open_manifest(ManifestConfig(uri=str(folder)), scratch)
-        assert manifest.units == (ReadUnit(a, 0, 2), ReadUnit(a, 1, 2), ReadUnit(a, 2, 1), ReadUnit(b, 0, 2))
+        assert manifest.units == (
+            ReadUnit(Uri(a), 0, 2),
+            ReadUnit(Uri(a), 1, 2),
+            ReadUnit(Uri(a), 2, 1),
+            ReadUnit(Uri(b), 0, 2),
+        )
         assert manifest.num_rows == 7
         assert read_all_ids(manifest) == [5, 1, 4, 2, 3, 6, 7]
         assert [row["image_uri"] for row in read_all(manifest)] == ["/5", "/1", "/4", "/2", "/3", "/6", "/7"]
-        assert not os.path.exists(scratch)
+        assert not os.path.exists(scratch.path)
 
     @pytest.mark.parametrize(
         ("id_type", "expected"),
@@ -52,7 +58,7 @@ class TestParquet:
         ],
         ids=str,
     )
-    def test_id_types(self, tmp_path: Path, scratch: str, id_type: pa.DataType, expected: pa.DataType) -> None:
+    def test_id_types(self, tmp_path: Path, scratch: Uri, id_type: pa.DataType, expected: pa.DataType) -> None:
         ids = pa.array([1, 2, 1]).cast(expected).cast(id_type)
         path = write_parquet(
             tmp_path / "m.parquet",
@@ -63,7 +69,7 @@ class TestParquet:
         assert read_all_ids(manifest) == pa.array([1, 2, 1]).cast(expected).to_pylist()
         assert [row["image_uri"] for row in read_all(manifest)] == ["/a", "/b", "/c"]
 
-    def test_carried_columns_keep_their_types(self, tmp_path: Path, scratch: str) -> None:
+    def test_carried_columns_keep_their_types(self, tmp_path: Path, scratch: Uri) -> None:
         columns = {
             "image_id": ["x", "y"],
             "image_uri": ["/x", "/y"],
@@ -81,12 +87,12 @@ class TestParquet:
         rows = list(manifest.read_rows(manifest.units[0], np.array([0, 1])))
         assert pa.concat_tables(rows).select(list(carry)).equals(table.select(list(carry)))
 
-    def test_columns_of_other_names(self, tmp_path: Path, scratch: str) -> None:
+    def test_columns_of_other_names(self, tmp_path: Path, scratch: Uri) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"key": pa.array([7], pa.int32()), "path": ["/7"]})
         manifest = open_manifest(ManifestConfig(uri=path, id_column="key", uri_column="path"), scratch)
         assert read_all(manifest) == [{"image_id": 7, "image_uri": "/7", "image_bytes": None}]
 
-    def test_relative_uris_join_the_root_and_are_the_ids(self, tmp_path: Path, scratch: str) -> None:
+    def test_relative_uris_join_the_root_and_are_the_ids(self, tmp_path: Path, scratch: Uri) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]})
         manifest = open_manifest(ManifestConfig(uri=path, image_root="s3://bucket/root/"), scratch)
         assert read_all_ids(manifest) == ["a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
@@ -95,7 +101,7 @@ class TestParquet:
         assert [row["image_uri"] for row in rows] == ["s3://bucket/root/a/1.jpg", "s3://b/2.jpg", "/c/3.jpg"]
 
     def test_a_relative_root_becomes_absolute(
-        self, tmp_path: Path, scratch: str, monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, scratch: Uri, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What the output holds must mean the same to whoever reads it, wherever that is started."""
         monkeypatch.chdir(tmp_path)
@@ -103,7 +109,7 @@ class TestParquet:
         manifest = open_manifest(ManifestConfig(uri=path, image_root="pictures"), scratch)
         assert [row["image_uri"] for row in read_all(manifest)] == [str(tmp_path / "pictures/a/1.jpg")]
 
-    def test_bytes_only(self, tmp_path: Path, scratch: str) -> None:
+    def test_bytes_only(self, tmp_path: Path, scratch: Uri) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_bytes": [b"one", b""]})
         manifest = open_manifest(ManifestConfig(uri=path), scratch)
         assert manifest.has_bytes
@@ -112,7 +118,7 @@ class TestParquet:
             {"image_id": 2, "image_uri": None, "image_bytes": b""},
         ]
 
-    def test_each_row_needs_bytes_or_a_uri(self, tmp_path: Path, scratch: str) -> None:
+    def test_each_row_needs_bytes_or_a_uri(self, tmp_path: Path, scratch: Uri) -> None:
         columns = {
             "image_id": [1, 2, 3],
             "image_uri": ["label.jpg", None, "/3.jpg"],  # the first is relative without a root: a label
@@ -126,7 +132,7 @@ class TestParquet:
         ]
 
     @pytest.mark.parametrize("statistics", [True, False])
-    def test_rows_with_neither_are_refused(self, tmp_path: Path, scratch: str, statistics: bool) -> None:
+    def test_rows_with_neither_are_refused(self, tmp_path: Path, scratch: Uri, statistics: bool) -> None:
         columns = {
             "image_id": [1, 2, 3, 4],
             "image_uri": ["/1", None, None, None],
@@ -136,13 +142,13 @@ class TestParquet:
         with pytest.raises(ManifestError, match=r"m\.parquet, row group 1, row 1: the image URI is null"):
             open_manifest(ManifestConfig(uri=path), scratch)
 
-    def test_without_statistics(self, tmp_path: Path, scratch: str) -> None:
+    def test_without_statistics(self, tmp_path: Path, scratch: Uri) -> None:
         columns = {"image_id": ["a", "b", ""], "image_uri": ["/a", "/b", "/c"]}
         path = write_parquet(tmp_path / "m.parquet", columns, write_statistics=False)
         with pytest.raises(ManifestError, match="row group 0, row 3: the id is null or empty"):
             open_manifest(ManifestConfig(uri=path), scratch)
 
-    def test_a_file_that_changes_underneath(self, tmp_path: Path, scratch: str) -> None:
+    def test_a_file_that_changes_underneath(self, tmp_path: Path, scratch: Uri) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_uri": ["/a", "/b"]})
         manifest = open_manifest(ManifestConfig(uri=path), scratch)
         write_parquet(tmp_path / "m.parquet", {"image_uri": ["/a"]})
@@ -162,7 +168,7 @@ class TestParquet:
         ],
         ids=["no id", "other id type", "other carried type", "carried column missing"],
     )
-    def test_files_that_differ(self, tmp_path: Path, scratch: str, columns: dict[str, Any], message: str) -> None:
+    def test_files_that_differ(self, tmp_path: Path, scratch: Uri, columns: dict[str, Any], message: str) -> None:
         first = {"image_id": [1], "image_uri": ["/a"], "k": [1], "not used": [1.5]}
         write_parquet(tmp_path / "m" / "a.parquet", first)
         write_parquet(

@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import Manifest, ManifestError, open_manifest
+from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
@@ -26,7 +27,7 @@ from tests.annotate.manifest.manifest_cases import (
 
 class TestReadRows:
     @pytest.fixture
-    def manifest(self, tmp_path: Path, scratch: str) -> Manifest:
+    def manifest(self, tmp_path: Path, scratch: Uri) -> Manifest:
         columns = {"image_id": np.arange(1000), "image_bytes": [b"%d" % i for i in range(1000)]}
         return open_manifest(ManifestConfig(uri=write_parquet(tmp_path / "m.parquet", columns)), scratch)
 
@@ -56,7 +57,7 @@ class TestReadRows:
         with pytest.raises(ValueError, match=r"mask|indices"):
             list(manifest.read_rows(manifest.units[0], rows))
 
-    def test_memory_is_bounded_within_a_row_group(self, tmp_path: Path, scratch: str) -> None:
+    def test_memory_is_bounded_within_a_row_group(self, tmp_path: Path, scratch: Uri) -> None:
         one = np.random.default_rng(0).bytes(1 << 18)
         path = write_parquet(
             tmp_path / "m.parquet",
@@ -85,7 +86,7 @@ class TestS3:
         for key, content in files.items():
             s3.put("bucket", key, content)
         for name in ("m.csv", "m.jsonl", "m.json", "m.parquet", "folder"):
-            scratch = f"s3://bucket/t/scratch-{name}"
+            scratch = Uri(f"s3://bucket/t/scratch-{name}")
             manifest = open_manifest(
                 ManifestConfig(uri=f"s3://bucket/t/{name}", image_root="s3://bucket/images"), scratch
             )
@@ -93,13 +94,13 @@ class TestS3:
             assert read_all_ids(manifest) == [1, 2], name
             uris = [row["image_uri"] for row in read_all(manifest)]
             assert uris == ["s3://bucket/images/a?#.jpg", "s3://bucket/images/b.jpg"], name
-            assert all(unit.file.startswith("s3://bucket/t/") for unit in manifest.units)
+            assert all(unit.file.is_below(Uri("s3://bucket/t")) for unit in manifest.units)
 
     def test_what_is_not_there(self, s3: S3Server) -> None:
         with pytest.raises(ManifestError, match=r"s3://bucket/none\.csv does not exist"):
-            open_manifest(ManifestConfig(uri="s3://bucket/none.csv"), "s3://bucket/scratch")
+            open_manifest(ManifestConfig(uri="s3://bucket/none.csv"), Uri("s3://bucket/scratch"))
         with pytest.raises(ManifestError, match=r"NoSuchBucket|does not exist"):
-            open_manifest(ManifestConfig(uri="s3://no-such-bucket/x", format="folder"), "s3://bucket/scratch")
+            open_manifest(ManifestConfig(uri="s3://no-such-bucket/x", format="folder"), Uri("s3://bucket/scratch"))
 
 
 BAD_MANIFESTS: BadManifests = {
@@ -132,7 +133,7 @@ class TestUrisAsIds:
         ],
         ids=["csv", "jsonl", "parquet", "parquet: some bytes", "parquet: all bytes"],
     )
-    def test_secrets_do_not_become_ids(self, tmp_path: Path, scratch: str, name: str, content: bytes) -> None:
+    def test_secrets_do_not_become_ids(self, tmp_path: Path, scratch: Uri, name: str, content: bytes) -> None:
         path = write(tmp_path / name, content)
         with pytest.raises(
             ManifestError, match=r"(row|line) 2: 'https://host/a\.jpg' .*give the manifest an id column"
@@ -140,7 +141,7 @@ class TestUrisAsIds:
             open_manifest(ManifestConfig(uri=path), scratch)
         assert "Signature" not in str(raised.value)
 
-    def test_with_ids_they_are_read_as_they_are(self, tmp_path: Path, scratch: str) -> None:
+    def test_with_ids_they_are_read_as_they_are(self, tmp_path: Path, scratch: Uri) -> None:
         lines = f"image_id,image_uri\n1,{PRESIGNED}\n"
         manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv", lines)), scratch)
         assert read_all(manifest) == [{"image_id": 1, "image_uri": PRESIGNED, "image_bytes": None}]
@@ -148,7 +149,7 @@ class TestUrisAsIds:
         assert read_all(open_manifest(ManifestConfig(uri=path), scratch)) == read_all(manifest)
 
 
-def test_messages_hold_no_credentials(tmp_path: Path, scratch: str) -> None:
+def test_messages_hold_no_credentials(tmp_path: Path, scratch: Uri) -> None:
     content = parquet(image_id=[1], image_uri=["x"])
     path = write(tmp_path / "m.parquet", content)
     with pytest.raises(ValueError, match="image_root") as refused:
@@ -159,7 +160,7 @@ def test_messages_hold_no_credentials(tmp_path: Path, scratch: str) -> None:
     assert "secret" not in str(raised.value)
 
 
-def test_manifests_are_small_and_picklable(tmp_path: Path, scratch: str) -> None:
+def test_manifests_are_small_and_picklable(tmp_path: Path, scratch: Uri) -> None:
     path = write_parquet(tmp_path / "m.parquet", {"image_uri": [f"/{i}" for i in range(1000)], "k": [1] * 1000})
     manifest = open_manifest(ManifestConfig(uri=path, carry=("k",)), scratch)
     pickled = pickle.dumps(manifest)

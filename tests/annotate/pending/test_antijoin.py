@@ -20,6 +20,7 @@ from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit, o
 from pipeline.annotate.manifest.rules import Columns
 from pipeline.annotate.pending import antijoin
 from pipeline.annotate.pending.antijoin import DuplicateIdError, Pending, find_pending
+from pipeline.storage.uris import Uri
 from tests.annotate.pending.id_cases import texts
 
 Id = int | str
@@ -34,7 +35,7 @@ def manifest_of(folder: Path, ids: Sequence[Id], rows_per_unit: int = 3) -> Mani
     kind = pa.int64() if isinstance(ids[0], int) else pa.string()
     table = pa.table({"image_id": pa.array(ids, kind), "image_uri": ["/x"] * len(ids)})
     pq.write_table(table, path, row_group_size=rows_per_unit)
-    return open_manifest(ManifestConfig(uri=str(path)), str(folder / "scratch"))
+    return open_manifest(ManifestConfig(uri=str(path)), Uri(str(folder / "scratch")))
 
 
 def arrays_of(ids: Sequence[Id], length: int, kind: pa.DataType) -> list[pa.Array]:
@@ -158,7 +159,7 @@ class TestDone:
 
 def test_memory_stays_bounded_when_spilling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     num_rows, memory_rows, rows_per_unit = 200_000, 10_000, 5_000
-    units = tuple(ReadUnit("none", index, rows_per_unit) for index in range(num_rows // rows_per_unit))
+    units = tuple(ReadUnit(Uri("none"), index, rows_per_unit) for index in range(num_rows // rows_per_unit))
 
     def ids_of(unit: ReadUnit) -> pa.Array:
         start = unit.row_group * rows_per_unit

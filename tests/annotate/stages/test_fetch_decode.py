@@ -25,8 +25,9 @@ from pipeline.images.decode import decode_image
 from pipeline.images.sizes import scaled_size
 from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
-from pipeline.storage.uris import AccessPolicy
+from pipeline.storage.uris import Uri
 from pipeline.tables.binary import binary_views
 
 MAX_PIXELS = 1_000_000
@@ -251,7 +252,7 @@ class TestFailures:
         folder.mkdir()
         for path in (folder / "a.png", tmp_path / "outside.png"):
             path.write_bytes(LOSSLESS["png"][0])
-        fetcher = Fetcher(FetchSettings(max_attempts=1), AccessPolicy((str(folder),)))
+        fetcher = Fetcher(FetchSettings(max_attempts=1), AccessPolicy((Uri(str(folder)),)))
         decoded = run(manifest_rows([str(folder / "a.png"), uri.format(folder=folder)]), fetcher=fetcher)
         assert decoded["error_code"].to_pylist() == [None, code]
 

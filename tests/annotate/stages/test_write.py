@@ -10,6 +10,7 @@ import pytest
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotate.stages.write import Write
 from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.storage.uris import Uri
 from tests.annotate.stages.test_encode import encode, segmented_rows, some
 
 IDENTITY = Identity("model", "0" * 64, "digest", "{}", "code", "run")
@@ -21,7 +22,7 @@ def rows() -> pa.Table:
 
 def test_all_rows_become_one_file(tmp_path: Path) -> None:
     reports: list[StageCounts] = []
-    store = OutputStore(str(tmp_path))
+    store = OutputStore(Uri(str(tmp_path)))
     written = Write(store, IDENTITY, 3, lambda: None, reports.append)(rows())
     (path,) = (tmp_path / "data").iterdir()
     assert written.to_pylist() == [{"name": path.name, "num_rows": 3, "size_bytes": path.stat().st_size}]
@@ -37,6 +38,6 @@ def test_nothing_is_written_behind_the_fence(tmp_path: Path) -> None:
 
     reports: list[StageCounts] = []
     with pytest.raises(RuntimeError, match="the lock is lost"):
-        Write(OutputStore(str(tmp_path)), IDENTITY, 3, lost, reports.append)(rows())
+        Write(OutputStore(Uri(str(tmp_path))), IDENTITY, 3, lost, reports.append)(rows())
     assert list(tmp_path.rglob("*.parquet")) == []
     assert reports == []

@@ -15,6 +15,7 @@ from pipeline.evaluate.inputs.coco_results import DealtResults, deal_results
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore
+from pipeline.storage.uris import Uri
 from tests.evaluate.input_cases import write_json
 
 HEIGHT, WIDTH = 20, 30
@@ -25,7 +26,9 @@ CATEGORIES = Categories((1, 5), ("cat", "dog"))
 
 
 def dealt(tmp_path: Path, content: Any, masks: bool = True) -> DealtResults:
-    return deal_results(write_json(tmp_path / "results.json", content), ChunkStore(str(tmp_path / "scratch")), masks)
+    return deal_results(
+        Uri(write_json(tmp_path / "results.json", content)), ChunkStore(Uri(str(tmp_path / "scratch"))), masks
+    )
 
 
 def without(*keys: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pipeline.evaluate.inputs import ground_truth
 from pipeline.evaluate.inputs.ground_truth import MAX_PARTS, Categories, count_parts, deal_truth
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore, chunks_of
+from pipeline.storage.uris import Uri
 from tests.evaluate.coco_cases import random_case
 from tests.evaluate.input_cases import write_json
 
@@ -34,8 +35,8 @@ def test_every_row_is_dealt_once_whatever_comes_first(keys: tuple[str, ...], suf
     dataset = random_case(3, num_images=30).dataset
     text = json.dumps({"info": {"year": 2017}, **{key: dataset[key] for key in keys}, "licenses": [1]}).encode()
     (tmp_path / f"gt.json{suffix}").write_bytes(gzip.compress(text) if suffix else text)
-    store = ChunkStore(str(tmp_path / "scratch"))
-    truth = deal_truth(str(tmp_path / f"gt.json{suffix}"), store, masks=True)
+    store = ChunkStore(Uri(str(tmp_path / "scratch")))
+    truth = deal_truth(Uri(str(tmp_path / f"gt.json{suffix}")), store, masks=True)
     assert truth.num_parts > 5
     assert len(truth.objects) > 5
     parts = range(truth.num_parts)
@@ -60,12 +61,12 @@ def test_without_masks_no_text_is_kept(tmp_path: Path) -> None:
     for image in dataset["images"]:
         del image["height"], image["width"]
     uri = write_json(tmp_path / "gt.json", dataset)
-    store = ChunkStore(str(tmp_path / "scratch"))
-    truth = deal_truth(uri, store, masks=False)
+    store = ChunkStore(Uri(str(tmp_path / "scratch")))
+    truth = deal_truth(Uri(uri), store, masks=False)
     table = store.read(chunks_of(truth.objects, 0), object_schema(pa.int64()))
     assert table["text"].null_count == len(table) == truth.num_objects
     with pytest.raises(InputError, match=r"images\[0\] \(id \d+\): height and width"):
-        deal_truth(uri, store, masks=True)
+        deal_truth(Uri(uri), store, masks=True)
 
 
 GOOD: dict[str, Any] = {
@@ -102,23 +103,23 @@ GOOD: dict[str, Any] = {
 )
 def test_what_cannot_be_evaluated(content: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=message):
-        deal_truth(write_json(tmp_path / "gt.json", content), ChunkStore(str(tmp_path / "scratch")), True)
+        deal_truth(Uri(write_json(tmp_path / "gt.json", content)), ChunkStore(Uri(str(tmp_path / "scratch"))), True)
 
 
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no file, or there is none"):
-        count_parts(str(tmp_path / "none.json"))
+        count_parts(Uri(str(tmp_path / "none.json")))
 
 
 def test_parts_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"x" * 1000)
-    assert count_parts(str(path)) == 1
+    assert count_parts(Uri(str(path))) == 1
     monkeypatch.setattr(ground_truth, "PART_BYTES", 300)
-    assert count_parts(str(path)) == 4
-    assert count_parts(str(path.rename(tmp_path / "a.json.gz"))) == 17
+    assert count_parts(Uri(str(path))) == 4
+    assert count_parts(Uri(str(path.rename(tmp_path / "a.json.gz")))) == 17
     monkeypatch.setattr(ground_truth, "PART_BYTES", 1)
-    assert count_parts(str(tmp_path / "a.json.gz")) == MAX_PARTS
+    assert count_parts(Uri(str(tmp_path / "a.json.gz"))) == MAX_PARTS
 
 
 def test_positions_of_categories() -> None:

@@ -13,6 +13,7 @@ from pipeline.evaluate.inputs.books import InputReport
 from pipeline.evaluate.inputs.coco_results import deal_results
 from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.messages.examples import Examples
+from pipeline.storage.uris import Uri
 from tests.evaluate.input_cases import IDENTITY, Read, image_ids, output_rows, read_all, write_json
 
 NAMES = {1: "Cat ", 2: "dog"}
@@ -55,7 +56,7 @@ def paired(
     which: Any = "all",
 ) -> Read:
     """Ground truth (boxes only) against an output with these files."""
-    store = OutputStore(str(folder / "out"))
+    store = OutputStore(Uri(str(folder / "out")))
     for rows in files:
         store.write_rows(output_rows(rows, found or [], names, failed), IDENTITY)
     uri = write_json(folder / "gt.json", {"categories": CATEGORIES, **truth})
@@ -97,7 +98,9 @@ def test_only_annotated_images_count(tmp_path: Path) -> None:
 
 def test_results_do_not_say_which_images_were_annotated(tmp_path: Path) -> None:
     truth = write_json(tmp_path / "gt.json", {"categories": CATEGORIES, "images": images(1), "annotations": []})
-    found = deal_results(write_json(tmp_path / "r.json", results(1)), ChunkStore(str(tmp_path / "r")), masks=False)
+    found = deal_results(
+        Uri(write_json(tmp_path / "r.json", results(1))), ChunkStore(Uri(str(tmp_path / "r"))), masks=False
+    )
     with pytest.raises(InputError, match=r"r.json is a results file, which does not say.*; evaluate all images"):
         read_all(truth, found, str(tmp_path / "scratch"), masks=False, images="annotated")
 

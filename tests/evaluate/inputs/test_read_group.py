@@ -23,6 +23,7 @@ from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.metrics.ap.in_memory import evaluate_blocks
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
+from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
 from tests.evaluate.input_cases import Read, image_ids, read_all, write_json, write_output
@@ -62,7 +63,9 @@ def names_of(case: CocoCase) -> dict[int, str]:
 def open_predictions(form: str, case: CocoCase, folder: Path, masks: bool) -> Predictions:
     if form == "output":
         return open_annotated_output(write_output(str(folder / "out"), *case, names_of(case)).uri)
-    return deal_results(write_json(folder / "results.json", case.results), ChunkStore(str(folder / "dealt")), masks)
+    return deal_results(
+        Uri(write_json(folder / "results.json", case.results)), ChunkStore(Uri(str(folder / "dealt"))), masks
+    )
 
 
 def check_equal(got: Read, case: CocoCase, iou_type: IouType) -> None:
@@ -109,7 +112,7 @@ def test_the_example_of_cocoapi(iou_type: IouType, ap: float, tmp_path: Path, mo
     monkeypatch.setattr(ground_truth, "PART_BYTES", 60_000)
     results_path = COCOAPI / f"instances_val2014_fake{iou_type}100_results.json"
     masks = iou_type == "segm"
-    dealt = deal_results(str(results_path), ChunkStore(str(tmp_path / "dealt")), masks)
+    dealt = deal_results(Uri(str(results_path)), ChunkStore(Uri(str(tmp_path / "dealt"))), masks)
     got = read_all(str(truth_path), dealt, str(tmp_path / "scratch"), masks)
     case = CocoCase(json.loads(truth_path.read_text()), json.loads(results_path.read_text()))
     check_equal(got, case, iou_type)
@@ -121,14 +124,14 @@ def test_everything_on_s3(s3: S3Server, tmp_path: Path) -> None:
     case = float32_case(4)
     truth_uri = s3.put("bucket", "gt.json", json.dumps(case.dataset).encode())
     store = write_output("s3://bucket/out", *case, names_of(case), rows_per_file=8)
-    got = read_all(truth_uri, open_annotated_output(store.uri), store.scratch_uri + "/evaluation")
+    got = read_all(truth_uri, open_annotated_output(store.uri), str(store.scratch_uri / "evaluation"))
     check_equal(got, case, "segm")
 
 
 def one_group(case: CocoCase, folder: Path) -> tuple[Any, ...]:
     """All that `read_group` takes."""
-    store = ChunkStore(str(folder / "scratch"))
-    truth = deal_truth(write_json(folder / "gt.json", case.dataset), store, masks=True)
+    store = ChunkStore(Uri(str(folder / "scratch")))
+    truth = deal_truth(Uri(write_json(folder / "gt.json", case.dataset)), store, masks=True)
     predictions = open_predictions("output", case, folder, masks=True)
     listed = [list_images(predictions, [0], store, truth.num_parts)]
     paired = [pair_part(truth, listed, store, 0, 1, "all")]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore, Dealer, chunks_of, parts_of
+from pipeline.storage.uris import Uri
 
 SCHEMA = pa.schema([("image_id", pa.int64()), ("row", pa.int64())])
 
@@ -24,7 +25,7 @@ SCHEMA = pa.schema([("image_id", pa.int64()), ("row", pa.int64())])
 def test_every_row_comes_back_in_its_part_and_order(
     ids: list[int], num_parts: int, at_once: int, buffer_bytes: int, tmp_path: Path
 ) -> None:
-    store = ChunkStore(str(tmp_path))
+    store = ChunkStore(Uri(str(tmp_path)))
     dealer = Dealer(store, "x", num_parts)
     table = pa.table([ids, range(len(ids))], schema=SCHEMA)
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +45,7 @@ def test_the_buffer_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(chunks, "BUFFER_BYTES", 10_000)
     largest = {}
     for num_tables in (10, 100):
-        store, sizes = ChunkStore(str(tmp_path)), []
+        store, sizes = ChunkStore(Uri(str(tmp_path))), []
         dealer = Dealer(store, f"x{num_tables}", 16)
         for start in range(0, 100 * num_tables, 100):
             ids = np.arange(start, start + 100)
@@ -56,7 +57,7 @@ def test_the_buffer_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pyt
 
 
 def test_nothing_is_read_for_an_empty_slice(tmp_path: Path) -> None:
-    store = ChunkStore(str(tmp_path))
+    store = ChunkStore(Uri(str(tmp_path)))
     file = store.write("a", pa.table([[1], [2]], schema=SCHEMA), np.array([1]), 3)
     assert (np.diff(file.offsets) > 0).tolist() == [False, True, False]
     (tmp_path / "a").unlink()

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 from pipeline.evaluate.shuffle import id_order
 from pipeline.evaluate.shuffle.chunks import ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA, IdOrder
+from pipeline.storage.uris import Uri
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ids=st.lists(st.text(), max_size=40, unique=True), at_once=st.integers(1, 9))
 def test_ranks_are_those_of_pythons_order(ids: list[str], at_once: int, tmp_path: Path) -> None:
-    store, num_parts = ChunkStore(str(tmp_path)), 3
+    store, num_parts = ChunkStore(Uri(str(tmp_path))), 3
     order = IdOrder(store)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(id_order, "SORTED_BYTES", 100)

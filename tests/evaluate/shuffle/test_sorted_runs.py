@@ -14,6 +14,7 @@ from pipeline.evaluate.shuffle.sorted_runs import merge_runs, write_runs
 from pipeline.metrics.ap.records import RECORD, sort_order
 from pipeline.storage.objects.base import Objects
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 
 
 def some_records(rng: np.random.Generator, count: int, first_image: int) -> np.ndarray:
@@ -28,7 +29,7 @@ def some_records(rng: np.random.Generator, count: int, first_image: int) -> np.n
 
 @pytest.fixture
 def objects(tmp_path: Path) -> Objects:
-    return open_objects(str(tmp_path), 10.0)
+    return open_objects(Uri(str(tmp_path)), 10.0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -37,7 +38,7 @@ def test_merged_runs_are_one_sorted_sequence(
     tmp_path_factory: pytest.TempPathFactory, seed: int, sizes: list[int], chunk: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    objects = open_objects(str(tmp_path_factory.mktemp("runs")), 10.0)
+    objects = open_objects(Uri(str(tmp_path_factory.mktemp("runs"))), 10.0)
     parts = [some_records(rng, size, 1000 * i) for i, size in enumerate(sizes)]
     categories = [rng.integers(0, 3, size) for size in sizes]
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,7 @@ from pipeline.export.errors import ExportError
 from pipeline.export.formats import label_studio
 from pipeline.export.formats.label_studio import write_label_studio
 from pipeline.export.target import whole_folder
+from pipeline.storage.uris import Uri
 from tests.export.export_cases import CATEGORIES, EMPTY, MASKS, Picture, awkward_pictures, labels_of, write_output
 from tests.export.outlines.test_brush_rle import decode_brush
 
@@ -20,7 +21,7 @@ FULL = MASKS["full"]
 
 def export(tmp_path: Path, pictures: list[Picture]) -> Path:
     out = tmp_path / "studio"
-    with whole_folder(str(out), overwrite=False) as folder:
+    with whole_folder(Uri(str(out)), overwrite=False) as folder:
         assert write_label_studio(labels_of(write_output(tmp_path / "out", pictures)), folder) == ()
     return out
 

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.export.formats.yolo import LOSSY, PolygonLoss, write_yolo
 from pipeline.export.target import whole_folder
+from pipeline.storage.uris import Uri
 from tests.export.export_cases import (
     CATEGORIES,
     EMPTY,
@@ -30,7 +31,7 @@ FULL = MASKS["full"]
 
 def export(tmp_path: Path, pictures: list[Picture]) -> tuple[Path, list[str]]:
     out = tmp_path / "yolo"
-    with whole_folder(str(out), overwrite=False) as folder:
+    with whole_folder(Uri(str(out)), overwrite=False) as folder:
         remarks = write_yolo(labels_of(write_output(tmp_path / "out", pictures)), folder)
     return out, list(remarks)
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from pipeline.storage import filesystems
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch import fetcher as fetch_module
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
-from pipeline.storage.uris import AccessPolicy
+from pipeline.storage.uris import Uri, UriText
 from testing.s3_server import S3Server
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
 
@@ -52,11 +53,11 @@ class TestBothProtocols:
         return f"s3://bucket/{name}" if protocol == "s3" else f"{flaky.url}/bucket/{name}"
 
     def test_good_object_is_one_request(self, flaky: FlakyServer, protocol: str) -> None:
-        assert fetcher(flaky).fetch(self.uri(flaky, protocol, "ok")) == BODY
+        assert fetcher(flaky).fetch(UriText(self.uri(flaky, protocol, "ok"))) == BODY
         assert flaky.requests == {"GET /bucket/ok": 1}
 
     def test_empty_object(self, flaky: FlakyServer, protocol: str) -> None:
-        assert fetcher(flaky).fetch(self.uri(flaky, protocol, "empty")) == b""
+        assert fetcher(flaky).fetch(UriText(self.uri(flaky, protocol, "empty"))) == b""
 
     @pytest.mark.parametrize(("behaviour", "code", "requests"), BAD_DAYS)
     def test_bad_days(self, flaky: FlakyServer, protocol: str, behaviour: str, code: str, requests: int) -> None:
@@ -73,12 +74,12 @@ class TestBothProtocols:
     def test_recovers(self, flaky: FlakyServer, protocol: str, behaviour: str) -> None:
         timeout_s = SHORT_TIMEOUT_S if behaviour in RUNS_OUT_OF_TIME else QUICK.attempt_timeout_s
         patient = fetcher(flaky, attempt_timeout_s=timeout_s)
-        assert patient.fetch(self.uri(flaky, protocol, f"{behaviour}-then-ok-2")) == BODY
+        assert patient.fetch(UriText(self.uri(flaky, protocol, f"{behaviour}-then-ok-2"))) == BODY
         assert flaky.requests.total() == 3
 
     def test_size_limit_is_inclusive(self, flaky: FlakyServer, protocol: str) -> None:
         uri = self.uri(flaky, protocol, "ok")
-        assert fetcher(flaky, max_object_bytes=len(BODY)).fetch(uri) == BODY
+        assert fetcher(flaky, max_object_bytes=len(BODY)).fetch(UriText(uri)) == BODY
         assert error_of(fetcher(flaky, max_object_bytes=len(BODY) - 1), uri).code == "too_large"
 
     def test_deadline_bounds_all_attempts(self, flaky: FlakyServer, protocol: str) -> None:
@@ -93,21 +94,21 @@ class TestBothProtocols:
             closed.bind(("127.0.0.1", 0))
             dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
         monkeypatch.setenv("AWS_ENDPOINT_URL", dead)
-        policy = AccessPolicy(("s3://bucket", dead))
+        policy = AccessPolicy((Uri("s3://bucket"), Uri(dead)))
         uri = "s3://bucket/a" if protocol == "s3" else f"{dead}/a"
         assert error_of(Fetcher(QUICK, policy), uri).code == "unavailable"
 
     def test_many(self, flaky: FlakyServer, protocol: str) -> None:
         names = ["ok", "404", "reset", "ok.2", "silent", "503-then-ok-1", "huge", "ok.3"]
         impatient = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S)
-        results = impatient.fetch_many([self.uri(flaky, protocol, name) for name in names])
+        results = impatient.fetch_many([UriText(uri) for uri in [self.uri(flaky, protocol, name) for name in names]])
         codes = [result.code if isinstance(result, FetchError) else result == BODY for result in results]
         assert codes == [True, "not_found", "unavailable", True, "timeout", True, "too_large", True]
         assert all(e.__traceback__ is None and e.__context__ is None for e in results if isinstance(e, FetchError))
 
     def test_many_keep_their_order_and_share_one_client(self, flaky: FlakyServer, protocol: str) -> None:
         uris = [self.uri(flaky, protocol, f"ok.{index}") for index in range(100)]
-        assert fetcher(flaky, fetch_concurrency=16).fetch_many(uris) == [BODY] * 100
+        assert fetcher(flaky, fetch_concurrency=16).fetch_many([UriText(uri) for uri in uris]) == [BODY] * 100
         assert set(flaky.requests.values()) == {1}
         assert len(flaky.requests) == 100
 
@@ -119,14 +120,14 @@ class TestS3:
         s3.put("bucket", "denied/x", b"x")
         s3.deny("bucket", "denied/")
         uris += ["s3://bucket/none", "s3://no-such-bucket/x", "s3://bucket/denied/x", "s3a://bucket/a.jpg"]
-        results = Fetcher().fetch_many(uris)
+        results = Fetcher().fetch_many([UriText(uri) for uri in uris])
         assert results[: len(names)] == [name.encode() for name in names]
         codes = [result.code if isinstance(result, FetchError) else result for result in results[len(names) :]]
         assert codes == ["not_found", "not_found", "access_denied", b"a.jpg"]
 
     def test_keys_that_obstore_cannot_say(self, s3: S3Server) -> None:
         for name in ("a//b.jpg", "/leading.jpg"):
-            assert Fetcher().fetch(s3.put("bucket", name, name.encode())) == name.encode()
+            assert Fetcher().fetch(UriText(s3.put("bucket", name, name.encode()))) == name.encode()
         assert error_of(Fetcher(), "s3://bucket/none//b").code == "not_found"
         small = Fetcher(FetchSettings(max_object_bytes=3))
         assert error_of(small, "s3://bucket/a//b.jpg").code == "too_large"
@@ -137,12 +138,12 @@ class TestS3:
         assert not flaky.requests
 
     def test_unsigned_requests(self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        fetcher().fetch("s3://bucket/ok")
+        fetcher().fetch(UriText("s3://bucket/ok"))
         assert flaky.authorizations.pop().startswith("AWS4-HMAC-SHA256")
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)
         monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "1")
-        fetcher().fetch("s3://bucket/ok")
+        fetcher().fetch(UriText("s3://bucket/ok"))
         assert flaky.authorizations == [""]
 
     def test_keys_of_a_profile(self, s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -153,7 +154,7 @@ class TestS3:
         profile.write_text("[me]\naws_access_key_id = AKIADUMMY\naws_secret_access_key = dummy\n")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
         monkeypatch.setenv("AWS_PROFILE", "me")
-        assert Fetcher().fetch(uri) == b"x"
+        assert Fetcher().fetch(UriText(uri)) == b"x"
         monkeypatch.setenv("AWS_PROFILE", "nobody")
         filesystems._s3_store.cache_clear()
         assert error_of(fetcher(), uri).code == "access_denied"
@@ -161,7 +162,7 @@ class TestS3:
     def test_service_specific_endpoint_wins(self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", flaky.url)
-        assert fetcher().fetch("s3://bucket/ok") == BODY
+        assert fetcher().fetch(UriText("s3://bucket/ok")) == BODY
 
     @pytest.mark.parametrize("behaviour", ["redirect301", "badregion"])
     def test_wrong_region(self, flaky: FlakyServer, behaviour: str) -> None:
@@ -170,11 +171,14 @@ class TestS3:
 
     def test_configuration_pickles_without_secrets_and_works_elsewhere(self, s3: S3Server) -> None:
         uri = s3.put("bucket", "elsewhere", b"from afar")
-        used = Fetcher(policy=AccessPolicy(("s3://bucket",)))
-        used.fetch(uri)
+        used = Fetcher(policy=AccessPolicy((Uri("s3://bucket"),)))
+        used.fetch(UriText(uri))
         pickled = pickle.dumps(used)
         assert s3.environment["AWS_SECRET_ACCESS_KEY"].encode() not in pickled
-        script = "import pickle, sys; print(pickle.load(sys.stdin.buffer).fetch(sys.argv[1]))"
+        script = (
+            "import pickle, sys; from pipeline.storage.uris import UriText\n"
+            "print(pickle.load(sys.stdin.buffer).fetch(UriText(sys.argv[1])))"
+        )
         run = subprocess.run(
             [sys.executable, "-c", script, uri],
             input=pickled,
@@ -196,7 +200,7 @@ class TestS3:
         monkeypatch.setattr(filesystems, "S3Store", count)
         filesystems._s3_store.cache_clear()
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(fetcher().fetch, ["s3://bucket/ok"] * 16)) == [BODY] * 16
+            assert list(pool.map(fetcher().fetch, [UriText("s3://bucket/ok")] * 16)) == [BODY] * 16
         assert opened == [("bucket",)]
 
 
@@ -207,7 +211,9 @@ class TestLocal:
         link = tmp_path / "link"
         link.symlink_to(path)
         (tmp_path / "empty").touch()
-        assert Fetcher().fetch_many([str(path), path.as_uri(), str(link), str(tmp_path / "empty")]) == [
+        assert Fetcher().fetch_many(
+            [UriText(str(path)), UriText(path.as_uri()), UriText(str(link)), UriText(str(tmp_path / "empty"))]
+        ) == [
             BODY,
             BODY,
             BODY,
@@ -234,12 +240,12 @@ class TestLocal:
                 f"{tmp_path}/a\0b": "bad_uri",
                 "": "bad_uri",
             }
-            results = fetcher(max_object_bytes=len(BODY) - 1).fetch_many(list(expected))
+            results = fetcher(max_object_bytes=len(BODY) - 1).fetch_many([UriText(uri) for uri in list(expected)])
         codes = [result.code if isinstance(result, FetchError) else result for result in results]
         assert codes == list(expected.values())
 
     def test_size_that_fstat_does_not_tell(self) -> None:
-        assert fetcher().fetch("/proc/self/status").startswith(b"Name:")
+        assert fetcher().fetch(UriText("/proc/self/status")).startswith(b"Name:")
         assert error_of(fetcher(max_object_bytes=10), "/proc/self/status").code == "too_large"
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -251,8 +257,8 @@ class TestLocal:
         (tmp_path / "in").mkdir()
         (tmp_path / "in" / "a").write_bytes(b"x")
         (tmp_path / "in" / "out").symlink_to("/etc/hostname")
-        limited = Fetcher(policy=AccessPolicy((str(tmp_path / "in"),)))
-        assert limited.fetch(str(tmp_path / "in" / "a")) == b"x"
+        limited = Fetcher(policy=AccessPolicy((Uri(str(tmp_path / "in")),)))
+        assert limited.fetch(UriText(str(tmp_path / "in" / "a"))) == b"x"
         assert error_of(limited, str(tmp_path / "in" / "out")).code == "uri_not_allowed"
         assert error_of(limited, "s3://bucket/a").code == "uri_not_allowed"
 
@@ -262,7 +268,7 @@ class TestFsspec:
         import fsspec
 
         fsspec.filesystem("memory").pipe("/dir/a", b"x")
-        assert Fetcher().fetch("memory://dir/a") == b"x"
+        assert Fetcher().fetch(UriText("memory://dir/a")) == b"x"
         assert error_of(Fetcher(), "memory://dir/b").code == "not_found"
         assert error_of(Fetcher(), "memory://dir").code == "not_a_file"
 
@@ -316,13 +322,13 @@ def test_backoff_is_full_jitter_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> 
         return high
 
     def unavailable(*_: Any) -> bytes:
-        raise FetchError("unavailable", "/a", "")
+        raise FetchError("unavailable", UriText("/a"), "")
 
     monkeypatch.setattr(random, "uniform", uniform)
     monkeypatch.setattr(fetch_module.time, "sleep", waits.append)
     monkeypatch.setattr(fetch_module, "_read_local", unavailable)
     settings = FetchSettings(max_attempts=6, attempt_timeout_s=1, deadline_s=99)
     with pytest.raises(FetchError):
-        Fetcher(settings, backoff=Backoff(base_s=1, cap_s=5)).fetch("/a")
+        Fetcher(settings, backoff=Backoff(base_s=1, cap_s=5)).fetch(UriText("/a"))
     assert waits == [1, 2, 4, 5, 5]
     assert bounds[:5] == waits

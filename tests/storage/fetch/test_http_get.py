@@ -10,16 +10,17 @@ from typing import Any
 
 import pytest
 
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch import http_get
 from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
 from pipeline.storage.fetch.http_get import HttpGet
-from pipeline.storage.uris import AccessPolicy
+from pipeline.storage.uris import Uri, UriText
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
 
 
 class TestHttp:
     def test_query_is_sent_and_not_shown(self, flaky: FlakyServer) -> None:
-        assert fetcher(flaky).fetch(f"{flaky.url}/ok?X-Amz-Signature=a%2Fb&c=d e#fragment") == BODY
+        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/ok?X-Amz-Signature=a%2Fb&c=d e#fragment")) == BODY
         assert flaky.requests == {"GET /ok?X-Amz-Signature=a%2Fb&c=d%20e": 1}
         error = error_of(fetcher(flaky), f"{flaky.url}/404?sig={SECRET}")
         assert error.uri == f"{flaky.url}/404"
@@ -34,7 +35,7 @@ class TestHttp:
         assert flaky.poured_bytes < 64 << 20
 
     def test_redirect_inside_the_roots_is_followed(self, flaky: FlakyServer) -> None:
-        assert fetcher(flaky).fetch(f"{flaky.url}/redirect?to=/ok") == BODY
+        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/redirect?to=/ok")) == BODY
         assert flaky.requests.total() == 2
 
     @pytest.mark.parametrize(
@@ -62,11 +63,11 @@ class TestHttp:
         assert flaky.requests.total() == 6
 
     def test_from_https_to_http_is_not_followed(self) -> None:
-        get = HttpGet("https://host/a", QUICK, AccessPolicy())
+        get = HttpGet(Uri("https://host/a"), QUICK, AccessPolicy())
         with pytest.raises(FetchError) as caught:
-            get._next_hop("https://host/a", "http://host/a")
+            get._next_hop(Uri("https://host/a"), "http://host/a")
         assert caught.value.code == "uri_not_allowed"
-        assert get._next_hop("http://host/a", "https://host/b") == "https://host/b"
+        assert get._next_hop(Uri("http://host/a"), "https://host/b") == Uri("https://host/b")
 
     def test_internal_hosts_are_refused(self, flaky: FlakyServer) -> None:
         assert error_of(fetcher(), f"{flaky.url}/ok").code == "uri_not_allowed"
@@ -81,10 +82,10 @@ class TestHttp:
         uri = f"http://looks-public.example:{flaky.server_port}/ok"
         assert error_of(fetcher(), uri).code == "uri_not_allowed"
         assert not flaky.requests
-        assert Fetcher(QUICK, AccessPolicy((uri,))).fetch(uri) == BODY
+        assert Fetcher(QUICK, AccessPolicy((Uri(uri),))).fetch(UriText(uri)) == BODY
 
     def test_next_address_is_tried(self, flaky: FlakyServer) -> None:
-        get = HttpGet(flaky.url, QUICK, AccessPolicy())
+        get = HttpGet(Uri(flaky.url), QUICK, AccessPolicy())
         nobody = ("127.0.0.1", 1)
         get._first_that_answers([nobody, flaky.server_address]).close()
         with pytest.raises(ConnectionRefusedError):
@@ -94,7 +95,7 @@ class TestHttp:
         uri = f"https://127.0.0.1:{flaky.server_port}/ok"
         started = time.monotonic()
         impatient = FetchSettings(attempt_timeout_s=SHORT_TIMEOUT_S, deadline_s=2, max_attempts=2)
-        error = error_of(Fetcher(impatient, AccessPolicy((uri,))), uri)
+        error = error_of(Fetcher(impatient, AccessPolicy((Uri(uri),))), uri)
         assert error.code in {"unavailable", "timeout"}
         assert time.monotonic() - started < 2.5
 
@@ -128,7 +129,7 @@ class TestHttps:
     def test_trusted(self, flaky: FlakyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trusting = ssl.create_default_context(cafile=str(certificate))
         monkeypatch.setattr(http_get, "_tls_context", lambda: trusting)
-        assert fetcher(flaky).fetch(f"{flaky.url}/ok?a=b") == BODY
+        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/ok?a=b")) == BODY
         assert flaky.requests == {"GET /ok?a=b": 1}
         impatient = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S, max_attempts=1)
         assert error_of(impatient, f"{flaky.url}/drip").code == "timeout"

@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from pipeline.storage.fetch.rules import FetchError, FetchSettings
+from pipeline.storage.uris import UriText
 from tests.storage.flaky_server import SECRET
 
 
 def test_error_pickles() -> None:
-    error = FetchError("timeout", f"https://host/a?{SECRET}", "no answer")
+    error = FetchError("timeout", UriText(f"https://host/a?{SECRET}"), "no answer")
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (again.code, again.uri, again.retryable, str(again)) == (
         "timeout",

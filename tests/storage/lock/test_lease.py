@@ -20,6 +20,7 @@ from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead, new_holder
 from pipeline.storage.lock.lease import Fence, LockHeld, LockLost, OutputLock
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import IDENTITY, output_table
 
 ROOT = Path(__file__).parents[3]
@@ -38,11 +39,11 @@ def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def write_lock(uri: str, holder: Holder) -> None:
-    open_objects(uri, 5.0).put(LOCK_NAME, holder.encode())
+    open_objects(Uri(uri), 5.0).put(LOCK_NAME, holder.encode())
 
 
 def read_lock(uri: str) -> Holder:
-    holder = Holder.decode(open_objects(uri, 5.0).read(LOCK_NAME)[0])
+    holder = Holder.decode(open_objects(Uri(uri), 5.0).read(LOCK_NAME)[0])
     assert holder is not None
     return holder
 
@@ -55,7 +56,7 @@ def stranger(run_id: str = "other", lease_s: float = LEASE_S) -> Holder:
 class TestOneRun:
     def test_a_life(self, uri: str) -> None:
         lines: list[str] = []
-        with OutputLock(uri, "one", LEASE_S, report=lines.append) as lock:
+        with OutputLock(Uri(uri), "one", LEASE_S, report=lines.append) as lock:
             fence = pickle.loads(pickle.dumps(lock.fence()))  # noqa: S301
             fence()
             time.sleep(LEASE_S * 1.5)
@@ -69,18 +70,18 @@ class TestOneRun:
         assert not fence.still_held()
         with pytest.raises(LockLost, match="run one no longer holds"):
             fence()
-        with OutputLock(uri, "two", LONG_LEASE_S, wait_s=0) as lock:  # a released lock is free at once
+        with OutputLock(Uri(uri), "two", LONG_LEASE_S, wait_s=0) as lock:  # a released lock is free at once
             lock.check()
         assert lines == []
 
     def test_it_goes_back_when_the_run_fails(self, uri: str) -> None:
-        with pytest.raises(KeyError), OutputLock(uri, "one"):
+        with pytest.raises(KeyError), OutputLock(Uri(uri), "one"):
             raise KeyError
         assert read_lock(uri).released
 
     def test_written_rows_pass_the_fence(self, uri: str) -> None:
-        store = OutputStore(uri)
-        with OutputLock(uri, "one") as lock:
+        store = OutputStore(Uri(uri))
+        with OutputLock(Uri(uri), "one") as lock:
             store.write_rows(output_table([1]), IDENTITY, fence=lock.fence())
             write_lock(uri, stranger())
             with pytest.raises(LockLost):
@@ -90,17 +91,17 @@ class TestOneRun:
     @pytest.mark.parametrize(("lease_s", "wait_s"), [(0, None), (-1, None), (1, -1)])
     def test_bad_times(self, lease_s: float, wait_s: float | None) -> None:
         with pytest.raises(ValueError, match="must be positive"):
-            OutputLock("/nowhere", "one", lease_s, wait_s)
+            OutputLock(Uri("/nowhere"), "one", lease_s, wait_s)
 
 
 @pytest.mark.parametrize("uri", ["local", "s3"], indirect=True)
 class TestTwoRuns:
     def test_a_living_holder_is_noticed(self, uri: str) -> None:
         lines: list[str] = []
-        with OutputLock(uri, "one", 1.8) as first:
+        with OutputLock(Uri(uri), "one", 1.8) as first:
             started = time.monotonic()
             with pytest.raises(LockHeld) as caught:
-                OutputLock(uri, "two", report=lines.append).acquire()
+                OutputLock(Uri(uri), "two", report=lines.append).acquire()
             assert time.monotonic() - started < 1.8  # its heartbeat moved; no need to wait for the lease
             first.check()
         assert f"is being written by run one on {first._holder.host} (pid {os.getpid()})" in str(caught.value)  # type: ignore[union-attr]
@@ -109,17 +110,17 @@ class TestTwoRuns:
         assert "waiting for its lease" in lines[0]
 
     def test_no_wait(self, uri: str) -> None:
-        with OutputLock(uri, "one", LONG_LEASE_S):
+        with OutputLock(Uri(uri), "one", LONG_LEASE_S):
             started = time.monotonic()
             with pytest.raises(LockHeld):
-                OutputLock(uri, "two", wait_s=0).acquire()
+                OutputLock(Uri(uri), "two", wait_s=0).acquire()
             assert time.monotonic() - started < 2.0
 
     def test_a_silent_stranger_loses_after_its_lease_not_ours(self, uri: str) -> None:
         write_lock(uri, stranger(lease_s=0.8))
         lines: list[str] = []
         started = time.monotonic()
-        with OutputLock(uri, "two", LONG_LEASE_S, report=lines.append):
+        with OutputLock(Uri(uri), "two", LONG_LEASE_S, report=lines.append):
             assert 0.8 <= time.monotonic() - started < 10.0
         assert "run other on far-away" in lines[0]
         assert "no sign of life for 0.8 s" in lines[-1]
@@ -128,7 +129,7 @@ class TestTwoRuns:
         write_lock(uri, stranger(lease_s=0.3))
 
         def take(number: int) -> OutputLock | None:
-            lock = OutputLock(uri, f"taker-{number}", LONG_LEASE_S, wait_s=1.0, report=lambda _: None)
+            lock = OutputLock(Uri(uri), f"taker-{number}", LONG_LEASE_S, wait_s=1.0, report=lambda _: None)
             try:
                 lock.acquire()
             except LockHeld:
@@ -147,7 +148,7 @@ class TestTwoRuns:
 class TestLoss:
     def test_when_another_run_took_over(self, uri: str) -> None:
         reasons: list[str] = []
-        lock = OutputLock(uri, "one", LEASE_S, on_lost=reasons.append)
+        lock = OutputLock(Uri(uri), "one", LEASE_S, on_lost=reasons.append)
         lock.acquire()
         fence = lock.fence()
         taker = stranger("two", LONG_LEASE_S)
@@ -163,18 +164,18 @@ class TestLoss:
 
     def test_when_someone_deleted_the_file(self, uri: str) -> None:
         reasons: list[str] = []
-        lock = OutputLock(uri, "one", LEASE_S, on_lost=reasons.append)
+        lock = OutputLock(Uri(uri), "one", LEASE_S, on_lost=reasons.append)
         lock.acquire()
-        open_objects(uri, 1.0).delete(LOCK_NAME)
+        open_objects(Uri(uri), 1.0).delete(LOCK_NAME)
         with pytest.raises(LockLost):
             lock.fence()()
         wait_until(lambda: reasons)
         assert "was deleted" in reasons[0]
         lock.release()
-        assert LOCK_NAME not in [entry.name for entry in open_objects(uri, 1.0).list("").files]
+        assert LOCK_NAME not in [entry.name for entry in open_objects(Uri(uri), 1.0).list("").files]
 
     def test_not_when_only_an_answer_got_lost(self, uri: str) -> None:
-        with OutputLock(uri, "one", LEASE_S) as lock:
+        with OutputLock(Uri(uri), "one", LEASE_S) as lock:
             # As if a renewal had been written and its answer had not come: ours, in a version we do not know.
             write_lock(uri, dataclasses.replace(read_lock(uri), heartbeat=1000))
             time.sleep(LEASE_S * 1.5)
@@ -186,25 +187,25 @@ class TestLoss:
 class TestOddStorage:
     def test_waiting_for_a_living_run_to_end(self, tmp_path: Path) -> None:
         uri = str(tmp_path)
-        first = OutputLock(uri, "one", LEASE_S)
+        first = OutputLock(Uri(uri), "one", LEASE_S)
         first.acquire()
         threading.Timer(LEASE_S * 2, first.release).start()
-        with OutputLock(uri, "two", LEASE_S, wait_s=20.0):
+        with OutputLock(Uri(uri), "two", LEASE_S, wait_s=20.0):
             assert read_lock(uri).run_id == "two"
         assert first.lost_reason is None
 
     @pytest.mark.parametrize("content", [b"", b"[]", b'{"run_id": 3}'])
     def test_an_unreadable_lock_is_watched_for_our_lease(self, tmp_path: Path, content: bytes) -> None:
-        open_objects(str(tmp_path), 1.0).put(LOCK_NAME, content)
+        open_objects(Uri(str(tmp_path)), 1.0).put(LOCK_NAME, content)
         with pytest.raises(LockHeld, match="unknown run"):
-            OutputLock(str(tmp_path), "two", 0.3, wait_s=0).acquire()
+            OutputLock(Uri(str(tmp_path)), "two", 0.3, wait_s=0).acquire()
         started = time.monotonic()
-        with OutputLock(str(tmp_path), "two", 0.3):
+        with OutputLock(Uri(str(tmp_path)), "two", 0.3):
             assert time.monotonic() - started >= 0.3
 
     def test_when_the_storage_fails_for_a_lease(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         reasons: list[str] = []
-        lock = OutputLock(str(tmp_path), "one", LEASE_S, on_lost=reasons.append)
+        lock = OutputLock(Uri(str(tmp_path)), "one", LEASE_S, on_lost=reasons.append)
         lock.acquire()
 
         def fail(*_: object) -> str:
@@ -227,7 +228,7 @@ class TestOddStorage:
             return whole(objects, name, content, version)
 
         monkeypatch.setattr(LocalObjects, "replace", fail_twice)
-        with OutputLock(str(tmp_path), "one", LEASE_S) as lock:
+        with OutputLock(Uri(str(tmp_path)), "one", LEASE_S) as lock:
             wait_until(lambda: len(calls) > 4)
             lock.check()
 
@@ -270,9 +271,10 @@ import sys, time
 sys.path.insert(0, {root!r})
 from pipeline.storage.lock import holder as lock_holder
 from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.uris import Uri
 if {hidden}:
     lock_holder._process_namespace = lambda: "another kernel"
-with OutputLock({uri!r}, "child", {lease_s}) as lock:
+with OutputLock(Uri({uri!r}), "child", {lease_s}) as lock:
     print("held", flush=True)
     # Kept, as nobody knows it any more when the lock is given back before the renewing thread woke.
     while (reason := lock.lost_reason) is None:
@@ -284,8 +286,9 @@ FIGHT = """
 import os, sys, time
 sys.path.insert(0, {root!r})
 from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.uris import Uri
 for turn in range(6):
-    with OutputLock({uri!r}, f"{{os.getpid()}}-{{turn}}", 5.0, wait_s=60.0, report=lambda line: None) as lock:
+    with OutputLock(Uri({uri!r}), f"{{os.getpid()}}-{{turn}}", 5.0, wait_s=60.0, report=lambda line: None) as lock:
         marker = os.open({marker!r}, os.O_CREAT | os.O_EXCL)  # fails if the other one is inside
         lock.fence()()
         time.sleep(0.02)
@@ -320,7 +323,7 @@ class TestProcesses:
         child.communicate()
         lines: list[str] = []
         started = time.monotonic()
-        with OutputLock(uri, "next", report=lines.append):
+        with OutputLock(Uri(uri), "next", report=lines.append):
             assert time.monotonic() - started < 5.0
         assert len(lines) == 1
         assert "which is dead" in lines[0]
@@ -335,7 +338,7 @@ class TestOneStoreIsEnough:
         child.kill()
         child.communicate()
         killed = time.monotonic()
-        with OutputLock(uri, "next", LONG_LEASE_S):
+        with OutputLock(Uri(uri), "next", LONG_LEASE_S):
             assert 0.7 < time.monotonic() - killed < 10.0
 
     @pytest.mark.parametrize("uri", ["local"], indirect=True)
@@ -343,14 +346,14 @@ class TestOneStoreIsEnough:
         child = start_holder(uri, 1.0, hidden=True)
         token = read_lock(uri).token
         os.kill(child.pid, signal.SIGSTOP)
-        with OutputLock(uri, "next", LONG_LEASE_S) as lock:
+        with OutputLock(Uri(uri), "next", LONG_LEASE_S) as lock:
             os.kill(child.pid, signal.SIGCONT)
             reason, _ = child.communicate(timeout=20)
             assert child.returncode == 3
             assert "run next" in reason or "could not be renewed" in reason
             lock.check()
             lock.fence()()
-            assert not Fence(uri, "child", token).still_held()
+            assert not Fence(Uri(uri), "child", token).still_held()
 
 
 def wait_until(condition: object, timeout_s: float = 15.0) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 
 
 class TestLocal:
     def test_a_failed_write_leaves_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        objects = open_objects(str(tmp_path), 1.0)
+        objects = open_objects(Uri(str(tmp_path)), 1.0)
         objects.put("a", b"old")
         monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "no space left")))
         with pytest.raises(OSError, match="no space"):
@@ -23,7 +24,7 @@ class TestLocal:
             raise PermissionError(1, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", refuse)
-        objects = open_objects(str(tmp_path), 1.0)
+        objects = open_objects(Uri(str(tmp_path)), 1.0)
         version = objects.create("lock", b"1")
         assert objects.read("lock") == (b"1", version)
         with pytest.raises(FileExistsError):

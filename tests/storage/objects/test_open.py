@@ -11,21 +11,22 @@ import pytest
 from pipeline.storage.objects.any_fsspec import FsspecObjects
 from pipeline.storage.objects.base import Changed, Objects
 from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
 
 
 @pytest.fixture(params=["local", "s3", "memory", "moved"])
 def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
     """``moved``: an fsspec file system without atomic puts."""
     if request.param == "local":
-        return open_objects(str(tmp_path / "new folder" / "out"), 10.0)
+        return open_objects(Uri(str(tmp_path / "new folder" / "out")), 10.0)
     if request.param == "moved":
         import fsspec
 
         return FsspecObjects(fsspec.filesystem("memory"), f"/{uuid.uuid4().hex}", atomic_puts=False)
     if request.param == "memory":
-        return open_objects(f"memory://{uuid.uuid4().hex}/out", 10.0)
+        return open_objects(Uri(f"memory://{uuid.uuid4().hex}/out"), 10.0)
     request.getfixturevalue("s3")
-    return open_objects(f"s3://bucket/{uuid.uuid4().hex}/a b=%20/out/", 10.0)
+    return open_objects(Uri(f"s3://bucket/{uuid.uuid4().hex}/a b=%20/out/"), 10.0)
 
 
 class TestEveryStore:

@@ -11,7 +11,7 @@ import pytest
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.objects import s3 as s3_objects
 from pipeline.storage.objects.open import open_objects
-from pipeline.storage.uris import UriError
+from pipeline.storage.uris import Uri, UriError
 from testing.s3_server import S3Server, s3_environment_variables
 
 
@@ -71,20 +71,20 @@ class TestS3Faults:
 
     def test_a_file_is_one_request(self) -> None:
         with faulty_s3([]) as server:
-            open_objects("s3://bucket/out", 5.0).put("data/a", b"x" * 20_000_000)
+            open_objects(Uri("s3://bucket/out"), 5.0).put("data/a", b"x" * 20_000_000)
             assert server.requests == ["PUT"]
             assert server.stored["/bucket/out/data/a"] == b"x" * 20_000_000
 
     def test_what_can_pass_is_tried_again(self) -> None:
         with faulty_s3([(503, False), (500, False), (429, False)]) as server:
-            open_objects("s3://bucket/out", 5.0).put("a", b"1")
+            open_objects(Uri("s3://bucket/out"), 5.0).put("a", b"1")
             assert server.stored == {"/bucket/out/a": b"1"}
             assert len(server.requests) == 4
 
     @pytest.mark.parametrize("status", [500, 503])
     def test_a_lost_answer_to_a_conditional_write(self, status: int) -> None:
         with faulty_s3([(status, True)]) as server:
-            objects = open_objects("s3://bucket/out", 5.0)
+            objects = open_objects(Uri("s3://bucket/out"), 5.0)
             version = objects.create("lock", b"mine")  # the second attempt meets the first one's object
             assert version == objects.read("lock")[1]
             assert len(server.requests) == 2
@@ -98,17 +98,17 @@ class TestS3Faults:
     def test_errors_say_nothing_secret(self, status: int, attempts: int, kind: type[OSError]) -> None:
         with faulty_s3([(status, False)] * 10) as server:
             with pytest.raises(kind) as caught:
-                open_objects("s3://bucket/out", 5.0, max_attempts=3).put("a", b"1")
+                open_objects(Uri("s3://bucket/out"), 5.0, max_attempts=3).put("a", b"1")
             assert len(server.requests) == attempts
         assert re.match(rf"s3://bucket/out: HTTP {status} at attempt {attempts}", str(caught.value))
         assert "AWSAccessKeyId" not in str(caught.value)
 
     def test_no_such_bucket(self, s3: S3Server) -> None:
-        objects = open_objects("s3://no-such-bucket/out", 5.0)
+        objects = open_objects(Uri("s3://no-such-bucket/out"), 5.0)
         for call in (lambda: objects.put("a", b""), lambda: objects.create("a", b""), lambda: objects.list("data")):
             with pytest.raises(FileNotFoundError, match="no such bucket"):
                 call()
 
     def test_empty_folder_names(self) -> None:
         with pytest.raises(UriError, match="empty folder name"):
-            open_objects("s3://bucket/a//b", 5.0)
+            open_objects(Uri("s3://bucket/a//b"), 5.0)

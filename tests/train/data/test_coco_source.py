@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from pipeline.coco.errors import InputError
 from pipeline.model.categories import Category
+from pipeline.storage.uris import Uri, UriText
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.labelled import DataError, LabelledImage
@@ -22,16 +23,16 @@ BOX = [4, 5, 10, 8]
 
 def _read(folder: Path, annotations: list[Json], **options: Any) -> tuple[list[LabelledImage], DataReport]:
     uri = write_coco(folder, annotations, num_images=options.pop("num_images", 1), pictures=False)
-    images, _, report = read_coco(uri, str(folder), **options)
+    images, _, report = read_coco(Uri(uri), Uri(str(folder)), **options)
     assert report.balanced
     return images, report
 
 
 def test_labels_are_positions_in_the_order_of_the_ids_and_files_lie_below_the_root(tmp_path: Path) -> None:
     uri = write_coco(tmp_path, [annotation(1, 1, BOX, 7), annotation(2, 1, BOX, 3)], pictures=False)
-    (image,), classes, report = read_coco(uri, "s3://bucket/photos")
+    (image,), classes, report = read_coco(Uri(uri), Uri("s3://bucket/photos"))
     assert classes == (Category(3, "house"), Category(7, "tree"))
-    assert (image.image_id, image.uri, image.size) == (1, "s3://bucket/photos/1.png", (20, 30))
+    assert (image.image_id, image.uri, image.size) == (1, UriText("s3://bucket/photos/1.png"), (20, 30))
     assert (image.labels, image.ignored) == ((1, 0), (False, False))
     assert report == DataReport(images=1, usable=1, annotations=2, objects=2)
 
@@ -145,17 +146,17 @@ def test_what_cannot_be_read_is_an_error_that_says_where(change: Json, message: 
 def test_files_that_are_no_data_set(content: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "instances.json").write_text(json.dumps(content))
     with pytest.raises((DataError, InputError), match=message):
-        read_coco(str(tmp_path / "instances.json"), str(tmp_path))
+        read_coco(Uri(str(tmp_path / "instances.json")), Uri(str(tmp_path)))
 
 
 def test_a_path_out_of_the_image_root_is_refused(tmp_path: Path) -> None:
     content = {"images": [{"id": 1, "height": 2, "width": 2, "file_name": "../../key.png"}], "annotations": []}
     (tmp_path / "instances.json").write_text(json.dumps({**content, "categories": []}))
     with pytest.raises(DataError, match=r"image 1: .* climbs out of the image root"):
-        read_coco(str(tmp_path / "instances.json"), str(tmp_path))
+        read_coco(Uri(str(tmp_path / "instances.json")), Uri(str(tmp_path)))
 
 
 def test_compressed_files_are_read(tmp_path: Path) -> None:
     uri = write_coco(tmp_path, [annotation(1, 1, BOX)], pictures=False)
     (tmp_path / "instances.json.gz").write_bytes(gzip.compress(Path(uri).read_bytes()))
-    assert read_coco(uri + ".gz", str(tmp_path)) == read_coco(uri, str(tmp_path))
+    assert read_coco(Uri(uri + ".gz"), Uri(str(tmp_path))) == read_coco(Uri(uri), Uri(str(tmp_path)))

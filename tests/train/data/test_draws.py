@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.annotations.pictures import PictureSource
+from pipeline.storage.uris import UriText
 from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.draws import Drawn, Draws, positions
 from pipeline.train.data.labelled import DataError, LabelledImage
@@ -82,7 +83,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_of_its_source_and_named(tmp
 
 
 def test_no_readable_image_at_all_is_an_error(tmp_path: Path) -> None:
-    images = [replace(image, uri=str(tmp_path / "gone.png")) for image in empty_images(tmp_path, 3)]
+    images = [replace(image, uri=UriText(str(tmp_path / "gone.png"))) for image in empty_images(tmp_path, 3)]
     with pytest.raises(DataError, match=r"source 1: 3 images in a row cannot be read.*image root"):
         _epoch(_draws(images))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from pipeline.storage.uris import UriText
 from pipeline.train.data.labelled import DataError, LabelledImage, LabelledTable, is_visible
 from tests.train.sample_cases import assert_equal, random_sample
 
@@ -12,7 +13,7 @@ def _labelled(seed: int, num_objects: int) -> tuple[LabelledImage, np.ndarray]:
     sample = random_sample(seed, (20, 30), num_objects)
     counts = tuple(coco_mask.encode(np.asfortranarray(mask))["counts"] for mask in sample.masks)
     labels, ignored = tuple(sample.labels.tolist()), tuple(sample.ignored.tolist())
-    return LabelledImage(seed, f"{seed}.png", (20, 30), labels, ignored, counts), sample.pixels
+    return LabelledImage(seed, UriText(f"{seed}.png"), (20, 30), labels, ignored, counts), sample.pixels
 
 
 @pytest.mark.parametrize("num_objects", [0, 1, 4])
@@ -40,7 +41,7 @@ def test_a_picture_of_another_size_is_an_error_that_names_the_image() -> None:
 
 def test_damaged_run_lengths_are_an_error_that_names_the_image() -> None:
     with pytest.raises(DataError, match="image 8: the run lengths of a mask are damaged"):
-        LabelledImage(8, "8.png", (4, 4), (0,), (False,), (b"0ZZZ1",)).sample(np.zeros((4, 4, 3), np.uint8))
+        LabelledImage(8, UriText("8.png"), (4, 4), (0,), (False,), (b"0ZZZ1",)).sample(np.zeros((4, 4, 3), np.uint8))
 
 
 @pytest.mark.parametrize(("num_pixels", "visible"), [(0, False), (3, False), (4, True)])

@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import OutputError
 from pipeline.model.categories import Category
+from pipeline.storage.uris import Uri, UriText
 from pipeline.train.data.books import DataReport
 from pipeline.train.data.labelled import DataError
 from pipeline.train.data.pseudo_labels import ScoreBands, read_pseudo_labels
@@ -50,7 +51,7 @@ FATES = [
 @pytest.mark.parametrize(("category", "score", "fate"), [c[1:] for c in FATES], ids=[c[0] for c in FATES])
 def test_what_a_score_makes_of_a_detection(category: Category, score: float, fate: str, tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, category, score), _found(2, HOUSE, 1.0)], num_images=2)
-    (image, _), report = read_pseudo_labels(uri, BANDS, (TREE, HOUSE))
+    (image, _), report = read_pseudo_labels(Uri(uri), BANDS, (TREE, HOUSE))
     kept = fate in ("objects", "ignored")
     other = DataReport(images=1, usable=1, annotations=1, objects=1)
     assert report == other + DataReport(images=1, usable=1, negatives=int(not kept), annotations=1, **{fate: 1})
@@ -60,12 +61,12 @@ def test_what_a_score_makes_of_a_detection(category: Category, score: float, fat
 
 def test_each_image_has_its_own_detections_in_all_files(tmp_path: Path) -> None:
     results = [_found(n, HOUSE, score, left=n) for n in range(1, 9) for score in (0.9, 0.5, 0.1)[: n % 4]]
-    images, report = read_pseudo_labels(_write(tmp_path, results, num_images=8), BANDS, (HOUSE, TREE))
+    images, report = read_pseudo_labels(Uri(_write(tmp_path, results, num_images=8)), BANDS, (HOUSE, TREE))
     assert report.balanced
     assert (report.images, report.usable, report.negatives, report.annotations) == (8, 8, 2, len(results))
     for image in images:
         number = int(image.image_id)
-        assert (image.uri, image.size) == (f"s3://images/{number}.jpg", (20, 30))
+        assert (image.uri, image.size) == (UriText(f"s3://images/{number}.jpg"), (20, 30))
         assert image.ignored == (False, True)[: number % 4]
         sample = image.sample(np.zeros((20, 30, 3), np.uint8))
         assert sample.boxes.tolist() == [[number, 0, number + 5, 5]] * len(image.labels)
@@ -73,38 +74,38 @@ def test_each_image_has_its_own_detections_in_all_files(tmp_path: Path) -> None:
 
 def test_empty_masks_are_dropped_and_failed_images_are_none(tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, HOUSE, 0.9, side=0), _found(1, HOUSE, 0.9, side=1)], num_images=3, failed=(2,))
-    images, report = read_pseudo_labels(uri, BANDS, (HOUSE, TREE))
+    images, report = read_pseudo_labels(Uri(uri), BANDS, (HOUSE, TREE))
     assert [image.image_id for image in images] == [1, 3]
     assert report == DataReport(images=3, usable=2, negatives=2, failed=1, annotations=2, tiny=2)
 
 
 def test_images_without_objects_can_be_left_out(tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, HOUSE, 0.9), _found(2, HOUSE, 0.1)], num_images=3)
-    images, report = read_pseudo_labels(uri, BANDS, (HOUSE, TREE), keep_empty=False)
+    images, report = read_pseudo_labels(Uri(uri), BANDS, (HOUSE, TREE), keep_empty=False)
     assert [image.image_id for image in images] == [1]
     assert report == DataReport(images=3, usable=1, left_out=2, annotations=2, objects=1, below_threshold=1)
     with pytest.raises(DataError, match="no images to train on: 3 images, 3 left out"):
-        read_pseudo_labels(uri, ScoreBands(Selection(1), Selection(1)), (HOUSE,), keep_empty=False)
+        read_pseudo_labels(Uri(uri), ScoreBands(Selection(1), Selection(1)), (HOUSE,), keep_empty=False)
 
 
 def test_thresholds_of_the_teachers_other_classes_do_no_harm(tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, HOUSE, 0.9), _found(1, TREE, 0.9)])
-    (image,), report = read_pseudo_labels(uri, BANDS, (HOUSE,))
+    (image,), report = read_pseudo_labels(Uri(uri), BANDS, (HOUSE,))
     assert (image.labels, report.foreign) == ((0,), 1)
 
 
 def test_thresholds_that_cannot_be(tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, HOUSE, 0.9)])
     with pytest.raises(DataError, match="nobody knows: 'tre'; did you mean 'tree'"):
-        read_pseudo_labels(uri, ScoreBands(Selection(0.5, {"tre": 0.6}), Selection()), (HOUSE, TREE))
+        read_pseudo_labels(Uri(uri), ScoreBands(Selection(0.5, {"tre": 0.6}), Selection()), (HOUSE, TREE))
     with pytest.raises(DataError, match=r"class 'tree': detections are ignored from 0\.5 on, above .* 0\.4"):
-        read_pseudo_labels(uri, ScoreBands(Selection(0.9, {"tree": 0.4}), Selection(0.5)), (HOUSE, TREE))
+        read_pseudo_labels(Uri(uri), ScoreBands(Selection(0.9, {"tree": 0.4}), Selection(0.5)), (HOUSE, TREE))
 
 
 def test_another_models_output_is_an_error_that_names_both_lists(tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, HOUSE, 0.9)])
     message = r"none of the trained classes\. Its classes: house\. Trained classes: boat"
     with pytest.raises(DataError, match=message):
-        read_pseudo_labels(uri, ScoreBands(Selection(), Selection()), (Category(1, "boat"),))
+        read_pseudo_labels(Uri(uri), ScoreBands(Selection(), Selection()), (Category(1, "boat"),))
     with pytest.raises(OutputError, match="holds no data"):
-        read_pseudo_labels(str(tmp_path / "none"), BANDS, (HOUSE, TREE))
+        read_pseudo_labels(Uri(str(tmp_path / "none")), BANDS, (HOUSE, TREE))

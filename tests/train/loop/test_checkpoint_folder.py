@@ -8,6 +8,7 @@ import torch
 
 from pipeline.model.cascade_mask_rcnn.network import decays
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from pipeline.storage.uris import Uri
 from pipeline.train.loop import checkpoint_folder as module
 from pipeline.train.loop.checkpoint_folder import (
     CheckpointFolder,
@@ -43,7 +44,7 @@ def stepped(model: torch.nn.Module) -> torch.optim.AdamW:
 def test_everything_comes_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
     model = tiny_start().detector
     optimizer = stepped(model)
-    folder = CheckpointFolder(str(tmp_path / "run"))
+    folder = CheckpointFolder(Uri(str(tmp_path / "run")))
     trained = {name: tensor + 1 for name, tensor in checkpoint.weights.items()}
     folder.save_last(checkpoint, optimizer_state(optimizer, model), POSITION, trained, {"lr": 1})
     saved = folder.load_last()
@@ -62,7 +63,7 @@ def test_everything_comes_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 
 def test_last_is_a_model_for_annotate(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    CheckpointFolder(str(tmp_path)).save_last(checkpoint, {}, POSITION)
+    CheckpointFolder(Uri(str(tmp_path))).save_last(checkpoint, {}, POSITION)
     found = load_checkpoint(tmp_path / "last.safetensors")
     assert (found.weights_sha256, found.categories, found.settings) == (
         checkpoint.weights_sha256,
@@ -73,7 +74,7 @@ def test_last_is_a_model_for_annotate(checkpoint: Checkpoint, tmp_path: Path) ->
 
 
 def test_without_an_average_the_trained_weights_are_the_models(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = CheckpointFolder(str(tmp_path))
+    folder = CheckpointFolder(Uri(str(tmp_path)))
     folder.save_last(checkpoint, {}, POSITION)
     saved = folder.load_last()
     assert saved is not None
@@ -81,7 +82,7 @@ def test_without_an_average_the_trained_weights_are_the_models(checkpoint: Check
 
 
 def test_older_states_go(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = CheckpointFolder(str(tmp_path))
+    folder = CheckpointFolder(Uri(str(tmp_path)))
     for iteration in (1, 2, 3):
         folder.save_last(checkpoint, {}, Position(iteration))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors", "state-00000003.safetensors"]
@@ -92,7 +93,7 @@ def test_killed_while_saving(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:
     """Whatever was written of the second save, the first one is whole."""
-    folder = CheckpointFolder(str(tmp_path))
+    folder = CheckpointFolder(Uri(str(tmp_path)))
     folder.save_last(checkpoint, {"a/b": torch.ones(1)}, Position(1))
     sent = module._sent
 
@@ -111,14 +112,14 @@ def test_killed_while_saving(
 
 
 def test_nothing_was_saved(tmp_path: Path) -> None:
-    assert CheckpointFolder(str(tmp_path / "nowhere")).load_last() is None
+    assert CheckpointFolder(Uri(str(tmp_path / "nowhere"))).load_last() is None
     assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_model_of_someone_else(checkpoint: Checkpoint, tmp_path: Path) -> None:
     save_checkpoint(checkpoint, tmp_path / "last.safetensors")
     with pytest.raises(CheckpointError, match="without a record of training"):
-        CheckpointFolder(str(tmp_path)).load_last()
+        CheckpointFolder(Uri(str(tmp_path))).load_last()
 
 
 def cut(state: Path) -> None:
@@ -137,7 +138,7 @@ def flip(state: Path) -> None:
 def test_a_state_that_is_damaged_or_gone(
     checkpoint: Checkpoint, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    folder = CheckpointFolder(str(tmp_path))
+    folder = CheckpointFolder(Uri(str(tmp_path)))
     folder.save_last(checkpoint, {"a/b": torch.ones(3)}, Position(1))
     damage(tmp_path / "state-00000001.safetensors")
     with pytest.raises(CheckpointError, match=message):
@@ -153,7 +154,7 @@ def test_the_state_of_another_model(tmp_path: Path, checkpoint: Checkpoint) -> N
 
 
 def test_on_an_object_store(checkpoint: Checkpoint, model: torch.nn.Module) -> None:
-    folder = CheckpointFolder("memory://bucket/run")
+    folder = CheckpointFolder(Uri("memory://bucket/run"))
     assert folder.load_last() is None
     folder.save_best(checkpoint)
     for iteration in (1, 2):

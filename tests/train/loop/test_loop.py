@@ -12,6 +12,7 @@ from pipeline.model.batch import Batch
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.predictor import load_model
+from pipeline.storage.uris import Uri
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position
 from pipeline.train.loop.finite import NonFiniteLoss
 from pipeline.train.loop.loop import checkpoint_activations, train
@@ -60,7 +61,7 @@ class Run:
                 raise Killed
             self.steps.append(step)
 
-        store = CheckpointFolder(str(self.folder))
+        store = CheckpointFolder(Uri(str(self.folder)))
         return train(
             tiny_start(), data or Scenes(), validation, store, settings, CPU, save_every=save_every, on_step=on_step
         )
@@ -83,7 +84,7 @@ def test_a_killed_run_goes_on_exactly(run: Run, tmp_path: Path) -> None:
         run.train(save_every=2, kill_after=6)
     run.train(save_every=2)
     assert run.steps == straight.steps
-    ends = [CheckpointFolder(str(folder)).load_last() for folder in (run.folder, straight.folder)]
+    ends = [CheckpointFolder(Uri(str(folder))).load_last() for folder in (run.folder, straight.folder)]
     assert ends[0] is not None
     assert ends[1] is not None
     assert ends[0].checkpoint.weights_sha256 == ends[1].checkpoint.weights_sha256
@@ -109,7 +110,7 @@ def test_what_is_left(run: Run) -> None:
 
 def test_the_average_is_what_is_written(run: Run) -> None:
     run.train()
-    saved = CheckpointFolder(str(run.folder)).load_last()
+    saved = CheckpointFolder(Uri(str(run.folder))).load_last()
     assert saved is not None
     name = "rpn.objectness.weight"
     assert not torch.equal(saved.weights[name], saved.checkpoint.weights[name])
@@ -168,7 +169,7 @@ def test_a_gradient_that_is_no_number_stops_with_the_images(run: Run) -> None:
             return {"part": (self.detector.rpn.objectness.bias.sum() * 0).sqrt()}  # the derivative at 0 is infinite
 
     with pytest.raises(NonFiniteLoss, match=r"gradient is nan in iteration 0, with images 0, 1"):
-        train(tiny_start(), Scenes(), None, CheckpointFolder(str(run.folder)), FAST, CPU, make_loss=Loss)
+        train(tiny_start(), Scenes(), None, CheckpointFolder(Uri(str(run.folder))), FAST, CPU, make_loss=Loss)
 
 
 def test_bf16_trains(run: Run) -> None:
@@ -199,6 +200,6 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 def test_the_average_can_be_left_out(run: Run) -> None:
     run.train(LoopConfig(schedule=ScheduleConfig(epochs=1)))
-    saved = CheckpointFolder(str(run.folder)).load_last()
+    saved = CheckpointFolder(Uri(str(run.folder))).load_last()
     assert saved is not None
     assert not [name for name in saved.state if name.startswith("weights.")]

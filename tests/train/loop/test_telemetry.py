@@ -7,6 +7,7 @@ import fsspec
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.storage.uris import Uri
 from pipeline.train.loop import telemetry as module
 from pipeline.train.loop.telemetry import Curves, Step, Telemetry
 from tests.train.loop_cases import CPU
@@ -57,7 +58,7 @@ def test_time_to_save_is_not_training_time(clock: list[float], caplog: pytest.Lo
 
 
 def test_curves(tmp_path: Path) -> None:
-    curves = Curves(str(tmp_path), 0)
+    curves = Curves(Uri(str(tmp_path)), 0)
     telemetry = Telemetry(curves, 2, num_iterations=4, iterations_per_epoch=2, device=CPU)
     for iteration in range(4):
         telemetry.take(step(iteration, loss=iteration))
@@ -71,18 +72,18 @@ def test_curves(tmp_path: Path) -> None:
 
 
 def test_what_is_done_again_is_drawn_once(tmp_path: Path) -> None:
-    killed = Curves(str(tmp_path), 0)
+    killed = Curves(Uri(str(tmp_path)), 0)
     for iteration in range(1, 6):
         killed.scalar("loss/total", float(iteration), iteration)
     killed.close()
-    resumed = Curves(str(tmp_path), 3)
+    resumed = Curves(Uri(str(tmp_path)), 3)
     resumed.scalar("loss/total", 40.0, 4)
     resumed.close()
     assert points(tmp_path / "tensorboard", "loss/total") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 40.0)]
 
 
 def test_on_an_object_store(tmp_path: Path) -> None:
-    curves = Curves("memory://curves/run", 0)
+    curves = Curves(Uri("memory://curves/run"), 0)
     curves.scalar("loss/total", 1.0, 1)
     curves.flush()
     curves.scalar("loss/total", 2.0, 2)
