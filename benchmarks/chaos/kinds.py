@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from benchmarks.chaos.flaky_proxy import flaky_proxy
 from benchmarks.chaos.poison import DEADLY_TO_DECODE, DEADLY_TO_SEGMENT
-from benchmarks.chaos.scene import ROOT, Hung, Job, Scene, command_line, png
+from benchmarks.chaos.scene import ROOT, ChaosWorld, Hung, Job, command_line, png
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
 from testing.ray_nodes import ray_nodes
 from testing.s3_server import s3_server
@@ -40,7 +40,7 @@ class Outcome:
     story: str
 
 
-def run_kind(kind: str, scene: Scene, name: str, rng: random.Random, kills: int | None = None) -> Outcome:
+def run_kind(kind: str, scene: ChaosWorld, name: str, rng: random.Random, kills: int | None = None) -> Outcome:
     """One disturbed job, to its end.
 
     Args:
@@ -76,7 +76,7 @@ def _finish(job: Job, expected: Rows, disturb: Callable[[], tuple[bool, str]]) -
     return Outcome(verdict, job.attempts, disturbed, story + (f"; {left} processes left over" if left else ""))
 
 
-def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+def driver(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
     """SIGKILL to the driver, one to three times, at a random time or right after a random file."""
     job = Job(scene.folder, name, scene.images.as_uri())
 
@@ -101,7 +101,7 @@ def driver(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
     return _finish(job, scene.expected, disturb)
 
 
-def worker(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+def worker(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
     """SIGKILL to three to six of Ray's worker and actor processes, from the start or from the first file on."""
     actors = {"actors": rng.choice([1, 2]), "cpus_per_actor": 0.5}  # two of them fit on two cores
     job = Job(scene.folder, name, scene.images.as_uri(), settings={"resources": actors})
@@ -134,7 +134,7 @@ def worker(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
     return _finish(job, scene.expected, disturb)
 
 
-def poison(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+def poison(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
     """Two images kill the process that decodes and the one that segments them, every time."""
     images = scene.folder / f"{name}-images"
     shutil.copytree(scene.images, images, copy_function=os.link)
@@ -162,7 +162,7 @@ def poison(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Ou
     return replace(outcome, verdict=replace(verdict, differences=verdict.differences + innocent, killed=()))
 
 
-def node(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+def node(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
     """A cluster of a head and two nodes with the CPUs; one is removed without warning, another is added, twice."""
     log = scene.folder / f"{name}-nodes.log"
     with ray_nodes(log) as nodes:
@@ -192,7 +192,7 @@ def node(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outc
         return _finish(job, scene.expected, disturb)
 
 
-def s3(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcome:
+def s3(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
     """Images and output on S3, where a share of all requests goes wrong."""
     share = rng.choice([0.05, 0.1, 0.2])
     with s3_server() as server, flaky_proxy(server.endpoint, share, rng.randrange(10**6)) as proxy:
@@ -219,7 +219,7 @@ def s3(scene: Scene, name: str, rng: random.Random, kills: int | None) -> Outcom
         return _finish(job, scene.expected, disturb)
 
 
-KINDS: dict[str, Callable[[Scene, str, random.Random, int | None], Outcome]] = {
+KINDS: dict[str, Callable[[ChaosWorld, str, random.Random, int | None], Outcome]] = {
     "driver": driver,
     "worker": worker,
     "node": node,

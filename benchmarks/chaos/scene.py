@@ -44,7 +44,7 @@ class Hung(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Scene:
+class ChaosWorld:
     """A folder with ``images/``, a checkpoint and what becomes of them.
 
     Attributes:
@@ -61,7 +61,7 @@ class Scene:
         return self.folder / "images"
 
 
-def make_scene(folder: Path, num_images: int) -> Scene:
+def make_scene(folder: Path, num_images: int) -> ChaosWorld:
     """Render the pictures, damage some more, make the model, and see what the stages make of them undisturbed.
 
     Raises:
@@ -80,7 +80,7 @@ def make_scene(folder: Path, num_images: int) -> Scene:
     failed = [row["image_id"] for row in rows if row["status"] == "failed"]
     if len(rows) != num_images + BAD_IMAGES or len(failed) != BAD_IMAGES:
         raise RuntimeError(f"undisturbed: {len(rows)} rows, failed: {failed}")
-    return Scene(folder, {row["image_id"]: row for row in rows})
+    return ChaosWorld(folder, {row["image_id"]: row for row in rows})
 
 
 def png(height: int, width: int) -> bytes:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
 from pipeline.errors import UserError
-from pipeline.storage.objects.base import Entry, Objects
+from pipeline.storage.objects.base import Entry, ObjectFolder
 
 MAGIC = b"PAR1"
 ROWS_PER_GROUP = 2048
@@ -178,7 +178,7 @@ def _metadata(identity: Identity, counts: Counts, replaces: str) -> dict[str, st
     return {_PREFIX + key: value for key, value in {**asdict(identity), **values}.items()}
 
 
-def read_footer(objects: Objects, name: str, entry: Entry) -> Footer | None:
+def read_footer(objects: ObjectFolder, name: str, entry: Entry) -> Footer | None:
     """The footer of a file; ``None`` if it is a Parquet file that this pipeline did not write.
 
     Raises:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from pipeline.annotations.data_file import Footer, NotParquet, OutputError, read_footer
 from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
-from pipeline.storage.objects.base import Entry, Objects
+from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.uris import Uri
 
 DATA_FOLDER = "data"
@@ -39,7 +39,7 @@ class DataFolder:
         self._footers: dict[Entry, Footer] = {}
         self._kinds: list[Footer] = []
 
-    def list(self, objects: Objects) -> tuple[list[Entry], list[str]]:
+    def list(self, objects: ObjectFolder) -> tuple[list[Entry], list[str]]:
         """Data files, and names of temporary files.
 
         Raises:
@@ -59,7 +59,7 @@ class DataFolder:
                 f"{Examples.of(foreign)}. Move them away, or choose another output."
             )
 
-    def footer_or_none(self, objects: Objects, entry: Entry) -> Footer | None:
+    def footer_or_none(self, objects: ObjectFolder, entry: Entry) -> Footer | None:
         """``None`` for a file that is cut off.
 
         Raises:
@@ -86,7 +86,7 @@ class DataFolder:
         self._kinds.append(footer)
         return footer
 
-    def footers(self, objects: Objects) -> Iterator[tuple[Entry, Footer]]:
+    def footers(self, objects: ObjectFolder) -> Iterator[tuple[Entry, Footer]]:
         """All data files with their footers.
 
         Raises:
@@ -99,7 +99,7 @@ class DataFolder:
                 raise OutputError(f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
             yield entry, footer
 
-    def current(self, objects: Objects) -> dict[Entry, Footer]:
+    def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
         """The files that count, with their footers. A run that died while it replaced a file has left both.
 
         Raises:
@@ -110,7 +110,7 @@ class DataFolder:
         replaced = {footer.replaces for footer in footers.values()}
         return {entry: footer for entry, footer in footers.items() if entry.name not in replaced}
 
-    def common_footer(self, objects: Objects) -> Footer | None:
+    def common_footer(self, objects: ObjectFolder) -> Footer | None:
         """What all files agree in, as the footer of one of them; ``None`` if there is no file.
 
         Raises:
@@ -135,7 +135,7 @@ class DataFolder:
             )
         return first[1]
 
-    def read(self, objects: Objects, entry: Entry, columns: Sequence[str] | None) -> pa.Table:
+    def read(self, objects: ObjectFolder, entry: Entry, columns: Sequence[str] | None) -> pa.Table:
         """Columns of a file, or all of them, without the footer's metadata."""
         with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
             table = pq.ParquetFile(source, pre_buffer=True).read(

@@ -37,7 +37,7 @@ from pipeline.annotations.data_file import (
 )
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder, map_files
 from pipeline.annotations.schema import FAILED
-from pipeline.storage.objects.base import Entry, Objects
+from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
@@ -246,7 +246,7 @@ class OutputStore:
 
         return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
 
-    def _open(self) -> Objects:
+    def _open(self) -> ObjectFolder:
         return open_objects(self.uri, self.timeout_s)
 
     def _write(
@@ -264,7 +264,7 @@ class OutputStore:
         self._open().put(f"{DATA_FOLDER}/{name}", content)
         return DataFile(name, table.num_rows, content.size)
 
-    def _check_replacement(self, objects: Objects, new: Entry, old_name: str, entries: Iterable[Entry]) -> None:
+    def _check_replacement(self, objects: ObjectFolder, new: Entry, old_name: str, entries: Iterable[Entry]) -> None:
         """Raise unless the new file holds all that is to be kept of the old one: no row may be lost by a mistake."""
         old = next(entry for entry in entries if entry.name == old_name)
         rows = self._files.read(objects, old, ["image_id", "status"])

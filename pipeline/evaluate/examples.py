@@ -14,7 +14,7 @@ from pipeline.metrics.analysis.image_quality import block_qualities
 from pipeline.metrics.analysis.top_images import CategoryImages, TopImages
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.metric import ComparedBlock
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.uris import UriText
 
 
@@ -147,7 +147,7 @@ class ExamplePicker:
                 example = example_of(block.truth, block.detections, image, self._score_threshold)
                 self._images[order] = example.encode()
 
-    def write(self, objects: Objects, name: str) -> None:
+    def write(self, objects: ObjectFolder, name: str) -> None:
         """Write the images in memory as one file, if there are any, and let them go."""
         if self._images:
             objects.put(name, b"".join(self._images.values()))

@@ -26,7 +26,7 @@ from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.ious import block_ious
 from pipeline.metrics.metric import ComparedBlock, Metric
 from pipeline.metrics.protocol import CocoProtocol, IouType
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 
 
@@ -79,7 +79,7 @@ class AnalysisSums:
             metric.update(block)
         self.examples.update(block)
 
-    def write(self, objects: Objects, group: int) -> None:
+    def write(self, objects: ObjectFolder, group: int) -> None:
         """Write what is too large to be sent home."""
         self.errors.write(objects, f"{ERRORS_STREAM}-{group:05d}.runs")
         self.examples.write(objects, f"examples-{group:05d}.json")
@@ -116,7 +116,7 @@ class GroupSums:
         self.num_detections += np.bincount(detections.categories, minlength=len(self.num_detections))
         self.num_crowd += np.bincount(truth.categories[truth.crowd], minlength=len(self.num_crowd))
 
-    def write(self, objects: Objects, group: int) -> None:
+    def write(self, objects: ObjectFolder, group: int) -> None:
         """Write what is too large to be sent home."""
         for iou_type, stream in self.streams.items():
             stream.write(objects, f"{iou_type}-{group:05d}.runs")

@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.evaluate.shuffle.sorted_runs import SortedRun, write_runs
 from pipeline.metrics.analysis.tide import VARIANT_RECORD
 from pipeline.metrics.ap.records import RECORD, BlockRecords
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.tables.arrays import Int64s
 
 ERRORS_STREAM = "errors"
@@ -37,7 +37,7 @@ class RecordStream:
         self.num_objects += block.num_objects
         self._blocks.append(block)
 
-    def write(self, objects: Objects, name: str) -> None:
+    def write(self, objects: ObjectFolder, name: str) -> None:
         """Sort what is in memory, and let it go.
 
         Args:

@@ -84,7 +84,7 @@ class ImageLabels:
 
 
 @dataclass
-class Tally:
+class ExportCounts:
     """What became of rows and detections: those exported, and those left out, by reason."""
 
     images: int = 0
@@ -117,7 +117,7 @@ class Labels:
             logger.warning("thresholds for classes of which nothing was found: %s", ", ".join(unknown))
         self.source = source
         self.selection = selection
-        self.tally = Tally()
+        self.tally = ExportCounts()
         self._keep_empty = keep_empty
         self._thresholds = selection.thresholds(source.categories)
         ids = np.array([category.id for category in source.categories], np.int64)
@@ -140,7 +140,7 @@ class Labels:
 
     def images(self) -> Iterator[ImageLabels]:
         """All annotated images, those without labels too; failed ones are counted and left out."""
-        self.tally = Tally()
+        self.tally = ExportCounts()
         line = NowAndThen(_PROGRESS_EVERY_S, at_once=False)
         for batch in self.source.batches((*_IMAGE_COLUMNS, "detections")):
             rows = _annotated(batch)

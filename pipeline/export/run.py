@@ -13,7 +13,7 @@ from pipeline.export.formats.coco import COCO, COCO_RESULTS
 from pipeline.export.formats.cvat import CVAT
 from pipeline.export.formats.label_studio import LABEL_STUDIO
 from pipeline.export.formats.yolo import YOLO_SEG
-from pipeline.export.labels import Labels, Tally
+from pipeline.export.labels import ExportCounts, Labels
 from pipeline.storage.uris import Uri, UriText
 
 # All there are, in the order of the help.
@@ -43,7 +43,7 @@ class Export:
 class Summary:
     """What was exported, and what one should know about it."""
 
-    tally: Tally
+    tally: ExportCounts
     notes: tuple[str, ...]
 
     def text(self) -> str:

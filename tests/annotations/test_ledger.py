@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.annotations.data_file import data_file_name
 from pipeline.annotations.ledger import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import IDENTITY, all_ids, output_table
@@ -278,10 +278,10 @@ class Crash(BaseException):
     """The process dies here."""
 
 
-class Crashing(Objects):
+class Crashing(ObjectFolder):
     """Dies before the change number ``changes_left`` + 1."""
 
-    def __init__(self, inner: Objects, changes_left: int) -> None:
+    def __init__(self, inner: ObjectFolder, changes_left: int) -> None:
         self.inner = inner
         self.changes_left = changes_left
 
@@ -319,7 +319,7 @@ def crashing_after(store: OutputStore, changes: int) -> OutputStore:
     objects = Crashing(open_objects(store.uri, 10.0), changes)
 
     class Dying(OutputStore):
-        def _open(self) -> Objects:
+        def _open(self) -> ObjectFolder:
             return objects
 
     return Dying(store.uri, concurrency=1)

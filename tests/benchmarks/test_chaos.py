@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.chaos.flaky_proxy import flaky_proxy
 from benchmarks.chaos.kinds import run_kind
-from benchmarks.chaos.scene import Scene, make_scene
+from benchmarks.chaos.scene import ChaosWorld, make_scene
 from benchmarks.chaos.verdict import judge
 
 pytestmark = pytest.mark.timeout(900)
@@ -25,13 +25,13 @@ KINDS = ["driver", "worker", "poison", *(pytest.param(kind, marks=pytest.mark.sl
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def scene(tmp_path_factory: pytest.TempPathFactory) -> ChaosWorld:
     return make_scene(tmp_path_factory.mktemp("chaos"), num_images=32)
 
 
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_lost(kind: str, scene: Scene) -> None:
+def test_nothing_is_lost(kind: str, scene: ChaosWorld) -> None:
     outcome = run_kind(kind, scene, kind, random.Random(1), kills=1)
     verdict = outcome.verdict
     assert outcome.disturbed, outcome

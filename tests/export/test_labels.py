@@ -13,7 +13,7 @@ from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.export.errors import ExportError
-from pipeline.export.labels import Labels, Tally
+from pipeline.export.labels import ExportCounts, Labels
 from pipeline.storage.uris import Uri
 from tests.export.export_cases import EMPTY, IDENTITY, MASKS, Picture, labels_of, table_of, write_output
 
@@ -38,7 +38,7 @@ def test_values_are_those_of_the_output(tmp_path: Path, monkeypatch: pytest.Monk
         assert image.areas.tolist() == [20.0] * len(image)
         assert image.counts == [counts.decode() for counts in wanted.counts]
     assert list(labels.image_infos()) == [image.image for image in labels.images()]
-    assert labels.tally == Tally(images=7, labels=6)
+    assert labels.tally == ExportCounts(images=7, labels=6)
 
 
 def test_the_annotate_job_would_keep_the_same(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_the_annotate_job_would_keep_the_same(tmp_path: Path) -> None:
         labels = labels_of(uri, selection)
         (image,) = labels.images()
         assert image.scores.tolist() == scores[:2]
-        assert labels.tally == Tally(images=1, labels=2, below_threshold=1)
+        assert labels.tally == ExportCounts(images=1, labels=2, below_threshold=1)
 
 
 def test_thresholds_of_classes(tmp_path: Path) -> None:
@@ -66,13 +66,13 @@ def test_masks_without_a_pixel(tmp_path: Path, keep_empty: bool, kept: int) -> N
     labels = labels_of(write_output(tmp_path / "out", [Picture(1, [EMPTY, FULL])]), keep_empty=keep_empty)
     (image,) = labels.images()
     assert len(image) == kept
-    assert labels.tally == Tally(images=1, labels=kept, empty_masks=1)
+    assert labels.tally == ExportCounts(images=1, labels=kept, empty_masks=1)
 
 
 def test_failed_images_are_counted(tmp_path: Path) -> None:
     labels = labels_of(write_output(tmp_path / "out", [Picture("a", None), Picture("b", [])]))
     assert [image.image.id for image in labels.images()] == ["b"]
-    assert labels.tally == Tally(images=1, failed_images=1)
+    assert labels.tally == ExportCounts(images=1, failed_images=1)
 
 
 def test_thresholds_for_unknown_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from pipeline.annotate.manifest.rules import (
     URI,
     Columns,
     ManifestError,
-    Opened,
+    ManifestParts,
     check_ids,
     check_uris,
     check_uris_as_ids,
@@ -35,7 +35,7 @@ _CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
-def read_csv(config: ManifestConfig, scratch_uri: Uri) -> Opened:
+def read_csv(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     """A CSV file with a header, comma-separated, UTF-8, perhaps compressed (``.gz``, ``.zst``, ``.bz2``)."""
     with _open_csv(config.uri, []) as header:
         columns = find_columns(config, header.schema.names, config.uri)
@@ -57,7 +57,7 @@ def read_csv(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     id_type = pa.int64() if all_integers else pa.string()
     carried = pa.schema([(name, pa.string()) for name in config.carry])
     written = Columns(ID if columns.id is not None else None, URI, None)
-    return Opened(writer.units, written, id_type, carried, config.image_root)
+    return ManifestParts(writer.units, written, id_type, carried, config.image_root)
 
 
 @contextmanager

@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
-from pipeline.annotate.manifest.rules import URI, Columns, ManifestError, Opened
+from pipeline.annotate.manifest.rules import URI, Columns, ManifestError, ManifestParts
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.listing import PARQUET_SUFFIXES, list_files
 from pipeline.storage.uris import Uri
 
 
-def read_folder(config: ManifestConfig, scratch_uri: Uri) -> Opened:
+def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     """All images below a folder or prefix, in the order of their paths; the ids are the paths in the folder.
 
     Told by their suffixes. Hidden files and folders are skipped, and so is the scratch folder.
@@ -28,7 +28,7 @@ def read_folder(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     with UnitWriter(scratch_uri) as writer:
         while chunk := list(islice(images, ROW_GROUP_ROWS)):
             writer.write(pa.table({URI: pa.array(chunk, pa.string())}))
-    return Opened(writer.units, Columns(None, URI, None), pa.string(), pa.schema([]), config.uri)
+    return ManifestParts(writer.units, Columns(None, URI, None), pa.string(), pa.schema([]), config.uri)
 
 
 def _only_images(paths: Iterator[str], config: ManifestConfig) -> Iterator[str]:

@@ -23,7 +23,7 @@ from pipeline.annotate.manifest.rules import (
     URI,
     Columns,
     ManifestError,
-    Opened,
+    ManifestParts,
     check_uris,
     check_uris_as_ids,
     find_columns,
@@ -37,7 +37,7 @@ _JSONL_BUFFER_BYTES = 1 << 20
 _ANNOTATION_KEYS = {"image_id", "category_id"}
 
 
-def read_jsonl(config: ManifestConfig, scratch_uri: Uri) -> Opened:
+def read_jsonl(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     """One JSON object a line, UTF-8, perhaps compressed; blank lines are skipped, absent keys are null."""
     records = _jsonl_records(config.uri)
     first = next(records, None)
@@ -47,7 +47,7 @@ def read_jsonl(config: ManifestConfig, scratch_uri: Uri) -> Opened:
     return _write_records(chain([first], records), config, columns, "line", scratch_uri)
 
 
-def read_coco(config: ManifestConfig, scratch_uri: Uri) -> Opened:
+def read_coco(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     """The ``images`` of a COCO JSON file: ``id`` and ``file_name``, unless the description names other keys."""
     images = _coco_images(config.uri)
     id_key = "id" if config.id_column == ID else config.id_column
@@ -97,7 +97,7 @@ def _write_records(
     columns: Columns,
     row_word: str,
     scratch_uri: Uri,
-) -> Opened:
+) -> ManifestParts:
     """Records of unknown types, with their numbers for messages -> Parquet."""
     carried = pa.schema([(name, pa.null()) for name in config.carry])
     id_type: pa.DataType | None = None if columns.id is not None else pa.string()
@@ -133,7 +133,7 @@ def _write_records(
         [(field.name, pa.string() if pa.types.is_null(field.type) else field.type) for field in carried]
     )
     written = Columns(ID if columns.id is not None else None, URI, None)
-    return Opened(writer.units, written, id_type or pa.string(), carried, config.image_root)
+    return ManifestParts(writer.units, written, id_type or pa.string(), carried, config.image_root)
 
 
 def _typed_ids(values: list[Any], expected: pa.DataType | None, name_row: Callable[[int], str]) -> pa.Array:

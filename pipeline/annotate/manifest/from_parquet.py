@@ -14,7 +14,7 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.rules import (
     Columns,
     ManifestError,
-    Opened,
+    ManifestParts,
     ReadUnit,
     check_ids,
     check_uris,
@@ -31,7 +31,7 @@ from pipeline.tables.arrow_types import is_binary, is_text, without_view
 _NUM_THREADS = 8  # they wait for S3 most of the time
 
 
-def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> Opened:
+def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     """One Parquet file, or all below a folder, whose columns must agree; read where they lie.
 
     Nothing is written to ``scratch_uri``; it is left out if it lies in the folder.
@@ -46,7 +46,7 @@ def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> Opened:
             _check_same(first, other)
         units = [unit for footer in footers for unit in footer.units]
         row_groups = tuple(unit for unit, *_ in units)
-        opened = Opened(row_groups, first.columns, first.id_type, first.carried, config.image_root)
+        opened = ManifestParts(row_groups, first.columns, first.id_type, first.carried, config.image_root)
         for _ in pool.map(lambda unit: _check_unit(opened, *unit), units):
             pass  # but raise what was raised
     return opened
@@ -140,7 +140,7 @@ def _surely_filled(row_group: pq.RowGroupMetaData, name: str | None, empty_count
     return empty_counts or (statistics.has_min_max and statistics.min not in ("", b""))
 
 
-def _check_unit(opened: Opened, unit: ReadUnit, has_all_ids: bool, has_all_bytes: bool) -> None:
+def _check_unit(opened: ManifestParts, unit: ReadUnit, has_all_ids: bool, has_all_bytes: bool) -> None:
     """Refuse rows without an id or an image. Reads the URIs, and whatever the statistics leave open."""
     id_column, bytes_column, root = opened.columns.id, opened.columns.bytes, opened.image_root
     namer = unit_row_namer(unit)

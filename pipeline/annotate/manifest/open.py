@@ -29,7 +29,7 @@ from pipeline.annotate.manifest.rules import (
     URI,
     Columns,
     ManifestError,
-    Opened,
+    ManifestParts,
     ReadUnit,
     check_carry,
     is_relative,
@@ -43,7 +43,7 @@ from pipeline.tables.arrow_types import without_views
 
 __all__ = ["Manifest", "ManifestError", "ReadUnit", "open_manifest"]
 
-_READERS: dict[str, Callable[[ManifestConfig, Uri], Opened]] = {
+_READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "parquet": read_parquet,
     "csv": read_csv,
     "jsonl": read_jsonl,

@@ -42,7 +42,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Opened:
+class ManifestParts:
     """What a reader found or made: units, and how to read them.
 
     Attributes:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.metrics.ap.records import Records, sort_order
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.tables.arrays import Int64s
 
 # A merge holds two chunks of each group: thousands of groups must fit into memory.
@@ -38,7 +38,7 @@ class SortedRun(NamedTuple):
     chunks: tuple[RecordChunk, ...]
 
 
-def write_runs(objects: Objects, name: str, categories: Int64s, records: Records) -> dict[int, SortedRun]:
+def write_runs(objects: ObjectFolder, name: str, categories: Int64s, records: Records) -> dict[int, SortedRun]:
     """Sort records by category and score, and write them as one file.
 
     Args:
@@ -71,7 +71,7 @@ def write_runs(objects: Objects, name: str, categories: Int64s, records: Records
     return runs
 
 
-def merge_runs(objects: Objects, runs: Sequence[SortedRun], dtype: np.dtype[np.void]) -> Iterator[Records]:
+def merge_runs(objects: ObjectFolder, runs: Sequence[SortedRun], dtype: np.dtype[np.void]) -> Iterator[Records]:
     """The records of several runs as one sorted sequence, a chunk at a time.
 
     Holds two chunks of each run at a time, however long the runs are. No two records may be equal in score,
@@ -90,7 +90,9 @@ def merge_runs(objects: Objects, runs: Sequence[SortedRun], dtype: np.dtype[np.v
 class _Cursor:
     """What is loaded of a run and not yet taken; the next chunk is already being read."""
 
-    def __init__(self, objects: Objects, run: SortedRun, dtype: np.dtype[np.void], pool: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, objects: ObjectFolder, run: SortedRun, dtype: np.dtype[np.void], pool: ThreadPoolExecutor
+    ) -> None:
         self.loaded: Records = np.empty(0, dtype)
         self._objects, self._name, self._dtype, self._pool = objects, run.name, dtype, pool
         self._chunks = iter(run.chunks)

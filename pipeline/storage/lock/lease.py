@@ -22,7 +22,7 @@ from types import TracebackType
 from pipeline.errors import RunError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
 from pipeline.storage.lock.watch import LockHeld, Watch
-from pipeline.storage.objects.base import Changed, Objects
+from pipeline.storage.objects.base import Changed, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
@@ -230,7 +230,7 @@ class OutputLock:
             self._on_lost(reason)
 
 
-def _take(objects: Objects, holder: Holder, watch: Watch) -> str | None:
+def _take(objects: ObjectFolder, holder: Holder, watch: Watch) -> str | None:
     """Try once; the version of our lock file, or ``None`` if it is another's."""
     try:
         content, version = objects.read(LOCK_NAME)

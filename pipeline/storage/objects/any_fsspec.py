@@ -1,4 +1,4 @@
-"""`Objects` on any fsspec file system.
+"""`ObjectFolder` on any fsspec file system.
 
 One put where the service's puts are atomic, otherwise a temporary file and a move. fsspec has no conditional writes:
 ``create`` and ``replace`` look first and write then.
@@ -11,11 +11,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest
+from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, digest
 from pipeline.storage.whole_file import temporary_name
 
 
-class FsspecObjects(Objects):
+class FsspecObjects(ObjectFolder):
     """See the module.
 
     Args:
@@ -30,7 +30,7 @@ class FsspecObjects(Objects):
         self._atomic_puts = atomic_puts
 
     def list(self, folder: str) -> Listing:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         self._fs.invalidate_cache()
         try:
             found = self._fs.ls(self._path(folder), detail=True)
@@ -46,16 +46,16 @@ class FsspecObjects(Objects):
         return Listing(sorted(files), sorted(folders))
 
     def read(self, name: str) -> tuple[bytes, str]:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         content = self._fs.cat_file(self._path(name))
         return content, digest(content)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         return self._fs.cat_file(self._path(name), start=start, end=stop)
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         path = self._path(name)
         self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         if self._atomic_puts:
@@ -72,14 +72,14 @@ class FsspecObjects(Objects):
             self._fs.mv(temporary, path)
 
     def create(self, name: str, content: bytes) -> str:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         if self._fs.exists(self._path(name)):
             raise FileExistsError(name)
         self.put(name, content)
         return digest(content)
 
     def replace(self, name: str, content: bytes, version: str) -> str:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         try:
             if self.read(name)[1] != version:
                 raise Changed(name)
@@ -89,7 +89,7 @@ class FsspecObjects(Objects):
         return digest(content)
 
     def delete(self, name: str) -> None:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
 

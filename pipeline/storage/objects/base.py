@@ -36,7 +36,7 @@ class Listing(NamedTuple):
     folders: list[str]
 
 
-class Objects(ABC):
+class ObjectFolder(ABC):
     """The files below one folder. Names are relative, with ``/``; folders come and go with their files.
 
     Failures are ``OSError`` (``FileNotFoundError`` for a file that is not there).
@@ -91,7 +91,7 @@ def digest(content: bytes) -> str:
 class _RangeFile(io.RawIOBase):
     """A file whose reads are range requests, for pyarrow."""
 
-    def __init__(self, objects: Objects, name: str, size_bytes: int) -> None:
+    def __init__(self, objects: ObjectFolder, name: str, size_bytes: int) -> None:
         self._objects = objects
         self._name = name
         self._size_bytes = size_bytes

@@ -1,4 +1,4 @@
-"""`Objects` on a local or mounted file system.
+"""`ObjectFolder` on a local or mounted file system.
 
 Temporary file, fsync, link or rename; the comparison of :meth:`LocalObjects.replace` happens under ``flock``. Where a
 network file system has no ``flock``, or keeps it to one machine, two machines that replace one file within the same
@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.storage.objects.base import Changed, Entry, Listing, Objects, digest
+from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, digest
 from pipeline.storage.whole_file import sync, temporary_file, write_whole
 
 
-class LocalObjects(Objects):
+class LocalObjects(ObjectFolder):
     """See the module.
 
     Args:
@@ -30,7 +30,7 @@ class LocalObjects(Objects):
         self._root = root
 
     def list(self, folder: str) -> Listing:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         files, folders = [], []
         with suppress(FileNotFoundError), os.scandir(self._path(folder)) as entries:
             for entry in entries:
@@ -43,24 +43,24 @@ class LocalObjects(Objects):
         return Listing(sorted(files), sorted(folders))
 
     def read(self, name: str) -> tuple[bytes, str]:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         with open(self._path(name), "rb") as file:
             content = file.read()
         return content, digest(content)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         with open(self._path(name), "rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         with write_whole(self._path(name)) as temporary:
             temporary.write_bytes(content)
 
     def create(self, name: str, content: bytes) -> str:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         path = self._path(name)
         with self._written(name, content) as temporary:
             try:
@@ -73,7 +73,7 @@ class LocalObjects(Objects):
         return digest(content)
 
     def replace(self, name: str, content: bytes, version: str) -> str:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         try:
             with self._written(name, content) as temporary, self._alone(name):
                 if self.read(name)[1] != version:
@@ -84,7 +84,7 @@ class LocalObjects(Objects):
         return digest(content)
 
     def delete(self, name: str) -> None:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         try:
             os.unlink(self._path(name))
         except FileNotFoundError:
@@ -92,7 +92,7 @@ class LocalObjects(Objects):
         sync(os.path.dirname(self._path(name)))
 
     def open(self, name: str, size_bytes: int) -> pa.NativeFile:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         return pa.OSFile(self._path(name))
 
     def _path(self, name: str) -> str:

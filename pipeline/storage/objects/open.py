@@ -1,10 +1,10 @@
-"""Which implementation of `Objects` is behind a URI."""
+"""Which implementation of `ObjectFolder` is behind a URI."""
 
 from __future__ import annotations
 
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.objects.any_fsspec import FsspecObjects
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.s3 import S3Objects
 from pipeline.storage.uris import Uri
@@ -15,7 +15,7 @@ MAX_ATTEMPTS = 6
 _ATOMIC_PUTS = frozenset({"gs", "gcs", "abfs", "abfss", "az", "memory"})
 
 
-def open_objects(uri: Uri, timeout_s: float = TIMEOUT_S, max_attempts: int = MAX_ATTEMPTS) -> Objects:
+def open_objects(uri: Uri, timeout_s: float = TIMEOUT_S, max_attempts: int = MAX_ATTEMPTS) -> ObjectFolder:
     """The files below a URI. Nothing is created before the first write.
 
     Args:

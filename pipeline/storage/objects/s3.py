@@ -1,4 +1,4 @@
-"""`Objects` on S3: one PUT a file, conditional on the ETag where asked (``If-None-Match``, ``If-Match``)."""
+"""`ObjectFolder` on S3: one PUT a file, conditional on the ETag where asked (``If-None-Match``, ``If-Match``)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.filesystems import open_s3_store, s3_status
-from pipeline.storage.objects.base import Changed, Entry, Listing, Objects
+from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder
 from pipeline.storage.uris import UriError, UriText
 
 BACKOFF = Backoff()
@@ -26,7 +26,7 @@ _HINTS = {404: "no such object, or no such bucket", 501: "the service may have n
 Result = TypeVar("Result")
 
 
-class S3Objects(Objects):
+class S3Objects(ObjectFolder):
     """See the module.
 
     Args:
@@ -45,7 +45,7 @@ class S3Objects(Objects):
         self._max_attempts = max_attempts
 
     def list(self, folder: str) -> Listing:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         prefix = self._key(folder)
         answer = self._call(lambda store: obstore.list_with_delimiter(store, prefix=prefix))
         files = [
@@ -56,7 +56,7 @@ class S3Objects(Objects):
         return Listing(sorted(files), sorted(path[len(prefix) :].lstrip("/") for path in answer["common_prefixes"]))
 
     def read(self, name: str) -> tuple[bytes, str]:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
 
         def get(store: Any) -> tuple[bytes, str]:
             result = obstore.get(store, self._key(name))
@@ -65,11 +65,11 @@ class S3Objects(Objects):
         return self._call(get)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         return self._call(lambda store: bytes(obstore.get_range(store, self._key(name), start=start, end=stop)))
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         view = memoryview(content).cast("B")
         multipart = view.nbytes > MULTIPART_ABOVE_BYTES
         self._call(
@@ -79,18 +79,18 @@ class S3Objects(Objects):
         )
 
     def create(self, name: str, content: bytes) -> str:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         try:
             return self._conditional_put(name, content, "create")
         except Changed:
             raise FileExistsError(name) from None
 
     def replace(self, name: str, content: bytes, version: str) -> str:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         return self._conditional_put(name, content, {"e_tag": version})
 
     def delete(self, name: str) -> None:
-        """See `Objects`."""
+        """See `ObjectFolder`."""
         with suppress(FileNotFoundError):
             self._call(lambda store: obstore.delete(store, self._key(name)))
 

@@ -31,7 +31,7 @@ from pipeline.model.files.checkpoints import (
     weights_digest,
     write_safetensors,
 )
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
@@ -193,7 +193,7 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _sent(objects: Objects, uri: Uri, name: str) -> Iterator[Path]:
+def _sent(objects: ObjectFolder, uri: Uri, name: str) -> Iterator[Path]:
     """A path to write to; the file is then in the folder, whole."""
     if uri.local_path is not None:
         yield Path(uri.local_path) / name
@@ -206,7 +206,7 @@ def _sent(objects: Objects, uri: Uri, name: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _fetched(objects: Objects, uri: Uri, name: str) -> Iterator[Path | None]:
+def _fetched(objects: ObjectFolder, uri: Uri, name: str) -> Iterator[Path | None]:
     """A local copy of the file, or the file itself; ``None`` if it is not there."""
     if uri.local_path is not None:
         path = Path(uri.local_path) / name

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pipeline.evaluate.shuffle import sorted_runs as module
 from pipeline.evaluate.shuffle.sorted_runs import merge_runs, write_runs
 from pipeline.metrics.ap.records import RECORD, sort_order
-from pipeline.storage.objects.base import Objects
+from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
@@ -28,7 +28,7 @@ def some_records(rng: np.random.Generator, count: int, first_image: int) -> np.n
 
 
 @pytest.fixture
-def objects(tmp_path: Path) -> Objects:
+def objects(tmp_path: Path) -> ObjectFolder:
     return open_objects(Uri(str(tmp_path)), 10.0)
 
 
@@ -52,7 +52,7 @@ def test_merged_runs_are_one_sorted_sequence(
         assert np.array_equal(np.concatenate([np.empty(0, RECORD), *pieces]), wanted[sort_order(wanted)])
 
 
-def test_a_piece_holds_no_more_than_a_chunk_of_each_run(objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piece_holds_no_more_than_a_chunk_of_each_run(objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
     rng = np.random.default_rng(0)
     runs = [write_runs(objects, f"{i}", np.zeros(500, np.int64), some_records(rng, 500, 1000 * i))[0] for i in range(5)]
@@ -61,7 +61,7 @@ def test_a_piece_holds_no_more_than_a_chunk_of_each_run(objects: Objects, monkey
     assert max(sizes) <= 50
 
 
-def test_nothing_is_written_for_no_records(objects: Objects) -> None:
+def test_nothing_is_written_for_no_records(objects: ObjectFolder) -> None:
     assert write_runs(objects, "empty.runs", np.zeros(0, np.int64), np.empty(0, RECORD)) == {}
     assert objects.list("").files == []
     assert list(merge_runs(objects, [], RECORD)) == []

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage.objects.any_fsspec import FsspecObjects
-from pipeline.storage.objects.base import Changed, Objects
+from pipeline.storage.objects.base import Changed, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
 
 @pytest.fixture(params=["local", "s3", "memory", "moved"])
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
+def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectFolder:
     """``moved``: an fsspec file system without atomic puts."""
     if request.param == "local":
         return open_objects(Uri(str(tmp_path / "new folder" / "out")), 10.0)
@@ -30,7 +30,7 @@ def objects(request: pytest.FixtureRequest, tmp_path: Path) -> Objects:
 
 
 class TestEveryStore:
-    def test_write_read_list_delete(self, objects: Objects) -> None:
+    def test_write_read_list_delete(self, objects: ObjectFolder) -> None:
         assert objects.list("data") == ([], [])
         objects.put("data/b", b"bb")
         objects.put("data/a", b"x" * 1000)
@@ -55,13 +55,13 @@ class TestEveryStore:
         with pytest.raises(FileNotFoundError):
             objects.read("data/b")
 
-    def test_a_listing_tells_versions_apart(self, objects: Objects) -> None:
+    def test_a_listing_tells_versions_apart(self, objects: ObjectFolder) -> None:
         objects.put("data/a", b"1")
         before = objects.list("data").files
         objects.put("data/a", b"2")
         assert objects.list("data").files != before
 
-    def test_create_and_replace(self, objects: Objects) -> None:
+    def test_create_and_replace(self, objects: ObjectFolder) -> None:
         first = objects.create("lock", b"1")
         with pytest.raises(FileExistsError):
             objects.create("lock", b"2")
@@ -78,7 +78,7 @@ class TestEveryStore:
 
 @pytest.mark.parametrize("objects", ["local", "s3"], indirect=True)
 class TestConcurrency:
-    def test_one_of_many_creates(self, objects: Objects) -> None:
+    def test_one_of_many_creates(self, objects: ObjectFolder) -> None:
         def create(number: int) -> bool:
             try:
                 objects.create("lock", b"%d" % number)
@@ -89,7 +89,7 @@ class TestConcurrency:
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(create, range(8))) == 1
 
-    def test_one_of_many_replaces(self, objects: Objects, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_of_many_replaces(self, objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
         rename = os.replace
 
         def late_rename(source: str, target: str) -> None:

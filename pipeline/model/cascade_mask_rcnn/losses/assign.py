@@ -21,7 +21,7 @@ _SMALLEST_AREA = 1e-6
 
 
 @dataclass(frozen=True)
-class Objects:
+class ImageTargets:
     """The objects of one image, those that count apart from those that are ignored.
 
     Attributes:
@@ -37,12 +37,14 @@ class Objects:
     ignored_boxes: Tensor
 
     @staticmethod
-    def of(target: Target) -> Objects:
+    def of(target: Target) -> ImageTargets:
         """The objects of a target."""
         if not target.ignored.any():
-            return Objects(target.boxes, target.labels, target.masks, target.boxes[:0])
+            return ImageTargets(target.boxes, target.labels, target.masks, target.boxes[:0])
         count = ~target.ignored
-        return Objects(target.boxes[count], target.labels[count], target.masks[count], target.boxes[target.ignored])
+        return ImageTargets(
+            target.boxes[count], target.labels[count], target.masks[count], target.boxes[target.ignored]
+        )
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Rule:
     best_match: float | None = None
 
 
-def assign(boxes: Tensor, objects: Objects, rule: Rule) -> Tensor:
+def assign(boxes: Tensor, objects: ImageTargets, rule: Rule) -> Tensor:
     """The object of each box.
 
     Ignored objects take part as follows. A box that would be background is not used where it lies half or

@@ -16,7 +16,7 @@ from torchvision.ops import generalized_box_iou_loss, roi_align
 
 from pipeline.model.cascade_mask_rcnn.boxes import apply_deltas
 from pipeline.model.cascade_mask_rcnn.cascade import BOX_POOL_SIDE, STAGE_STDS, CascadeBoxHeads
-from pipeline.model.cascade_mask_rcnn.losses.assign import Objects
+from pipeline.model.cascade_mask_rcnn.losses.assign import ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.sampling import NO_LABEL, StageSamples, draw_samples, refine
 from pipeline.model.cascade_mask_rcnn.mask_head import MASK_POOL_SIDE, MASK_SIDE, CascadeMaskHeads
 from pipeline.model.cascade_mask_rcnn.roi import pool_rois
@@ -38,7 +38,7 @@ def cascade_losses(
     features: Sequence[Tensor],
     proposals: Sequence[Tensor],
     image_sizes: Tensor,
-    objects: Sequence[Objects],
+    objects: Sequence[ImageTargets],
     generators: Sequence[Generator],
     quota: Quota,
 ) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def cascade_losses(
     return losses
 
 
-def box_sum(samples: StageSamples, deltas: Tensor, stds: Stds, objects: Sequence[Objects]) -> Tensor:
+def box_sum(samples: StageSamples, deltas: Tensor, stds: Stds, objects: Sequence[ImageTargets]) -> Tensor:
     """1 - GIoU of the positives' boxes, moved by their own class's deltas ``(R, K, 4)`` and not clipped; summed."""
     row = samples.positive.nonzero()[:, 0]
     found = apply_deltas(samples.boxes[row], deltas[row, samples.labels[row]], stds)
@@ -86,7 +86,7 @@ def box_sum(samples: StageSamples, deltas: Tensor, stds: Stds, objects: Sequence
 
 
 def mask_sum(
-    mask_head: nn.Module, features: Sequence[Tensor], samples: StageSamples, objects: Sequence[Objects]
+    mask_head: nn.Module, features: Sequence[Tensor], samples: StageSamples, objects: Sequence[ImageTargets]
 ) -> Tensor:
     """Binary cross entropy of the positives' masks, of their own class only, summed over RoIs and pixels."""
     row = samples.positive.nonzero()[:, 0]

@@ -7,7 +7,7 @@ from torch import Generator, Tensor, nn
 
 from pipeline.model.batch import Batch
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
-from pipeline.model.cascade_mask_rcnn.losses.assign import Objects
+from pipeline.model.cascade_mask_rcnn.losses.assign import ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.cascade import cascade_losses
 from pipeline.model.cascade_mask_rcnn.losses.rpn import rpn_losses
 from pipeline.model.cascade_mask_rcnn.losses.sampling import image_generators
@@ -51,7 +51,7 @@ class DetectorLoss(nn.Module):
             ``stage3_mask``: float32 scalars. With several workers, their mean is that of the whole batch.
         """
         detector = self.detector
-        objects = [Objects.of(target) for target in batch.targets]
+        objects = [ImageTargets.of(target) for target in batch.targets]
         generators = image_generators(batch.image_ids, generator)
         features = detector.neck(detector.backbone(batch.images))
         outputs, grids = detector.rpn.head(features), level_anchors(features)

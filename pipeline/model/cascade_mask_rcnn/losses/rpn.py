@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from pipeline.model.cascade_mask_rcnn.boxes import encode_deltas
-from pipeline.model.cascade_mask_rcnn.losses.assign import UNUSED, Objects, Rule, assign
+from pipeline.model.cascade_mask_rcnn.losses.assign import UNUSED, ImageTargets, Rule, assign
 from pipeline.model.cascade_mask_rcnn.losses.sampling import sample
 from pipeline.model.normalisers import per_worker
 from pipeline.model.settings import Quota
@@ -25,7 +25,7 @@ def rpn_losses(
     outputs: Sequence[tuple[Tensor, Tensor]],
     grids: Sequence[Tensor],
     image_sizes: Tensor,
-    objects: Sequence[Objects],
+    objects: Sequence[ImageTargets],
     generators: Sequence[Generator],
     quota: Quota,
 ) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ def rpn_losses(
     return {"rpn_class": objectness / count, "rpn_box": boxes / count}
 
 
-def assign_anchors(anchors: Tensor, image_size: Tensor, objects: Objects) -> Tensor:
+def assign_anchors(anchors: Tensor, image_size: Tensor, objects: ImageTargets) -> Tensor:
     """`assign` for anchors ``(A, 4)``: those that cross the image's border are `UNUSED` (``allowed_border=0``)."""
     inside = (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] < image_size.flip(0)).all(dim=1)
     assigned = torch.full((len(anchors),), UNUSED, device=anchors.device)

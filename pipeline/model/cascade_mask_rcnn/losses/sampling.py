@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas
-from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, Objects, Rule, assign
+from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, ImageTargets, Rule, assign
 from pipeline.model.settings import Quota
 
 NO_LABEL = -100  # what `cross_entropy` leaves out
@@ -84,7 +84,7 @@ class StageSamples:
 
 def draw_samples(
     proposals: Sequence[Tensor],
-    objects: Sequence[Objects],
+    objects: Sequence[ImageTargets],
     min_iou: float,
     num_classes: int,
     generators: Sequence[Generator],
@@ -112,7 +112,7 @@ def draw_samples(
 def _draw_image(
     index: int,
     proposals: Tensor,
-    objects: Objects,
+    objects: ImageTargets,
     generator: Generator,
     rule: Rule,
     quota: Quota,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pipeline.model.batch import Batch, Target
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
-from pipeline.model.cascade_mask_rcnn.losses.assign import Objects
+from pipeline.model.cascade_mask_rcnn.losses.assign import ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.settings import PUBLISHED_SAMPLING, SamplingConfig
 from testing.small_model import SMALL
@@ -35,9 +35,9 @@ def target(*rows: tuple[float, ...], ignored: tuple[int, ...] = (), labels: tupl
     return Target(boxes, names.long().reshape(-1), masks_of(boxes), flags)
 
 
-def objects(*rows: tuple[float, ...], ignored: tuple[tuple[float, ...], ...] = ()) -> Objects:
+def objects(*rows: tuple[float, ...], ignored: tuple[tuple[float, ...], ...] = ()) -> ImageTargets:
     boxes = boxes_of(*rows)
-    return Objects(boxes, torch.arange(len(rows)), masks_of(boxes), boxes_of(*ignored))
+    return ImageTargets(boxes, torch.arange(len(rows)), masks_of(boxes), boxes_of(*ignored))
 
 
 def batch(*targets: Target, ids: tuple[int | str, ...] | None = None) -> Batch:

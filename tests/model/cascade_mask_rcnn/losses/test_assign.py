@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 from pipeline.model.cascade_mask_rcnn.losses.assign import (
     NEGATIVE,
     UNUSED,
-    Objects,
+    ImageTargets,
     Rule,
     assign,
     box_ious,
@@ -103,9 +103,9 @@ def test_boxes_without_area_overlap_nothing() -> None:
 
 
 def test_objects_that_count_and_those_ignored() -> None:
-    split = Objects.of(target(*TWO, (1.0, 1.0, 5.0, 5.0), ignored=(1,)))
+    split = ImageTargets.of(target(*TWO, (1.0, 1.0, 5.0, 5.0), ignored=(1,)))
     assert split.boxes.tolist() == [list(TWO[0]), [1, 1, 5, 5]]
     assert split.labels.tolist() == [1, 0]
     assert split.masks.sum(dim=(1, 2)).tolist() == [24 * 32, 16]
     assert split.ignored_boxes.tolist() == [list(TWO[1])]
-    assert Objects.of(target(*TWO)).ignored_boxes.shape == (0, 4)
+    assert ImageTargets.of(target(*TWO)).ignored_boxes.shape == (0, 4)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.model.cascade_mask_rcnn.losses import cascade
-from pipeline.model.cascade_mask_rcnn.losses.assign import Objects
+from pipeline.model.cascade_mask_rcnn.losses.assign import ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.cascade import cascade_losses
 from pipeline.model.settings import PUBLISHED_SAMPLING
 from tests.model.cascade_mask_rcnn.losses.loss_cases import TWO, boxes_of, objects, seeded
@@ -68,7 +68,7 @@ def no_pooling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cascade, "pool_rois", boxes_themselves)
 
 
-def run(proposals: list[tuple[float, ...]], image: Objects, shift: float = 0.0) -> Run:
+def run(proposals: list[tuple[float, ...]], image: ImageTargets, shift: float = 0.0) -> Run:
     box, mask = Heads(*(BoxTable(shift) for _ in range(3))), Heads(*(MaskTable() for _ in range(3)))
     losses = cascade_losses(
         box, mask, [], [boxes_of(*proposals)], SIZES, [image], [seeded()], PUBLISHED_SAMPLING.roi_quota
@@ -144,7 +144,7 @@ def test_losses_of_a_stage_do_not_reach_the_one_before() -> None:
     assert not boxes.stages[1].deltas.grad[1].any()
 
 
-EMPTY: dict[str, tuple[list[tuple[float, ...]], Objects]] = {
+EMPTY: dict[str, tuple[list[tuple[float, ...]], ImageTargets]] = {
     "no objects": ([NEAR, FAR], objects()),
     "no positive beside the object": ([FAR], objects(TWO[0])),
     "all ignored": ([NEAR, FAR], objects(ignored=((0.0, 0.0, 64.0, 64.0),))),
@@ -155,7 +155,7 @@ EMPTY: dict[str, tuple[list[tuple[float, ...]], Objects]] = {
 
 
 @pytest.mark.parametrize(("proposals", "image"), EMPTY.values(), ids=EMPTY.keys())
-def test_every_parameter_has_a_finite_gradient(proposals: list[tuple[float, ...]], image: Objects) -> None:
+def test_every_parameter_has_a_finite_gradient(proposals: list[tuple[float, ...]], image: ImageTargets) -> None:
     losses, boxes, masks = run(proposals, image)
     assert len(losses) == 9
     torch.stack(list(losses.values())).sum().backward()

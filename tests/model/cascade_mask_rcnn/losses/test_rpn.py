@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, UNUSED, Objects
+from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, UNUSED, ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.rpn import assign_anchors, rpn_losses, smooth_l1
 from pipeline.model.settings import PUBLISHED_SAMPLING
 from tests.model.cascade_mask_rcnn.losses.loss_cases import boxes_of, objects, seeded
@@ -27,7 +27,7 @@ def outputs(images: int = 1) -> list[tuple[Tensor, Tensor]]:
     return [(logits.requires_grad_(), deltas.requires_grad_()) for logits, deltas in levels]
 
 
-def losses(out: list[tuple[Tensor, Tensor]], *each: Objects) -> dict[str, Tensor]:
+def losses(out: list[tuple[Tensor, Tensor]], *each: ImageTargets) -> dict[str, Tensor]:
     sizes = SIZE.expand(len(each), 2)
     return rpn_losses(
         out, [ANCHORS[:3], ANCHORS[3:]], sizes, each, [seeded() for _ in each], PUBLISHED_SAMPLING.anchor_quota
@@ -67,7 +67,7 @@ def test_one_divisor_for_the_batch() -> None:
         assert value.item() == pytest.approx((alone[0][name].item() * 3 + alone[1][name].item() * 4) / 7, rel=1e-5)
 
 
-def gradients(*each: Objects) -> tuple[Tensor, Tensor]:
+def gradients(*each: ImageTargets) -> tuple[Tensor, Tensor]:
     out = outputs(len(each))
     total = sum(losses(out, *each).values())
     assert isinstance(total, Tensor)
@@ -99,7 +99,7 @@ def test_ignored_objects_have_none() -> None:
     ],
     ids=["no objects", "all ignored", "smaller than a pixel", "no area"],
 )
-def test_without_a_positive(image: Objects) -> None:
+def test_without_a_positive(image: ImageTargets) -> None:
     logits, deltas = gradients(image)
     assert logits.isfinite().all()
     assert not deltas.any()
