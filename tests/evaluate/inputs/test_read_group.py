@@ -21,7 +21,7 @@ from pipeline.evaluate.inputs.predictions import Predictions, list_images
 from pipeline.evaluate.inputs.read_group import read_group
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore
-from pipeline.metrics.ap.in_memory import evaluate_blocks
+from pipeline.metrics.ap.figures import evaluate_blocks
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
