@@ -65,8 +65,8 @@ def judge(rows: Collection[Mapping[str, Any]], report: Mapping[str, Any], expect
 
     Args:
         rows: of the output, in any order.
-        report: its ``run.json``.
-        expected: by image id, from an undisturbed run.
+        report: the output's ``run.json``, parsed.
+        expected: the rows of an undisturbed run, by image id.
         exit_code: of the last run on the output.
     """
     times = Counter(row["image_id"] for row in rows)

@@ -53,7 +53,6 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     """Run the job until every image of the manifest is annotated or failed with a reason.
 
     Args:
-        config: what to do.
         retry_failed: queue the images again that failed in earlier runs.
 
     Returns:

@@ -29,7 +29,7 @@ class DataFolder:
     """The data files of an output, of which each footer is read once: for checking, counting and so on.
 
     Args:
-        uri: the output folder.
+        uri: of the output folder, which holds the folder of data files.
         concurrency: footers to read at a time.
     """
 

@@ -134,7 +134,7 @@ class OutputStore:
         Args:
             table: at least one row, of the output's schema; ids unique and not null.
             identity: what made the rows.
-            compression_level: of zstd.
+            compression_level: of zstd, 1 to 22.
             fence: called right before the file is written; raises if this run must not write any more
                 (``OutputLock.fence``). A process that stalls between the call and the write can still
                 come late: the closing audit finds such rows, as duplicates.

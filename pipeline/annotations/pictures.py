@@ -41,7 +41,7 @@ class PictureSource:
         """With the limits and the access policy of a config.
 
         Args:
-            config: of a run.
+            config: a job's ``images`` section.
             image_root: as above. It may be read from, whatever the policy says.
         """
         policy = config.access_policy()

@@ -28,7 +28,7 @@ class RayTasks:
     report: Callable[[str], None]
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
-        """See there."""
+        """As `TaskRunner` says."""
         quiet(DataContext.get_current())
 
         # As bytes, which Ray Data leaves as they are: it would make columns of what is in them.

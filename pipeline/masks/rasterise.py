@@ -51,7 +51,7 @@ def rasterise(masks: NDArray[Any], boxes: NDArray[Any], image_size: tuple[int, i
     Args:
         masks: [N, M, M] probabilities of any float dtype, computed in float32; finite.
         boxes: [N, 4] xyxy in pixels of the image.
-        image_size: (H, W).
+        image_size: (H, W) of the image, in pixels.
 
     Returns:
         N RLEs of the image's size, in the order given.

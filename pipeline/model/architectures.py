@@ -54,8 +54,7 @@ def build(variant: Variant, drop_path_rate: float = 0.0) -> Detector:
     """A detector with weights of no meaning.
 
     Args:
-        variant: of any architecture.
-        drop_path_rate: of the last block.
+        drop_path_rate: rate of the last block of the backbone; 0: none is dropped.
     """
     return network_of(variant).build(variant, drop_path_rate)
 

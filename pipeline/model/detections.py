@@ -53,8 +53,8 @@ class BatchDetections:
 
     Attributes:
         boxes: ``(N, 4)`` xyxy in pixels of each one's original image.
-        scores: ``(N,)``.
-        labels: int64 ``(N,)``.
+        scores: ``(N,)`` in ``(0, 1]``.
+        labels: int64 ``(N,)``, index into the model's categories.
         masks: ``(N, S, S)`` probabilities over each box, S the same for all.
         counts: detections of each image; they sum to N.
     """

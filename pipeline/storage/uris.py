@@ -123,7 +123,7 @@ class Uri(UriText):
     """A URI or local path that has been parsed.
 
     Args:
-        text: see the module.
+        text: a URI or path as people write it; the module says what it means.
 
     Raises:
         UriError: not a URI that can be read: empty, control characters, credentials, chained, no bucket.
@@ -234,7 +234,7 @@ def hide_column(uris: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def hide_secrets(text: str) -> str:
-    """A text of others with every URI in it redacted."""
+    """A text of others with the secrets of every URI in it hidden."""
 
     def hide(found: re.Match[str]) -> str:
         uri = found[0].rstrip(":;,.)")  # those behind it are the sentence's

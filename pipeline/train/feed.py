@@ -44,11 +44,11 @@ class Feed:
 
     Attributes:
         draws: reference to the run's `Draws`, shared by all workers and tasks.
-        iterations_per_epoch: of all workers.
+        iterations_per_epoch: steps in an epoch, which all workers take together.
         batch: samples of a step of this worker.
         rank, world: this worker, and how many there are.
         cpus_per_task: that a task reserves.
-        device: where batches lie.
+        device: where the batches are made and lie.
         unreadable: images that could not be read so far, and why.
     """
 

@@ -64,7 +64,7 @@ class Manifest:
         uri: what it was opened from.
         units: all row groups that have rows, in the order of files and rows.
         columns: names in the units' files.
-        id_type: ``int64`` or ``string``.
+        id_type: of the images' ids: ``int64`` or ``string``.
         carried: schema of the carried columns: the types of the source, but plain ones for its view types.
         image_root: what relative URIs are relative to.
     """
@@ -109,7 +109,7 @@ class Manifest:
         """Stream some of a unit's rows, in their order, without holding more than two batches and a page of them.
 
         Args:
-            unit: one of :attr:`units`.
+            unit: one of this manifest's :attr:`units`.
             rows: a mask over the unit's rows, or ascending indices.
             batch_rows: rows a table; the last one may have fewer.
 

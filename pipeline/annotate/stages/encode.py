@@ -25,10 +25,10 @@ ENCODE = "encode"
 
 @dataclass(frozen=True)
 class Encode:
-    """The stage.
+    """The stage: detections in, rows of the output out.
 
     Attributes:
-        schema: of the output.
+        schema: columns of what comes out, those of the output's files.
         categories: what the labels stand for.
         report: takes what was done.
     """

@@ -17,7 +17,7 @@ class Write:
     """The stage. All rows that it gets become one file, whole or not at all.
 
     Attributes:
-        store: the output.
+        store: the output that the file goes to.
         identity: for the file's footer.
         compression_level: of zstd, 1 to 22.
         fence: raises where this run may not write any more.

@@ -45,12 +45,12 @@ _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
 
 @dataclass(frozen=True)
 class AnnotatedOutput:
-    """See `Predictions`.
+    """`Predictions` from an output of the annotate job: a group is a few of its data files.
 
     Attributes:
         uri: of the output folder.
-        id_type: ``int64`` or ``large_string``.
-        groups: their files.
+        id_type: of the images' ids: ``int64`` or ``large_string``.
+        groups: the data files of each group.
     """
 
     uri: Uri
@@ -110,7 +110,7 @@ class AnnotatedOutput:
 
 @dataclass(frozen=True)
 class OutputBatch:
-    """See ``predictions.DetectionBatch``.
+    """A `DetectionBatch`: some rows of a data file, R in all.
 
     Attributes:
         place: the file, for messages.

@@ -102,7 +102,7 @@ def coco_stats(arrays: Arrays, max_dets: Sequence[int]) -> Float64s:
     """COCO's twelve figures, equal to the last bit to ``COCOeval.stats``.
 
     Args:
-        arrays: for K categories.
+        arrays: of all K categories.
         max_dets: the three limits they were made with. AP is taken at 100 detections if that is one of them (as
             with mmdet's 100, 300, 1000), else at the largest, where COCOeval gives -1.
 
@@ -122,7 +122,7 @@ def coco_summary_lines(stats: Float64s, max_dets: Sequence[int]) -> list[str]:
     """The lines that ``COCOeval.summarize`` prints; they are the same for boxes and masks.
 
     Args:
-        stats: of `coco_stats`.
+        stats: [12] as `coco_stats` gives them.
         max_dets: the limits; the first line names the one that AP was taken at.
     """
     lines = []
@@ -140,7 +140,7 @@ def mmdet_metrics(stats: Float64s, iou_type: IouType, max_dets: Sequence[int]) -
     """The same figures under the names of mmdet's ``CocoMetric``, not rounded.
 
     Args:
-        stats: of `coco_stats`.
+        stats: [12] as `coco_stats` gives them.
         iou_type: the names begin with it: ``segm_mAP_50``, ``bbox_AR@1000``.
         max_dets: mmdet's names say 100, 300 and 1000; with other limits the names say those.
     """
@@ -152,7 +152,7 @@ def per_class(arrays: Arrays, max_dets: Sequence[int]) -> list[dict[str, float |
     """The same figures for each category alone.
 
     Args:
-        arrays: for K categories.
+        arrays: of all K categories.
         max_dets: the three limits they were made with.
 
     Returns:

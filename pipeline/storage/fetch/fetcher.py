@@ -72,7 +72,7 @@ class Fetcher:
         settings: limits. An attempt that could not use its full time before the deadline is not begun, so no fetch
             outlasts it.
         policy: what may be read.
-        backoff: waits between attempts.
+        backoff: how long is waited between attempts.
     """
 
     settings: FetchSettings = field(default_factory=FetchSettings)

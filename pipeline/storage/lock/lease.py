@@ -73,7 +73,7 @@ class OutputLock:
     """The lock of one output, held by one run: ``with OutputLock(uri, run_id) as lock: ...``.
 
     Args:
-        uri: the output folder.
+        uri: of the output folder; the lock is a file in it.
         run_id: for people; acquisitions are told apart by a token of their own.
         lease_s: how long others wait after the last sign of life.
         wait_s: how long to wait for another run. ``None``: only until it is known whether that run lives,

@@ -46,7 +46,7 @@ class Position:
     """Where training stands. Random numbers have no state to save: see `pipeline.train.loop.loop`.
 
     Attributes:
-        iteration: optimiser steps done.
+        iteration: optimiser steps done so far, over all epochs.
         best: highest validation figure so far.
         history: figures of each validation.
     """
@@ -63,7 +63,7 @@ class Saved:
     Attributes:
         checkpoint: the model, averaged where an average is kept.
         state: of `optimizer_state`, and of the trained weights where they differ from the checkpoint's.
-        position: where it stands.
+        position: where training stood.
         settings: what the run was started with, see `CheckpointFolder.save_last`.
     """
 
@@ -102,8 +102,8 @@ class CheckpointFolder:
 
         Args:
             checkpoint: the model, averaged where an average is kept.
-            optimizer: of `optimizer_state`.
-            position: where training stands.
+            optimizer: its tensors, as `optimizer_state` names them.
+            position: where training stands, and goes on from.
             trained: the weights that are trained, where they are not the checkpoint's.
             settings: JSON-able; whoever resumes gets it back.
         """

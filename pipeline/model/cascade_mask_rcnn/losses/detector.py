@@ -36,7 +36,7 @@ class DetectorLoss(nn.Module):
     RoI has 49 positions. A batch with nothing to sample leaves one empty RoI in their running statistics.
 
     Args:
-        detector: on its device.
+        detector: on its device; its weights are what is trained.
         sampling: how much of an image is looked at.
     """
 
@@ -97,8 +97,8 @@ def rpn_losses(
         outputs: per level, logits ``(B, A)`` and deltas ``(B, A, 4)``.
         grids: per level, anchors ``(A, 4)``.
         image_sizes: ``(B, 2)``, ``(H, W)`` before padding.
-        objects: B.
-        generators: B.
+        objects: of each image, what its anchors are to find.
+        generators: one an image, which decides what is sampled of it.
         quota: anchors of each image.
 
     Returns:
