@@ -41,8 +41,6 @@ from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
-__all__ = ["Counts", "DataFile", "Identity", "IdentityMismatch", "OutputError", "OutputStore", "Recovery"]
-
 COMPRESSION_LEVEL = 3
 
 _REPORT_LEFTOVER = re.compile(r"\.run\.json\.[0-9a-f]{32}\.tmp")

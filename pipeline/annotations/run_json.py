@@ -177,7 +177,7 @@ def _older_image_root(config: dict[str, Any]) -> Uri | None:
         return None
     is_folder = manifest.get("format") in ("folder", "auto")  # of "auto", the URI of a table is no image's prefix
     root = manifest.get("image_root") or (manifest.get("uri") if is_folder else None)
-    return Uri(root).absolute() if root else None
+    return Uri(root).absolute() if isinstance(root, str) and root else None
 
 
 def _reason(error: ValueError) -> str:

@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from pipeline.masks.rle import Rle, encode_toggles, toggle_stride
 from pipeline.masks.sampling import bilinear_samples, sample_positions
 
-__all__ = ["Rle", "rasterise"]
-
 BoolArray = NDArray[np.bool_]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]

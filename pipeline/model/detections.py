@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.masks.rasterise import Rle, rasterise
+from pipeline.masks.rasterise import rasterise
+from pipeline.masks.rle import Rle
 
 if TYPE_CHECKING:
     from torch import Tensor

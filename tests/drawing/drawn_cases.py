@@ -11,7 +11,8 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.config.images import ImagesConfig

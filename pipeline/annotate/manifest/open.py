@@ -41,8 +41,6 @@ from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
 from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.tables.arrow_types import without_views
 
-__all__ = ["Manifest", "ManifestError", "ReadUnit", "open_manifest"]
-
 _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "parquet": read_parquet,
     "csv": read_csv,
@@ -80,11 +78,6 @@ class Manifest:
     def num_rows(self) -> int:
         """Images in the manifest."""
         return sum(unit.num_rows for unit in self.units)
-
-    @property
-    def has_bytes(self) -> bool:
-        """Whether rows may bring their image along."""
-        return self.columns.bytes is not None
 
     @property
     def schema(self) -> pa.Schema:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.annotate.stages.stage import Report, StageCounts
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,6 @@ from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, 
 from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment, s3_status
 from pipeline.storage.uris import Uri, UriError, UriText
 
-__all__ = ["FetchError", "FetchSettings", "Fetcher"]
-
 _ERRNO_CODES = {
     errno.ENOENT: "not_found",
     errno.ENOTDIR: "not_found",

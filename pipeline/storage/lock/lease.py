@@ -21,12 +21,10 @@ from types import TracebackType
 
 from pipeline.errors import RunError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
-from pipeline.storage.lock.watch import LockHeld, Watch
+from pipeline.storage.lock.watch import Watch
 from pipeline.storage.objects.base import Changed, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-
-__all__ = ["Fence", "LockHeld", "LockLost", "OutputLock"]
 
 DEFAULT_LEASE_S = 60.0
 
