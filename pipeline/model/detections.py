@@ -22,7 +22,8 @@ class Detections:
         boxes: float32 ``(N, 4)``, xyxy in pixels of the original image, clipped to it.
         scores: float32 ``(N,)`` in ``(0, 1]``.
         labels: int64 ``(N,)``, index into the model's categories.
-        masks: float ``(N, 28, 28)`` mask probabilities, stretched over their box (not over the image).
+        masks: float ``(N, S, S)`` mask probabilities, stretched over their box (not over the image); S is 28 in what
+            was published.
         image_size: ``(H, W)`` of the original image.
     """
 

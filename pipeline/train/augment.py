@@ -123,8 +123,8 @@ class ScaleJitter:
     """
 
     side: int
-    low: float = 0.1
-    high: float = 2.0
+    low: float
+    high: float
 
     def __post_init__(self) -> None:
         if self.side < 1 or not 0 < self.low <= self.high:

@@ -34,9 +34,12 @@ from pipeline.model.files.checkpoints import (
 from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import temporary_names
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 _STATE_PREFIX = "state-"
+# Of a training that was killed while it wrote; the lock says that nobody else writes now.
+_LEFTOVER = temporary_names(r"(state-\d+|last|best)\.safetensors")
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 _TIMEOUT_S = 600.0  # for one request; large files go in parts
 
@@ -116,7 +119,8 @@ class CheckpointFolder:
         with _sent(self._objects, self._uri, LAST) as path:
             save_checkpoint(replace(checkpoint, source={**checkpoint.source, "training": training}), path)
         for entry in self._objects.list("").files:
-            if entry.name.startswith(_STATE_PREFIX) and entry.name != name:
+            is_old = entry.name.startswith(_STATE_PREFIX) and entry.name != name
+            if is_old or _LEFTOVER.fullmatch(entry.name):
                 self._objects.delete(entry.name)
 
     def save_best(self, checkpoint: Checkpoint) -> None:

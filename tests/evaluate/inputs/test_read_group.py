@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_an_output_that_changes_meanwhile(tmp_path: Path) -> None:
     arguments = one_group(case, tmp_path)
     predictions = arguments[1]
     without = predictions.groups[0][:-1]
-    changed = type(predictions)(predictions.uri, predictions.id_type, (without,))
+    changed = replace(predictions, groups=(without,))
     assert len(list(read_group(*arguments))) > 0
     with pytest.raises(InputError, match=r"has changed while it was evaluated: image .* is gone; evaluate again"):
         list(read_group(arguments[0], changed, *arguments[2:]))
