@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m benchmarks.checks.house
 
 # Pins for every supported Python; run it after a change of the dependencies in pyproject.toml.
 lock:

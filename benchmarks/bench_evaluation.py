@@ -42,7 +42,8 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.support.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.support.machine import describe
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.analysis import AnalysisPlan

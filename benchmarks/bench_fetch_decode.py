@@ -31,7 +31,8 @@ from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.storage.fetch.fetcher import Fetcher, FetchError
+from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.fetch.rules import FetchError
 from pipeline.storage.uris import UriText
 
 BUCKET = "images"

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pipeline.masks.rasterise import Rle, rasterise
+from pipeline.masks.rasterise import rasterise
+from pipeline.masks.rle import Rle
 from testing.mask_reference import reference_full_canvas, reference_per_instance
 from testing.soft_masks import Float32Array, random_boxes, soft_masks
 

@@ -30,7 +30,7 @@ def run(logger: logging.Logger, work: Callable[[], int], advice: str) -> int:
     """A job from its first setting to its exit code, whatever happens.
 
     Args:
-        logger: of the job.
+        logger: the job's; its last line says how it ended.
         work: the job; returns its exit code.
         advice: after an error that nobody foresaw: what is left, and what to do.
     """

@@ -23,8 +23,7 @@ from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
-from pipeline.predict.image_files import find_images
-from pipeline.predict.run import PredictRun
+from pipeline.predict.run import PredictRun, find_images
 from pipeline.storage.uris import UriText, hide_secrets
 
 

@@ -5,9 +5,11 @@
       UriError, AccessDenied            a URI; one that the policy does not allow
       StorageError                      a file or folder that cannot be read
       DownloadError, UnknownModelError  a public model that cannot be fetched; a name that no model has
-      CheckpointError, LayoutError      weights
+      CheckpointError, LayoutError,     weights; those of a backbone alone
+        BackboneOnlyError
       ManifestError, DuplicateIdError   a manifest
-      OutputError, IdentityMismatch     an output folder
+      OutputError, IdentityMismatch,    an output folder; a file in it that is none of ours
+        NotParquet
       InputError, BadRow, DataError     COCO files; one element of them; what training learns from
       ExportError                       an export
       ClusterError                      a cluster that has no room for the job, or is not there

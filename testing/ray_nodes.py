@@ -27,7 +27,7 @@ class RayNodes:
     """The cluster, from outside.
 
     Attributes:
-        address: for ``RAY_ADDRESS``.
+        address: of the head, as ``RAY_ADDRESS`` takes it.
     """
 
     def __init__(self, process: subprocess.Popen[str]) -> None:

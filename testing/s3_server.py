@@ -41,7 +41,7 @@ class S3Server:
     """A running server.
 
     Attributes:
-        endpoint: ``http://127.0.0.1:port``.
+        endpoint: URL of the server, ``http://127.0.0.1:port``.
     """
 
     endpoint: str

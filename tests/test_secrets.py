@@ -25,7 +25,8 @@ from PIL import Image
 
 from jobs import annotate, convert_checkpoint, evaluate, export, predict, train, visualize
 from pipeline.annotate.config import AnnotateConfig, ManifestConfig
-from pipeline.annotate.manifest.open import open_manifest
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.pending.antijoin import find_pending
 from pipeline.annotations.pictures import PictureSource
 from pipeline.config.base import ConfigError, Section
 from pipeline.config.loading import load_config
@@ -35,7 +36,9 @@ from pipeline.export.run import FORMATS
 from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage import filesystems
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.fetch.rules import FetchSettings
 from pipeline.storage.uris import Uri, UriText
 from pipeline.train.config import TrainConfig
 from testing.small_model import TINY, TINY_SETTINGS, picture, random_checkpoint
@@ -338,10 +341,11 @@ def write_manifest(path: Path, columns: Mapping[str, list[Any]]) -> None:
 
 
 def test_no_image_that_is_refused_tells(ears: Ears) -> None:
-    uris = [UriText(uri) for uri in [*rows_with_secrets(), f"/no/such?{1}"]]
-    results = Fetcher().fetch_many(uris)
-    failures = PictureSource(image_root=Uri("https://127.0.0.1:9/set")).read_many([*uris, UriText(f"../{SECRET[:0]}x")])
-    ears.check(*results, *failures, uris)
+    uris = [UriText(uri) for uri in rows_with_secrets()]
+    for policy in (AccessPolicy(), AccessPolicy((Uri(f"http://127.0.0.1:9/?{SECRET}"),)), AccessPolicy(())):
+        ears.check(policy, *Fetcher(FetchSettings(max_attempts=1), policy).fetch_many(uris))
+    climbing = UriText(f"../1.png?sig={SECRET}")
+    ears.check(*PictureSource(image_root=Uri("https://127.0.0.1:9/set")).read_many([*uris[:1], climbing]))
 
 
 def test_no_endpoint_tells(ears: Ears, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,6 +385,15 @@ def test_the_log_of_a_job_hides_what_others_wrote(monkeypatch: pytest.MonkeyPatc
     assert "Traceback" in printed
     assert "https://host/x: 403" in printed
     assert SECRET not in printed
+
+
+def test_the_last_line_of_a_job_hides_what_others_wrote(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever configured the log."""
+    monkeypatch.setattr(annotate, "_annotate", _unforeseen)
+    assert annotate.main(["--config", "x"]) == 1
+    assert caplog.messages[-1] == "exit code 1: KeyError: 'GET https://host/x: 403'"
 
 
 def _unforeseen(_: object) -> int:
@@ -427,6 +440,43 @@ def served(tmp_path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield f"http://127.0.0.1:{server.server_port}", content
         server.shutdown()
         thread.join()
+
+
+BAD_MANIFESTS = {
+    "m.csv": [
+        "",
+        "image_uri\n",
+        "a\n1\n",
+        "image_uri\n/a,b\n",
+        "image_id,image_uri\n1,\n",
+        "image_id,image_uri\n,/a\n",
+    ],
+    "m.jsonl": ["", "[]", "{", '{"image_uri": 1}', '{"image_id": null, "image_uri": "/a"}'],
+    "m.json": ["{}", "[", '{"images": [{"id": 1}]}', '{"images": [{"id": 1, "file_name": ""}]}'],
+    "m.txt": ["x"],
+}
+
+
+def test_no_manifest_tells(served: tuple[str, dict[str, bytes]], ears: Ears) -> None:
+    here, content = served
+    for name, texts in BAD_MANIFESTS.items():
+        for text in texts:
+            content[f"/{name}"] = text.encode()
+            with pytest.raises(UserError, match=f"{here}/{name}") as caught:
+                open_served(f"{here}/{name}?sig={SECRET}", ears)
+            ears.check(caught.value)
+    content["/m.csv"] = b"image_id,image_uri\n1,/a\n1,/b\n"
+    with pytest.raises(UserError, match="occur more than once") as caught:
+        find_pending(open_served(f"{here}/m.csv?sig={SECRET}", ears), [])
+    ears.check(caught.value)
+
+
+def open_served(uri: str, ears: Ears) -> Manifest:
+    kinds = {".csv": "csv", ".jsonl": "jsonl", ".json": "coco", ".parquet": "parquet"}
+    config = ManifestConfig.model_validate(
+        {"uri": uri, "format": kinds.get(Path(uri.partition("?")[0]).suffix, "auto")}
+    )
+    return open_manifest(config, Uri(str(ears.folder / "scratch")))
 
 
 @pytest.mark.ray

@@ -1,4 +1,4 @@
-"""Breaks the annotate job in seeded random ways and compares what is left with an undisturbed run.
+"""Breaks the annotate job in seeded random ways and compares with what its stages give undisturbed.
 
 ``scene`` makes the input and drives the real job in subprocesses, ``kinds`` disturbs it, ``verdict`` compares.
 """

@@ -1,7 +1,7 @@
 """The chaos test: ``python -m benchmarks.chaos --runs 20 --seed 0``.
 
 Each run picks a disturbance by its seed, drives the annotate job on small pictures until it ends with exit code 0,
-and compares the output with an undisturbed run. Prints a line a run and the sums; exit code 1 unless
+and compares the output with what the stages give undisturbed. Prints a line a run and the sums; exit code 1 unless
 all are 0, and every run was disturbed.
 """
 

@@ -47,7 +47,7 @@ class FlakyProxy(ThreadingHTTPServer):
 
     @property
     def endpoint(self) -> str:
-        """For clients."""
+        """URL that clients are given in place of the service's."""
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def draw(self) -> tuple[str, float]:

@@ -31,7 +31,7 @@ class Outcome:
         verdict: what its output is like.
         attempts: how often the job was started.
         disturbed: whether anything was done to it: fast machines end before the first kill, slow ones start late.
-        story: what was done.
+        story: what was done to the job, for people.
     """
 
     verdict: Verdict
@@ -44,7 +44,7 @@ def run_kind(kind: str, scene: ChaosWorld, name: str, rng: random.Random, kills:
     """One disturbed job, to its end.
 
     Args:
-        kind: of `KINDS`.
+        kind: a key of `KINDS`.
         scene: with the images and what is expected of them.
         name: unused so far; its log and output are called so.
         rng: decides all that is random.
@@ -60,8 +60,8 @@ def _finish(job: Job, expected: Rows, disturb: Callable[[], tuple[bool, str]]) -
     """Disturb, then run until the job ends well, and judge.
 
     Args:
-        job: not yet started.
-        expected: see `judge`.
+        job: one that was not started yet.
+        expected: the rows that the output should hold, by image id.
         disturb: runs the job with something going on beside it; whether anything was done, and what.
     """
     try:

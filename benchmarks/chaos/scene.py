@@ -48,7 +48,7 @@ class ChaosWorld:
     """A folder with ``images/``, a checkpoint and what becomes of them.
 
     Attributes:
-        folder: of everything.
+        folder: root of all of it.
         expected: the rows that a run should write, by image id.
     """
 
@@ -108,7 +108,7 @@ class Job:
         exit_code: of the last attempt; negative if it was killed, 1 before the first.
 
     Args:
-        folder: of the scene.
+        folder: the world's; log, config and local output go into it.
         name: of this job; its log, config and local output are called so.
         manifest: URI of the images.
         output: URI; a local folder if not given.

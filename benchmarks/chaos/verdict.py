@@ -1,4 +1,4 @@
-"""What a disturbed run's output holds, compared with the manifest and an undisturbed run."""
+"""What a disturbed run's output holds, compared with the manifest and with what the stages give undisturbed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Verdict:
     Attributes:
         losses: images of the manifest that are not in the output.
         duplicates: rows more than one per image.
-        differences: what does not equal the undisturbed run, or does not belong, in words.
+        differences: what does not equal the stages' own rows, or does not belong, in words.
         killed: images given up because two processes died on them, though there is nothing wrong with them;
             legal, and not counted as a difference.
     """
@@ -65,8 +65,8 @@ def judge(rows: Collection[Mapping[str, Any]], report: Mapping[str, Any], expect
 
     Args:
         rows: of the output, in any order.
-        report: its ``run.json``.
-        expected: by image id, from an undisturbed run.
+        report: the output's ``run.json``, parsed.
+        expected: the rows that the stages give undisturbed, by image id.
         exit_code: of the last run on the output.
     """
     times = Counter(row["image_id"] for row in rows)

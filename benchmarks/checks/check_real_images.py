@@ -32,7 +32,7 @@ from pipeline.model.cascade_mask_rcnn.variants import SWIN_T
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.predict.image_files import find_images
+from pipeline.predict.run import find_images
 from testing.s3_server import S3Server, s3_server
 
 BUCKET = "real"

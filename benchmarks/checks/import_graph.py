@@ -21,7 +21,6 @@ class Module:
     Attributes:
         path: from the project's root.
         text: as it stands in the file.
-        tree: the text, parsed.
         imports: dotted names, those inside functions too: a module's own name where it is one of the project, else
             what stands after ``from`` or ``import``.
         imports_at_once: those of them that importing the module executes.

@@ -32,7 +32,7 @@ class Blobs(NamedTuple):
     """Outlines of N star-shaped blobs and what they show.
 
     Attributes:
-        categories: [N] positions.
+        categories: [N] positions among the categories.
         centres: [N, 2] x, y in pixels.
         sizes: [N] square root of the area, in pixels.
         radii: [N, V] distance of each vertex from the centre, in units of the size.

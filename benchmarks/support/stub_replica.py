@@ -44,7 +44,7 @@ class StubSettings:
 
     Attributes:
         batch_s: duration of one batch, full or not.
-        detections: of each image.
+        detections: how many it finds on each image.
         log_dir: where each replica writes down its batches; not read by others before the run is over.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, Strict, field_validator, model_validator
 
 from pipeline.annotations.class_thresholds import read_class_thresholds
 from pipeline.config.base import (
@@ -97,19 +97,20 @@ class ModelConfig(Section):
         default=8, description="Images the model takes at once. Raise it until the GPU is busy or its memory full."
     )
 
-    @model_validator(mode="before")
+    @field_validator("class_thresholds_file")
     @classmethod
-    def _read_thresholds(cls, values: Any) -> Any:
-        """Put what ``class_thresholds_file`` holds where thresholds belong; those given directly win."""
-        name = values.get("class_thresholds_file") if isinstance(values, dict) else None
-        direct = values.get("class_thresholds") or {} if name else None
-        if not isinstance(name, str) or not isinstance(direct, dict):
-            return values
-        others = {key: value for key, value in values.items() if key != "class_thresholds_file"}
-        return {**others, "class_thresholds": {**read_class_thresholds(UriText(name)), **direct}}
+    def _can_be_read(cls, file: UriText | None) -> UriText | None:
+        """Here and not where the thresholds are taken in, so that an error has the place of this key."""
+        if file is not None:
+            read_class_thresholds(file)
+        return file
 
     @model_validator(mode="after")
     def _thresholds_apply(self) -> ModelConfig:
+        if self.class_thresholds_file is not None:
+            # A config is frozen for everybody else: what the file holds becomes thresholds; those given directly win.
+            thresholds = {**read_class_thresholds(self.class_thresholds_file), **self.class_thresholds}
+            self.__dict__.update(class_thresholds=thresholds, class_thresholds_file=None)
         if self.short_side and self.long_side and self.short_side > self.long_side:
             raise ValueError("short_side must be at most long_side")
         if self.score_threshold is not None:

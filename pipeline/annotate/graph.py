@@ -47,15 +47,14 @@ class RunParts:
     """What the graph is built from, on the driver.
 
     Attributes:
-        config: of the run.
-        manifest: what is read.
+        manifest: where the tasks read what is pending.
         settings: the model's, completed by the config.
         categories: what the model's labels stand for.
         checkpoint: the model, in the object store.
-        schema: of the output.
+        schema: columns of the output's files.
         store, identity: the output, and what goes into its files' footers.
         fence: raises where this run may not write any more.
-        monitor: what `pipeline.annotate.monitor.start_monitor` gave.
+        monitor: handle of the actor that `pipeline.annotate.monitor.start_monitor` started.
         pool: the replicas of the model.
     """
 

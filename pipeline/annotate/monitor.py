@@ -59,7 +59,7 @@ class MonitorClient:
     ``maskfleet_failed_<code>_total``.
 
     Attributes:
-        monitor: what `start_monitor` gave.
+        monitor: handle of the actor that `start_monitor` started.
     """
 
     monitor: Any

@@ -31,13 +31,13 @@ class Plan:
         blocks: units that travel, and are redone, together.
         files: Parquet files to be written.
         min_actors: replicas of the model at the start; all of them if the pool is fixed.
-        max_actors: replicas at most.
-        gpus_per_actor: 0 on CPUs.
-        seconds_per_image: of one replica.
+        max_actors: most replicas that the pool grows to.
+        gpus_per_actor: GPUs of a replica; 0 on CPUs.
+        seconds_per_image: time that one replica needs for an image.
         measured: whether that is a measurement or an assumption.
-        images_per_second: of all replicas.
+        images_per_second: rate of ``max_actors`` replicas, or of as many as there are blocks to give them.
         hours: with ``max_actors`` replicas that are always busy, start-up not counted.
-        longest_hours: with ``min_actors``.
+        longest_hours: the same with ``min_actors`` replicas, should the pool never grow.
         gpu_hours: independent of the number of replicas.
         cpus_beside: cores that fetching and encoding keep busy at that rate.
         warnings: what will make the estimate wrong, for people.
@@ -103,7 +103,7 @@ def make_plan(
         images_per_block: images that travel together.
         images_per_file: rows of an output file.
         actors: fewest and most replicas.
-        gpus_per_actor: 0 on CPUs.
+        gpus_per_actor: GPUs of a replica; 0 on CPUs.
         seconds_per_image: of one replica, as `assumed_seconds_per_image` gives it, or better: measured.
         measured: which of the two.
         cluster_cpus: CPUs of the cluster that replicas leave free, if known.

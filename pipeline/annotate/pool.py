@@ -25,7 +25,7 @@ class Pool:
     Attributes:
         min_actors, max_actors: equal for a pool of fixed size.
         gpus: of each actor; 0 runs the model on the CPU.
-        cpus: of each actor.
+        cpus: of each actor, which Ray reserves for it.
     """
 
     min_actors: int

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotations.ledger import Identity
-from pipeline.config.loading import ConfigError
+from pipeline.annotations.data_file import Identity
+from pipeline.config.base import ConfigError
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.settings import TestSettings
 from pipeline.provenance import code_version

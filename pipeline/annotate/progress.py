@@ -13,7 +13,7 @@ class Snapshot:
     """What the workers of a run have done so far.
 
     Attributes:
-        counts: their sum.
+        counts: sum of what their stages reported.
         segmenting_s: seconds since the first model call began; 0 before it.
     """
 

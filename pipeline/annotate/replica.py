@@ -28,7 +28,7 @@ class SegmentActor:
         config: how it is run.
         settings: its own, completed by the config.
         pool: says what this replica gets.
-        client: guards and counts.
+        client: the replica's guard and report.
     """
 
     def __init__(

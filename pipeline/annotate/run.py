@@ -25,7 +25,7 @@ from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.progress import Progress, Snapshot
-from pipeline.annotations.data_file import Counts, Identity
+from pipeline.annotations.data_file import Counts, Identity, OutputError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
@@ -53,7 +53,6 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     """Run the job until every image of the manifest is annotated or failed with a reason.
 
     Args:
-        config: what to do.
         retry_failed: queue the images again that failed in earlier runs.
 
     Returns:
@@ -165,7 +164,10 @@ class _Run:
 
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""
-        old = RunJson.read(self.store.uri)
+        try:
+            old = RunJson.read(self.store.uri)
+        except OutputError:
+            old = None  # damaged: written anew
         if old is None or not old.state.closed:
             report.write(self.store.uri)
 

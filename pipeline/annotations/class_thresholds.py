@@ -29,7 +29,7 @@ class Selection:
 
     Attributes:
         min_score: of the classes without a threshold of their own.
-        class_thresholds: by class name.
+        class_thresholds: least score of a class, by its name; goes before ``min_score``.
     """
 
     min_score: float = 0.0

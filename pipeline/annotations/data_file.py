@@ -44,11 +44,11 @@ class Identity:
     """What made the rows of a file.
 
     Attributes:
-        model_name: for people.
-        weights_sha256: of the checkpoint.
+        model_name: variant and file of the checkpoint, for people.
+        weights_sha256: digest of the weights, the same whatever file they came from.
         config_digest: of all settings that change what is in the rows, and of no other.
         content_config: those settings as JSON, so that a difference can be shown; no secrets in it.
-        code_version: for people.
+        code_version: of the code that wrote the file, for people.
         run_id: the run that wrote the file.
 
     Files with the same weights, config digest and schema version belong in one output; the rest may differ.
@@ -69,7 +69,7 @@ class Counts:
     Attributes:
         annotated: images with ``status`` annotated.
         failed: images with ``status`` failed.
-        failures_by_code: images by ``error_code``.
+        failures_by_code: failed images by ``error_code``.
         detections_by_category: detections by ``category_id``.
     """
 
@@ -120,7 +120,7 @@ class Footer:
     """What the footer of one of our files says.
 
     Attributes:
-        schema: of the rows.
+        schema: columns of the file, without the metadata beside them.
         schema_version: of the code that wrote it.
         identity: what made the rows.
         counts: rows by kind.
@@ -149,8 +149,8 @@ def encode_data_file(table: pa.Table, identity: Identity, compression_level: int
     Args:
         table: at least one row, of the output's schema; ids unique and not null.
         identity: what made the rows.
-        compression_level: of zstd.
-        replaces: see `Footer`.
+        compression_level: of zstd, 1 to 22.
+        replaces: name of the file that this one is to replace, ``""`` if none.
 
     Raises:
         ValueError: the table breaks the contract.

@@ -15,11 +15,12 @@ from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import temporary_names
 
 DATA_FOLDER = "data"
 
 _DATA_NAME = re.compile(r"part-[0-9a-f]{20}\.parquet")
-_TEMPORARY_NAME = re.compile(r"\.part-[0-9a-f]{20}\.parquet\.[0-9a-f]{32}\.tmp")
+_TEMPORARY_NAME = temporary_names(r"part-[0-9a-f]{20}\.parquet")
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,7 +30,7 @@ class DataFolder:
     """The data files of an output, of which each footer is read once: for checking, counting and so on.
 
     Args:
-        uri: the output folder.
+        uri: of the output folder, which holds the folder of data files.
         concurrency: footers to read at a time.
     """
 

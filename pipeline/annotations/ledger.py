@@ -17,7 +17,6 @@ lifecycle rule of the bucket removes them.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,12 +39,11 @@ from pipeline.annotations.schema import FAILED
 from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-
-__all__ = ["Counts", "DataFile", "Identity", "IdentityMismatch", "OutputError", "OutputStore", "Recovery"]
+from pipeline.storage.whole_file import temporary_names
 
 COMPRESSION_LEVEL = 3
 
-_REPORT_LEFTOVER = re.compile(r"\.run\.json\.[0-9a-f]{32}\.tmp")
+_REPORT_LEFTOVER = temporary_names(r"run\.json")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
 
 
@@ -134,7 +132,7 @@ class OutputStore:
         Args:
             table: at least one row, of the output's schema; ids unique and not null.
             identity: what made the rows.
-            compression_level: of zstd.
+            compression_level: of zstd, 1 to 22.
             fence: called right before the file is written; raises if this run must not write any more
                 (``OutputLock.fence``). A process that stalls between the call and the write can still
                 come late: the closing audit finds such rows, as duplicates.

@@ -14,7 +14,8 @@ from pipeline.annotations.run_json import RunJson
 from pipeline.config.images import ImagesConfig
 from pipeline.images.decode import DecodedImage, ImageError, decode_image
 from pipeline.storage.access import AccessPolicy
-from pipeline.storage.fetch.fetcher import Fetcher, FetchError
+from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.fetch.rules import FetchError
 from pipeline.storage.uris import Uri, UriError, UriText
 
 FETCH, DECODE = "fetch", "decode"
@@ -41,7 +42,7 @@ class PictureSource:
         """With the limits and the access policy of a config.
 
         Args:
-            config: of a run.
+            config: a job's ``images`` section.
             image_root: as above. It may be read from, whatever the policy says.
         """
         policy = config.access_policy()

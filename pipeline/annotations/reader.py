@@ -30,7 +30,7 @@ class Source:
     Attributes:
         uri: of the output folder.
         entries: its data files by name.
-        counts: rows by kind.
+        counts: rows of all files together, by kind.
         categories: what the model tells apart, in the order of its labels; or, in the order of the ids, what it found.
         all_categories: whether ``categories`` are all of the model's: ``run.json`` lists them.
         string_ids: whether image ids are strings, not integers.

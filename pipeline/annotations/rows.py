@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.messages.examples import Examples
@@ -30,8 +31,7 @@ class OutputRows:
         uri: of the output folder.
 
     Raises:
-        ValueError: there are no data files.
-        OutputError: there are files of other origin, or files that do not belong together.
+        OutputError: there are no data files, files of other origin, or files that do not belong together.
     """
 
     def __init__(self, uri: Uri) -> None:
@@ -39,14 +39,14 @@ class OutputRows:
         self._filesystem, path = open_filesystem(uri)
         files = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
         if not files:
-            raise ValueError(f"{uri} has no data files: is it the output of an annotate job?")
+            raise OutputError(f"{uri} has no data files: is it the output of an annotate job?")
         self._data = self._open([f"{path}/{DATA_FOLDER}/{entry.name}" for entry in files])
 
     def by_id(self, ids: Sequence[str]) -> list[Row]:
         """The rows with these ids, in this order, each once.
 
         Raises:
-            ValueError: an id that the output does not hold, or that cannot be one.
+            OutputError: an id that the output does not hold, or that cannot be one.
         """
         wanted = self._typed(ids)
         found = pc.field("image_id").isin(pa.array(list(wanted), self._id_type))
@@ -54,7 +54,7 @@ class OutputRows:
         where = self._data.to_table(columns=["image_id", "__filename"], filter=found)
         held = set(where["image_id"].to_pylist())
         if missing := [text for value, text in wanted.items() if value not in held]:
-            raise ValueError(f"{self._uri} has no image {Examples.of(missing)}")
+            raise OutputError(f"{self._uri} has no image {Examples.of(missing)}")
         files = sorted(set(where["__filename"].to_pylist()))
         rows = self._open(files).to_table(columns=list(COLUMNS), filter=found).to_pylist()
         by_id = {row["image_id"]: row for row in rows}
@@ -90,7 +90,7 @@ class OutputRows:
         try:
             return {int(text): text for text in ids}
         except ValueError as error:
-            raise ValueError(f"the ids in {self._uri} are integers: {error}") from None
+            raise OutputError(f"the ids in {self._uri} are integers: {error}") from None
 
     def _open(self, files: list[str]) -> ds.FileSystemDataset:
         return ds.dataset(files, filesystem=self._filesystem, format="parquet")

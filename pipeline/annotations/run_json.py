@@ -62,11 +62,11 @@ class ThisRun:
     """The images that this run worked on, without those of earlier runs; no rounds if there were none.
 
     Attributes:
-        images: how many.
+        images: that were pending when it began.
         rounds: passes over what was pending; more than one if the audit found images missing.
-        seconds: of all rounds.
-        images_per_second: over all rounds.
-        replica_busy_share: 0 to 1.
+        seconds: from the first look at what is pending to the last round's audit.
+        images_per_second: ``images`` divided by ``seconds``.
+        replica_busy_share: of the replicas' time since the first model call, the share spent in their stage, 0 to 1.
         time_split_s: seconds of work by stage, added up over all tasks.
         error: why the run failed, or "".
     """
@@ -177,7 +177,7 @@ def _older_image_root(config: dict[str, Any]) -> Uri | None:
         return None
     is_folder = manifest.get("format") in ("folder", "auto")  # of "auto", the URI of a table is no image's prefix
     root = manifest.get("image_root") or (manifest.get("uri") if is_folder else None)
-    return Uri(root).absolute() if root else None
+    return Uri(root).absolute() if isinstance(root, str) and root else None
 
 
 def _reason(error: ValueError) -> str:

@@ -126,8 +126,8 @@ class ImageDetections:
         scores: [N] 0 to 1.
         labels: [N] index into the categories given to `detections_array`.
         areas: [N] pixels of the mask.
-        image_size: (H, W).
-        counts: N run-length strings.
+        image_size: (H, W) of the masks, in pixels.
+        counts: N masks as COCO's compressed run lengths.
     """
 
     boxes: NDArray[Any]
@@ -145,8 +145,8 @@ def detections_array(
 
     Args:
         images: one entry per row; ``None`` for failed images, whose list is empty.
-        category_ids: by label.
-        category_names: by label.
+        category_ids: [K] id of the category that each label stands for.
+        category_names: [K] its name.
 
     Raises:
         ValueError: an image's arrays differ in length.

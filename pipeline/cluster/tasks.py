@@ -11,7 +11,7 @@ from ray import cloudpickle
 from ray.data import DataContext
 
 from pipeline.cluster.quiet import quiet
-from pipeline.coco.errors import InputError
+from pipeline.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -28,15 +28,15 @@ class RayTasks:
     report: Callable[[str], None]
 
     def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
-        """See there."""
+        """As `TaskRunner` says."""
         quiet(DataContext.get_current())
 
         # As bytes, which Ray Data leaves as they are: it would make columns of what is in them.
         def run(row: dict[str, bytes]) -> dict[str, bytes]:
             try:
                 result: Any = work(cloudpickle.loads(row["packed"]))
-            except InputError as error:
-                result = _Failed(str(error))
+            except UserError as error:
+                result = _Failed(error)
             return {"packed": cloudpickle.dumps(result)}
 
         rows = [{"packed": cloudpickle.dumps(item)} for item in items]
@@ -44,13 +44,13 @@ class RayTasks:
         for done, row in enumerate(dataset.iter_rows(), start=1):
             result = cloudpickle.loads(row["packed"])
             if isinstance(result, _Failed):
-                raise InputError(result.message)
+                raise result.error
             self.report(f"{done} of {len(items)} parts {verb}")
             yield result
 
 
 @dataclass(frozen=True)
 class _Failed:
-    """Inputs that a task could not evaluate: an error that Ray would wrap."""
+    """What a task could not use: an error that Ray would wrap."""
 
-    message: str
+    error: UserError

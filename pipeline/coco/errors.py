@@ -6,4 +6,4 @@ from pipeline.errors import UserError
 
 
 class InputError(UserError):
-    """Ground truth or predictions that cannot be evaluated. The message says where, why and what to do; redacted."""
+    """Ground truth or predictions that cannot be evaluated. The message says where, why, what to do; no secrets."""

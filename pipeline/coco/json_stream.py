@@ -31,7 +31,7 @@ class Element(NamedTuple):
     Attributes:
         key: of the list; ``None`` where the file is a list.
         position: in the list, from 0.
-        value: parsed.
+        value: the element as Python objects.
         text: as it stands in the file.
     """
 

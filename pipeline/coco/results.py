@@ -49,11 +49,10 @@ def coco_annotations(
     """One image's detections as annotations, in their order.
 
     Args:
-        detections: the detections.
         image_id: id of the image in the file.
         categories: what the labels stand for.
         first_id: the annotations are numbered from here; COCO reserves 0 for "no match", so start at 1.
-        rles: ``found.rle()``, where that has been computed already.
+        rles: ``detections.rle()``, where that has been computed already.
 
     Raises:
         IndexError: a label without a category.

@@ -80,7 +80,7 @@ def image_row(value: Any, needs_size: bool) -> ImageRow:
     """Check an element of ``images``.
 
     Args:
-        value: parsed JSON.
+        value: the element, parsed; anything that JSON can hold.
         needs_size: for masks, without which polygons have no meaning.
 
     Raises:
@@ -104,8 +104,8 @@ def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
     """Check an element of ``annotations``; without ``iscrowd`` it is no crowd.
 
     Args:
-        value: parsed JSON.
-        text: the same before.
+        value: the element, parsed; anything that JSON can hold.
+        text: the element as it stands in the file.
         masks: whether the segmentation is needed.
 
     Raises:

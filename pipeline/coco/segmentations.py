@@ -19,9 +19,8 @@ def as_rle(segmentation: Any, height: int, width: int) -> Rle:
     Equal to ``COCO.annToRLE``: the polygons of one object are united.
 
     Args:
-        segmentation: parsed JSON.
-        height: of the image, in pixels.
-        width: of the image.
+        segmentation: an annotation's, parsed; anything that JSON can hold.
+        height, width: of the image, in pixels.
 
     Raises:
         ValueError: none of the three, or an RLE of another size than the image.

@@ -57,8 +57,8 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
     """Read a config.
 
     Args:
-        kind: of the job.
-        path: the YAML file.
+        kind: class of the job's config.
+        path: of the YAML file.
         overrides: ``section.key=value``, later ones win. Values are YAML: ``[a, b]``, ``null``, ``0.3``,
             ``{person: 0.5}``; an empty value is null.
 
@@ -84,7 +84,7 @@ def read_values(path: UriText, kind: type[Value], form: str) -> Value:
     """Read a YAML file of keys and values that is no config.
 
     Args:
-        path: the file.
+        path: path or URI of the file.
         kind: what is in it, such as ``dict[str, float]``.
         form: of a line, for messages: ``name: score``.
 

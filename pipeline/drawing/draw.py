@@ -26,7 +26,7 @@ class DrawOptions:
     """What is drawn.
 
     Attributes:
-        boxes: the boxes' outlines.
+        boxes: the outline of each object's box.
         labels: the category's name at each object.
         scores: the score in percent, behind the name or alone.
         masks: the masks, as a coloured veil with an outline.

@@ -26,7 +26,6 @@ class DrawnRow:
     """What became of a row.
 
     Attributes:
-        image_id: the row's.
         picture: RGB uint8 ``(H, W, 3)``; or why there is none.
         num_objects: what was drawn of its detections.
     """
@@ -46,7 +45,7 @@ def draw_rows(
 
     Args:
         rows: as `pipeline.annotations.rows.OutputRows` gives them.
-        source: of the pictures.
+        source: where the pictures are read from.
         options: what is drawn; everything by default.
         categories: names of those that are drawn; all if empty.
     """

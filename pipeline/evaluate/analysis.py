@@ -27,7 +27,7 @@ class AnalysisPlan:
     """How it is worked out. Picklable.
 
     Attributes:
-        settings: of the job.
+        settings: the config's ``analysis`` section.
         iou_type: what overlaps are of.
         images_per_class: worst and best images to keep of each category.
         matches_uri: folder of the match table.

@@ -24,7 +24,7 @@ class ExampleObjects:
 
     Attributes:
         boxes: [n] x, y, width, height in pixels.
-        categories: [n] positions.
+        categories: [n] positions among the categories.
         scores: [n]; ``None`` for ground truth.
         rles: [n]; ``None`` where only boxes are compared.
     """
@@ -43,7 +43,7 @@ class Example:
         image_id: as in the ground truth.
         file_name: as in the ground truth; ``None`` if that has none.
         image_size: height, width in pixels.
-        truth: all objects.
+        truth: all objects, crowd regions included.
         detections: detections from a score on.
     """
 

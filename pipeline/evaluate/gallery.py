@@ -12,7 +12,6 @@ import numpy as np
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
-from pipeline.annotations.run_json import RunJson
 from pipeline.evaluate.config import GalleryConfig
 from pipeline.evaluate.examples import Example, ExampleObjects
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
@@ -81,9 +80,12 @@ def _source(
     source = PictureSource.of_config(config.images, config.image_root)
     if not isinstance(predictions, AnnotatedOutput):
         return source, {}
-    run = RunJson.read(predictions.uri)
+    run = predictions.run
     if run is not None and run.apply_exif is not None:
         source = replace(source, apply_exif=run.apply_exif)
+    if run is not None and source.image_root is None:
+        # Of use to images that have no row with a URI, of which the ground truth has a file name.
+        source = replace(source, image_root=run.image_root)
     return source, OutputRows(predictions.uri).image_uris(image_ids)
 
 

@@ -36,10 +36,10 @@ class GroupPlan:
 
     Attributes:
         truth: dealt to the groups.
-        predictions: in groups.
+        predictions: the detections, read group by group.
         store: of the ground truth; records go there as well.
-        iou_types: what is compared.
-        protocol: how many detections count.
+        iou_types: what is compared: masks, boxes or both.
+        protocol: how many detections of an image count.
         analysis: ``None``: COCO's figures only.
     """
 
@@ -52,7 +52,7 @@ class GroupPlan:
 
     @property
     def num_categories(self) -> int:
-        """K."""
+        """K, how many the ground truth has."""
         return len(self.truth.categories.ids)
 
 
@@ -61,8 +61,8 @@ class AnalysisSums:
 
     Attributes:
         iou_type: what overlaps are of.
-        errors: their records.
-        metrics: by their sections of metrics.json.
+        errors: records that go into `ERRORS_STREAM`.
+        metrics: those that are updated with blocks, by their sections of metrics.json.
         examples: worst and best images.
     """
 
@@ -96,11 +96,11 @@ class GroupSums:
     """What groups contribute: a task makes the sums of one group, and those of all are merged. Picklable.
 
     Attributes:
-        num_images: in the groups.
-        num_detections: [K] that were compared.
+        num_images: images in the groups.
+        num_detections: [K] detections that were compared.
         num_crowd: [K] objects that are crowd regions.
         streams: records, by what was compared.
-        analysis: ``None`` without.
+        analysis: ``None`` where only COCO's figures are wanted.
     """
 
     def __init__(self, plan: GroupPlan) -> None:

@@ -49,7 +49,7 @@ class TaskRunner(Protocol):
 
         Args:
             work: picklable, as are items and results.
-            items: at least one.
+            items: what there is to do, at least one.
             verb: what is done, in the past tense, for progress.
         """
 
@@ -67,7 +67,7 @@ class Request:
         predictions_uri: an output of the annotate job, or a COCO results file.
         truth_uri: a COCO JSON file.
         images: which images of the ground truth count.
-        iou_types: what is compared.
+        iou_types: what is compared: masks, boxes or both.
         protocol: how many detections count.
         analysis: ``None``: COCO's figures only.
         scratch_uri: a folder that all nodes reach; whoever gives it removes it.
@@ -103,14 +103,14 @@ class Measured:
         categories: K of the ground truth.
         predictions: as they were opened.
         inputs: the books of both sides.
-        num_images: that count.
-        num_detections: [K] that were compared.
-        num_crowd: [K] crowd regions.
-        num_objects: [K] that count, of any size.
+        num_images: images that count.
+        num_detections: [K] detections that were compared.
+        num_crowd: [K] objects that are crowd regions.
+        num_objects: [K] objects that count, of any size.
         curves: by what was compared, of K categories.
-        analysis: ``None`` without.
-        num_records: that went from the map to the reduce.
-        record_bytes: of them, packed.
+        analysis: ``None`` where only COCO's figures were wanted.
+        num_records: records that went from the map to the reduce.
+        record_bytes: size of these records as files, packed.
         scratch_uri: where the examples of the analysis lie.
     """
 
@@ -132,7 +132,6 @@ def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], Non
     """Evaluate.
 
     Args:
-        request: what and how.
         run_tasks: where the tasks run.
         report: takes a line for people now and then.
 

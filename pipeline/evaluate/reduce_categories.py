@@ -29,7 +29,7 @@ class ReducePlan:
 
     Attributes:
         protocol: how many detections count.
-        analysis: ``None``: curves only.
+        analysis: what else the records give; ``None``: curves only.
         scratch_uri: where the records lie.
     """
 
@@ -43,10 +43,10 @@ class CategoryWork:
     """The records of one category in one stream.
 
     Attributes:
-        category: position.
+        category: position among the categories.
         stream: what was compared, or `ERRORS_STREAM`.
-        runs: of all groups.
-        num_objects: [A] that count, or [V] of the variants of `ERRORS_STREAM`.
+        runs: the category's, one of each group that has records of it.
+        num_objects: [A] objects that count, or [V] of the variants of `ERRORS_STREAM`.
     """
 
     category: int
@@ -65,8 +65,8 @@ class Reduced:
     """What came of a `CategoryWork`.
 
     Attributes:
-        category: position.
-        stream: of the records.
+        category: position among the categories.
+        stream: what was compared, or `ERRORS_STREAM`.
         results: of each metric of the stream, by its name in `sorted_metrics`; of what was compared also `CURVES`,
             a `CategoryResult`.
     """

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.run_json import RunJson
 from pipeline.cluster.connect import connect
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.analysis import AnalysisPlan
@@ -158,7 +157,7 @@ def _model_categories(predictions: Predictions) -> dict[int, str]:
     """Id to name as the model has it; empty where the predictions do not say."""
     if not isinstance(predictions, AnnotatedOutput):
         return {}
-    run = RunJson.read(predictions.uri)
+    run = predictions.run
     return {category.id: category.name for category in run.categories} if run else {}
 
 

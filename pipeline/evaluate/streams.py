@@ -41,7 +41,7 @@ class RecordStream:
         """Sort what is in memory, and let it go.
 
         Args:
-            objects: the scratch folder.
+            objects: the scratch folder that the file goes to.
             name: of the file; written again if the task is.
         """
         if self._blocks:

@@ -22,7 +22,7 @@ def thresholds_yaml(names: Sequence[str], thresholds: Sequence[ClassThreshold], 
     Args:
         names: [K] of the categories.
         thresholds: [K] in the same order.
-        wanted_precision: for the heading.
+        wanted_precision: that the thresholds are to reach, 0 to 1; stands in the heading.
 
     Raises:
         ValueError: two categories share a name or have none; a threshold is no score from 0 to 1.

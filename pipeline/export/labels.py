@@ -32,10 +32,10 @@ class ImageInfo(NamedTuple):
     """An annotated image.
 
     Attributes:
-        id: the output's.
+        id: as the output has it.
         uri: where it came from; ``None`` for images that came as bytes.
         path: relative, for formats that know images by their files.
-        size: (H, W).
+        size: (H, W) in pixels.
     """
 
     id: int | str
@@ -49,12 +49,12 @@ class ImageLabels:
     """The N labels of one image, best score first.
 
     Attributes:
-        image: which.
+        image: the image that they are on.
         boxes: [N, 4] float64, x, y, width, height in pixels; the values are exactly those of the output's float32.
-        scores: [N] float64, likewise.
+        scores: [N] float64, 0 to 1; likewise.
         categories: [N] positions in the source's list of categories.
         areas: [N] float64, pixels of the mask.
-        counts: N run-length strings.
+        counts: N masks as COCO's compressed run lengths.
     """
 
     image: ImageInfo
@@ -98,7 +98,7 @@ class Labels:
     """What is to be exported.
 
     Args:
-        source: the output.
+        source: the output to export.
         selection: which detections become labels.
         keep_empty: whether detections whose mask has no pixel do.
 
@@ -106,7 +106,7 @@ class Labels:
         ExportError: a threshold for a class that the model does not have.
 
     Attributes:
-        tally: of the last `images` that ran to its end.
+        tally: what the last pass over `images` kept and left out; complete when that pass is.
     """
 
     def __init__(self, source: Source, selection: Selection, keep_empty: bool) -> None:

@@ -69,7 +69,7 @@ def whole_folder(uri: Uri, overwrite: bool) -> Iterator[Folder]:
     """A folder to write to.
 
     Args:
-        uri: of the folder.
+        uri: where the folder is to be.
         overwrite: replace the folder with all that is in it, provided that it is an earlier export.
 
     Raises:

@@ -124,7 +124,7 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, apply_exif: bool
     refused: what is white in them is a convention of whoever wrote the file.
 
     Args:
-        data: the whole file.
+        data: the picture's whole file.
         max_pixels: the largest H * W that is decoded; the header is checked before pixels are read.
         apply_exif: turn the picture upright (as cv2, mmdet and detectron2 do). Without it the pixels stay
             as stored, TIFF included.

@@ -25,8 +25,6 @@ from numpy.typing import NDArray
 from pipeline.masks.rle import Rle, encode_toggles, toggle_stride
 from pipeline.masks.sampling import bilinear_samples, sample_positions
 
-__all__ = ["Rle", "rasterise"]
-
 BoolArray = NDArray[np.bool_]
 Float32Array = NDArray[np.float32]
 Float64Array = NDArray[np.float64]
@@ -51,7 +49,7 @@ def rasterise(masks: NDArray[Any], boxes: NDArray[Any], image_size: tuple[int, i
     Args:
         masks: [N, M, M] probabilities of any float dtype, computed in float32; finite.
         boxes: [N, 4] xyxy in pixels of the image.
-        image_size: (H, W).
+        image_size: (H, W) of the image, in pixels.
 
     Returns:
         N RLEs of the image's size, in the order given.

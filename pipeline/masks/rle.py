@@ -32,9 +32,8 @@ def encode_toggles(toggles: Int64Array, num_masks: int, height: int, width: int)
 
     Args:
         toggles: [T] int64 in any order: ``mask * toggle_stride(H, W) + column * H + row``.
-        num_masks: N.
-        height: H.
-        width: W.
+        num_masks: N, how many masks; one without toggles is empty.
+        height, width: H and W of the image, in pixels.
 
     Returns:
         One RLE per mask, equal byte for byte to what ``pycocotools.mask.encode`` gives for its pixels.

@@ -22,7 +22,7 @@ def sample_positions(pixel: Int64Array, low: Float32Array, size: Float32Array, s
         pixel: [Q] column or row of the image.
         low: [Q] start of the box on that axis.
         size: [Q] end minus start, rounded to float32.
-        side: M.
+        side: M, values of the mask along the axis.
 
     Returns:
         [Q] float32 in mask lines: 0 at the centre of the mask's first value.
@@ -40,7 +40,7 @@ def bilinear_samples(values: Float32Array, mask: Int64Array, x: Float32Array, y:
         values: [N, L, L], the border of zeros included.
         mask: [Q] which of the N.
         x: [Q] position in mask lines; outside -1 .. M all is zero.
-        y: [Q] likewise.
+        y: [Q] likewise, along the other axis.
 
     Returns:
         [Q] float32.

@@ -13,7 +13,7 @@ class Examples:
     """How often something occurs, and the first few cases of it: ``7, 8 and 2,000 more``. Those of parts add up.
 
     Attributes:
-        count: of all cases.
+        count: how many cases there are.
         first: texts of the first ones, at most `NUM_EXAMPLES`.
     """
 

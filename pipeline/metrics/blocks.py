@@ -23,7 +23,7 @@ class TruthBlock:
         orders: [N] position of each image among all images in the order of their ids, or any number that sorts
             the same: decides between equal scores.
         image_sizes: [N, 2] height, width in pixels.
-        offsets: [N + 1].
+        offsets: [N + 1] where the objects of each image begin, and the end of the last.
         ids: [G] of the annotations. pycocotools never counts a match with id 0, and neither does this package.
         categories: [G] positions among the categories.
         boxes: [G, 4] x, y, width, height.
@@ -55,7 +55,7 @@ class DetectionBlock:
     """The detections on the same N images, D in all, in the order in which they were given.
 
     Attributes:
-        offsets: [N + 1].
+        offsets: [N + 1] where the detections of each image begin, and the end of the last.
         positions: [D] place of each in its image's list as it was given, before any was left out.
         categories: [D] positions among the categories.
         boxes: [D, 4] x, y, width, height.

@@ -58,7 +58,7 @@ def block_overlaps(truth: TruthBlock, detections: DetectionBlock, ious: Sequence
     """All overlaps of a block.
 
     Args:
-        truth: of N images.
+        truth: objects of N images.
         detections: on the same images.
         ious: N matrices [D_i, G_i] of every pair, of different categories too.
     """

@@ -25,7 +25,6 @@ AREA_NAMES = ("all", "small", "medium", "large")
 AREA_RANGES: Float64s = np.array([[0, 1e10], [0, 32.0**2], [32.0**2, 96.0**2], [96.0**2, 1e10]])
 
 COCO_MAX_DETS = (1, 10, 100)
-MMDET_MAX_DETS = (100, 300, 1000)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class KnownModel:
     """A published detector.
 
     Attributes:
-        name: what users write.
+        name: what users write to have it.
         url: where the file lies.
         box_map: COCO val2017 box mAP, percent, as published.
         mask_map: COCO val2017 mask mAP, percent, as published.
@@ -72,7 +72,7 @@ class Architecture(Generic[V]):
 
     Attributes:
         name: in the headers of files; never changed again.
-        title: for people.
+        title: what people call it.
         variant_type: class of its variants, and of no other architecture's.
         variant_from_dict: the variant that ``dataclasses.asdict`` wrote (lists, as JSON has them, are accepted);
             ValueError where it is none.

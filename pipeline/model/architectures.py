@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pipeline.model.architecture import Architecture, KnownModel, Network, Variant
 from pipeline.model.cascade_mask_rcnn.architecture import CASCADE_MASK_RCNN
@@ -11,14 +12,24 @@ from pipeline.model.cascade_mask_rcnn.variants import CascadeSizes
 if TYPE_CHECKING:
     from pipeline.model.detector import Detector
 
+Named = TypeVar("Named", Variant, KnownModel)
+
+
+def _by_name(values: Sequence[Named]) -> dict[str, Named]:
+    names = [value.name for value in values]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two architectures have one name: {', '.join(sorted(twice))}")
+    return dict(zip(names, values, strict=True))
+
+
 # The first one is that of files which were written before they named theirs.
 ARCHITECTURES: tuple[Architecture[Any], ...] = (CASCADE_MASK_RCNN,)
 
 # A config's description of a variant of one's own: the sizes of any of them, as a union.
 Sizes = CascadeSizes
 
-VARIANTS: dict[str, Variant] = {v.name: v for architecture in ARCHITECTURES for v in architecture.variants}
-KNOWN_MODELS: dict[str, KnownModel] = {m.name: m for architecture in ARCHITECTURES for m in architecture.models}
+VARIANTS = _by_name([v for architecture in ARCHITECTURES for v in architecture.variants])
+KNOWN_MODELS = _by_name([m for architecture in ARCHITECTURES for m in architecture.models])
 
 if TYPE_CHECKING:
     VariantName = str
@@ -27,8 +38,15 @@ else:
 
 
 def architecture_of(variant: Variant) -> Architecture[Any]:
-    """That whose variant this is."""
-    return next(known for known in ARCHITECTURES if isinstance(variant, known.variant_type))
+    """That whose variant this is.
+
+    Raises:
+        TypeError: it is of none.
+    """
+    for known in ARCHITECTURES:
+        if isinstance(variant, known.variant_type):
+            return known
+    raise TypeError(f"{type(variant).__name__} is of none of {', '.join(known.name for known in ARCHITECTURES)}")
 
 
 def architecture_named(name: str | None) -> Architecture[Any]:
@@ -54,8 +72,7 @@ def build(variant: Variant, drop_path_rate: float = 0.0) -> Detector:
     """A detector with weights of no meaning.
 
     Args:
-        variant: of any architecture.
-        drop_path_rate: of the last block.
+        drop_path_rate: rate of the last block of the backbone; 0: none is dropped.
     """
     return network_of(variant).build(variant, drop_path_rate)
 

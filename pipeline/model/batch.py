@@ -16,9 +16,9 @@ class Target:
 
     Attributes:
         boxes: float32 ``(G, 4)`` xyxy in pixels of the input.
-        labels: int64 ``(G,)``.
+        labels: int64 ``(G,)``, index into the model's categories.
         masks: bool ``(G, H, W)`` in the frame of the input before padding.
-        ignored: bool ``(G,)``.
+        ignored: bool ``(G,)``: neither to be found nor background.
     """
 
     boxes: Tensor
@@ -32,10 +32,10 @@ class Batch:
     """Images of one padded shape with their objects.
 
     Attributes:
-        image_ids: B.
+        image_ids: B, ids in the data set, for messages.
         images: float32 ``(B, 3, H, W)``, normalised, zero-padded right and below to multiples of 32.
         image_sizes: float32 ``(B, 2)`` before padding.
-        targets: B.
+        targets: B, the objects of each image.
     """
 
     image_ids: tuple[int | str, ...]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.masks.rasterise import Rle, rasterise
+from pipeline.masks.rasterise import rasterise
+from pipeline.masks.rle import Rle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,8 @@ class Detections:
         boxes: float32 ``(N, 4)``, xyxy in pixels of the original image, clipped to it.
         scores: float32 ``(N,)`` in ``(0, 1]``.
         labels: int64 ``(N,)``, index into the model's categories.
-        masks: float ``(N, 28, 28)`` mask probabilities, stretched over their box (not over the image).
+        masks: float ``(N, S, S)`` mask probabilities, stretched over their box (not over the image); S is 28 in what
+            was published.
         image_size: ``(H, W)`` of the original image.
     """
 
@@ -53,8 +55,8 @@ class BatchDetections:
 
     Attributes:
         boxes: ``(N, 4)`` xyxy in pixels of each one's original image.
-        scores: ``(N,)``.
-        labels: int64 ``(N,)``.
+        scores: ``(N,)`` in ``(0, 1]``.
+        labels: int64 ``(N,)``, index into the model's categories.
         masks: ``(N, S, S)`` probabilities over each box, S the same for all.
         counts: detections of each image; they sum to N.
     """

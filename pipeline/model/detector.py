@@ -15,7 +15,7 @@ class Detector(nn.Module):
     Where training may start from a classifier's weights, those are below ``backbone.``.
 
     Attributes:
-        variant: its sizes.
+        variant: all that decides the shapes of its weights.
     """
 
     variant: Variant
@@ -29,6 +29,6 @@ class Detector(nn.Module):
             images: float32 ``(B, 3, H, W)``, normalised, zero-padded right and below to multiples of 32.
             image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
             scale_factors: float32 ``(B, 2)``, (x, y) factors from original image to input pixels.
-            settings: thresholds and counts.
+            settings: thresholds, and how much is kept; the sizes in it have been applied to the images already.
         """
         raise NotImplementedError

@@ -17,8 +17,8 @@ def per_worker(*counts: int | Tensor, device: torch.device) -> Tensor:
     All workers must call this equally often: it is a collective operation where a process group exists.
 
     Args:
-        counts: of this worker.
-        device: of the result.
+        counts: what this worker counted.
+        device: where the result lies.
 
     Returns:
         float32, one value a count; a count that is 0 everywhere gives 1 over all workers together.

@@ -17,15 +17,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pooch
 import requests
 from filelock import FileLock, Timeout
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 
 from pipeline.errors import UserError
+from pipeline.messages.timing import NowAndThen
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 pooch.get_logger().setLevel(logging.WARNING)  # its lines go around the job's log
 
 SCHEME = "https://"  # of redirects, too
@@ -68,7 +71,7 @@ def fetch_to_cache(url: str, file_name: str, sha256: str | None = None, cache_di
         if known and path.is_file():  # without the lock: a cache that is complete may be read-only
             if pooch.file_hash(path) == known.lower():
                 return path
-            LOG.warning("%s does not have the checksum %s: fetching it anew", path, known)
+            logger.warning("%s does not have the checksum %s: fetching it anew", path, known)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
             pooch.retrieve(url, known, file_name, path.parent, downloader=partial(_download, Path(f"{path}.part")))
@@ -100,9 +103,9 @@ def _download(part: Path, url: str, output_file: str, _: object) -> None:
                 most, pauses = size, iter(PAUSES_S)
             pause = next(pauses, None)
             status = 503 if error.response is None else error.response.status_code
-            if pause is None or (status < 500 and status != 429):
+            if pause is None or (status < 500 and status != 429) or isinstance(error, ValueError):
                 raise
-            LOG.warning("%s: %s; again in %.0f s", url, _reason(error), pause)
+            logger.warning("%s: %s; again in %.0f s", url, _reason(error), pause)
             time.sleep(pause)
     Path(f"{part}.etag").unlink()
     part.replace(output_file)
@@ -115,16 +118,14 @@ def _transfer(part: Path, url: str) -> None:
     have = part.stat().st_size if etag and part.exists() else 0
     headers = {"User-Agent": "maskfleet", "Accept-Encoding": "identity"}
     headers |= {"Range": f"bytes={have}-", "If-Range": etag} if have else {}
-    verify = os.environ.get("SSL_CERT_FILE") or True
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_S, verify=verify) as response:
+    options: dict[str, Any] = {"stream": True, "timeout": TIMEOUT_S, "verify": os.environ.get("SSL_CERT_FILE") or True}
+    with _session() as session, session.get(url, headers=headers, **options) as response:
         found = response.headers
         continued = found.get("Content-Range", "").startswith(f"bytes {have}-") and found.get("ETag") == etag
         if response.status_code in (206, 416) and not continued:
             part.unlink(missing_ok=True)
             raise requests.RequestException("the file has changed at its source since the download began")
         response.raise_for_status()
-        if not all(hop.url.startswith(SCHEME) for hop in (*response.history, response)):
-            raise requests.RequestException("refused a redirect: it is not https", response=response)
         if found.get("Content-Type", "").startswith("text/html"):
             raise requests.RequestException("the server sent a web page instead of the file", response=response)
         with part.open("ab") as file:
@@ -136,10 +137,18 @@ def _transfer(part: Path, url: str) -> None:
                 file.write(block)
 
 
+def _session() -> requests.Session:
+    """Knows one scheme, so that no other is contacted, wherever a redirect may lead."""
+    session = requests.Session()
+    session.adapters.clear()
+    session.mount(SCHEME, HTTPAdapter())
+    return session
+
+
 def _reason(error: requests.RequestException) -> str:
     """In words, without secrets: the query of a redirect's URL may be signed, a proxy's URL hold a password."""
     if isinstance(error, ValueError):
-        return "a URL on the way, or that of the proxy, is not valid"
+        return "refused a redirect that is not https, or a URL on the way, or that of the proxy, is not valid"
     words = re.sub(r"\?[^\s'\"]*", "", str(getattr(error.args[0], "reason", error)))  # without urllib3's preamble
     if isinstance(error, requests.exceptions.SSLError):
         return f"{words}; behind a proxy with a certificate of its own, name that in SSL_CERT_FILE"
@@ -149,15 +158,14 @@ def _reason(error: requests.RequestException) -> str:
 def _with_progress(response: requests.Response, done: int, name: str) -> Iterator[bytes]:
     """The blocks; on the way a bar for a person at a terminal, or a line now and then for a log."""
     length = response.headers.get("Content-Length")
-    total, logged = done + int(length) if length else None, time.monotonic()
+    total, due = done + int(length) if length else None, NowAndThen(LOG_EVERY_S, at_once=False)
     with tqdm(total=total, initial=done, desc=name, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         for block in response.iter_content(BLOCK_BYTES):
             yield block
             done += len(block)
             bar.update(len(block))
-            if bar.disable and time.monotonic() - logged >= LOG_EVERY_S:
-                logged = time.monotonic()
-                LOG.info("%s: %s of %s MB", name, done >> 20, "?" if total is None else total >> 20)
+            if bar.disable and due.is_due():
+                logger.info("%s: %s of %s MB", name, done >> 20, "?" if total is None else total >> 20)
 
 
 @contextmanager
@@ -166,7 +174,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
-        LOG.info("waiting for another process that is fetching %s", path)
+        logger.info("waiting for another process that is fetching %s", path)
         held = lock.acquire()
     with held:
         yield

@@ -86,7 +86,6 @@ def open_s3_store(bucket: str, timeout_s: float) -> S3Store:
     It does not retry: whoever calls it counts the attempts.
 
     Args:
-        bucket: its name.
         timeout_s: for one request, from connecting to the last byte of the body.
     """
     with _OPENING:  # or each thread of a pool would open, and find credentials for, a client of its own

@@ -24,7 +24,7 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
     Symbolic links are followed, but not round in circles.
 
     Args:
-        uri: the folder.
+        uri: of the folder or prefix.
         scratch_uri: left out if it lies in the folder.
 
     Raises:

@@ -40,7 +40,9 @@ _ALIASES = {"s3a": "s3", "s3n": "s3", "local": "file"}
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
 # In their keys "?" and "#" are characters like others.
 _LITERAL_KEYS = frozenset({"s3", "s3a", "s3n", "gs", "gcs"})
-_URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>|\\^`{}]+")
+# The length of a scheme is bounded, or a long word without one would take quadratic time. It ends at white space and
+# double quotes alone: a secret may hold any other character, and what is hidden too much does no harm.
+_URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,40}://[^\s\"]+")
 
 Kind = TypeVar("Kind", bound="UriText")
 
@@ -123,7 +125,7 @@ class Uri(UriText):
     """A URI or local path that has been parsed.
 
     Args:
-        text: see the module.
+        text: a URI or path as people write it; the module says what it means.
 
     Raises:
         UriError: not a URI that can be read: empty, control characters, credentials, chained, no bucket.
@@ -234,23 +236,23 @@ def hide_column(uris: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def hide_secrets(text: str) -> str:
-    """A text of others with every URI in it redacted."""
+    """A text of others with the secrets of every URI in it hidden."""
 
     def hide(found: re.Match[str]) -> str:
-        uri = found[0].rstrip(":;,.)")  # those behind it are the sentence's
+        uri = found[0].rstrip(":;,.)]}>'`")  # those behind it are the sentence's
         return redact(uri) + found[0][len(uri) :]
 
     return _URI_IN_TEXT.sub(hide, text)
 
 
 def redact(text: str) -> str:
-    """A URI without user, password, query and fragment; local paths unchanged. Never raises.
+    """A URI without user, password, query and fragment; local paths, file URIs too, unchanged. Never raises.
 
     A URI whose authority makes no sense (a password with an unescaped slash, say) loses everything behind
     its scheme.
     """
     scheme, rest = _scheme_and_rest(text)
-    if not scheme:
+    if not scheme or (_ALIASES.get(scheme.lower(), scheme.lower()) == "file" and rest.startswith("/")):
         return text
     authority, slash, path = _without_query(rest).partition("/")
     user, at, host = authority.rpartition("@")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,11 @@ def temporary_name(name: str) -> str:
     """A hidden name beside ``name``, a path or key with ``/``, that no other writer uses."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}.{base}.{uuid.uuid4().hex}.tmp"
+
+
+def temporary_names(pattern: str) -> re.Pattern[str]:
+    """What `temporary_name` calls files whose names match a regular expression: what a writer that was killed left."""
+    return re.compile(rf"\.{pattern}\.[0-9a-f]{{32}}\.tmp")
 
 
 @contextmanager

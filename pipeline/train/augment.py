@@ -53,7 +53,7 @@ class AugmentConfig(Section):
         """The sample augmented.
 
         Args:
-            sample: as read.
+            sample: an image as it was read.
             second: gives the image that objects are copied from; asked only where they are.
             rng: of this sample alone, so that the order of the work changes nothing.
         """
@@ -78,9 +78,9 @@ class MultiScale:
     (``allow_negative_crop``).
 
     Attributes:
-        short_sides: of what comes out.
-        long_side: upper limit.
-        crop_short_sides: before a window is cut out.
+        short_sides: lengths of the short side that come out, one of them chosen at random.
+        long_side: the most that the long side may have; the short one gives way.
+        crop_short_sides: lengths of the short side before a window is cut out.
         crop_range: smallest and largest side of the window.
     """
 
@@ -123,8 +123,8 @@ class ScaleJitter:
     """
 
     side: int
-    low: float = 0.1
-    high: float = 2.0
+    low: float
+    high: float
 
     def __post_init__(self) -> None:
         if self.side < 1 or not 0 < self.low <= self.high:
@@ -152,7 +152,7 @@ def copy_paste(sample: Sample, source: Sample, rng: np.random.Generator) -> Samp
     Args:
         sample: pasted onto; its objects come first in the result.
         source: pasted from; cut or extended to the sample's size at its upper left corner.
-        rng: chooses.
+        rng: chooses the objects.
     """
     height, width = sample.pixels.shape[:2]
     if source.pixels.shape[:2] != (height, width):

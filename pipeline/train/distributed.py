@@ -27,7 +27,7 @@ def parallel(model: nn.Module, device: torch.device) -> nn.Module:
 
     Args:
         model: on its device. It is changed (see `synchronise`), and keeps the names of its weights.
-        device: where it is.
+        device: where the model is.
     """
     if num_workers() == 1:
         return model

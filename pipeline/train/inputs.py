@@ -44,7 +44,7 @@ def read_inputs(config: DataConfig, classes: Sequence[str] | None) -> Inputs:
     """Read all annotations.
 
     Args:
-        config: of the run.
+        config: the config's ``data`` section.
         classes: names in the order of the labels; ``None``: those of the first COCO source.
 
     Raises:

@@ -21,7 +21,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from pipeline.cluster.connect import ClusterError, connect
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.messages.timing import duration
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
@@ -29,7 +29,6 @@ from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.draws import Draws
-from pipeline.train.data.labelled import DataError
 from pipeline.train.inputs import Inputs, draws_of, read_inputs, validation_of
 from pipeline.train.loop.checkpoint_folder import BEST, LAST, CheckpointFolder, Position, Saved
 from pipeline.train.loop.finite import NonFiniteLoss
@@ -64,11 +63,9 @@ def train(config: TrainConfig) -> Trained:
     """Train, or go on with a training whose output is there.
 
     Raises:
-        DataError, InputError, CheckpointError, ConfigError, ClusterError, UriError, OutputError: what the config
-            names cannot be used; nothing was started.
-        LockHeld: another run writes there.
-        NonFiniteLoss: the message has the images.
-        TrainingFailed: anything else; the same command goes on from the last checkpoint.
+        UserError: what the config names cannot be used; nothing was started.
+        RunError: another run writes there (`LockHeld`), a loss is no number (`NonFiniteLoss`, with the images), or
+            anything else (`TrainingFailed`); the same command goes on from the last checkpoint.
     """
     started = time.monotonic()
     with ExitStack() as stack:
@@ -203,7 +200,7 @@ def _reason(error: WorkerGroupError) -> Exception:
     """What a person can act on: the error of a worker itself, the data's before any that followed from it."""
     found = [getattr(failure, "_base_exc", failure) for _, failure in sorted(error.worker_failures.items())]
     for one in found:
-        if isinstance(one, NonFiniteLoss | DataError):
+        if isinstance(one, UserError | NonFiniteLoss):
             return one
     first = found[0] if found else error
     lines = str(first).splitlines() or [""]

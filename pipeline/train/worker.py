@@ -43,9 +43,8 @@ class Work:
     """The same for all workers. What is large is a reference.
 
     Attributes:
-        config: of the run.
-        record: see `pipeline.train.loop.loop.train`.
-        iterations_per_epoch: of all workers.
+        record: what the run was started with, kept in ``last``.
+        iterations_per_epoch: steps in an epoch, which all workers take together.
         draws: reference to a `pipeline.train.data.draws.Draws`.
         validation: reference to a `pipeline.train.inputs.ValidationImages`, or to ``None``.
         start: reference to a `pipeline.train.loop.start.Start`.

@@ -11,12 +11,13 @@ import yaml
 from pydantic import ValidationError
 
 from jobs import config_schema as schema_command
-from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig, ConfigError, did_you_mean
+from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig
+from pipeline.config.base import ConfigError, did_you_mean
 from pipeline.config.loading import config_schema, load_config
 from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
-from pipeline.storage.fetch.fetcher import FetchSettings
+from pipeline.storage.fetch.rules import FetchSettings
 from pipeline.storage.uris import Uri, UriText
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -380,6 +381,22 @@ def test_thresholds_file_that_cannot_be_used(load: Any, tmp_path: Path, text: st
     with pytest.raises(ConfigError, match=expected) as error:
         load(MINIMAL, f"model.class_thresholds_file={path}")
     assert str(path) in str(error.value)
+    assert "--set model.class_thresholds_file" in str(error.value)
+
+
+def test_thresholds_file_hides_no_other_problem(load: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(MINIMAL, f"model.class_thresholds_file={tmp_path / 'none.yaml'}", "model.batch_size=0")
+    assert "cannot be read" in str(error.value)
+    assert "batch_size" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [[], False, ""])
+def test_thresholds_of_the_wrong_type_beside_a_file(tmp_path: Path, value: object) -> None:
+    path = tmp_path / "thresholds.yaml"
+    path.write_text("dog: 0.5\n")
+    with pytest.raises(ValidationError):
+        config(model={"class_thresholds_file": str(path), "class_thresholds": value})
 
 
 def test_thresholds_file_is_never_ignored(tmp_path: Path) -> None:
@@ -387,6 +404,7 @@ def test_thresholds_file_is_never_ignored(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="cannot be read"):
         config(model={"class_thresholds_file": str(path)})
     path.write_text("dog: 0.5\n")
+    assert config(model={"class_thresholds_file": UriText(str(path))}).model.class_thresholds == {"dog": 0.5}
     made = config(model={"class_thresholds_file": str(path)})
     assert made.content() == config(model={"class_thresholds": {"dog": 0.5}}).content()
     assert made.model.label_thresholds(["dog"]) == (0.5,)

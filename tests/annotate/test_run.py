@@ -44,7 +44,8 @@ from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.storage.filesystems import open_filesystem
-from pipeline.storage.lock.lease import LockHeld, OutputLock
+from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server, s3_environment_variables
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture

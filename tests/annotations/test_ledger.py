@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotations.data_file import data_file_name
-from pipeline.annotations.ledger import Counts, IdentityMismatch, OutputError, OutputStore, Recovery
+from pipeline.annotations.data_file import Counts, OutputError, data_file_name
+from pipeline.annotations.ledger import IdentityMismatch, OutputStore, Recovery
 from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri

@@ -1,4 +1,4 @@
-"""The job killed and resumed: nothing lost, nothing twice, content equal to an undisturbed run.
+"""The job killed and resumed: nothing lost, nothing twice, content equal to what the stages give.
 
 The short form of ``python -m benchmarks.chaos``.
 """

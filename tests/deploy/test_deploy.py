@@ -174,7 +174,7 @@ def test_rayjob_runs_the_entry_point_on_its_own_config(rayjob: dict[str, Any], r
     head = pods(rayjob)[0]
     mounts = {mount["name"]: mount["mountPath"] for mount in head["containers"][0]["volumeMounts"]}
     assert words[words.index("--config") + 1] == f"{mounts['config']}/annotate.yaml"
-    assert rayjob_config.model.checkpoint.startswith(mounts["models"] + "/")
+    assert str(rayjob_config.model.checkpoint).startswith(mounts["models"] + "/")
 
 
 def test_rayjob_gpu_group_fits_the_replicas(rayjob: dict[str, Any], rayjob_config: AnnotateConfig) -> None:

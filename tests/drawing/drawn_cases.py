@@ -11,7 +11,8 @@ import pyarrow as pa
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.config.images import ImagesConfig
@@ -53,6 +54,7 @@ def write_output(
     failed: Collection[int | str] = (),
     without_cat: Collection[int | str] = (),
     images: ImagesConfig | None = None,
+    image_root: Uri | None = None,
 ) -> OutputStore:
     """One file of rows, added to what is there, and ``run.json``."""
     bad = [i in failed for i in ids]
@@ -72,6 +74,7 @@ def write_output(
     store = OutputStore(Uri(str(uri)))
     store.write_rows(pa.table(columns, schema=output_schema(columns[0].type)), IDENTITY)
     config = {"images": (images or ImagesConfig()).model_dump(mode="json")}
-    run = RunJson(state=RunState.FINISHED, config=config, detections_per_category={"cat": 3, "Äpfel": 3})
+    counts = {"cat": 3, "Äpfel": 3}
+    run = RunJson(state=RunState.FINISHED, config=config, image_root=image_root, detections_per_category=counts)
     run.write(store.uri)
     return store

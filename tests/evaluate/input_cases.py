@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
 from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import DealtTruth, deal_truth

@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 import yaml
 
-from pipeline.config.loading import ConfigError, config_schema, load_config
+from pipeline.config.base import ConfigError
+from pipeline.config.loading import config_schema, load_config
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.storage.uris import Uri
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.annotations.class_thresholds import Selection
-from pipeline.config.loading import ConfigError
+from pipeline.config.base import ConfigError
 from pipeline.export.errors import ExportError
 from pipeline.export.run import read_selection
 from pipeline.storage.uris import UriText

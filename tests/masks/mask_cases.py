@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.rasterise import Rle
+from pipeline.masks.rle import Rle
 from testing.mask_reference import reference_full_canvas
 
 Float32Array = NDArray[np.float32]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.predict.image_files import find_images
+from pipeline.predict.run import find_images
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
-from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
+from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.fetch.rules import FetchError, FetchSettings
 from pipeline.storage.uris import Uri, UriText
 
 BODY = bytes(range(256)) * 40

@@ -329,6 +329,13 @@ class TestAnswers:
         with pytest.raises(DownloadError, match=r"not https|not valid"):
             fetch_to_cache(server.url, "w.bin", None, tmp_path)
         assert not (tmp_path / "w.bin").exists()
+        assert len(server.requests) == 1, "the target was contacted, or the source asked again"
+
+    @pytest.mark.parametrize("url", ["http://example.com/w", "file:///etc/hostname", "ftp://a/b"])
+    def test_only_https(self, tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(download, "SCHEME", "https://")
+        with pytest.raises(DownloadError, match="not https"):
+            fetch_to_cache(url, "w.bin", None, tmp_path)
 
 
 class TestCache:

@@ -252,6 +252,8 @@ class TestPlace:
         ("swin_t_coco", False),
         ("s3://bucket/a?b#c", False),
         ("gs://bucket/a?b", False),
+        ("file:///data/a?b#c.jpg", False),
+        ("file://user:pw@host/a", True),
         ("s3://KEY:SEC?RET@bucket/a", True),
         ("https://host/a", False),
         ("https://host/a#token", True),
@@ -274,11 +276,18 @@ class TestTextOfOthers:
             ("simplecache::https://u:p@host/a?t", "simplecache::https://host/a"),
             ("http://host:8000: no answer", "http://host:8000: no answer"),
             ("[Errno 2] No such file: '/data/a?b'", "[Errno 2] No such file: '/data/a?b'"),
+            ("https://user:pa'ss@host/x?sig=1 failed", "https://host/x failed"),
+            ("https://host/a?sig=abc|SECRET, https://host/b?x={S}^", "https://host/a, https://host/b"),
+            ("<redis://:p`w1@host/0>", "<redis://host/0>"),
             ("", ""),
         ],
     )
     def test_every_uri_in_it(self, text: str, safe: str) -> None:
         assert hide_secrets(text) == safe
+
+    def test_a_long_word_takes_no_time(self) -> None:
+        word = "a" * 300_000
+        assert hide_secrets(f"{word} https://u:p@host/a") == f"{word} https://host/a"
 
     def test_this_uri_with_whatever_is_in_it(self) -> None:
         uri = UriText("ftp://user:a 'b' c@host/x")

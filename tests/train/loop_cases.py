@@ -10,7 +10,7 @@ import torch
 
 import testing.small_model
 from pipeline.model.batch import Batch
-from pipeline.model.cascade_mask_rcnn.initialise import initialise
+from pipeline.model.cascade_mask_rcnn.network import initialise
 from pipeline.model.categories import Category
 from pipeline.model.settings import TestSettings
 from pipeline.train.loop.start import Start, start_from

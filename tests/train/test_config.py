@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.config.loading import ConfigError, load_config
+from pipeline.config.base import ConfigError
+from pipeline.config.loading import load_config
 from pipeline.model.cascade_mask_rcnn.variants import SWIN_T
 from pipeline.model.settings import PUBLISHED_SAMPLING, Quota, TestSettings
 from pipeline.train.augment import MultiScale, ScaleJitter

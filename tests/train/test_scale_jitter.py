@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.train.augment import ScaleJitter
+from pipeline.train.augment import AugmentConfig, ScaleJitter
 from pipeline.train.sample.geometry import PADDING_COLOUR
 from pipeline.train.sample.sample import Sample
 from tests.train.sample_cases import assert_sound, random_sample, rngs, samples
@@ -14,7 +14,7 @@ from tests.train.sample_cases import assert_sound, random_sample, rngs, samples
 @given(samples(), rngs(), st.integers(8, 64))
 @settings(max_examples=60, deadline=None)
 def test_gives_sound_squares(sample: Sample, rng: np.random.Generator, side: int) -> None:
-    jittered = ScaleJitter(side)(sample, rng)
+    jittered = ScaleJitter(side, *AugmentConfig().scale_range)(sample, rng)
     assert_sound(jittered)
     assert jittered.pixels.shape == (side, side, 3)
 

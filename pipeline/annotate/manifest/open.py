@@ -41,8 +41,6 @@ from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
 from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.tables.arrow_types import without_views
 
-__all__ = ["Manifest", "ManifestError", "ReadUnit", "open_manifest"]
-
 _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "parquet": read_parquet,
     "csv": read_csv,
@@ -64,7 +62,7 @@ class Manifest:
         uri: what it was opened from.
         units: all row groups that have rows, in the order of files and rows.
         columns: names in the units' files.
-        id_type: ``int64`` or ``string``.
+        id_type: of the images' ids: ``int64`` or ``string``.
         carried: schema of the carried columns: the types of the source, but plain ones for its view types.
         image_root: what relative URIs are relative to.
     """
@@ -80,11 +78,6 @@ class Manifest:
     def num_rows(self) -> int:
         """Images in the manifest."""
         return sum(unit.num_rows for unit in self.units)
-
-    @property
-    def has_bytes(self) -> bool:
-        """Whether rows may bring their image along."""
-        return self.columns.bytes is not None
 
     @property
     def schema(self) -> pa.Schema:
@@ -109,7 +102,7 @@ class Manifest:
         """Stream some of a unit's rows, in their order, without holding more than two batches and a page of them.
 
         Args:
-            unit: one of :attr:`units`.
+            unit: one of this manifest's :attr:`units`.
             rows: a mask over the unit's rows, or ascending indices.
             batch_rows: rows a table; the last one may have fewer.
 

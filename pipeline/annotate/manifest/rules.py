@@ -47,7 +47,7 @@ class ManifestParts:
 
     Attributes:
         columns: names in the units' files; without one for ids, the ids are the URIs.
-        id_type: ``int64`` or ``string``.
+        id_type: of the images' ids: ``int64`` or ``string``.
         carried: the carried columns; single files may hold narrower types that cast to these.
         image_root: what relative URIs are relative to.
     """

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit
+from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead

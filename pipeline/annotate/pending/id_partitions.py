@@ -22,8 +22,8 @@ class IdPartitions:
 
     Args:
         folder: for the files; whoever gives it removes it.
-        id_type: of the manifest.
-        num_rows: of the manifest.
+        id_type: of the ids, ``int64`` or ``string``.
+        num_rows: rows of the manifest: decides how many partitions there are.
         memory_rows: ids that fit into memory.
     """
 

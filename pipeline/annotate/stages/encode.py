@@ -15,7 +15,8 @@ from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_erro
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
-from pipeline.masks.rasterise import Rle, rasterise
+from pipeline.masks.rasterise import rasterise
+from pipeline.masks.rle import Rle
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS
 from pipeline.tables.binary import binary_views
@@ -25,10 +26,10 @@ ENCODE = "encode"
 
 @dataclass(frozen=True)
 class Encode:
-    """The stage.
+    """The stage: detections in, rows of the output out.
 
     Attributes:
-        schema: of the output.
+        schema: columns of what comes out, those of the output's files.
         categories: what the labels stand for.
         report: takes what was done.
     """

@@ -36,10 +36,10 @@ class FetchedImage:
 
 @dataclass(frozen=True)
 class FetchDecode:
-    """The stage.
+    """The stage: URIs or bytes in, pixels out, or why there are none.
 
     Attributes:
-        pictures: fetches and decodes.
+        pictures: fetches and decodes an image, or says why not.
         short_side, long_side: the model's input size, for shrinking.
         guard: counts the deaths of processes over an image that is decoded.
         report: takes what was done.

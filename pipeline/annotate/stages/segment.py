@@ -26,10 +26,10 @@ class DeviceLost(RunError):
 
 
 class Segment:
-    """The stage; holds one replica of the model.
+    """The stage: pixels in, detections out. Holds one replica of the model.
 
     Args:
-        predictor: the replica.
+        predictor: the replica, on its device.
         batch_size: images per model call.
         thresholds: for each label, the least score that a detection of it must have.
         guard: counts the deaths of processes over an image that is segmented.

@@ -18,7 +18,7 @@ class StageCounts:
         fetch_s, decode_s, segment_s, encode_s, write_s: seconds of work, summed over workers.
         decoded, segmented, encoded, written: rows that came out of the stage, failed ones included.
         detections: on the images that were encoded.
-        files: of the output.
+        files: data files that were written.
         failed: images that came out failed, by error code.
     """
 

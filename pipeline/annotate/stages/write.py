@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.annotate.stages.stage import Report, StageCounts
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Write:
     """The stage. All rows that it gets become one file, whole or not at all.
 
     Attributes:
-        store: the output.
+        store: the output that the file goes to.
         identity: for the file's footer.
         compression_level: of zstd, 1 to 22.
         fence: raises where this run may not write any more.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import FAILED, SCHEMA_VERSION
 from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import mask_area
@@ -45,17 +46,19 @@ _EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
 
 @dataclass(frozen=True)
 class AnnotatedOutput:
-    """See `Predictions`.
+    """`Predictions` from an output of the annotate job: a group is a few of its data files.
 
     Attributes:
         uri: of the output folder.
-        id_type: ``int64`` or ``large_string``.
-        groups: their files.
+        id_type: of the images' ids: ``int64`` or ``large_string``.
+        groups: the data files of each group.
+        run: the report of its last run; ``None``: there is none.
     """
 
     uri: Uri
     id_type: pa.DataType
     groups: tuple[tuple[Entry, ...], ...]
+    run: RunJson | None
 
     @property
     def lists_empty_images(self) -> bool:
@@ -110,7 +113,7 @@ class AnnotatedOutput:
 
 @dataclass(frozen=True)
 class OutputBatch:
-    """See ``predictions.DetectionBatch``.
+    """A `DetectionBatch`: some rows of a data file, R in all.
 
     Attributes:
         place: the file, for messages.
@@ -195,10 +198,11 @@ def open_annotated_output(uri: Uri) -> AnnotatedOutput:
     """Check an output of the annotate job, and cut it into groups. Reads the files' footers.
 
     Raises:
-        InputError: there are no data, files of other origin, or files that do not belong together.
+        InputError: there are no data, files of other origin, files that do not belong together, or a damaged run.json.
     """
     try:
         footers = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
+        run = RunJson.read(uri)
     except OutputError as error:
         raise InputError(str(error)) from error
     if not footers:
@@ -214,7 +218,7 @@ def open_annotated_output(uri: Uri) -> AnnotatedOutput:
         )
     id_type = wide_type(footer.schema.field("image_id").type)
     files = [(entry, footer.counts.rows) for entry, footer in footers.items()]
-    return AnnotatedOutput(uri, id_type, tuple(_groups(files)))
+    return AnnotatedOutput(uri, id_type, tuple(_groups(files)), run)
 
 
 def _groups(files: Sequence[tuple[Entry, int]]) -> Iterator[tuple[Entry, ...]]:

@@ -21,7 +21,7 @@ class InputReport:
         images: of the ground truth.
         objects: annotations of the ground truth.
         rows: images of the predictions.
-        common: images of both.
+        common: images that both have.
         detections: by category name, of all rows, also of images that the ground truth lacks.
         without_box: detections whose box is the smallest one about their mask, for want of another.
         missing: images of the ground truth without predictions.

@@ -28,13 +28,13 @@ from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions
 
 @dataclass(frozen=True)
 class DealtResults:
-    """See ``predictions.Predictions``.
+    """`Predictions` from a COCO results file, dealt by image id on scratch storage: a group is a part.
 
     Attributes:
         uri: of the results file.
-        id_type: ``int64`` or ``large_string``.
+        id_type: of the images' ids: ``int64`` or ``large_string``.
         store: where the parts are.
-        num_groups: parts.
+        num_groups: parts that the results are dealt into; each is a group.
         files: ``coco_rows.result_schema`` by image id, those of an image in the order of the file.
         num_without_box: results whose box is the smallest one about their mask.
     """
@@ -80,13 +80,13 @@ class DealtResults:
 
 @dataclass(frozen=True)
 class ResultsBatch:
-    """See ``predictions.DetectionBatch``.
+    """A `DetectionBatch`: the results on some images of a part, R images in all.
 
     Attributes:
         place: the file, for messages.
-        image_ids: [R] each once.
+        image_ids: [R] of the images, each once.
         offsets: [R + 1] which rows of the table are those of each image.
-        table: ``coco_rows.result_schema``.
+        table: results by image, with the columns of `pipeline.coco.rows.result_schema`.
     """
 
     place: str
@@ -138,7 +138,7 @@ def deal_results(uri: Uri, store: ChunkStore, masks: bool) -> DealtResults:
     Args:
         uri: a JSON list of results, perhaps compressed.
         store: where the parts go; not the one of the ground truth.
-        masks: keep the segmentations.
+        masks: whether the segmentations are kept.
 
     Raises:
         InputError: not a results file, or a row of it is wrong.

@@ -43,8 +43,8 @@ class Categories:
     """The categories of the ground truth, in the order of their ids, which is that of the axis ``K``.
 
     Attributes:
-        ids: [K] ascending.
-        names: [K] in the same order.
+        ids: [K] of the categories, ascending.
+        names: [K] of the categories, in the same order.
     """
 
     ids: tuple[int, ...]
@@ -65,9 +65,9 @@ class DealtTruth:
         uri: of the JSON file.
         id_type: of the images' ids: ``int64`` or ``large_string``.
         first_id: of an image, for messages; ``None`` if there is none.
-        categories: all of them.
+        categories: all that the file lists.
         masks: whether the annotations' segmentations are there.
-        num_images: in all parts.
+        num_images: images in all parts.
         num_objects: annotations in all parts.
         num_parts: P, that images and annotations are dealt into.
         images: ``coco_rows.image_schema`` by image id.

@@ -45,7 +45,7 @@ class Joined(NamedTuple):
 
     Attributes:
         rows: [N] index among the listed images, -1 where there is none.
-        listed: `listed_schema`.
+        listed: the listed images, with the columns of `listed_schema`.
     """
 
     rows: Int64s
@@ -103,7 +103,7 @@ def pair_part(
         listed: all images of the predictions.
         store: of both; the file goes there, too.
         part: number of the part.
-        num_groups: of the predictions.
+        num_groups: groups of the predictions.
         images: which images of the ground truth count.
     """
     images_table = store.read(chunks_of(truth.images, part), image_schema(truth.id_type))

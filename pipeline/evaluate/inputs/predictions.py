@@ -85,7 +85,7 @@ class ListedImages:
         file: `listed_schema`, as many parts as the ground truth has.
         num_images: rows of the file.
         first_id: of an image, for messages.
-        detections: by category.
+        detections: how many there are of each category.
     """
 
     file: ChunkFile
@@ -110,10 +110,10 @@ def list_images(predictions: Predictions, groups: Sequence[int], store: ChunkSto
     """Deal the images of some groups by their ids.
 
     Args:
-        predictions: in either form.
-        groups: one of `group_ranges`.
+        predictions: whose images are listed.
+        groups: numbers of the groups, one range of `group_ranges`.
         store: where the file goes; the same groups overwrite it.
-        num_parts: of the ground truth.
+        num_parts: parts of the ground truth.
     """
     detections: Counter[CategoryKey] = Counter()
     tables = []

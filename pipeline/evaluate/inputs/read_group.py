@@ -33,7 +33,7 @@ def read_group(
 
     Args:
         truth: as it was dealt; its ``masks`` says whether blocks have masks.
-        predictions: in either form.
+        predictions: to read the group's detections from.
         store: of the ground truth.
         group: number of the group.
         chunks: of its ground truth, see ``pairing.truth_chunks``.

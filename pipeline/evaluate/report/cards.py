@@ -51,13 +51,12 @@ class GalleryImage:
     """One image as an example for a class.
 
     Attributes:
-        category_name: the class.
+        category_name: name of the class.
         kind: what it is an example of.
-        image_id: the image.
         quality: by which it was chosen, 0 to 1.
         pixels: RGB uint8 ``(H, W, 3)``; None if it could not be read, and ``reason`` says why.
-        truth: annotated objects.
-        detections: detections.
+        truth: all annotated objects, of any class.
+        detections: those of any class, from a score on.
         true_positives: detections of the class that match an object.
         false_positives: those that match none.
         missed: objects of the class that no detection matches.
@@ -91,7 +90,7 @@ class Card:
     """A gallery image as the page shows it.
 
     Attributes:
-        image: without pixels.
+        image: what is shown; its pixels are left out.
         truth: the annotated objects in the picture.
         detections: the detections in it.
         notes: what the pictures do not show, and why.

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from pipeline.evaluate.report.confusion import confusion_view
 from pipeline.evaluate.report.numbers import Number, defined_ratio, is_defined
-from pipeline.evaluate.report.plots import recall_precision, reliability
+from pipeline.evaluate.report.plots import confusion_view, recall_precision, reliability
 
 WORST_CURVES = 12
 IOU_LABELS = {"segm": "Masks", "bbox": "Boxes"}  # in the order of the page

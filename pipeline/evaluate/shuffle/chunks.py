@@ -65,7 +65,7 @@ class ChunkStore:
         """Write a file; the same name overwrites.
 
         Args:
-            name: of the file.
+            name: of the file, below the store's folder.
             table: N rows in any order of their parts.
             parts: [N] which part each row belongs to, 0 to ``num_parts - 1``.
             num_parts: P, how many there are.

@@ -42,7 +42,7 @@ def write_runs(objects: ObjectFolder, name: str, categories: Int64s, records: Re
     """Sort records by category and score, and write them as one file.
 
     Args:
-        objects: the scratch folder.
+        objects: the scratch folder that the file goes to.
         name: of the file; written again if the task is.
         categories: [n] of the records.
         records: [n] in any order, with the fields ``score``, ``image`` and ``rank``.

@@ -158,7 +158,7 @@ class UniqueNames:
         """The name itself, or with a suffix made from the key where it is taken.
 
         Args:
-            name: wanted.
+            name: the one that is wanted.
             key: different for every call.
         """
         suffix = hashlib.sha256(str(key).encode()).hexdigest()[:16]

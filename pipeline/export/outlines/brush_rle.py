@@ -35,7 +35,7 @@ def encode_brush(crop: Crop, image_size: tuple[int, int]) -> list[int]:
     """The bytes of a mask, as Label Studio's JSON holds them.
 
     Args:
-        crop: the mask's pixels.
+        crop: the part of the mask that has pixels.
         image_size: (H, W) of the whole image.
 
     Raises:

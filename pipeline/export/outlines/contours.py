@@ -39,7 +39,7 @@ def rings(pixels: NDArray[np.bool_]) -> list[Ring]:
     Pixels that touch at a corner only belong to different parts.
 
     Args:
-        pixels: [H, W] bool.
+        pixels: [H, W] bool, a mask or a part of one.
 
     Returns:
         Corners [V, 2] x, y of each ring; no three successive ones on a line.

@@ -16,7 +16,7 @@ class Crop(NamedTuple):
 
     Attributes:
         left: first column, in pixels of the image.
-        top: first row.
+        top: first row, likewise.
         pixels: [height, width] bool; at least one is set in each outer row and column.
     """
 
@@ -30,7 +30,7 @@ def crop_of(counts: str, image_size: tuple[int, int]) -> Crop | None:
 
     Args:
         counts: COCO's compressed run lengths.
-        image_size: (H, W).
+        image_size: (H, W) in pixels.
 
     Raises:
         ValueError: they are not the run lengths of an image of this size.
@@ -61,7 +61,7 @@ def row_major_toggles(pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Where the stream of pixels, row by row, changes its value; before the first and after the last there are zeros.
 
     Args:
-        pixels: [H, W] bool.
+        pixels: [H, W] bool, a mask or a part of one.
 
     Returns:
         Ascending positions, of even number; ones start at the first, zeros at the second, and so on. The last may be

@@ -38,7 +38,7 @@ def block_qualities(
     detections from the threshold on would have alone. Ignored ones do not count.
 
     Args:
-        truth: of N images.
+        truth: objects of N images.
         detections: on the same images.
         judgement: what became of their detections and objects.
         num_categories: K, of the ground truth.

@@ -70,11 +70,11 @@ def match_table(
     """The rows of one block.
 
     Args:
-        truth: of N images.
+        truth: objects of N images.
         detections: on the same images.
         judgement: what became of their detections and objects.
-        category_ids: [K] ascending.
-        category_names: [K] in the same order.
+        category_ids: [K] of the categories, ascending.
+        category_names: [K] of the categories, in the same order.
         id_type: of ``image_id``: int64 or string.
     """
     missed = np.flatnonzero(judgement.missed | ~(truth.crowd | _named(judgement, len(truth.crowd))))

@@ -67,7 +67,7 @@ class Judgement:
     """Every detection's and object's fate.
 
     Attributes:
-        outcomes: [D] uint8 `Outcome`.
+        outcomes: [D] uint8 the `Outcome` of each detection.
         partners: [D] the object that a detection took or that its error is about, else the one that it overlaps
             most; for ignored ones the crowd region, and the share of the detection that lies in it.
         mistakes: [D] uint8 the error that a detection would be if crowd regions did not count; 0 if none.
@@ -89,9 +89,9 @@ def judge(truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps) -> 
     """Apply the rules above.
 
     Args:
-        truth: of N images.
+        truth: objects of N images.
         detections: on the same images.
-        overlaps: all their overlaps.
+        overlaps: all of the block, as `block_overlaps` gives them.
     """
     places = score_positions(detections)
     judged = places - detections.offsets[image_indices(detections.offsets)] < MAX_DETECTIONS

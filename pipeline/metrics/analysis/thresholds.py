@@ -35,10 +35,10 @@ class ClassThreshold:
 
     Attributes:
         threshold: the lowest score that reaches the wanted precision; ``None`` if none does, like the next two.
-        precision: there.
-        recall: there; ``None`` also without objects.
-        labels: detections kept there, those in crowd regions left out; 0 without a threshold.
-        objects: crowd regions left out.
+        precision: of the detections from the threshold on.
+        recall: of them; ``None`` also without objects.
+        labels: detections from the threshold on, those in crowd regions left out; 0 without a threshold.
+        objects: to be found; crowd regions left out.
         best_f1: highest F1 at any score; ``None`` without a true positive, like the next.
         best_f1_threshold: the highest score that reaches it.
     """
@@ -59,7 +59,7 @@ class ThresholdFigures:
     Attributes:
         categories: the operating point of each.
         wanted_precision: that the thresholds are to reach.
-        iou_type: what was compared.
+        iou_type: what was compared: masks or boxes.
     """
 
     categories: Sequence[ClassThreshold]

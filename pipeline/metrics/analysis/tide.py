@@ -63,7 +63,7 @@ class CategoryErrors:
     Attributes:
         aps: [V] at an IoU of 0.5; of no meaning without objects.
         num_objects: [V] to be found, crowd regions left out.
-        num_detections: [V] that count.
+        num_detections: [V] detections that count.
         counts: [E] errors; a missed object under its own category, the others under the detection's.
     """
 

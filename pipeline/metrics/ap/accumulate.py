@@ -111,7 +111,7 @@ class _Curves:
         """Go along the curves to the last of E events.
 
         Args:
-            scores: [E] descending.
+            scores: [E] of the events, descending.
             true: [A, T, E] 1 where an event is a true positive.
             false: [A, T, E] 1 where it is a false one, and not at all thresholds.
             num_plain: [A, E] false positives at all thresholds since `close`, up to and with each event.

@@ -1,18 +1,24 @@
 """The figures people quote, from the arrays: COCO's twelve, the printed summary, mmdet's names, one row a category.
 
+And all from blocks to arrays in one process, for sets that fit into its memory.
+
 Legend of the axes: T, R, K, A, M as in `protocol`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from pipeline.metrics.ap.accumulate import CategoryResult
-from pipeline.metrics.protocol import AREA_NAMES, IOU_THRESHOLDS, IouType
+from pipeline.metrics.ap.accumulate import Accumulator, CategoryResult
+from pipeline.metrics.ap.matching import NUM_THRESHOLDS
+from pipeline.metrics.ap.records import BlockRecords, block_records, sort_order
+from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.ious import block_ious
+from pipeline.metrics.protocol import AREA_NAMES, IOU_THRESHOLDS, CocoProtocol, IouType
 from pipeline.tables.arrays import Float64s
 
 
@@ -96,7 +102,7 @@ def coco_stats(arrays: Arrays, max_dets: Sequence[int]) -> Float64s:
     """COCO's twelve figures, equal to the last bit to ``COCOeval.stats``.
 
     Args:
-        arrays: for K categories.
+        arrays: of all K categories.
         max_dets: the three limits they were made with. AP is taken at 100 detections if that is one of them (as
             with mmdet's 100, 300, 1000), else at the largest, where COCOeval gives -1.
 
@@ -116,7 +122,7 @@ def coco_summary_lines(stats: Float64s, max_dets: Sequence[int]) -> list[str]:
     """The lines that ``COCOeval.summarize`` prints; they are the same for boxes and masks.
 
     Args:
-        stats: of `coco_stats`.
+        stats: [12] as `coco_stats` gives them.
         max_dets: the limits; the first line names the one that AP was taken at.
     """
     lines = []
@@ -134,7 +140,7 @@ def mmdet_metrics(stats: Float64s, iou_type: IouType, max_dets: Sequence[int]) -
     """The same figures under the names of mmdet's ``CocoMetric``, not rounded.
 
     Args:
-        stats: of `coco_stats`.
+        stats: [12] as `coco_stats` gives them.
         iou_type: the names begin with it: ``segm_mAP_50``, ``bbox_AR@1000``.
         max_dets: mmdet's names say 100, 300 and 1000; with other limits the names say those.
     """
@@ -146,7 +152,7 @@ def per_class(arrays: Arrays, max_dets: Sequence[int]) -> list[dict[str, float |
     """The same figures for each category alone.
 
     Args:
-        arrays: for K categories.
+        arrays: of all K categories.
         max_dets: the three limits they were made with.
 
     Returns:
@@ -160,3 +166,41 @@ def per_class(arrays: Arrays, max_dets: Sequence[int]) -> list[dict[str, float |
         {name: None if values[k] < 0 else values[k] for name, values in means.items()}
         for k in range(arrays.recall.shape[1])
     ]
+
+
+def evaluate_blocks(
+    blocks: Iterable[tuple[TruthBlock, DetectionBlock]], iou_type: IouType, num_categories: int, protocol: CocoProtocol
+) -> Arrays:
+    """What ``COCOeval`` has in ``eval`` after ``accumulate``.
+
+    Keeps 34 bytes for each detection; the blocks themselves are let go.
+
+    Args:
+        blocks: every image in one of them.
+        iou_type: compare boxes or masks.
+        num_categories: K, of the ground truth.
+        protocol: how many detections count.
+
+    Raises:
+        ValueError: no blocks, no categories, or masks that do not fit their images.
+    """
+    parts: list[BlockRecords] = []
+    for truth, detections in blocks:
+        ious = block_ious(truth, detections, iou_type, same_category_only=True)
+        parts.append(block_records(truth, detections, ious, iou_type, num_categories, protocol))
+    return Arrays.stack(_reduce(parts, num_categories, protocol))
+
+
+def _reduce(parts: list[BlockRecords], num_categories: int, protocol: CocoProtocol) -> list[CategoryResult]:
+    categories = np.concatenate([part.categories for part in parts])
+    by_category = np.argsort(categories, kind="stable")
+    records = np.concatenate([part.records for part in parts])[by_category]
+    ends = np.searchsorted(categories[by_category], np.arange(num_categories + 1))
+    num_objects = np.sum([part.num_objects for part in parts], axis=0)
+    results = []
+    for k in range(num_categories):
+        accumulator = Accumulator(num_objects[k], NUM_THRESHOLDS, protocol.max_dets)
+        own = records[ends[k] : ends[k + 1]]
+        accumulator.update(own[sort_order(own)])
+        results.append(accumulator.result())
+    return results

@@ -100,7 +100,7 @@ def _choose(
 
     Args:
         reached: [P, 1, T] the thresholds that each pair passes; the pairs of a detection side by side, worst first.
-        candidates: [P] their objects.
+        candidates: [P] the object of each pair.
         starts: [D] the first pair of each detection.
         objects: all G of the block.
         free: [G, A, T] not taken in an earlier round.

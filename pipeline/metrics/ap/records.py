@@ -68,7 +68,7 @@ def block_records(
         truth: objects of N images.
         detections: detections on the same images.
         ious: N matrices [D_i, G_i]; pairs of different categories may hold anything.
-        iou_type: which area counts.
+        iou_type: what is compared; its area counts.
         num_categories: K, of the ground truth.
         protocol: how many detections count.
 

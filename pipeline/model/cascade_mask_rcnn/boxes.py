@@ -53,7 +53,7 @@ def decode_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float
 
     Args:
         boxes: ``(..., 4)`` xyxy.
-        deltas: ``(..., 4)``.
+        deltas: ``(..., 4)`` as `apply_deltas` takes them.
         stds: what the deltas were divided by in training.
         sizes: ``(..., 2)`` the ``(H, W)`` to clip to, broadcastable over the boxes.
 
@@ -72,8 +72,8 @@ def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: f
 
     Args:
         boxes: ``(R, 4)`` xyxy, all coordinates >= 0.
-        scores: ``(R,)``.
-        groups: ``(R,)`` integers.
+        scores: ``(R,)``, the higher, the better.
+        groups: ``(R,)`` integers, the group of each box.
         iou_threshold: a box goes when its IoU with a better one is above this.
 
     Returns:

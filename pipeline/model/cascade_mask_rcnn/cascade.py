@@ -70,7 +70,7 @@ class CascadeBoxHeads(nn.Module):
             proposals: per image ``(n, 4)`` xyxy in input pixels.
             image_sizes: ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
             scale_factors: ``(B, 2)``, (x, y) factors from image to input pixels.
-            settings: thresholds and counts.
+            settings: score and NMS thresholds, and how many detections are kept of an image.
         """
         counts = [len(p) for p in proposals]
         index = image_index(counts, image_sizes.device)
@@ -109,10 +109,10 @@ def select_detections(
     Args:
         boxes: ``(n, 4)`` the last stage's RoIs, input pixels.
         deltas: ``(n, K, 4)`` of the last stage.
-        scores: ``(n, K)``.
+        scores: ``(n, K)`` of each class, background left out.
         image_size: ``(2,)`` ``(H, W)`` in the input before padding.
         scale_factor: ``(2,)`` (x, y) from image to input pixels.
-        settings: thresholds and counts.
+        settings: score and NMS thresholds, and how many detections are kept.
     """
     roi, label = (scores > settings.score_threshold).nonzero(as_tuple=True)
     score = scores[roi, label]

@@ -72,7 +72,7 @@ def roi_align_cpu(feature: Tensor, rois: Tensor, side: int, scale: float) -> Ten
     Args:
         feature: float32 ``(B, C, H, W)``; channels last in memory spares a copy.
         rois: ``(R, 5)``: index in the batch, then xyxy in input pixels.
-        side: S.
+        side: S, bins along a side.
         scale: from input pixels to those of the map.
 
     Returns:

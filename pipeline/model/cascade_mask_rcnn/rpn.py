@@ -72,8 +72,8 @@ def propose(
     """The best of what the head found in each image.
 
     Args:
-        outputs: of `RegionProposalNetwork.head`.
-        grids: of `level_anchors`.
+        outputs: per level, logits ``(B, A)`` and deltas ``(B, A, 4)``, from `RegionProposalNetwork.head`.
+        grids: per level, anchors ``(A, 4)`` xyxy in input pixels, from `level_anchors`.
         image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
         settings: how many proposals to keep.
 

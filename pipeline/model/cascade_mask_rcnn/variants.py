@@ -23,16 +23,16 @@ class CascadeVariant:
     Attributes:
         name: for people and for metadata.
         embed_dim: channels of the first Swin stage; stage ``i`` has ``embed_dim * 2**i``.
-        depths: blocks per stage.
-        num_heads: attention heads per stage.
+        depths: blocks in each Swin stage.
+        num_heads: attention heads in each Swin stage.
         window_size: side of an attention window, in tokens.
         num_classes: object classes, background not counted.
         fpn_channels: channels of every pyramid level.
         box_convs: 3x3 convolutions in each box head.
-        box_channels: their channels.
+        box_channels: channels of these convolutions.
         box_fc: width of the fully connected layer of each box head.
         mask_convs: 3x3 convolutions in each mask head.
-        mask_channels: their channels.
+        mask_channels: channels of these convolutions.
     """
 
     name: str

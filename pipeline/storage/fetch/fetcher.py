@@ -41,8 +41,6 @@ from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, 
 from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment, s3_status
 from pipeline.storage.uris import Uri, UriError, UriText
 
-__all__ = ["FetchError", "FetchSettings", "Fetcher"]
-
 _ERRNO_CODES = {
     errno.ENOENT: "not_found",
     errno.ENOTDIR: "not_found",
@@ -72,7 +70,7 @@ class Fetcher:
         settings: limits. An attempt that could not use its full time before the deadline is not begun, so no fetch
             outlasts it.
         policy: what may be read.
-        backoff: waits between attempts.
+        backoff: how long is waited between attempts.
     """
 
     settings: FetchSettings = field(default_factory=FetchSettings)

@@ -29,7 +29,7 @@ class HttpGet:
     """One GET with a deadline over everything but name resolution, and a policy over every hop.
 
     Args:
-        uri: ``http://`` or ``https://``.
+        uri: what to get, ``http://`` or ``https://``.
         settings: of which the attempt's time and the size count here.
         policy: what every hop, and the address that it resolves to, must pass.
     """

@@ -18,7 +18,7 @@ class FetchError(RunError):
             ending in a slash), ``uri_not_allowed``, ``bad_uri``, ``unsupported_scheme``, ``wrong_region``,
             ``bad_certificate``, ``rejected`` (another 4xx), ``failed`` (unforeseen); and, worth another try,
             ``timeout``, ``throttled``, ``unavailable``.
-        uri: without its secrets.
+        uri: of the object, without its secrets.
         detail: what happened, for people.
         retryable: whether the same request may succeed later.
     """

@@ -17,16 +17,16 @@ class Holder:
     """What the lock file says.
 
     Attributes:
-        run_id: for people.
+        run_id: the run that holds the lock, for people.
         token: unique to one acquisition.
-        host: name, for people.
+        host: name of its machine, for people.
         namespace: identifies the kernel and process namespace in which ``pid`` means something; ``""`` if
             unknown.
         pid: of the process that renews.
         process_started: the kernel's start time of that process; ``""`` if unknown.
-        acquired_at: UTC, for people.
+        acquired_at: when it took the lock, UTC, for people.
         lease_s: the holder renews well within this time, or counts itself out.
-        heartbeat: number of renewals.
+        heartbeat: number of renewals so far, so that each of them changes the file.
         released: the run is over.
     """
 

@@ -21,12 +21,10 @@ from types import TracebackType
 
 from pipeline.errors import RunError
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
-from pipeline.storage.lock.watch import LockHeld, Watch
+from pipeline.storage.lock.watch import Watch
 from pipeline.storage.objects.base import Changed, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-
-__all__ = ["Fence", "LockHeld", "LockLost", "OutputLock"]
 
 DEFAULT_LEASE_S = 60.0
 
@@ -73,7 +71,7 @@ class OutputLock:
     """The lock of one output, held by one run: ``with OutputLock(uri, run_id) as lock: ...``.
 
     Args:
-        uri: the output folder.
+        uri: of the output folder; the lock is a file in it.
         run_id: for people; acquisitions are told apart by a token of their own.
         lease_s: how long others wait after the last sign of life.
         wait_s: how long to wait for another run. ``None``: only until it is known whether that run lives,

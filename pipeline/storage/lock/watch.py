@@ -21,7 +21,7 @@ class Watch:
     """Decides when a lock that another run holds may be taken, from nothing but looking at it again and again.
 
     Args:
-        uri: the output folder.
+        uri: of the output folder, for messages.
         own_lease_s: how long to watch a lock file that does not tell its lease.
         wait_s: how long to wait for a living run; ``None``: only until it is known whether it lives.
         report: takes a line for people while waiting.
@@ -50,7 +50,7 @@ class Watch:
 
         Args:
             holder: what it says; ``None`` if that makes no sense.
-            version: of the file.
+            version: changes whenever the file does.
 
         Raises:
             LockHeld: there is no point in waiting any longer.

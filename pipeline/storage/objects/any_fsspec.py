@@ -16,10 +16,10 @@ from pipeline.storage.whole_file import temporary_name
 
 
 class FsspecObjects(ObjectFolder):
-    """See the module.
+    """The files below a folder of the file system.
 
     Args:
-        filesystem: of fsspec.
+        filesystem: fsspec's object for the service, opened.
         root: path of the folder in it.
         atomic_puts: whether what is put shows nothing before it is whole.
     """

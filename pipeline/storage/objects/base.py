@@ -1,7 +1,7 @@
 """Files of one folder, each written, read and removed as a whole: what an output and its lock need.
 
 Plain file systems do not promise it: a file that appears whole or not at all, and one that is replaced only if
-it is still what one saw. ``object_stores`` has the implementations.
+it is still what one saw. `pipeline.storage.objects.open` knows the implementations.
 """
 
 from __future__ import annotations

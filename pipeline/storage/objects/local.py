@@ -20,7 +20,7 @@ from pipeline.storage.whole_file import sync, temporary_file, write_whole
 
 
 class LocalObjects(ObjectFolder):
-    """See the module.
+    """The files below a folder of this machine.
 
     Args:
         root: path of the folder.

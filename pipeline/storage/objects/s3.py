@@ -27,12 +27,12 @@ Result = TypeVar("Result")
 
 
 class S3Objects(ObjectFolder):
-    """See the module.
+    """The objects of a bucket whose keys begin with a prefix.
 
     Args:
-        bucket: its name.
+        bucket: name of the bucket.
         prefix: of all keys, without slashes at its ends.
-        timeout_s: for one request.
+        timeout_s: for one request, from connecting to the last byte.
         max_attempts: requests if the service stumbles, with growing waits between them.
     """
 

@@ -20,7 +20,7 @@ class DataReport:
         without_uri: of which nobody knows where they are.
         left_out: without objects, where such images are not wanted.
         annotations: that the source lists, failed images and those without a URI excepted.
-        objects: to be found.
+        objects: annotations to be found.
         ignored: crowds and uncertain detections: neither to be found nor background.
         clipped: of objects and ignored ones, those whose box went beyond the image; the rest of it counts.
         no_area: dropped: their box has no width or no height.

@@ -37,10 +37,10 @@ class Draws:
 
     Attributes:
         sources: images of each source.
-        weights, epoch_size: see `epoch_order`.
-        pictures: reads them.
+        weights, epoch_size: shares of the sources, and images in an epoch, as `epoch_order` takes them.
+        pictures: fetches and decodes the images.
         augment: what happens to them.
-        seed: of the run.
+        seed: what all that is random is made of.
     """
 
     sources: Sequence[Sequence[LabelledImage]]
@@ -129,8 +129,8 @@ def epoch_order(
         sizes: images of each source, at least 1.
         weights: shares of the sources in what is visited, in any unit; ``None``: by size, so that an epoch of the
             full size visits each image once.
-        epoch: from 0.
-        seed: of the run.
+        epoch: number of the epoch, from 0.
+        seed: decides the orders, together with the source and the pass over it.
         epoch_size: images visited; ``None``: as many as there are.
 
     Raises:

@@ -36,7 +36,7 @@ class LabelledImage:
         uri: of the picture; absolute, or relative to the root that the pictures are read with.
         size: (H, W) in pixels.
         labels: G positions in the list of classes.
-        ignored: G, see `Sample`.
+        ignored: G, whether an object is neither to be found nor background.
         counts: G run-length strings of the masks.
     """
 

@@ -48,8 +48,8 @@ class ScoreBands:
         """The lower and the upper threshold of each category.
 
         Args:
-            categories: that are trained.
-            others: whose thresholds do no harm.
+            categories: those that are trained, in the order of the result.
+            others: further ones, whose thresholds do no harm.
 
         Raises:
             DataError: a threshold of a class that is in neither; a lower one above the upper one.
@@ -153,9 +153,9 @@ class _Found:
     """D detections and what becomes of each; exactly one of the five masks is set for each.
 
     Attributes:
-        labels: [D]; of foreign ones 0.
-        objects, ignored, tiny, below, foreign: [D].
-        counts: [D] run-length strings.
+        labels: [D] positions among the trained classes; 0 for foreign ones.
+        objects, ignored, tiny, below, foreign: [D] which detections became this; `DataReport` says what is meant.
+        counts: [D] masks as COCO's compressed run lengths.
     """
 
     labels: NDArray[np.int64]

@@ -34,9 +34,12 @@ from pipeline.model.files.checkpoints import (
 from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import temporary_names
 
 LAST, BEST = "last.safetensors", "best.safetensors"
 _STATE_PREFIX = "state-"
+# Of a training that was killed while it wrote; the lock says that nobody else writes now.
+_LEFTOVER = temporary_names(r"(state-\d+|last|best)\.safetensors")
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
 _TIMEOUT_S = 600.0  # for one request; large files go in parts
 
@@ -46,7 +49,7 @@ class Position:
     """Where training stands. Random numbers have no state to save: see `pipeline.train.loop.loop`.
 
     Attributes:
-        iteration: optimiser steps done.
+        iteration: optimiser steps done so far, over all epochs.
         best: highest validation figure so far.
         history: figures of each validation.
     """
@@ -63,7 +66,7 @@ class Saved:
     Attributes:
         checkpoint: the model, averaged where an average is kept.
         state: of `optimizer_state`, and of the trained weights where they differ from the checkpoint's.
-        position: where it stands.
+        position: where training stood.
         settings: what the run was started with, see `CheckpointFolder.save_last`.
     """
 
@@ -102,8 +105,8 @@ class CheckpointFolder:
 
         Args:
             checkpoint: the model, averaged where an average is kept.
-            optimizer: of `optimizer_state`.
-            position: where training stands.
+            optimizer: its tensors, as `optimizer_state` names them.
+            position: where training stands, and goes on from.
             trained: the weights that are trained, where they are not the checkpoint's.
             settings: JSON-able; whoever resumes gets it back.
         """
@@ -116,7 +119,8 @@ class CheckpointFolder:
         with _sent(self._objects, self._uri, LAST) as path:
             save_checkpoint(replace(checkpoint, source={**checkpoint.source, "training": training}), path)
         for entry in self._objects.list("").files:
-            if entry.name.startswith(_STATE_PREFIX) and entry.name != name:
+            is_old = entry.name.startswith(_STATE_PREFIX) and entry.name != name
+            if is_old or _LEFTOVER.fullmatch(entry.name):
                 self._objects.delete(entry.name)
 
     def save_best(self, checkpoint: Checkpoint) -> None:

@@ -71,11 +71,11 @@ def train(
 
     Args:
         start: the detector to begin with. Where the folder has a ``last``, its weights are replaced by those.
-        data: of this worker.
+        data: this worker's batches.
         validation: the same on all workers; ``None``: there is no ``best``.
-        folder: of the run.
+        folder: where the run's checkpoints are.
         settings: the same on all workers.
-        device: of this worker.
+        device: where this worker computes.
         record: what the run was started with, kept in ``last``.
         save_every: iterations between two ``last`` within an epoch; ``None``: at the ends of epochs only.
         curves_uri: where worker 0 puts TensorBoard's files, see `Curves`; ``None``: nowhere.

@@ -41,7 +41,7 @@ class WeightAverage:
 
     Args:
         weights: a model's state dict, which the average starts from.
-        decay: in [0, 1).
+        decay: share of the average that a step keeps, in [0, 1).
 
     Attributes:
         weights: the average, under the names of the state dict and on its device.

@@ -28,11 +28,11 @@ class Step:
     """An optimiser step of this worker.
 
     Attributes:
-        iteration: counted from 0.
-        losses: weighted parts.
+        iteration: number of the step in the training, from 0.
+        losses: weighted parts of the loss, by name.
         lr: that it was taken with.
         grad_norm: L2 norm over all parameters, before clipping.
-        num_images: of the batch.
+        num_images: images in this worker's batch.
     """
 
     iteration: int
@@ -88,7 +88,7 @@ class Telemetry:
         curves: ``None``: there are none. Only worker 0 has them.
         every: steps between two lines.
         num_iterations: of the whole training.
-        iterations_per_epoch: for people.
+        iterations_per_epoch: steps in an epoch, at whose end there is always a line.
         device: where means over workers are made.
     """
 

@@ -11,8 +11,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.coco.segmentations import mask_area
 from pipeline.masks.rle import Rle
-from pipeline.metrics.ap.figures import coco_stats, mmdet_metrics
-from pipeline.metrics.ap.in_memory import evaluate_blocks
+from pipeline.metrics.ap.figures import coco_stats, evaluate_blocks, mmdet_metrics
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol
 from pipeline.model.detections import Detections

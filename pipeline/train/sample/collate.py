@@ -18,7 +18,7 @@ def collate(samples: Sequence[Sample], device: torch.device) -> Batch:
     """Normalise as the model does when it predicts, and pad to the smallest common multiples of 32.
 
     Args:
-        samples: at least one.
+        samples: what becomes the batch, at least one.
         device: where the arithmetic runs and the batch lies.
     """
     sizes = [sample.pixels.shape[:2] for sample in samples]

@@ -73,9 +73,9 @@ def window(sample: Sample, top: int, left: int, size: tuple[int, int]) -> Sample
     """A window of the image; what lies right of and below the image is of `PADDING_COLOUR`.
 
     Args:
-        sample: of any size.
+        sample: what is cut, of any size.
         top, left: the window's corner, inside the image.
-        size: of the window.
+        size: (H, W) of the window, which may reach beyond the image.
     """
     height, width = size
     pixels = sample.pixels[top : top + height, left : left + width]

@@ -19,7 +19,7 @@ class Sample:
         image_id: of the data set, for messages.
         pixels: RGB uint8 ``(H, W, 3)``.
         boxes: float32 ``(G, 4)`` xyxy in pixels of ``pixels``.
-        labels: int64 ``(G,)``.
+        labels: int64 ``(G,)`` positions in the list of classes.
         masks: bool ``(G, H, W)``.
         ignored: bool ``(G,)``: crowds and uncertain pseudo-labels. Proposals and anchors on them are neither
             positive nor negative.

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.open import Manifest, ManifestError, open_manifest
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.storage.uris import Uri
 
 

@@ -7,7 +7,8 @@ import fsspec
 import pytest
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.open import ManifestError, open_manifest
+from pipeline.annotate.manifest.open import open_manifest
+from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.open import ManifestError, ReadUnit, open_manifest
+from pipeline.annotate.manifest.open import open_manifest
+from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.storage.uris import Uri
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
@@ -112,7 +113,7 @@ class TestParquet:
     def test_bytes_only(self, tmp_path: Path, scratch: Uri) -> None:
         path = write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_bytes": [b"one", b""]})
         manifest = open_manifest(ManifestConfig(uri=path), scratch)
-        assert manifest.has_bytes
+        assert manifest.columns.bytes is not None
         assert read_all(manifest) == [
             {"image_id": 1, "image_uri": None, "image_bytes": b"one"},
             {"image_id": 2, "image_uri": None, "image_bytes": b""},

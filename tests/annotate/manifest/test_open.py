@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.open import Manifest, ManifestError, open_manifest
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (

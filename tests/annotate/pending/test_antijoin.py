@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.open import Manifest, ManifestError, ReadUnit, open_manifest
-from pipeline.annotate.manifest.rules import Columns
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
 from pipeline.annotate.pending import antijoin
 from pipeline.annotate.pending.antijoin import DuplicateIdError, Pending, find_pending
 from pipeline.storage.uris import Uri

@@ -26,7 +26,8 @@ from pipeline.images.sizes import scaled_size
 from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
-from pipeline.storage.fetch.fetcher import Fetcher, FetchSettings
+from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.fetch.rules import FetchSettings
 from pipeline.storage.uris import Uri
 from pipeline.tables.binary import binary_views
 

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotate.stages.write import Write
-from pipeline.annotations.ledger import Identity, OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
 from pipeline.storage.uris import Uri
 from tests.annotate.stages.test_encode import encode, segmented_rows, some
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pipeline.evaluate.inputs.predictions import Predictions, list_images
 from pipeline.evaluate.inputs.read_group import read_group
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore
-from pipeline.metrics.ap.in_memory import evaluate_blocks
+from pipeline.metrics.ap.figures import evaluate_blocks
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
@@ -143,7 +144,7 @@ def test_an_output_that_changes_meanwhile(tmp_path: Path) -> None:
     arguments = one_group(case, tmp_path)
     predictions = arguments[1]
     without = predictions.groups[0][:-1]
-    changed = type(predictions)(predictions.uri, predictions.id_type, (without,))
+    changed = replace(predictions, groups=(without,))
     assert len(list(read_group(*arguments))) > 0
     with pytest.raises(InputError, match=r"has changed while it was evaluated: image .* is gone; evaluate again"):
         list(read_group(arguments[0], changed, *arguments[2:]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
-from pipeline.model.cascade_mask_rcnn.initialise import initialise, initialise_class_layers
+from pipeline.model.cascade_mask_rcnn.network import initialise, initialise_class_layers
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from tests.train.loop_cases import TINY
 

@@ -19,7 +19,8 @@ from pipeline.storage import filesystems
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch import fetcher as fetch_module
-from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
+from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.fetch.rules import FetchError, FetchSettings
 from pipeline.storage.uris import Uri, UriText
 from testing.s3_server import S3Server
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher

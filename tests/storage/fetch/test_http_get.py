@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch import http_get
-from pipeline.storage.fetch.fetcher import Fetcher, FetchError, FetchSettings
+from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.http_get import HttpGet
+from pipeline.storage.fetch.rules import FetchError, FetchSettings
 from pipeline.storage.uris import Uri, UriText
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
 

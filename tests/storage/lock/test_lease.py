@@ -17,7 +17,8 @@ import pytest
 from pipeline.annotations.ledger import OutputStore
 from pipeline.storage.lock import holder as lock_holder
 from pipeline.storage.lock.holder import LOCK_NAME, Holder, is_dead, new_holder
-from pipeline.storage.lock.lease import Fence, LockHeld, LockLost, OutputLock
+from pipeline.storage.lock.lease import Fence, LockLost, OutputLock
+from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri

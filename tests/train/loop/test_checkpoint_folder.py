@@ -9,6 +9,7 @@ import torch
 from pipeline.model.cascade_mask_rcnn.network import decays
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import temporary_name
 from pipeline.train.loop import checkpoint_folder as module
 from pipeline.train.loop.checkpoint_folder import (
     CheckpointFolder,
@@ -86,6 +87,20 @@ def test_older_states_go(checkpoint: Checkpoint, tmp_path: Path) -> None:
     for iteration in (1, 2, 3):
         folder.save_last(checkpoint, {}, Position(iteration))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last.safetensors", "state-00000003.safetensors"]
+
+
+def test_what_a_killed_training_left_goes(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in ("state-00000001.safetensors", "last.safetensors", "best.safetensors"):
+        Path(temporary_name(str(folder / name))).write_bytes(b"half of it")
+    (folder / ".mine.tmp").touch()
+    CheckpointFolder(Uri(str(folder))).save_last(checkpoint, {}, POSITION)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        ".mine.tmp",
+        "last.safetensors",
+        "state-00000007.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("dies_at", ["last.safetensors", "state-00000002.safetensors"])

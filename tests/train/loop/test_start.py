@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
-from pipeline.model.cascade_mask_rcnn.initialise import initialise
+from pipeline.model.cascade_mask_rcnn.network import initialise
 from pipeline.model.cascade_mask_rcnn.variants import SWIN_B, SWIN_S, published_drop_path
 from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint

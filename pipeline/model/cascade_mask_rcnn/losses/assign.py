@@ -25,10 +25,10 @@ class ImageTargets:
     """The objects of one image, those that count apart from those that are ignored.
 
     Attributes:
-        boxes: ``(G, 4)``.
-        labels: int64 ``(G,)``.
+        boxes: ``(G, 4)`` xyxy.
+        labels: int64 ``(G,)``, index into the model's categories.
         masks: bool ``(G, H, W)``.
-        ignored_boxes: ``(I, 4)``.
+        ignored_boxes: ``(I, 4)`` xyxy, of those that are ignored.
     """
 
     boxes: Tensor
@@ -74,7 +74,7 @@ def assign(boxes: Tensor, objects: ImageTargets, rule: Rule) -> Tensor:
     Args:
         boxes: ``(N, 4)``; those without area, which show nothing of the image, and those with NaN
             coordinates come out `UNUSED`.
-        objects: of the image.
+        objects: what there is to find on the image.
         rule: which IoU decides what.
 
     Returns:

@@ -50,8 +50,8 @@ def cascade_losses(
         features: P2..P5, float32 ``(B, C, H, W)``.
         proposals: per image ``(n, 4)`` xyxy in input pixels, without gradient.
         image_sizes: ``(B, 2)``, ``(H, W)`` before padding.
-        objects: B.
-        generators: B.
+        objects: of each image, what its RoIs are to find.
+        generators: one an image, which decides what is sampled of it.
         quota: RoIs that each stage draws of an image.
 
     Returns:
@@ -115,7 +115,7 @@ def mask_targets(masks: Tensor, boxes: Tensor, owners: Tensor, side: int) -> Ten
         masks: bool ``(G, H, W)``.
         boxes: ``(P, 4)`` xyxy in pixels of the masks.
         owners: int64 ``(P,)``, the object of each RoI.
-        side: S.
+        side: S, of the head's grid.
 
     Returns:
         float32 ``(P, S, S)`` of 0 and 1.

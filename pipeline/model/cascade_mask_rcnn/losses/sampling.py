@@ -25,7 +25,7 @@ def sample(assigned: Tensor, quota: Quota, generator: Generator) -> tuple[Tensor
 
     Args:
         assigned: int64 ``(N,)`` from `assign`.
-        quota: how many.
+        quota: how many boxes in all, and how many of them positive.
         generator: decides which; used only where there are more than wanted.
 
     Returns:
@@ -94,10 +94,10 @@ def draw_samples(
 
     Args:
         proposals: per image ``(n, 4)`` xyxy in input pixels.
-        objects: of each image.
+        objects: of each image, what its RoIs are to find.
         min_iou: at this IoU or above a RoI belongs to an object, below it is background.
-        num_classes: K.
-        generators: one an image.
+        num_classes: K, the label of background.
+        generators: one an image, which decides what is sampled of it.
         quota: RoIs of each image.
     """
     rule = Rule(positive=min_iou, negative=min_iou)
@@ -147,10 +147,10 @@ def refine(
     A positive moves as its own class says, a negative as its best class other than background.
 
     Args:
-        samples: of this stage.
-        logits: ``(R, K + 1)``.
-        deltas: ``(R, K, 4)``.
-        stds: of this stage.
+        samples: RoIs that this stage looked at.
+        logits: ``(R, K + 1)`` of the classes and background.
+        deltas: ``(R, K, 4)`` for each class.
+        stds: what this stage's deltas are divided by.
         image_sizes: ``(B, 2)``, ``(H, W)`` before padding, to which boxes are clipped.
 
     Returns:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.model.batch import Batch
-from pipeline.model.cascade_mask_rcnn.losses import cascade, rpn
+from pipeline.model.cascade_mask_rcnn.losses import cascade, detector
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.settings import SamplingConfig
 from pipeline.train.loop.finite import check_finite
@@ -116,7 +116,7 @@ def test_two_workers_equal_one_with_both_images(monkeypatch: pytest.MonkeyPatch)
 
 
 def set_normaliser(monkeypatch: pytest.MonkeyPatch, function: object) -> None:
-    for module in (rpn, cascade):
+    for module in (detector, cascade):
         monkeypatch.setattr(module, "per_worker", function)
 
 

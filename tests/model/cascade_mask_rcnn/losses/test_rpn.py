@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, UNUSED, ImageTargets
-from pipeline.model.cascade_mask_rcnn.losses.rpn import assign_anchors, rpn_losses, smooth_l1
+from pipeline.model.cascade_mask_rcnn.losses.detector import assign_anchors, rpn_losses, smooth_l1
 from pipeline.model.settings import PUBLISHED_SAMPLING
 from tests.model.cascade_mask_rcnn.losses.loss_cases import boxes_of, objects, seeded
 

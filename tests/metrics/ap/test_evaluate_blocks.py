@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.metrics.ap.accumulate import Accumulator
-from pipeline.metrics.ap.figures import Arrays, coco_stats
-from pipeline.metrics.ap.in_memory import evaluate_blocks
+from pipeline.metrics.ap.figures import Arrays, coco_stats, evaluate_blocks
 from pipeline.metrics.ap.records import block_records, sort_order
 from pipeline.metrics.ious import block_ious
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.train.data.draws import Drawn
 from pipeline.train.data.labelled import DataError
-from pipeline.train.data.sample_rows import error_row, from_rows, to_rows
+from pipeline.train.feed import error_row, from_rows, to_rows
 from tests.train.sample_cases import assert_equal, random_sample
 
 SIZES = st.tuples(st.integers(8, 40), st.integers(8, 40))
