@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -15,6 +16,14 @@ _IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
 if _IN_PARALLEL:
     # Before torch is imported: threads of two processes that fight for the cores only wait for each other.
     os.environ["OMP_NUM_THREADS"] = "1"
+_RAY: dict[str, Any] = {
+    "address": "local",
+    "num_cpus": 3,
+    "num_gpus": 0,
+    "object_store_memory": 512 << 20,
+    "include_dashboard": False,
+    "log_to_driver": False,
+}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -43,19 +52,16 @@ def ray_s3() -> Iterator[S3Server]:
     import ray
 
     with ExitStack() as stack:
-        # As long as Ray is there: each kind of dataset would start a process that counts what is used.
+        # As long as Ray is there: its datasets would start a process that counts what is used.
         stack.enter_context(mock.patch.dict(os.environ, {"RAY_USAGE_STATS_ENABLED": "0"}))
         server = stack.enter_context(s3_process())
         server.create_bucket("pictures")
         with s3_environment_variables(server.endpoint):
-            ray.init(
-                address="local",
-                num_cpus=3,
-                num_gpus=0,
-                object_store_memory=512 << 20,
-                include_dashboard=False,
-                log_to_driver=False,
-            )
+            try:
+                ray.init(**_RAY)
+            except Exception:  # a plain one: Ray gives its processes 30 s, too few on a machine that does much else
+                ray.shutdown()
+                ray.init(**_RAY)
         stack.callback(ray.shutdown)
         yield server
 
