@@ -113,7 +113,9 @@ class TestActor:
                     os._exit(1)
                 return [f"done {ids[m]}" for m in members]
 
-            return run_guarded(MonitorClient(monitor_handle), "decode", ids, work)
+            done = run_guarded(MonitorClient(monitor_handle), "decode", ids, work)
+            ray.get(monitor_handle.snapshot.remote())  # what came before it has arrived, the rows' end too
+            return done
 
         first, culprit, last = ray.get(stage.remote([1, 13, 2], handle))
         assert (first, last) == ("done 1", "done 2")
