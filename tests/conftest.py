@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from testing.s3_server import S3Server, s3_environment_variables, s3_process
 
@@ -26,21 +30,35 @@ _RAY: dict[str, Any] = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under pytest-xdist: a file stays in one process, as its fixtures do, and all that share one Ray in one.
+@cache
+def _shares_ray(file: Path) -> bool:
+    """Whether tests of the file take the Ray that this process starts."""
+    return re.search(r"\bray_(s3|cluster)\b", file.read_text(encoding="utf-8")) is not None
 
-    The longest come first, or one process would be left alone with them: the shared Ray, then files that start their
-    own. `tryfirst`, as xdist looks for the groups in the same hook.
+
+class _FilesAndRay(LoadScopeScheduling):
+    """A file stays in one process, as its fixtures do; all files that share a Ray stay in one as well.
+
+    Not ``--dist loadgroup``, which does nothing with pytest 9.2: xdist 3.8 writes the group to where it is not read.
     """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if _shares_ray(self.config.rootpath / file) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FilesAndRay | None:
+    """With ``--dist loadfile``."""
+    return _FilesAndRay(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In parallel the longest come first: those that share a Ray, then files that start their own."""
     if not _IN_PARALLEL:
         return
-    sharing = {item.path for item in items if "ray_s3" in getattr(item, "fixturenames", ())}
-    own = {item.path for item in items if item.get_closest_marker("ray")} - sharing
-    for item in items:
-        group = "ray" if item.path in sharing else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: (item.path not in sharing, item.path not in own))
+    own = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (not _shares_ray(item.path), item.path not in own))
 
 
 @pytest.fixture(scope="session")
