@@ -225,5 +225,6 @@ def _fields(model: type[BaseModel], path: KeyPath) -> dict[str, FieldInfo]:
 
 
 def _kind(value: object) -> str:
-    kinds = {list: "a list", dict: "keys and values", str: "text", int: "a whole number", float: "a decimal number"}
-    return {bool: "a boolean", type(None): "nothing", **kinds}.get(type(value), type(value).__name__)
+    kinds: dict[type, str] = {list: "a list", dict: "keys and values", str: "text", int: "a whole number"}
+    kinds |= {float: "a decimal number", bool: "a boolean", type(None): "nothing"}
+    return kinds.get(type(value), type(value).__name__)
