@@ -146,6 +146,7 @@ class Child:
         self._story, self._trying = "", False
         self._since = time.monotonic()
         self._log_start = self._log.stat().st_size if self._log.exists() else 0
+        self._resting_bytes = 0
         self._first_bytes: int | None = None  # resident, when it began to wait for its first case
 
     @property
@@ -179,7 +180,6 @@ class Child:
         self._index, self._story, self._trying = index, "(it was being made)", False
         self._since = time.monotonic()
         self._log_start = self._log.stat().st_size
-        self._resting_bytes = self._resident_bytes()
         with suppress(BrokenPipeError):  # it died while it waited: `look` finds it dead
             self._channel.send(index)
 
@@ -192,6 +192,7 @@ class Child:
             if isinstance(message, _Done):
                 return self._finished(message)
             self._story, self._trying, self._since = message.story, True, time.monotonic()
+            self._resting_bytes = self._resident_bytes()
         seconds = time.monotonic() - self._since
         if self._process.exitcode is not None:
             return self._dead(seconds)

@@ -33,6 +33,15 @@ FILE = "picture.bin"
 
 _ORIENTATION_TAG = 0x0112
 _PNG_START = 8
+_GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6  # PNG's colour types
+_CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
+_PNG_KINDS = (
+    *((_GREY, depth) for depth in (1, 2, 4, 8, 16)),
+    *((_PALETTE, depth) for depth in (1, 2, 4, 8)),
+    *((colour, depth) for colour in (_RGB, _GREY_ALPHA, _RGBA) for depth in (8, 16)),
+)
+_FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of JPEG: where the size stands
+_SIZES = ((2000, 2000), (2001, 2000), (65535, 61), (30000, 30000), (65535, 65535), (1, 4_000_000))
 
 
 class Picture(NamedTuple):
@@ -96,7 +105,7 @@ class Images:
         kind = rng.random()
         if kind < 0.01:
             story, data = rng.choice(EXPENSIVE)(rng)
-            case = ImageCase(f"{story}", data, None)
+            case = ImageCase(story, data, None)
         elif kind < 0.15:
             picture = random_picture(rng)
             case = ImageCase(f"{picture.story}: whole", picture.data, picture.pixels)
@@ -165,12 +174,11 @@ def _jpeg(rng: random.Random) -> Picture:
 
 
 def _png(rng: random.Random) -> Picture:
-    colour, depth = rng.choice([(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 1), (3, 2), (3, 4), (3, 8)]
-                               + [(4, 8), (4, 16), (6, 8), (6, 16)])  # fmt: skip
-    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[colour]
+    colour, depth = rng.choice(_PNG_KINDS)
+    channels = _CHANNELS[colour]
     samples = _pixels(rng, channels, 1 << depth, np.uint16)
     palette = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, (1 << min(depth, 8), 3), np.uint8)
-    if colour == 3:
+    if colour == _PALETTE:
         pixels = palette[samples]
     else:
         grey = samples if channels == 1 else samples[..., 0] if channels == 2 else samples
@@ -178,8 +186,8 @@ def _png(rng: random.Random) -> Picture:
         scaled = grey >> 8 if depth == 16 else grey * (255 // ((1 << depth) - 1))
         pixels = _rgb(scaled.astype(np.uint8))
     interlaced = rng.random() < 0.3
-    chunks = _random_ancillary(rng, colour)
-    if colour == 3:
+    chunks = _random_ancillary(rng)
+    if colour == _PALETTE:
         chunks.append((b"PLTE", palette.tobytes()))
         if rng.random() < 0.3:
             chunks.append((b"tRNS", rng.randbytes(len(palette))))
@@ -220,7 +228,7 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def _random_ancillary(rng: random.Random, colour: int) -> list[tuple[bytes, bytes]]:
+def _random_ancillary(rng: random.Random) -> list[tuple[bytes, bytes]]:
     known = [
         (b"gAMA", struct.pack(">I", 45455)),
         (b"cHRM", struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)),
@@ -340,11 +348,9 @@ def _broken(data: bytes, rng: random.Random) -> tuple[str, bytes]:
 
 def _size_changed(data: bytes, rng: random.Random) -> tuple[str, bytes]:
     """Another width and height in the header: nearly what may be decoded, more, and absurdly much."""
-    width, height = rng.choice(
-        ((2000, 2000), (2001, 2000), (65535, 61), (30000, 30000), (65535, 65535), (1, 4_000_000))
-    )
+    width, height = rng.choice(_SIZES)
     if data.startswith(b"\xff\xd8"):
-        place = next((at for at, kind, _ in jpeg_segments(data) if 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC)), 0)  # fmt: skip
+        place = next((at for at, kind, _ in jpeg_segments(data) if kind in _FRAME_MARKERS), 0)
         changed = data[: place + 5] + struct.pack(">HH", height % 65536, width % 65536) + data[place + 9 :]
     elif data.startswith(b"\x89PNG"):
         header = struct.pack(">II", width, height) + data[24:29]
