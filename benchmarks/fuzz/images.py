@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -529,19 +530,28 @@ def _large_canvas(rng: random.Random) -> tuple[str, bytes]:
 
 
 def _text_bomb(rng: random.Random) -> tuple[str, bytes]:
-    size = rng.choice((1 << 20, 300 << 20))
-    packer = zlib.compressobj(9)
-    packed = b"".join(packer.compress(b"\0" * (1 << 20)) for _ in range(size >> 20)) + packer.flush()
-    kind = rng.choice((b"zTXt", b"iCCP", b"IDAT"))
+    mebibytes = rng.choice((1, 300))
+    packed, kind = _packed_zeros(mebibytes), rng.choice((b"zTXt", b"iCCP", b"IDAT"))
     content = packed if kind == b"IDAT" else b"Comment\0\0" + packed
     start = _png_file(np.zeros((4, 4, 1), np.uint8), 0, 8, False, [], rng)
-    return f"PNG with {size >> 20} MiB in its {kind.decode()}", start[:33] + _chunk(kind, content) + start[33:]
+    return f"PNG with {mebibytes} MiB in its {kind.decode()}", start[:33] + _chunk(kind, content) + start[33:]
+
+
+@cache
+def _packed_zeros(mebibytes: int) -> bytes:
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(mebibytes)) + packer.flush()
 
 
 def _many_frames(rng: random.Random) -> tuple[str, bytes]:
     format = rng.choice(("WEBP", "GIF", "TIFF"))
+    return f"{format} of 40 frames", _frames(format)
+
+
+@cache
+def _frames(format: str) -> bytes:
     frames = [Image.new("RGB", (1000, 1000), (n, 0, 0)) for n in range(40)]
-    return f"{format} of 40 frames", _saved(frames[0], format, save_all=True, append_images=frames[1:])
+    return _saved(frames[0], format, save_all=True, append_images=frames[1:])
 
 
 EXPENSIVE: tuple[Callable[[random.Random], tuple[str, bytes]], ...] = (
