@@ -29,6 +29,8 @@ _STEM = "detector"
 _COCO_NAMES = tuple(category.name for category in COCO_CATEGORIES)
 _METADATA = "__metadata__"
 _TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I8", "U8", "BOOL", "F8_E4M3", "", "f32", "F128")
+_ODD_TEXTS = ("", "null", "{", "[" * 100_000, '{"a":' * 100_000, "x" * 1_000_000, "maskfleet-2", "1e999")
+_ABSURD_SIZES = (0, -1, 255, 4096, 1_000_000, 2**31, 2**63, 10**40, 0.5, True, "7", None)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Checkpoints:
         """See `Kind`."""
         makers = (
             *(self._metadata_broken,) * 6,
+            *(self._absurd_sizes,) * 2,
             *(self._entries_broken,) * 4,
             *(self._bytes_broken,) * 4,
             *(self._torch_broken,) * 3,
@@ -135,9 +138,7 @@ class Checkpoints:
             del metadata[key]
             story = f"{key} removed"
         elif change < 0.2:
-            metadata[key] = rng.choice(
-                ("", "null", "{", "[" * 100_000, '{"a":' * 100_000, "x" * 1_000_000, "maskfleet-2", "1e999")
-            )
+            metadata[key] = rng.choice(_ODD_TEXTS)
             story = f"{key} = {metadata[key]!r:.40}"
         elif change < 0.3:
             header[_METADATA], story = break_tree(metadata, rng)
@@ -154,6 +155,21 @@ class Checkpoints:
         path = stem.with_suffix(".safetensors")
         path.write_bytes(join_safetensors(dump_json(header, rng), payload))
         return CheckpointCase(f"metadata: {story}", path, self._few.weights_sha256)
+
+    def _absurd_sizes(self, rng: random.Random, stem: Path) -> CheckpointCase:
+        """A number of the variant, or of the settings, that makes no model, or an immense one."""
+        header, payload = split_safetensors(self._own)
+        part = rng.choice(("variant", "variant", "settings"))
+        values = json.loads(header[_METADATA][part])
+        key, size = rng.choice([key for key in values if key != "name"]), rng.choice(_ABSURD_SIZES)
+        if isinstance(values[key], list):
+            values[key][rng.randrange(len(values[key]))] = size
+        else:
+            values[key] = size
+        header[_METADATA][part] = json.dumps(values)
+        path = stem.with_suffix(".safetensors")
+        path.write_bytes(join_safetensors(json.dumps(header), payload))
+        return CheckpointCase(f"{part}: {key} = {values[key]}", path, self._few.weights_sha256)
 
     def _entries_broken(self, rng: random.Random, stem: Path) -> CheckpointCase:
         """What the header says of the tensors, changed."""
@@ -216,10 +232,8 @@ class Checkpoints:
 
     def _other_type(self, rng: random.Random, stem: Path) -> CheckpointCase:
         kind = rng.choice((torch.float16, torch.bfloat16, torch.float64, torch.int8))
-        weights = {
-            name: weight.to(kind) if weight.is_floating_point() else weight
-            for name, weight in self._few.weights.items()
-        }
+        floats = {name: weight.to(kind) for name, weight in self._few.weights.items() if weight.is_floating_point()}
+        weights = {**self._few.weights, **floats}
         return _saved(self._few, weights, stem, f"weights of {kind}", rng)
 
     def _named_classes(self, rng: random.Random, stem: Path) -> CheckpointCase:
@@ -245,9 +259,7 @@ class Checkpoints:
                 (rng.choice(ODD_VALUES), None),
             )
         )
-        place = rng.choice(
-            ("CLASSES", "classes", "dataset_meta.classes", "dataset_meta.CLASSES", "dataset_meta.Classes")
-        )
+        place = rng.choice(("CLASSES", "dataset_meta.classes", "dataset_meta.CLASSES", "dataset_meta.Classes"))
         outer, _, inner = place.partition(".")
         meta = {outer: {inner: odd} if inner else odd}
         path = stem.with_suffix(".pth")
