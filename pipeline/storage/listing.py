@@ -17,6 +17,9 @@ from pipeline.storage.uris import Uri, hide_secrets
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
+# What Spark, Hive and Arrow (`ignore_prefixes`) pass over in a folder of data, files and folders, beside hidden ones.
+_NO_DATA = "_"
+
 _TIMEOUT_S = 30.0  # without a byte of a page
 _MAX_ATTEMPTS = 6  # at a page
 
@@ -52,6 +55,13 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
                 yield relative
     except OSError as error:
         raise cannot_read(uri, error) from None
+
+
+def is_parquet(relative: str) -> bool:
+    """Whether a file in a folder of data is Parquet, told by its suffix, and not one that all readers pass over."""
+    return relative.lower().endswith(PARQUET_SUFFIXES) and not any(
+        part.startswith(_NO_DATA) for part in relative.split("/")
+    )
 
 
 def _is_hidden(relative: str) -> bool:

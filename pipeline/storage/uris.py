@@ -201,7 +201,12 @@ class Uri(UriText):
 
     def __truediv__(self, name: str) -> Uri:
         """A file or folder in this one, under a name that needs no check."""
-        return Uri(self._below(name))
+        return Uri(self.below(name))
+
+    def below(self, name: str) -> str:
+        """The text of a URI in this one, the name taken to the letter, whether or not it can be read."""
+        root = self.path if self.scheme == "file" else self._text
+        return f"{root.rstrip('/')}/{name}"
 
     def join(self, relative: str) -> UriText:
         """A path below this root that somebody else wrote.
@@ -217,11 +222,7 @@ class Uri(UriText):
             raise AccessDenied(f"{str(UriText(relative))!r} climbs out of the image root {str(self)!r}")
         if self.holds_secrets:
             raise UriError(f"an image root must not have a query: {str(self)!r}")
-        return UriText(self._below(relative.removeprefix("./") if self.scheme in OBJECT_STORES else below))
-
-    def _below(self, name: str) -> str:
-        root = self.path if self.scheme == "file" else self._text
-        return f"{root.rstrip('/')}/{name}"
+        return UriText(self.below(relative.removeprefix("./") if self.scheme in OBJECT_STORES else below))
 
 
 class _Location(NamedTuple):

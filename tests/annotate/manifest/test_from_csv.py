@@ -75,11 +75,11 @@ BAD_MANIFESTS: BadManifests = {
     "header only": ("m.csv", b"image_uri\n", {}, "has no row"),
     "no uri column": ("m.csv", b"image_id,b\n1,2\n", {}, "no column 'image_uri'; it has: image_id, b"),
     "column twice": ("m.csv", b"image_uri,image_uri\n/a,/b\n", {}, "2 columns named 'image_uri'"),
-    "too few fields": ("m.csv", b"a,image_uri\n1,/a\n2\n", {}, "row 2: 1 fields instead of 2"),
-    "empty uri": ("m.csv", b"a,image_uri\n1,/a\n2,\n", {}, "row 2: the image URI is null or empty"),
-    "empty id": ("m.csv", b"image_id,image_uri\n1,/a\n,/b\n", {}, "row 2: the id is null or empty"),
-    "not UTF-8": ("m.csv", b"image_uri\n/\xff\n", {}, "UTF8"),
-    "no root": ("m.csv", b"image_uri\na\n", {}, "row 1: .* set image_root"),
+    "too few fields": ("m.csv", b"a,image_uri\n1,/a\n2\n", {}, "line 3: 1 fields instead of 2"),
+    "empty uri": ("m.csv", b"a,image_uri\n1,/a\n2,\n", {}, "line 3: the image URI is null or empty"),
+    "empty id": ("m.csv", b"image_id,image_uri\n1,/a\n,/b\n", {}, "line 3: the id is null or empty"),
+    "not UTF-8": ("m.csv", b"image_uri\n/\xff\n", {}, "line 2: not UTF-8"),
+    "no root": ("m.csv", b"image_uri\na\n", {}, "line 2: .* set image_root"),
     "bytes": ("m.csv", b"image_uri,jpg\n/a,x\n", {"bytes_column": "jpg"}, "from Parquet only"),
 }
 
