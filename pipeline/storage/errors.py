@@ -27,12 +27,15 @@ def cannot_read(uri: Uri, error: Exception) -> StorageError:
 def explained(uri: Uri) -> Iterator[None]:
     """What libraries find wrong with a file's content, in whatever way they say it, as a StorageError.
 
-    An ``OSError`` goes through: where it comes from the network it is worth another try. (What Arrow's Parquet reader
-    finds wrong is an ``OSError`` too; whoever opens a file has both explained.)
+    An ``OSError`` of the system or the network goes through: it is worth another try.
     """
     try:
         yield
-    except (UserError, RunError, OSError):
+    except (UserError, RunError):
         raise
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None or "AWS Error" in str(error):
+            raise
+        raise cannot_read(uri, error) from None  # Arrow's, of what it read: a checksum, a codec, Thrift
     except _DAMAGE as error:
         raise cannot_read(uri, error) from None

@@ -36,7 +36,7 @@ from pipeline.annotate.manifest.rules import (
 )
 from pipeline.storage.errors import cannot_read
 from pipeline.storage.streams import open_stream
-from pipeline.storage.uris import Uri, hide_column
+from pipeline.storage.uris import Uri
 
 _CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead; no row may be longer
 _BUFFER_BYTES = 1 << 18
@@ -65,7 +65,7 @@ def read_csv(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
             namer = row_namer(config.uri, "line", numbers)
             uris = table[URI].combine_chunks()
             check_uris(uris, config.image_root, namer)
-            if columns.ids_are_uris:
+            if columns.id is None:
                 check_uris_as_ids(uris, config.image_root, namer)
             if columns.id is not None:
                 check_ids(table[ID].combine_chunks(), namer)
@@ -155,9 +155,7 @@ def _not_agreed(uri: Uri) -> ManifestError:
 def _canonical(table: pa.Table, columns: Columns, carry: Collection[str], numbers: list[int]) -> pa.Table:
     chosen = {ID: columns.id, URI: columns.uri, **{name: name for name in carry}}
     made = {name: table[source] for name, source in chosen.items() if source is not None}
-    if columns.uri in carry:
-        made[columns.uri] = hide_column(table[columns.uri])
-    return pa.table(made | {NUMBER: pa.array(numbers, pa.int64())})
+    return pa.table({**made, NUMBER: pa.array(numbers, pa.int64())})
 
 
 def _are_canonical_integers(ids: pa.ChunkedArray) -> bool:

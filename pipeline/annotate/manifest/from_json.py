@@ -128,7 +128,7 @@ def _write_records(
                 id_type = arrays[ID].type
             arrays[URI] = _texts([row.get(uri_key) for row in rows], uri_key, namer)
             check_uris(arrays[URI], config.image_root, namer)
-            if columns.ids_are_uris:
+            if columns.id is None:
                 check_uris_as_ids(arrays[URI], config.image_root, namer)
             for name in config.carry:
                 values = hide_column(arrays[URI]).to_pylist() if name == uri_key else [row.get(name) for row in rows]

@@ -198,10 +198,10 @@ def _check_unit(opened: ManifestParts, unit: ReadUnit, has_all_ids: bool, has_al
     try:
         if id_column is not None and not has_all_ids:
             read_id_column(unit, id_column, opened.id_type)
-        if has_all_bytes and not opened.columns.ids_are_uris:
+        if id_column is not None and has_all_bytes:
             return
         uris = _read_uris(unit, opened.columns.uri)
-        if opened.columns.ids_are_uris:
+        if id_column is None:
             if bytes_column is not None:  # otherwise no URI may be null anyway
                 check_ids(uris, namer)
             check_uris_as_ids(uris, root, namer)

@@ -39,7 +39,7 @@ from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
 from pipeline.storage.streams import COMPRESSIONS
-from pipeline.storage.uris import Uri, UriError, hide_column, resolve
+from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.tables.arrow_types import without_views
 
 _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
@@ -142,6 +142,10 @@ class Manifest:
                 start += batch.num_rows
                 if last == len(chosen):
                     break
+            if start <= chosen[-1]:
+                raise ManifestError(
+                    f"{unit.file} is damaged: row group {unit.row_group} gives {start} rows instead of {unit.num_rows}"
+                )
         if waiting.num_rows:
             yield waiting.combine_chunks()
 
@@ -158,10 +162,12 @@ class Manifest:
             ID: table[self.columns.id] if self.columns.id else uris,
             URI: _absolute(uris, self.image_root),
             BYTES: contents,
-            **{name: hide_column(uris) if name == self.columns.uri else table[name] for name in self.carried.names},
+            **{name: table[name] for name in self.carried.names},
         }
         arrays = [columns[field.name].cast(field.type) for field in self.schema]
-        return pa.table(arrays, schema=self.schema)
+        made = pa.table(arrays, schema=self.schema)
+        made.validate(full=True)  # of text that is not UTF-8 the output could not be read
+        return made
 
 
 def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:

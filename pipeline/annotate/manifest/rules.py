@@ -45,11 +45,6 @@ class Columns:
     bytes: str | None
     number: str | None = None
 
-    @property
-    def ids_are_uris(self) -> bool:
-        """Whether there is no column of ids but that of the URIs."""
-        return self.id in (None, self.uri)
-
 
 @dataclass(frozen=True)
 class ManifestParts:

@@ -53,6 +53,7 @@ def read_column(file: pq.ParquetFile, unit: ReadUnit, name: str, kind: pa.DataTy
             f"{unit.file} is damaged: row group {unit.row_group} has {len(values)} values of {name!r} for "
             f"{unit.num_rows} rows; write it anew"
         )
+    values.validate(full=True)
     return values
 
 

@@ -168,7 +168,7 @@ class _Result:
             shown = repr(str(UriText(identifier))) if isinstance(identifier, str) else identifier
             named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
         cure = "name another id_column"
-        if self._manifest.columns.ids_are_uris:
+        if self._manifest.columns.id is None:
             cure = "give the manifest a column of ids (id_column): without one the URIs are the ids"
         raise DuplicateIdError(
             f"{self._manifest.uri}: {self._num_twice} image ids occur more than once: "

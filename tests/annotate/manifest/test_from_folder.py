@@ -162,12 +162,13 @@ ODD_KEYS = ["a//b", "/tmp/x", "http://127.0.0.1/x", "./dot", "x/../up", "../../u
 ODD_KEYS += ["s3://other/x", "a::b", "a\\b", "//h/x", "c:/d", "a b+c"]
 
 
+@pytest.fixture
+def client(s3: S3Server) -> Any:
+    return boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1")
+
+
 class TestKeys:
     """A key of an object store is what boto3 put there, wherever it is shown, and what is read under it."""
-
-    @pytest.fixture(scope="class")
-    def client(self, s3: S3Server) -> Any:
-        return boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1")
 
     def check(self, s3: S3Server, client: Any, prefix: str, keys: list[str], scratch: Uri) -> None:
         for key in keys:
