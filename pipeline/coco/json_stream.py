@@ -7,14 +7,14 @@ one, leaves the element's text: what need not be looked into now is passed on as
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-
 from pipeline.coco.errors import InputError
+from pipeline.storage.errors import StorageError
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri
 
@@ -106,7 +106,7 @@ class JsonLists:
 class _Text:
     """A window on the text of a stream, which moves forward."""
 
-    def __init__(self, stream: pa.NativeFile, uri: Uri) -> None:
+    def __init__(self, stream: io.RawIOBase, uri: Uri) -> None:
         self._stream = stream
         self._uri = uri
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
@@ -161,8 +161,8 @@ class _Text:
         try:
             content = self._stream.read(CHUNK_BYTES)
             more = self._decoder.decode(content, final=not content)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self._uri} cannot be read to its end: {type(error).__name__}") from None
+        except StorageError as error:
+            raise InputError(f"{self._uri} cannot be read to its end ({error})") from None
         except UnicodeDecodeError:
             raise self.error("after this the text is not UTF-8") from None
         if not content:

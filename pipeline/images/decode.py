@@ -37,8 +37,12 @@ from PIL import (
 
 from pipeline.errors import UserError
 
-# Names of files in these formats. They pick files out of folders; whatever is named itself is judged by its content.
-_SUFFIXES = "jpg jpeg png webp bmp tif tiff gif ppm pgm pbm pnm"
+# Names of pictures: they pick files out of folders; whatever is named itself is judged by its content. The last line's
+# are photographs in formats that are left closed: each is a failed row that says so, and not a file passed over.
+_SUFFIXES = """
+jpg jpeg jpe jif jfif mpo png apng webp bmp dib tif tiff gif ppm pgm pbm pnm
+heic heif avif jp2 jxl
+"""
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
 
 _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (

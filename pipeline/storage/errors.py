@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.errors import UserError
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyarrow as pa
+
+from pipeline.errors import RunError, UserError
 from pipeline.storage.uris import Uri
+
+_DAMAGE = (pa.ArrowException, ValueError, LookupError, ArithmeticError, EOFError, MemoryError, RecursionError)
 
 
 class StorageError(UserError):
@@ -12,4 +19,23 @@ class StorageError(UserError):
 
 def cannot_read(uri: Uri, error: Exception) -> StorageError:
     """The reason why a file could not be read, without the secrets that the library's own words may quote."""
-    return StorageError(f"{uri} cannot be read: {type(error).__name__}: {uri.hide_in(str(error))}")
+    reason = " ".join(uri.hide_in(str(error)).split())  # some libraries write pages
+    return StorageError(f"{uri} cannot be read: {type(error).__name__}: {reason[:500]}")
+
+
+@contextmanager
+def explained(uri: Uri) -> Iterator[None]:
+    """What libraries find wrong with a file's content, in whatever way they say it, as a StorageError.
+
+    An ``OSError`` of the system or the network goes through: it is worth another try.
+    """
+    try:
+        yield
+    except (UserError, RunError):
+        raise
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None or "AWS Error" in str(error):
+            raise
+        raise cannot_read(uri, error) from None  # Arrow's, of what it read: a checksum, a codec, Thrift
+    except _DAMAGE as error:
+        raise cannot_read(uri, error) from None

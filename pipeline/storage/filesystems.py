@@ -1,4 +1,5 @@
-"""URI -> pyarrow file system, for manifests and outputs; bucket -> obstore client, for many small objects.
+"""URI -> pyarrow file system, for manifests and outputs; bucket -> obstore client, for many small objects, and a client
+of AWS's own for what obstore cannot say.
 
 Both are opened where they are used: nothing that is pickled for another process holds a key. Credentials
 come from the usual places only (environment, profile, web identity, container, instance).
@@ -115,6 +116,35 @@ def _s3_store(bucket: str, environment: S3Environment, timeout_s: float, has_pro
     )
 
 
+def open_aws_client(bucket: str, timeout_s: float, max_attempts: int) -> Any:
+    """botocore's client, which takes every key literally, ``a//b`` and ``./a`` too; for threads to share.
+
+    Args:
+        timeout_s: without a byte.
+        max_attempts: requests if the service stumbles.
+    """
+    with _OPENING:
+        return _aws_client(s3_environment(bucket), timeout_s, max_attempts)
+
+
+@lru_cache(maxsize=64)
+def _aws_client(environment: S3Environment, timeout_s: float, max_attempts: int) -> Any:
+    import botocore.session  # type: ignore[import-untyped]  # slow to import and rarely needed; comes with s3fs
+    from botocore import UNSIGNED
+    from botocore.config import Config  # type: ignore[import-untyped]
+
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": max_attempts},
+        connect_timeout=min(5.0, timeout_s),
+        read_timeout=timeout_s,
+        max_pool_connections=64,
+        **({"signature_version": UNSIGNED} if environment.anonymous else {}),
+    )
+    return botocore.session.Session().create_client(
+        "s3", region_name=environment.region, endpoint_url=environment.endpoint, config=config
+    )
+
+
 def _has_profile() -> bool:
     """Whether keys come from a profile: the one usual source that obstore does not read by itself."""
     if os.environ.get("AWS_ACCESS_KEY_ID"):
@@ -124,7 +154,7 @@ def _has_profile() -> bool:
 
 
 def _profile_credentials() -> Any:
-    import botocore.session  # type: ignore[import-untyped]  # slow to import and rarely needed; comes with s3fs
+    import botocore.session
 
     credentials = botocore.session.Session().get_credentials()
     if credentials is None:
@@ -166,12 +196,23 @@ def _open_s3(bucket: str) -> pafs.S3FileSystem:
         raise UriError(f"S3 cannot be set up for bucket {bucket!r}: {hide_secrets(str(error))}") from None
 
 
-def _open_fsspec(uri: Uri) -> tuple[pafs.FileSystem, str]:
-    fsspec_class(uri.scheme)
+def open_fsspec(uri: Uri) -> tuple[Any, str]:
+    """fsspec's object for a URI, and the path in it.
+
+    Raises:
+        UriError: as `fsspec_class`; or it cannot be set up.
+    """
+    kind = fsspec_class(uri.scheme)
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri.secret_text)
+        # Not url_to_fs, for which "::" in a key would be the end of one URL and the beginning of another.
+        options = kind._get_kwargs_from_urls(uri.secret_text)
+        return fsspec.filesystem(uri.scheme, **options), str(kind._strip_protocol(uri.secret_text))
     except Exception as error:  # constructors raise whatever their SDK does
         raise UriError(f"{str(uri)!r} cannot be opened: {type(error).__name__}") from None
+
+
+def _open_fsspec(uri: Uri) -> tuple[pafs.FileSystem, str]:
+    filesystem, path = open_fsspec(uri)
     return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path
 
 

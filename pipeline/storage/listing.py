@@ -11,24 +11,32 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.storage.errors import StorageError, cannot_read
-from pipeline.storage.filesystems import open_filesystem, s3_environment
+from pipeline.storage.errors import StorageError, cannot_read, explained
+from pipeline.storage.filesystems import open_aws_client, open_filesystem
 from pipeline.storage.uris import Uri, hide_secrets
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
+
+# What Spark, Hive and Arrow (`ignore_prefixes`) pass over in a folder of data, files and folders, beside hidden ones.
+_NO_DATA = "_"
+
+_TIMEOUT_S = 30.0  # without a byte of a page
+_MAX_ATTEMPTS = 6  # at a page
 
 
 def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
     """The files below a folder or prefix, as paths relative to it, in the order of their code points.
 
-    Symbolic links are followed, but not round in circles.
+    Keys of object stores come as they are. Hidden files, and those in hidden folders, are left out: a part of their
+    path begins with a dot (and is not ``.`` or ``..``, which are names like others in a key). Symbolic links are
+    followed, but not round in circles. A local name that is not UTF-8 has lone surrogates, as in Python.
 
     Args:
         uri: of the folder or prefix.
         scratch_uri: left out if it lies in the folder.
 
     Raises:
-        StorageError: the folder cannot be listed, or a name is not UTF-8.
+        StorageError: the folder cannot be listed.
     """
     filesystem, path = open_filesystem(uri)
     scratch = None
@@ -43,13 +51,23 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
             found = _list_at_once(filesystem, path)
         for relative in found:
             is_scratch = scratch is not None and f"{path}/{relative}".startswith(scratch)
-            if not is_scratch and not relative.startswith(".") and "/." not in relative:
-                relative.encode()
+            if not is_scratch and not _is_hidden(relative):
                 yield relative
     except OSError as error:
         raise cannot_read(uri, error) from None
-    except UnicodeEncodeError as error:
-        raise StorageError(f"{uri} holds a name that is not UTF-8: {error.object!r}; rename it") from None
+
+
+def is_parquet(relative: str) -> bool:
+    """Whether a file in a folder of data is Parquet, told by its suffix, and not one that all readers pass over."""
+    return relative.lower().endswith(PARQUET_SUFFIXES) and not any(
+        part.startswith(_NO_DATA) for part in relative.split("/")
+    )
+
+
+def _is_hidden(relative: str) -> bool:
+    if not relative.startswith(".") and "/." not in relative:
+        return False
+    return any(part.startswith(".") and part not in (".", "..") for part in relative.split("/"))
 
 
 def is_folder(uri: Uri) -> bool:
@@ -60,7 +78,8 @@ def is_folder(uri: Uri) -> bool:
     """
     filesystem, path = open_filesystem(uri)
     try:
-        info = filesystem.get_file_info(path)
+        with explained(uri):
+            info = filesystem.get_file_info(path)
     except OSError as error:
         raise cannot_read(uri, error) from None
     if info.type == pafs.FileType.NotFound:
@@ -88,20 +107,12 @@ def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Ite
 def _list_s3(path: str) -> Iterator[str]:
     # botocore hands out a page at a time, in the order of the keys, takes keys literally, and retries;
     # pyarrow would hold all of them at once, obstore refuses keys with an empty segment.
-    import botocore.session  # type: ignore[import-untyped]  # slow to import; comes with s3fs
-    from botocore import UNSIGNED
-    from botocore.config import Config  # type: ignore[import-untyped]
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
 
     bucket, _, prefix = path.partition("/")
     prefix = f"{prefix}/" if prefix else ""
-    environment = s3_environment(bucket)
-    options: dict[str, Any] = {"signature_version": UNSIGNED} if environment.anonymous else {}
-    config = Config(retries={"mode": "standard", "max_attempts": 5}, connect_timeout=5, read_timeout=30, **options)
     try:
-        client = botocore.session.Session().create_client(
-            "s3", region_name=environment.region, endpoint_url=environment.endpoint, config=config
-        )
+        client = open_aws_client(bucket, _TIMEOUT_S, _MAX_ATTEMPTS)
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
@@ -111,6 +122,8 @@ def _list_s3(path: str) -> Iterator[str]:
 
 
 def _list_at_once(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
-    found = filesystem.get_file_info(pafs.FileSelector(path, recursive=True))
     base = path.rstrip("/") + "/"
-    yield from sorted(info.path.removeprefix(base) for info in found if info.type == pafs.FileType.File)
+    found: dict[str, Any] = filesystem.handler.fs.find(path, detail=True)  # not Arrow's own, which mends the names
+    yield from sorted(
+        name.removeprefix(base) for name, info in found.items() if info["type"] == "file" and name.startswith(base)
+    )

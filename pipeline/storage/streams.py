@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.errors import cannot_read
+from pipeline.storage.errors import cannot_read, explained
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import Uri
 
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+
 
 @contextmanager
-def open_stream(uri: Uri) -> Iterator[pa.NativeFile]:
-    """A source's bytes, decompressed if its suffix says so (``.gz``, ``.zst``, ``.bz2``).
+def open_stream(uri: Uri) -> Iterator[io.RawIOBase]:
+    """A source's bytes, decompressed if its suffix says so (`COMPRESSIONS`).
 
     Raises:
-        StorageError: it cannot be opened.
+        StorageError: it cannot be opened; or, at any read, to its end: the connection breaks, what is compressed is
+            cut off or damaged.
     """
+    compression = next((kind for suffix, kind in COMPRESSIONS.items() if uri.path.lower().endswith(suffix)), None)
     try:
-        filesystem, path = open_filesystem(uri)
-        stream = filesystem.open_input_stream(path, compression="detect")
+        with explained(uri):
+            filesystem, path = open_filesystem(uri)
+            stream = filesystem.open_input_stream(path, compression=compression)
     except OSError as error:
         raise cannot_read(uri, error) from None
-    with stream:
-        yield stream
+    with stream, _Explained(stream, uri) as reader:
+        yield reader
+
+
+class _Explained(io.RawIOBase):
+    """A stream whose errors name the file, whatever they are and whoever reads."""
+
+    def __init__(self, stream: pa.NativeFile, uri: Uri) -> None:
+        self._stream = stream
+        self._uri = uri
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            with explained(self._uri):
+                return int(self._stream.readinto(buffer))
+        except OSError as error:
+            raise cannot_read(self._uri, error) from None

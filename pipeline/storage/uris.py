@@ -5,7 +5,8 @@ What a string means here:
 - ``/data/a?b#c.jpg`` and ``a.jpg``: local paths, taken literally.
 - ``file:///data/a%20b.jpg``: a local path, percent-decoded.
 - ``s3://bucket/key`` (also ``s3a``, ``s3n``): everything behind the bucket is the key, taken literally, as
-  the AWS tools do; ``?`` and ``#`` are legal in keys.
+  the AWS tools do: ``?``, ``#``, ``%``, ``//`` and ``..`` are characters like others. So are those of the other
+  object stores (`OBJECT_STORES`), in which a URI names a bucket or container and no host.
 - ``http(s)://host/path?query``: kept as it is.
 - ``scheme://...``: whatever fsspec makes of it. Chained URLs (``zip://a.jpg::s3://b/c.zip``) are refused:
   a check of the outer URL would say nothing about the inner one.
@@ -13,7 +14,10 @@ What a string means here:
 Credentials do not belong in URIs: S3 and HTTP with a user name, and any scheme with a password, are refused.
 
 Text that may hold a secret is a `UriText`, and a `Uri` once it was parsed; ``str`` of either is fit to be printed,
-written and sent. What must see all of it, to open it, says so: ``secret_text``.
+written and sent. What must see all of it, to open it, says so: ``secret_text``. What is hidden: user, password, query
+and fragment; in the key of an object store, which has neither of the last two, only what looks like a signature that
+came along from a URL (``?X-Amz-Signature=``, ``#sig=``). What is no URI but would be one for a browser or with a typing
+error mended (``https:/host``, ``//host``, a blank before it) hides the same.
 """
 
 from __future__ import annotations
@@ -35,11 +39,21 @@ HTTP_PORTS = {"http": "80", "https": "443"}
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:\[\]@]*)(?::(\d*))?")
+# Of S3, Google and Azure, old names too. What else a name held, some client would take for a host, port or path.
+_BUCKET = re.compile(r"(?:[A-Za-z0-9._$\-]{1,255}@)?[A-Za-z0-9._$\-]{1,255}")
 _ALIASES = {"s3a": "s3", "s3n": "s3", "local": "file"}
 # Their part before "@" names a container, not a person.
 _CONTAINER_SCHEMES = frozenset({"abfs", "abfss", "wasb", "wasbs"})
-# In their keys "?" and "#" are characters like others.
-_LITERAL_KEYS = frozenset({"s3", "s3a", "s3n", "gs", "gcs"})
+OBJECT_STORES = frozenset({"s3", "gs", "gcs", "az", "abfs", "abfss"})
+# Parameters as AWS, Google, Azure and others call what signs or opens, wherever they stand.
+_SECRET_PARAMETER = re.compile(
+    r"[?#&;][^?#&;=/]*(?:sig|secret|token|passw|pwd|credential|delegation|access_?key|accessid)[^?#&;=/]*=",
+    re.IGNORECASE,
+)
+_URL_BY_MISTAKE = re.compile(
+    r"[\x00-\x20]*(?:https?(?::|%3A)|[A-Z][A-Z0-9+.\-]+(?::|%3A)(?=[/\\]|%2F|%5C)|(?=[/\\]{2}))(?:[/\\]|%2F|%5C)*",
+    re.IGNORECASE,
+)
 # The length of a scheme is bounded, or a long word without one would take quadratic time. It ends at white space and
 # double quotes alone: a secret may hold any other character, and what is hidden too much does no harm.
 _URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,40}://[^\s\"]+")
@@ -72,7 +86,7 @@ class AccessDenied(UriError):
 class UriText:
     """Text that may be a URI, a path or a plain name, as a user or a table gave it; nobody has parsed it yet.
 
-    ``str()`` and ``repr()`` leave out user, password, query and fragment; paths and names they show as they are.
+    ``str()`` and ``repr()`` leave out user, password, query and fragment; paths, keys and names they show as they are.
     Immutable, hashable, picklable; in a config it is validated from a string, and JSON gets what ``str()`` gives.
     """
 
@@ -88,10 +102,8 @@ class UriText:
 
     @property
     def holds_secrets(self) -> bool:
-        """Whether credentials or a query are left out where it is shown."""
-        scheme = _scheme_and_rest(self._text)[0].lower()
-        text = re.split(r"[?#]", self._text, maxsplit=1)[0] if scheme in _LITERAL_KEYS else self._text
-        return str(self) != text
+        """Whether something is left out where it is shown: credentials, a query, what may be either."""
+        return str(self) != self._text
 
     def hide_in(self, text: str) -> str:
         """A text of others, such as an error of a library, that may quote this or other URIs: without their secrets."""
@@ -160,7 +172,9 @@ class Uri(UriText):
     @property
     def local_path(self) -> str | None:
         """The absolute path of a local one; ``None`` for others."""
-        return os.path.abspath(self.path) if self.scheme == "file" else None
+        if self.scheme != "file":
+            return None
+        return "/" + os.path.abspath(self.path).lstrip("/")  # of "//", which POSIX keeps, a browser makes a host
 
     @property
     def place(self) -> tuple[str, ...]:
@@ -187,10 +201,17 @@ class Uri(UriText):
 
     def __truediv__(self, name: str) -> Uri:
         """A file or folder in this one, under a name that needs no check."""
-        return Uri(self._below(name))
+        return Uri(self.below(name))
+
+    def below(self, name: str) -> str:
+        """The text of a URI in this one, the name taken to the letter, whether or not it can be read."""
+        root = self.path if self.scheme == "file" else self._text
+        return f"{root.rstrip('/')}/{name}"
 
     def join(self, relative: str) -> UriText:
         """A path below this root that somebody else wrote.
+
+        Keys of an object store are taken literally, but for a leading ``./``, which people write to say "here".
 
         Raises:
             AccessDenied: it climbs out of the root.
@@ -198,14 +219,10 @@ class Uri(UriText):
         """
         below = posixpath.normpath(relative)
         if below == ".." or below.startswith("../"):
-            raise AccessDenied(f"{_without_query(relative)!r} climbs out of the image root {str(self)!r}")
-        if self.scheme not in ("file", "s3") and self._text != str(self):
+            raise AccessDenied(f"{str(UriText(relative))!r} climbs out of the image root {str(self)!r}")
+        if self.holds_secrets:
             raise UriError(f"an image root must not have a query: {str(self)!r}")
-        return UriText(self._below(below))
-
-    def _below(self, name: str) -> str:
-        root = self.path if self.scheme == "file" else self._text
-        return f"{root.rstrip('/')}/{name}"
+        return UriText(self.below(relative.removeprefix("./") if self.scheme in OBJECT_STORES else below))
 
 
 class _Location(NamedTuple):
@@ -226,7 +243,7 @@ def resolve(text: str, root: Uri | None) -> UriText:
     if _scheme_and_rest(text)[0] or text.startswith("/"):
         return UriText(text)
     if root is None:
-        raise UriError(f"the relative path {_without_query(text)!r} needs an image root")
+        raise UriError(f"the relative path {str(UriText(text))!r} needs an image root")
     return root.join(text)
 
 
@@ -246,21 +263,48 @@ def hide_secrets(text: str) -> str:
 
 
 def redact(text: str) -> str:
-    """A URI without user, password, query and fragment; local paths, file URIs too, unchanged. Never raises.
+    """A URI without what the module calls secret; local paths, file URIs too, unchanged. Never raises.
 
     A URI whose authority makes no sense (a password with an unescaped slash, say) loses everything behind
     its scheme.
     """
     scheme, rest = _scheme_and_rest(text)
-    if not scheme or (_ALIASES.get(scheme.lower(), scheme.lower()) == "file" and rest.startswith("/")):
+    if not scheme:
+        return _redact_mistake(text)
+    if not _SCHEME.fullmatch(scheme):
+        inner = scheme.rpartition("::")[2].strip()
+        return f"{inner if _SCHEME.fullmatch(inner) else ''}://..."
+    kind = _ALIASES.get(scheme.lower(), scheme.lower())
+    if kind == "file" and rest.startswith("/"):
         return text
-    authority, slash, path = _without_query(rest).partition("/")
+    if kind in OBJECT_STORES:
+        authority, slash, path = rest.partition("/")
+        if _SECRET_PARAMETER.search(path) or not _BUCKET.fullmatch(authority):  # hardly a key, then
+            path = _without_query(path)
+    else:
+        authority, slash, path = _without_parameters(rest).partition("/")
     user, at, host = authority.rpartition("@")
-    if not _HOST_AND_PORT.fullmatch(host) or not _SCHEME.fullmatch(scheme):
-        return f"{scheme.rpartition('::')[2]}://..."
-    if scheme.lower() in _CONTAINER_SCHEMES and ":" not in user:
+    host = _without_query(host)
+    if not _HOST_AND_PORT.fullmatch(host):
+        return f"{scheme}://..."
+    if kind in _CONTAINER_SCHEMES and ":" not in user:
         host = user + at + host
     return f"{scheme}://{host}{slash}{path}"
+
+
+def _redact_mistake(text: str) -> str:
+    match = _URL_BY_MISTAKE.match(text)
+    if match is None:
+        return text
+    rest = _without_parameters(text[match.end() :])
+    authority = re.split(r"[/\\]", rest, maxsplit=1)[0]
+    return match[0] + authority.rpartition("@")[2] + rest[len(authority) :]
+
+
+def _without_parameters(rest: str) -> str:
+    """Up to query, fragment, or path parameter (``;sig=``)."""
+    secret = _SECRET_PARAMETER.search(rest)
+    return _without_query(rest[: secret.start()] if secret else rest)
 
 
 def _parse(text: str, shown: UriText) -> _Location:
@@ -273,14 +317,15 @@ def _parse(text: str, shown: UriText) -> _Location:
     if not scheme:
         return _Location("file", "", text)
     scheme = _ALIASES.get(scheme.lower(), scheme.lower())
-    chained = "::" in rest and scheme not in ("file", "s3", *HTTP_PORTS)
+    chained = "::" in rest and scheme not in ("file", *OBJECT_STORES, *HTTP_PORTS)
     if not _SCHEME.fullmatch(scheme) or chained:
         raise UriError(f"malformed or chained URI: {str(shown)!r}")
     authority, slash, path = rest.partition("/")
     if scheme == "file":
         if authority not in ("", "localhost"):
             raise UriError(f"a file URI with a host is not a local path: {str(shown)!r}")
-        return _Location("file", "", unquote(slash + path))
+        # As Python names files: what is not UTF-8 are lone surrogates.
+        return _Location("file", "", unquote(slash + path, errors="surrogateescape"))
     if scheme in HTTP_PORTS:
         authority, slash, path = _without_query(rest).partition("/")
     host = _checked_host(scheme, authority, shown)
@@ -302,8 +347,8 @@ def _checked_host(scheme: str, authority: str, shown: UriText) -> str:
     if not match or ":" in user or (at and scheme in ("s3", *HTTP_PORTS)):
         raise UriError(f"malformed host, or credentials in the URI: {str(shown)!r}")
     if scheme not in HTTP_PORTS:
-        if not host and scheme == "s3":
-            raise UriError(f"no bucket in {str(shown)!r}")
+        if scheme in OBJECT_STORES and not _BUCKET.fullmatch(authority):
+            raise UriError(f"no bucket, or no such name for one, in {str(shown)!r}")
         return authority
     name, port = match[1].lower().rstrip("."), match[2]
     if not name or (port and int(port) > 65535):

@@ -141,8 +141,8 @@ class FlakyServer(ThreadingHTTPServer):
         pass
 
 
-def fetcher(flaky: FlakyServer | None = None, **changes: Any) -> Fetcher:
-    roots = (Uri(f"{flaky.url}/"), Uri("s3://bucket")) if flaky else None
+def fetcher(flaky: FlakyServer | None = None, roots: tuple[Uri, ...] | None = None, **changes: Any) -> Fetcher:
+    roots = (Uri(f"{flaky.url}/"), Uri("s3://bucket")) if flaky else roots
     return Fetcher(FetchSettings(**{**QUICK.model_dump(), **changes}), AccessPolicy(roots), Backoff(0.01, 0.02))
 
 

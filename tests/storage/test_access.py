@@ -4,6 +4,7 @@ import os
 import pickle
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.storage.access import AccessPolicy
@@ -48,6 +49,12 @@ def test_inside_the_roots(uri: str) -> None:
         "https://host/pub/%2e%2e/secret",
         "https://host/pub/..%2fsecret",
         "https://host/pub/..%5csecret",
+        "https://host/pub/..;/secret",
+        "https://host/pub/..;a=b/secret",
+        "https://host/pub/%2e%2e%3b/secret",
+        "https://host/pub/%252e%252e/secret",
+        "https://host/pub\\..\\secret",
+        "https://host/pub;x/secret",
         "https://host/public/a",
         "https://host.evil/pub/a",
         "https://host:444/pub/a",
@@ -65,6 +72,30 @@ def test_outside_the_roots(uri: str) -> None:
         ROOTS.check(Uri(uri))
     assert caught.value.code == "uri_not_allowed"
     assert pickle.loads(pickle.dumps(caught.value)).code == "uri_not_allowed"  # noqa: S301
+
+
+SCHEMES_WITH_A_HOST = sorted(
+    {name for name in fsspec.available_protocols() if "_" not in name}
+    - {"file", "local", "s3", "s3a", "http", "https", "gs", "gcs", "az", "abfs"}
+)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES_WITH_A_HOST)
+def test_without_roots_no_other_scheme_is_read(scheme: str) -> None:
+    uri = Uri(f"{scheme}://somewhere/a.jpg")
+    with pytest.raises(AccessDenied, match="allowed_roots"):
+        AccessPolicy().check(uri)
+    policy_of(f"{scheme}://somewhere/").check(uri)
+
+
+@pytest.mark.parametrize("uri", ["gs://b/a", "gcs://b/a", "az://c/a", "abfss://c@account.dfs.core.windows.net/a"])
+def test_without_roots_object_stores_are_read(uri: str) -> None:
+    AccessPolicy().check(Uri(uri))
+
+
+@pytest.mark.parametrize("key", ["./a.jpg", "x/../a.jpg", "..", "a//b.jpg", "http://127.0.0.1/x"])
+def test_without_roots_keys_are_opaque(key: str) -> None:
+    AccessPolicy().check(Uri(f"s3://bucket/p/{key}"))
 
 
 def test_no_roots_and_nothing_allowed() -> None:
@@ -123,6 +154,40 @@ class TestLocalRoots:
         "[::ffff:169.254.169.254]",
         "[64:ff9b::a9fe:a9fe]",
         "[2002:7f00:1::]",
+        # One of each line of IANA's registries of special-purpose addresses, of 2026.
+        "0.1.2.3",
+        "100.64.0.1",
+        "192.0.0.1",
+        "192.0.0.8",
+        "192.0.0.9",
+        "192.0.0.170",
+        "192.0.0.192",
+        "192.0.2.1",
+        "192.31.196.1",
+        "192.52.193.1",
+        "192.88.99.2",
+        "192.175.48.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "240.0.0.1",
+        "255.255.255.255",
+        "[64:ff9b:1::1]",
+        "[100::1]",
+        "[100:0:0:1::1]",
+        "[2001::1]",
+        "[2001:1::1]",
+        "[2001:2::1]",
+        "[2001:20::1]",
+        "[2001:db8::1]",
+        "[2620:4f:8000::1]",
+        "[3fff::1]",
+        "[5f00::1]",
+        "[fc00::1]",
+        "[::127.0.0.1]",
+        "[fec0::1]",
+        "[ff02::1]",
+        "[64:ff9b::c000:c0]",
     ],
 )
 def test_internal_hosts_need_a_root_that_names_them(host: str) -> None:
@@ -132,7 +197,9 @@ def test_internal_hosts_need_a_root_that_names_them(host: str) -> None:
     policy_of(f"http://{host}/").check(Uri(uri))
 
 
-@pytest.mark.parametrize("host", ["8.8.8.8", "example.com", "[2606:4700::1111]", "172.32.0.1"])
+@pytest.mark.parametrize(
+    "host", ["8.8.8.8", "example.com", "[2606:4700::1111]", "172.32.0.1", "192.0.1.1", "[64:ff9b::808:808]"]
+)
 def test_public_hosts_pass(host: str) -> None:
     AccessPolicy().check(Uri(f"https://{host}/a.jpg"))
 

@@ -2,12 +2,18 @@
 
 CSV has no types: every column arrives as text, verbatim. Ids become integers only if each one is written as
 ``str(int(id))`` would write it; a single ``0012`` or ``a7`` keeps them all text.
+
+Two readers go through the file side by side. Arrow's makes the columns, but passes over what it does not understand:
+a quote that never closes takes all rows behind it into its field. Python's, in strict mode, knows the grammar of
+RFC 4180 and the lines. A row is a row where both have it.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from itertools import islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +23,7 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import UnitWriter
 from pipeline.annotate.manifest.rules import (
     ID,
+    NUMBER,
     URI,
     Columns,
     ManifestError,
@@ -31,73 +38,124 @@ from pipeline.storage.errors import cannot_read
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri
 
-_CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead
+_CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead; no row may be longer
+_BUFFER_BYTES = 1 << 18
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
 
 def read_csv(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
-    """A CSV file with a header, comma-separated, UTF-8, perhaps compressed (``.gz``, ``.zst``, ``.bz2``)."""
-    with _open_csv(config.uri, []) as header:
-        columns = find_columns(config, header.schema.names, config.uri)
-    wanted = list(dict.fromkeys(name for name in (columns.id, columns.uri, *config.carry) if name is not None))
-    num_rows, all_integers = 0, columns.id is not None
-    with UnitWriter(scratch_uri) as writer, _open_csv(config.uri, wanted) as batches:
-        for batch in batches:
-            table = _canonical(pa.Table.from_batches([batch]), columns, config.carry)
-            namer = row_namer(config.uri, "row", range(num_rows + 1, num_rows + 1 + table.num_rows))
+    """A CSV file with a header, comma-separated, UTF-8, perhaps compressed (``.gz``, ``.zst``, ``.bz2``).
+
+    Empty lines are skipped; whatever else is not a row with a field for each column is refused.
+    """
+    all_integers = True
+    with UnitWriter(scratch_uri) as writer:
+        rows = _rows(config.uri)
+        header = next(rows, None)
+        if header is None:
+            raise ManifestError(f"{config.uri} is empty")
+        columns = find_columns(config, header[1], config.uri)
+        wanted = list(dict.fromkeys(name for name in (columns.id, columns.uri, *config.carry) if name is not None))
+        lines = _lines(rows, len(header[1]), config.uri)
+        for batch in _batches(config.uri, wanted, lines):
+            numbers = list(islice(lines, batch.num_rows))
+            if len(numbers) < batch.num_rows:
+                raise _not_agreed(config.uri)
+            table = _canonical(pa.Table.from_batches([batch]), columns, config.carry, numbers)
+            namer = row_namer(config.uri, "line", numbers)
             uris = table[URI].combine_chunks()
             check_uris(uris, config.image_root, namer)
             if columns.id is None:
                 check_uris_as_ids(uris, config.image_root, namer)
-            else:
+            if columns.id is not None:
                 check_ids(table[ID].combine_chunks(), namer)
                 all_integers = all_integers and _are_canonical_integers(table[ID])
-            num_rows += table.num_rows
             writer.write(table)
-    id_type = pa.int64() if all_integers else pa.string()
+        if next(lines, None) is not None:
+            raise _not_agreed(config.uri)
+    id_type = pa.int64() if all_integers and columns.id is not None else pa.string()
     carried = pa.schema([(name, pa.string()) for name in config.carry])
-    written = Columns(ID if columns.id is not None else None, URI, None)
-    return ManifestParts(writer.units, written, id_type, carried, config.image_root)
+    written = Columns(ID if columns.id is not None else None, URI, None, NUMBER)
+    return ManifestParts(writer.units, written, id_type, carried, config.image_root, "line")
 
 
-@contextmanager
-def _open_csv(uri: Uri, columns: list[str]) -> Iterator[pacsv.CSVStreamingReader]:
-    """Batches of text columns; all columns, of guessed types, if none are named."""
-    bad_rows: list[pacsv.InvalidRow] = []
+def _rows(uri: Uri) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty lines, the header first, with the lines on which they begin.
 
-    def note(row: pacsv.InvalidRow) -> str:
-        bad_rows.append(row)
-        return "error"
+    Raises:
+        ManifestError: not CSV, or not UTF-8.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _CSV_BLOCK_BYTES))  # of the process; 128 KiB by default
+    line = 1
+    with open_stream(uri) as stream:
+        text = io.TextIOWrapper(io.BufferedReader(stream, _BUFFER_BYTES), "utf-8-sig", newline="")
+        reader = csv.reader(text, strict=True)
+        try:
+            for row in reader:
+                if row:
+                    yield line, row
+                line = reader.line_num + 1
+        except UnicodeDecodeError:
+            raise ManifestError(f"{uri}, line {_line_of_other_text(uri)}: not UTF-8; save the file as UTF-8") from None
+        except csv.Error as error:
+            cure = 'close it, or write the quote twice ("") where it belongs to the text'
+            reason = f"{error}; a quote that begins a field must end it: {cure}"
+            if reader.line_num > line:
+                reason = f"a field in quotes goes on to line {reader.line_num} and is not closed as it must: {cure}"
+            raise ManifestError(f"{uri}, line {line}: {reason}") from None
 
+
+def _lines(rows: Iterator[tuple[int, list[str]]], num_columns: int, uri: Uri) -> Iterator[int]:
+    for line, row in rows:
+        if len(row) != num_columns:
+            raise ManifestError(
+                f"{uri}, line {line}: {len(row)} fields instead of {num_columns}; put fields that hold commas in quotes"
+            )
+        yield line
+
+
+def _batches(uri: Uri, columns: list[str], lines: Iterator[int]) -> Iterator[pa.RecordBatch]:
+    """Batches of text columns, as Arrow reads them. What it refuses, the other reader may say with its line."""
     try:
         with open_stream(uri) as stream:
             reader = pacsv.open_csv(
                 stream,
-                # Threads would cost the row numbers in messages.
-                read_options=pacsv.ReadOptions(block_size=_CSV_BLOCK_BYTES, use_threads=False),
+                read_options=pacsv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
                 # RFC 4180 allows line breaks in quoted fields.
-                parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=note),
+                parse_options=pacsv.ParseOptions(newlines_in_values=True),
                 convert_options=pacsv.ConvertOptions(
                     include_columns=columns, column_types=dict.fromkeys(columns, pa.string())
                 ),
             )
             with reader:
-                yield reader
-    except pa.ArrowInvalid as error:
-        if bad_rows:  # pyarrow's own message would repeat the row's text
-            row = bad_rows[0]
-            raise ManifestError(
-                f"{uri}, row {row.number - 1}: {row.actual_columns} fields instead of "
-                f"{row.expected_columns}; put fields that hold commas in quotes"
-            ) from None
-        if "Empty CSV" in str(error):
-            raise ManifestError(f"{uri} is empty") from None
+                yield from reader
+    except pa.ArrowException as error:
+        for _ in lines:
+            pass
         raise cannot_read(uri, error) from None
 
 
-def _canonical(table: pa.Table, columns: Columns, carry: Collection[str]) -> pa.Table:
+def _line_of_other_text(uri: Uri) -> int:
+    with open_stream(uri) as stream:
+        for number, line in enumerate(io.BufferedReader(stream, _BUFFER_BYTES), start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    raise AssertionError("the file has changed while it was read")
+
+
+def _not_agreed(uri: Uri) -> ManifestError:
+    return ManifestError(
+        f"{uri}: two readers of CSV find different numbers of rows in it; write it anew, with fields in quotes as "
+        "RFC 4180 has them, or as Parquet"
+    )
+
+
+def _canonical(table: pa.Table, columns: Columns, carry: Collection[str], numbers: list[int]) -> pa.Table:
     chosen = {ID: columns.id, URI: columns.uri, **{name: name for name in carry}}
-    return pa.table({name: table[source] for name, source in chosen.items() if source is not None})
+    made = {name: table[source] for name, source in chosen.items() if source is not None}
+    return pa.table({**made, NUMBER: pa.array(numbers, pa.int64())})
 
 
 def _are_canonical_integers(ids: pa.ChunkedArray) -> bool:

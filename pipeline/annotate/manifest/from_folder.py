@@ -2,38 +2,68 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from collections.abc import Iterator
 from itertools import islice
+from urllib.parse import quote
 
 import pyarrow as pa
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
-from pipeline.annotate.manifest.rules import URI, Columns, ManifestError, ManifestParts
-from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.annotate.manifest.rules import ID, URI, Columns, ManifestError, ManifestParts
+from pipeline.images.left_out import LeftOut
 from pipeline.storage.listing import PARQUET_SUFFIXES, list_files
 from pipeline.storage.uris import Uri
+
+# Control characters, and the lone surrogates that stand for what is not UTF-8 in a local name.
+_UNSHOWABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
+
+logger = logging.getLogger(__name__)
 
 
 def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     """All images below a folder or prefix, in the order of their paths; the ids are the paths in the folder.
 
-    Told by their suffixes. Hidden files and folders are skipped, and so is the scratch folder.
+    Told by their suffixes; others are counted, and the log says so. Hidden files and folders are skipped, and so is
+    the scratch folder. Names are taken as they are, keys of object stores to the letter. A local name that is not
+    UTF-8, or holds control characters, is written as a file URI writes it: the image ``b\\xff.jpg`` has the id
+    ``./b%FF.jpg``, and no other has it.
     """
     if config.carry:
         raise ManifestError(f"{config.uri} is a folder of images: it has no columns to carry")
     if config.image_root is not None and not config.image_root.is_at(config.uri):
         raise ManifestError("image_root has no meaning for a folder of images: leave it out")
-    images = _only_images(list_files(config.uri, scratch_uri), config)
+    left_out = LeftOut()
+    root = config.uri.absolute()
+    images = _only_images(list_files(config.uri, scratch_uri), config, left_out)
     with UnitWriter(scratch_uri) as writer:
-        while chunk := list(islice(images, ROW_GROUP_ROWS)):
-            writer.write(pa.table({URI: pa.array(chunk, pa.string())}))
-    return ManifestParts(writer.units, Columns(None, URI, None), pa.string(), pa.schema([]), config.uri)
+        while chunk := [_id_and_uri(root, path) for path in islice(images, ROW_GROUP_ROWS)]:
+            ids, uris = zip(*chunk, strict=True)
+            writer.write(pa.table({ID: pa.array(ids, pa.string()), URI: pa.array(uris, pa.string())}))
+    if not writer.units:
+        raise ManifestError(f"{config.uri} has no image{f'; {left_out}' if left_out.count else ''}")
+    if left_out.count:
+        logger.warning("%s: %s", config.uri, left_out)
+    return ManifestParts(writer.units, Columns(ID, URI, None), pa.string(), pa.schema([]), config.uri)
 
 
-def _only_images(paths: Iterator[str], config: ManifestConfig) -> Iterator[str]:
+def _only_images(paths: Iterator[str], config: ManifestConfig, left_out: LeftOut) -> Iterator[str]:
     for path in paths:
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if not left_out.takes(path):
             yield path
         elif config.format == "auto" and path.lower().endswith(PARQUET_SUFFIXES):
             raise ManifestError(f"{config.uri} holds Parquet files and images: set the manifest's format")
+
+
+def _id_and_uri(root: Uri, path: str) -> tuple[str, str]:
+    """Of the image at a path below the root. The URI is absolute: a key that looks like one would be taken for it."""
+    if not _UNSHOWABLE.search(path):
+        return path, root.below(path)
+    quoted = quote(os.fsencode(path))
+    if root.local_path is None:
+        return f"./{quoted}", root.below(quoted)
+    # No path in the listing of a local folder begins with "./".
+    return f"./{quoted}", f"file://{quote(os.fsencode(root.local_path.rstrip('/')))}/{quoted}"

@@ -20,6 +20,7 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import (
     ID,
+    NUMBER,
     URI,
     Columns,
     ManifestError,
@@ -31,7 +32,7 @@ from pipeline.annotate.manifest.rules import (
     row_namer,
 )
 from pipeline.storage.streams import open_stream
-from pipeline.storage.uris import Uri
+from pipeline.storage.uris import Uri, hide_column
 
 _JSONL_BUFFER_BYTES = 1 << 20
 _ANNOTATION_KEYS = {"image_id", "category_id"}
@@ -68,12 +69,20 @@ def _jsonl_records(uri: Uri) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 record = json.loads(line)
-            except ValueError as error:
-                reason = error.msg if isinstance(error, json.JSONDecodeError) else "not UTF-8"
-                raise ManifestError(f"{uri}, line {number}: not JSON: {reason}") from None
+            except (ValueError, RecursionError) as error:
+                raise ManifestError(f"{uri}, line {number}: not JSON: {_why_not_json(error)}") from None
             if not isinstance(record, dict):
                 raise ManifestError(f"{uri}, line {number}: a {type(record).__name__}, not an object")
             yield number, record
+
+
+def _why_not_json(error: Exception) -> str:
+    """Without the text: it may hold secrets."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a number of too many digits"
 
 
 def _coco_images(uri: Uri) -> list[dict[str, Any]]:
@@ -81,10 +90,12 @@ def _coco_images(uri: Uri) -> list[dict[str, Any]]:
         return None if value.keys() >= _ANNOTATION_KEYS else value
 
     with open_stream(uri) as stream:
-        try:
-            content = json.loads(stream.read(), object_hook=without_annotations)
-        except ValueError as error:
-            raise ManifestError(f"{uri} is not JSON: {error}") from None
+        text = stream.read()
+    try:
+        content = json.loads(text, object_hook=without_annotations)
+    except (ValueError, RecursionError) as error:
+        where = f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise ManifestError(f"{uri} is not JSON: {_why_not_json(error)}{where}") from None
     images = content.get("images") if isinstance(content, dict) else None
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise ManifestError(f"{uri} is not COCO JSON: it has no list 'images'; for one object a line set format: jsonl")
@@ -108,7 +119,7 @@ def _write_records(
             numbers = [number for number, _ in chunk]
             rows = [record for _, record in chunk]
             namer = row_namer(config.uri, row_word, numbers)
-            arrays = {}
+            arrays = {NUMBER: pa.array(numbers, pa.int64())}
             if columns.id is None and any(config.id_column in row for row in rows):
                 index = next(index for index, row in enumerate(rows) if config.id_column in row)
                 raise ManifestError(f"{namer(index)}: it has an id ({config.id_column!r}), rows before it have none")
@@ -120,7 +131,8 @@ def _write_records(
             if columns.id is None:
                 check_uris_as_ids(arrays[URI], config.image_root, namer)
             for name in config.carry:
-                arrays[name] = _guess_type([row.get(name) for row in rows], name, namer)
+                values = hide_column(arrays[URI]).to_pylist() if name == uri_key else [row.get(name) for row in rows]
+                arrays[name] = _guess_type(values, name, namer)
             seen.update(name for name in config.carry if any(name in row for row in rows))
             table = pa.table(arrays)
             carried = _unify(carried, table.select(list(config.carry)).schema, namer)
@@ -132,8 +144,8 @@ def _write_records(
     carried = pa.schema(
         [(field.name, pa.string() if pa.types.is_null(field.type) else field.type) for field in carried]
     )
-    written = Columns(ID if columns.id is not None else None, URI, None)
-    return ManifestParts(writer.units, written, id_type or pa.string(), carried, config.image_root)
+    written = Columns(ID if columns.id is not None else None, URI, None, NUMBER)
+    return ManifestParts(writer.units, written, id_type or pa.string(), carried, config.image_root, row_word)
 
 
 def _typed_ids(values: list[Any], expected: pa.DataType | None, name_row: Callable[[int], str]) -> pa.Array:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -21,14 +24,24 @@ from pipeline.annotate.manifest.rules import (
     check_uris_as_ids,
     find_columns,
 )
-from pipeline.annotate.manifest.units import open_file, open_unit, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.units import open_file, open_unit, read_column, read_id_column, unit_row_namer
 from pipeline.images.decode import IMAGE_SUFFIXES
-from pipeline.storage.errors import cannot_read
-from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.messages.examples import Examples
+from pipeline.storage.errors import StorageError, cannot_read, explained
+from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrow_types import is_binary, is_text, without_view
 
 _NUM_THREADS = 8  # they wait for S3 most of the time
+# In tables of these formats the files alone do not tell which rows there are: removed ones lie beside those that count.
+_TABLE_MARKS = (
+    ("Delta", re.compile(r"(?:^|/)_delta_log/")),
+    ("Iceberg", re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$")),
+    ("Hudi", re.compile(r"(?:^|/)\.hoodie/")),
+)
+
+logger = logging.getLogger(__name__)
 
 
 def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
@@ -55,14 +68,45 @@ def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
 def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
     if not is_folder(config.uri):
         return [config.uri]
-    files = []
+    files, passed_over = [], []
     root = config.uri.absolute()
+    _refuse_table(config.uri, [".hoodie/"] if _is_there(config.uri / ".hoodie") else [])  # hidden, so never listed
     for name in list_files(config.uri, scratch_uri):
-        if name.lower().endswith(PARQUET_SUFFIXES):
-            files.append(root / name)
+        _refuse_table(config.uri, [name])
+        if is_parquet(name):
+            files.append(root / _utf8(name, config.uri))
+        elif name.lower().endswith(PARQUET_SUFFIXES):
+            passed_over.append(name)
         elif config.format == "auto" and name.lower().endswith(IMAGE_SUFFIXES):
             raise ManifestError(f"{config.uri} holds Parquet files and images: set the manifest's format")
+    if passed_over:
+        examples = Examples.of(map(repr, passed_over))
+        logger.warning("%s: files and folders that begin with '_' are no data: %s left out", config.uri, examples)
     return files
+
+
+def _refuse_table(uri: Uri, names: list[str]) -> None:
+    for name in names:
+        for kind, mark in _TABLE_MARKS:
+            if mark.search(name):
+                raise ManifestError(
+                    f"{uri} is a {kind} table ({name!r}): its folder holds rows, too, that were removed from it; write "
+                    "the rows it has now to a folder of plain Parquet files, and name that"
+                )
+
+
+def _is_there(uri: Uri) -> bool:
+    filesystem, path = open_filesystem(uri)
+    with explained(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def _utf8(name: str, uri: Uri) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise ManifestError(f"{uri} holds a file whose name is not UTF-8: {name!r}; rename it") from None
+    return name
 
 
 @dataclass(frozen=True)
@@ -82,10 +126,17 @@ class _Footer:
 
 def _read_footer(config: ManifestConfig, uri: Uri) -> _Footer:
     try:
-        with open_file(uri) as file:
+        with explained(uri), open_file(uri) as file:
             schema, metadata = file.schema_arrow, file.metadata
-    except (OSError, pa.ArrowInvalid) as error:
-        raise cannot_read(uri, error) from None
+            num_rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    except (OSError, StorageError) as error:
+        cure = ""
+        if uri.is_http:
+            cure = "; Parquet is read in ranges, which not every web server gives: try a copy on a disk or in a store"
+        refused = error if isinstance(error, StorageError) else cannot_read(uri, error)
+        raise StorageError(f"{refused}{cure}") from None
+    if min(num_rows, default=0) < 0 or sum(num_rows) != metadata.num_rows:
+        raise ManifestError(f"{uri} is damaged: its row groups have not the {metadata.num_rows} rows of the file")
     columns = find_columns(config, schema.names, uri, bytes_allowed=True)
     id_type = _id_type(schema.field(columns.id), uri) if columns.id else pa.string()
     if columns.uri and not is_text(schema.field(columns.uri).type):
@@ -171,7 +222,7 @@ def _read_uris(unit: ReadUnit, column: str | None) -> pa.Array:
     if column is None:
         return pa.nulls(unit.num_rows, pa.string())
     with open_unit(unit) as file:
-        return file.read_row_group(unit.row_group, columns=[column])[column].cast(pa.string()).combine_chunks()
+        return read_column(file, unit, column, pa.string())
 
 
 def _rows_without_bytes(unit: ReadUnit, column: str) -> NDArray[np.int64]:

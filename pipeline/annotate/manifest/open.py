@@ -34,10 +34,11 @@ from pipeline.annotate.manifest.rules import (
     check_carry,
     is_relative,
 )
-from pipeline.annotate.manifest.units import open_unit, read_id_column
+from pipeline.annotate.manifest.units import open_unit, read_id_column, unit_row_namer
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
-from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, list_files
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
+from pipeline.storage.streams import COMPRESSIONS
 from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.tables.arrow_types import without_views
 
@@ -51,7 +52,6 @@ _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
 _SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coco"} | dict.fromkeys(
     PARQUET_SUFFIXES, "parquet"
 )
-_COMPRESSIONS = (".gz", ".bz2", ".zst")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Manifest:
         id_type: of the images' ids: ``int64`` or ``string``.
         carried: schema of the carried columns: the types of the source, but plain ones for its view types.
         image_root: what relative URIs are relative to.
+        row_word: what the source calls a row: ``line`` of a text file, ``image`` of a list, ``row``.
     """
 
     uri: Uri
@@ -73,6 +74,7 @@ class Manifest:
     id_type: pa.DataType
     carried: pa.Schema
     image_root: Uri | None
+    row_word: str = "row"
 
     @property
     def num_rows(self) -> int:
@@ -95,6 +97,18 @@ class Manifest:
         column = self.columns.id or self.columns.uri
         assert column is not None  # one of them is there, or the manifest was refused
         return read_id_column(unit, column, self.id_type)
+
+    def name_row(self, unit: ReadUnit, index: int) -> str:
+        """How messages call a row of a unit: by its place in what the user named, not in a copy of it.
+
+        Raises:
+            ManifestError, OSError: as `read_ids`.
+        """
+        if self.columns.number is None:
+            return unit_row_namer(unit)(index)
+        with open_unit(unit) as file:
+            number = file.read_row_group(unit.row_group, columns=[self.columns.number]).column(0)[index]
+        return f"{self.uri}, {self.row_word} {number}"
 
     def read_rows(
         self, unit: ReadUnit, rows: NDArray[np.bool_] | NDArray[np.integer], batch_rows: int = 1024
@@ -128,6 +142,10 @@ class Manifest:
                 start += batch.num_rows
                 if last == len(chosen):
                     break
+            if start <= chosen[-1]:
+                raise ManifestError(
+                    f"{unit.file} is damaged: row group {unit.row_group} gives {start} rows instead of {unit.num_rows}"
+                )
         if waiting.num_rows:
             yield waiting.combine_chunks()
 
@@ -147,7 +165,9 @@ class Manifest:
             **{name: table[name] for name in self.carried.names},
         }
         arrays = [columns[field.name].cast(field.type) for field in self.schema]
-        return pa.table(arrays, schema=self.schema)
+        made = pa.table(arrays, schema=self.schema)
+        made.validate(full=True)  # of text that is not UTF-8 the output could not be read
+        return made
 
 
 def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
@@ -175,24 +195,27 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
     except StorageError as error:
         raise ManifestError(str(error)) from None
     root = found.image_root and found.image_root.absolute()
-    manifest = Manifest(config.uri, found.units, found.columns, found.id_type, found.carried, root)
+    manifest = Manifest(config.uri, found.units, found.columns, found.id_type, found.carried, root, found.row_word)
     if not manifest.num_rows:
-        what = "no image" if kind == "folder" else "no row"
-        raise ManifestError(f"{config.uri} has {what}: there is nothing to do")
+        raise ManifestError(f"{config.uri} has no row: there is nothing to do")
     return manifest
 
 
 def _guess_format(uri: Uri) -> str:
     path = uri.path.lower()
-    for compression in _COMPRESSIONS:
+    for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     for suffix, kind in _SUFFIXES.items():
         if path.endswith(suffix) and not is_folder(uri):
             return kind
     if not is_folder(uri):
         raise ManifestError(f"{uri}: its suffix does not tell its format; set the manifest's format")
-    telling = (name.lower() for name in list_files(uri) if name.lower().endswith((*PARQUET_SUFFIXES, *IMAGE_SUFFIXES)))
-    return "parquet" if next(telling, "").endswith(PARQUET_SUFFIXES) else "folder"
+    for name in list_files(uri):
+        if is_parquet(name):
+            return "parquet"
+        if name.lower().endswith(IMAGE_SUFFIXES):
+            break
+    return "folder"
 
 
 def _as_indices(rows: NDArray[np.bool_] | NDArray[np.integer], num_rows: int) -> NDArray[np.int64]:

@@ -17,6 +17,10 @@ from pipeline.errors import UserError
 from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
+NUMBER = "number in the source"  # of a row; a column of copies
+_ABSOLUTE = r"\A(?:/|[^/]+://)"
+# Everything that is not shown whole is such: parameters, users, odd hosts and schemes, mistakes.
+_PERHAPS_SECRET = r"[?#&;@\\\[\]]|\A[\x00-\x20]|\A//|:(?:[^/]|/[^/])|%3[Aa]|\A(?:[^A-Za-z/][^/]*)?[^/]*[^A-Za-z0-9+.\-/][^/]*://|\A(?:[^A-Za-z/][^/]*)?://"
 
 
 class ManifestError(UserError):
@@ -34,11 +38,12 @@ class ReadUnit:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names in the source; ``None`` where it has no such column."""
+    """Names in the source; ``None`` where it has no such column. Copies have ``number``: the row's in the source."""
 
     id: str | None
     uri: str | None
     bytes: str | None
+    number: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class ManifestParts:
         id_type: of the images' ids: ``int64`` or ``string``.
         carried: the carried columns; single files may hold narrower types that cast to these.
         image_root: what relative URIs are relative to.
+        row_word: what messages call a row of the source.
     """
 
     units: tuple[ReadUnit, ...]
@@ -57,6 +63,7 @@ class ManifestParts:
     id_type: pa.DataType
     carried: pa.Schema
     image_root: Uri | None
+    row_word: str = "row"
 
 
 def find_columns(
@@ -104,7 +111,7 @@ def check_carry(carry: Collection[str]) -> None:
     for name in carry:
         if name in RESERVED_NAMES:
             raise ManifestError(f"column {name!r} cannot be carried: the output has its own; rename it in the manifest")
-        if name in WORKING_NAMES:
+        if name in WORKING_NAMES or name == NUMBER:
             raise ManifestError(
                 f"column {name!r} cannot be carried: the stages use that name for their own; rename it in the manifest"
             )
@@ -137,30 +144,31 @@ def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str])
 
 
 def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
-    """Refuse URIs with a query or credentials as ids: those are secrets, and ids are written out.
+    """Refuse as ids what is not shown whole (`UriText`): queries and credentials are secrets, and ids are written out.
+
+    So two different ids are different where they are shown, too.
 
     Args:
         uris: where a manifest has no ids; null stays for others to judge.
         root: what relative ones are relative to.
         name_row: gives an index in the array its name in the message.
     """
-    is_remote = root is not None and root.scheme != "file"
-    pattern = "[?@]" if is_remote else "(?s)://.*[?@]"
-    suspects = pc.fill_null(pc.match_substring_regex(uris, pattern), False)
+    suspects = pc.fill_null(pc.match_substring_regex(uris, _PERHAPS_SECRET), False)
     for index in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
         uri = UriText(uris[index].as_py())
+        resolved = uri
         with suppress(UriError):  # relative, but the label of a row that brings its bytes
-            uri = resolve(uri.secret_text, root)
-        if uri.holds_secrets:
+            resolved = resolve(uri.secret_text, root)
+        if uri.holds_secrets or resolved.holds_secrets:
             raise ManifestError(
-                f"{name_row(index)}: {str(uri)!r} has a query or credentials, and as the row's id they would be "
-                "written to the output; give the manifest an id column"
+                f"{name_row(index)}: {str(uri if uri.holds_secrets else resolved)!r} has a query or credentials, or is "
+                "no proper URI, and as the row's id it would be written to the output; give the manifest an id column"
             )
 
 
 def is_relative(uris: pa.Array) -> pa.BooleanArray:
-    """Which URIs are relative; null stays null."""
-    return pc.invert(pc.or_(pc.starts_with(uris, "/"), pc.match_substring(uris, "://")))
+    """Which URIs are relative, as `resolve` has it; null stays null."""
+    return pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
 
 
 def missing_column(name: str, available: Iterable[str], file: Uri | str) -> ManifestError:

@@ -167,16 +167,19 @@ class _Result:
         for first_row, identifier, count in sorted(self._twice)[:NUM_EXAMPLES]:
             shown = repr(str(UriText(identifier))) if isinstance(identifier, str) else identifier
             named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
+        cure = "name another id_column"
+        if self._manifest.columns.id is None:
+            cure = "give the manifest a column of ids (id_column): without one the URIs are the ids"
         raise DuplicateIdError(
             f"{self._manifest.uri}: {self._num_twice} image ids occur more than once: "
             f"{Examples.of(named, self._num_twice)}. Every image needs an id of its own: remove the repeated rows or "
-            "name another id_column"
+            f"{cure}"
         )
 
     def _name_row(self, row: int) -> str:
         for unit in self._manifest.units:
             if row < unit.num_rows:
-                return f"{unit.file}, row group {unit.row_group}, row {row + 1}"
+                return self._manifest.name_row(unit, row)
             row -= unit.num_rows
         raise AssertionError("a row behind the manifest's end")
 

@@ -3,7 +3,8 @@
 Which client reads what, and what it guarantees:
 
 - ``s3://``: obstore, one GET an object. The time limit covers the body too, however slowly it drips. The
-  size is known from the response's header, before the body is read.
+  size is known from the response's header, before the body is read. Keys that it cannot say (``a//b``, ``./a``) go
+  through botocore, with the same limits.
 - ``http(s)://``: a small client of its own, one connection an object. obstore would escape the ``?`` of
   presigned URLs and follow redirects wherever they lead. Here every hop passes the policy, and the address
   that is checked is the address that is connected to. Proxy variables are not honoured.
@@ -28,7 +29,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-import fsspec
 import fsspec.asyn
 import obstore
 from fsspec.exceptions import FSTimeoutError
@@ -38,7 +38,7 @@ from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.http_get import HttpGet
 from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
-from pipeline.storage.filesystems import fsspec_class, open_s3_store, s3_environment, s3_status
+from pipeline.storage.filesystems import open_aws_client, open_fsspec, open_s3_store, s3_status
 from pipeline.storage.uris import Uri, UriError, UriText
 
 _ERRNO_CODES = {
@@ -50,6 +50,7 @@ _ERRNO_CODES = {
     errno.EPERM: "access_denied",
     errno.ENXIO: "not_a_file",
 }
+_READ_SIZE_BYTES = 1 << 16
 _S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _S3_CODES = {
     "RequestTimeout": "timeout",
@@ -167,8 +168,8 @@ def _read_s3(uri: Uri, settings: FetchSettings) -> bytes:
     if not key or key.endswith("/"):
         # obstore strips the slash and would answer with another object, or with the bucket's listing.
         raise FetchError("not_a_file", uri, "an S3 key must not be empty or end in a slash")
-    if "" in key.split("/"):
-        return _read_fsspec(uri, settings)  # obstore has no way to say "a//b"
+    if not {"", ".", ".."}.isdisjoint(key.split("/")):
+        return _read_s3_literally(uri, settings)
     try:
         result = obstore.get(open_s3_store(uri.host, settings.attempt_timeout_s), key)
         check_size(result.meta["size"], uri, settings)
@@ -179,6 +180,34 @@ def _read_s3(uri: Uri, settings: FetchSettings) -> bytes:
         raise FetchError("access_denied", uri, _s3_reason(error)) from None
     except BaseError as error:
         raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
+
+
+def _read_s3_literally(uri: Uri, settings: FetchSettings) -> bytes:
+    """Of a key that obstore would mend or refuse."""
+    from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # slow, rarely needed
+    from urllib3.exceptions import HTTPError
+
+    ends_at = time.monotonic() + settings.attempt_timeout_s
+    try:
+        client = open_aws_client(uri.host, settings.attempt_timeout_s, max_attempts=1)
+        answer = client.get_object(Bucket=uri.host, Key=uri.path)
+        check_size(answer["ContentLength"], uri, settings)
+        content = bytearray()
+        with answer["Body"] as response:  # urllib3's
+            # What arrives at a time: a read of its own would wait for all of it, however slowly it drips.
+            while chunk := response.read1(_READ_SIZE_BYTES):
+                content += chunk
+                if time.monotonic() > ends_at:
+                    raise FetchError("timeout", uri, "no answer in time")
+        if len(content) < answer["ContentLength"]:
+            raise FetchError("unavailable", uri, "the connection ended early")
+        return bytes(content)
+    except ClientError as error:
+        code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        raise FetchError(_S3_CODES.get(code) or code_of_status(status), uri, f"HTTP {status} {code}") from None
+    except (BotoCoreError, HTTPError) as error:
+        code = "timeout" if "Timeout" in type(error).__name__ else "unavailable"
+        raise FetchError(code, uri, type(error).__name__) from None
 
 
 def _s3_code(error: BaseError) -> str:
@@ -203,13 +232,8 @@ def _s3_reason(error: BaseError) -> str:
 
 
 def _read_fsspec(uri: Uri, settings: FetchSettings) -> bytes:
-    fsspec_class(uri.scheme)
-    options: dict[str, Any] = {}
-    if uri.scheme == "s3":
-        environment = s3_environment(uri.host)
-        options = {"anon": environment.anonymous, "endpoint_url": environment.endpoint}
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri.secret_text, **options)
+        filesystem, path = open_fsspec(uri)
         info = _call(filesystem, "info", path, settings.attempt_timeout_s)
         if info["type"] != "file":
             raise FetchError("not_a_file", uri, f"a {info['type']}")

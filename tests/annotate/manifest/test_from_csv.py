@@ -1,21 +1,29 @@
 from __future__ import annotations
 
+import csv
 import gzip
 import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import pandas
 import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest import from_csv, parquet_copy
 from pipeline.annotate.manifest.open import open_manifest
+from pipeline.annotate.manifest.rules import ManifestError
+from pipeline.annotate.pending.antijoin import DuplicateIdError, find_pending
 from pipeline.storage.uris import Uri
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
     each_of,
+    parquet,
     read_all,
     read_all_ids,
     write,
@@ -70,16 +78,108 @@ class TestCsv:
         assert read_all_ids(manifest) == [f"/{i}.jpg" for i in range(1050)]
 
 
+def many(first: int, last: int) -> str:
+    return "".join(f"{i},/d/{i:08d}.jpg,t\n" for i in range(first, last))
+
+
+HEAD = "image_id,image_uri,title\n"
+OPEN_QUOTES = {
+    "three rows": HEAD + '1,/a.jpg,"hello\n2,/b.jpg,x\n3,/c.jpg,y\n',
+    "many rows": HEAD + many(0, 1000) + '1000,/x.jpg,"TV 40 inch\n' + many(1001, 60_000),
+    "the end of a big file": HEAD + many(0, 150_000) + '150000,/x.jpg,"TV 40 inch\n' + many(150_001, 160_000),
+    "more than a block": HEAD + many(0, 1000) + '1000,/x.jpg,"TV 40 inch\n' + many(1001, 150_000),
+    "two of them": HEAD + '1,/a.jpg,"40 inch\n2,/b.jpg,x\n3,/c.jpg,"50 inch\n4,/d.jpg,x\n',
+}
+
+
+class TestQuotes:
+    @pytest.mark.parametrize("text", OPEN_QUOTES.values(), ids=OPEN_QUOTES.keys())
+    @pytest.mark.parametrize("carry", [(), ("title",)], ids=["column not used", "column carried"])
+    def test_one_that_never_closes(self, tmp_path: Path, scratch: Uri, text: str, carry: tuple[str, ...]) -> None:
+        path = write(tmp_path / "m.csv", text)
+        line = text[: text.index('"')].count("\n") + 1
+        with pytest.raises(ManifestError, match=rf"m\.csv, line {line}: .*(closed|close it)"):
+            open_manifest(ManifestConfig(uri=path, carry=carry), scratch)
+        if "50 inch" not in text:  # whose fields pandas makes of it all the same
+            with pytest.raises(pandas.errors.ParserError):
+                pandas.read_csv(path)
+
+    def test_closed_ones_hold_what_they_like(self, tmp_path: Path, scratch: Uri) -> None:
+        text = HEAD + '1,/a.jpg,"hello\nworld, ""x"""\n\n2,/b.jpg,5" wide\n3,"/c\r\n.jpg",\r\n4,/d.jpg,z'
+        path = write(tmp_path / "m.csv", text)
+        manifest = open_manifest(ManifestConfig(uri=path, carry=("title",)), scratch)
+        expected = pandas.read_csv(path, dtype=str, keep_default_na=False)
+        rows = read_all(manifest)
+        assert [row["image_uri"] for row in rows] == expected["image_uri"].tolist()
+        assert [row["title"] for row in rows] == expected["title"].tolist()
+        assert [manifest.name_row(manifest.units[0], index) for index in range(4)] == [
+            f"{path}, line {line}" for line in (2, 5, 6, 8)
+        ]
+
+    @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(
+        cells=st.lists(st.text('ab", \n\r\ufeff\0é', max_size=8), max_size=6),
+        end=st.sampled_from(["\n", "\r\n", "\r", "\n\n"]),
+        block=st.sampled_from([64, 1 << 20]),
+    )
+    def test_rows_are_those_of_other_readers(self, tmp_path: Path, cells: list[str], end: str, block: int) -> None:
+        path = write(tmp_path / "m.csv", "".join(f"{row}{end}" for row in ("image_uri,k", *(f"/a,{c}" for c in cells))))
+        with mock.patch.object(from_csv, "_CSV_BLOCK_BYTES", block):
+            try:
+                manifest = open_manifest(ManifestConfig(uri=path, carry=("k",)), Uri(str(tmp_path / "scratch")))
+            except ManifestError:
+                return
+        found = [(row["image_uri"], row["k"]) for row in read_all(manifest)]
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            assert [tuple(row) for row in csv.reader(file, strict=True) if row][1:] == found
+        assert len(pandas.read_csv(path, dtype=str, keep_default_na=False)) == len(found)
+
+
+class TestDoubledIds:
+    @pytest.mark.parametrize(
+        ("name", "content", "place"),
+        [
+            ("m.csv", b'image_id,image_uri,k\n1,/a,"x\ny"\n\n2,/b,\n1,/c,\n2,/d,\n', ("line 2", "line 5")),
+            ("m.jsonl", b'{"image_id":1,"image_uri":"/a"}\n\n{"image_id":2,"image_uri":"/b"}\n'
+             b'{"image_id":1,"image_uri":"/c"}\n{"image_id":2,"image_uri":"/c"}\n', ("line 1", "line 3")),
+            ("m.json", b'{"images":[{"id":1,"file_name":"/a"},{"id":2,"file_name":"/a"},{"id":2,"file_name":"/a"},'
+             b'{"id":1,"file_name":"/a"}]}', ("image 1", "image 2")),
+            ("m.parquet", parquet(image_id=[1, 2, 1, 2], image_uri=["/a"] * 4),
+             ("row group 0, row 1", "row group 0, row 2")),
+        ],
+        ids=["csv", "jsonl", "coco", "parquet"],
+    )  # fmt: skip
+    @pytest.mark.parametrize("memory_rows", [1, 1000], ids=["spilled", "in memory"])
+    def test_are_named_where_the_user_finds_them(
+        self, tmp_path: Path, scratch: Uri, name: str, content: bytes, place: tuple[str, str], memory_rows: int
+    ) -> None:
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / name, content)), scratch)
+        with pytest.raises(DuplicateIdError) as raised:
+            find_pending(manifest, [], memory_rows=memory_rows)
+        for number, where in enumerate(place, start=1):
+            assert f"{number} 2 times (first in {tmp_path / name}, {where})" in str(raised.value)
+        assert scratch.path not in str(raised.value)
+
+    def test_uris_as_ids_need_a_column(self, tmp_path: Path, scratch: Uri) -> None:
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv", "image_uri\n/a\n/b\n/a\n")), scratch)
+        with pytest.raises(DuplicateIdError, match=r"'/a' 2 times \(first in .*m\.csv, line 2\).*column of ids"):
+            find_pending(manifest, [])
+
+
 BAD_MANIFESTS: BadManifests = {
     "empty file": ("m.csv", b"", {}, "is empty"),
     "header only": ("m.csv", b"image_uri\n", {}, "has no row"),
     "no uri column": ("m.csv", b"image_id,b\n1,2\n", {}, "no column 'image_uri'; it has: image_id, b"),
     "column twice": ("m.csv", b"image_uri,image_uri\n/a,/b\n", {}, "2 columns named 'image_uri'"),
-    "too few fields": ("m.csv", b"a,image_uri\n1,/a\n2\n", {}, "row 2: 1 fields instead of 2"),
-    "empty uri": ("m.csv", b"a,image_uri\n1,/a\n2,\n", {}, "row 2: the image URI is null or empty"),
-    "empty id": ("m.csv", b"image_id,image_uri\n1,/a\n,/b\n", {}, "row 2: the id is null or empty"),
-    "not UTF-8": ("m.csv", b"image_uri\n/\xff\n", {}, "UTF8"),
-    "no root": ("m.csv", b"image_uri\na\n", {}, "row 1: .* set image_root"),
+    "text behind a quote": ("m.csv", b'image_uri\n"/a"b\n', {}, "line 2: .*a quote that begins a field must end it"),
+    "UTF-16": ("m.csv", "image_uri\n/a\n".encode("utf-16"), {}, "line 1: not UTF-8"),
+    "lone surrogates": ("m.csv", b"image_uri\n/a\n/b\xed\xa0\x80\n", {}, "line 3: not UTF-8"),
+    "too many fields": ("m.csv", b"a,image_uri\n1,/a\n2,/b,c\n", {}, "line 3: 3 fields instead of 2"),
+    "too few fields": ("m.csv", b"a,image_uri\n1,/a\n2\n", {}, "line 3: 1 fields instead of 2"),
+    "empty uri": ("m.csv", b"a,image_uri\n1,/a\n2,\n", {}, "line 3: the image URI is null or empty"),
+    "empty id": ("m.csv", b"image_id,image_uri\n1,/a\n,/b\n", {}, "line 3: the id is null or empty"),
+    "not UTF-8": ("m.csv", b"image_uri\n/\xff\n", {}, "line 2: not UTF-8"),
+    "no root": ("m.csv", b"image_uri\na\n", {}, "line 2: .* set image_root"),
     "bytes": ("m.csv", b"image_uri,jpg\n/a,x\n", {"bytes_column": "jpg"}, "from Parquet only"),
 }
 

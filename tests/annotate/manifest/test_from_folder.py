@@ -1,15 +1,28 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
+import boto3
 import fsspec
+import pyarrow as pa
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.manifest.rules import ManifestError
-from pipeline.storage.uris import Uri
+from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.image_uris import picture_uri
+from pipeline.annotations.pictures import PictureSource
+from pipeline.storage.access import AccessPolicy
+from pipeline.storage.fetch.fetcher import Fetcher
+from pipeline.storage.uris import Uri, UriText, hide_column
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     read_all,
@@ -88,12 +101,114 @@ class TestBadFolders:
         assert read_all_ids(open_manifest(ManifestConfig(uri=str(folder), format="parquet"), scratch)) == ["/a"]
         assert read_all_ids(open_manifest(ManifestConfig(uri=str(folder), format="folder"), scratch)) == ["b.jpg"]
 
-    def test_names_that_are_not_utf8(self, tmp_path: Path, scratch: Uri) -> None:
-        folder = tmp_path / "folder"
-        folder.mkdir()
+
+class TestNames:
+    def test_what_is_left_out_is_said(self, tmp_path: Path, scratch: Uri, caplog: pytest.LogCaptureFixture) -> None:
+        for name in ("a.jpg", "b.txt", "c.TXT", "d.json", "readme", "x/e.JPG_original", "f." + "x" * 40):
+            write(tmp_path / "images" / name, b"x")
+        manifest = open_manifest(ManifestConfig(uri=str(tmp_path / "images")), scratch)
+        assert read_all_ids(manifest) == ["a.jpg"]
+        assert "6 files are left out" in caplog.text
+        assert "2 .txt, 1 .jpg_original, 1 .json, 1 of other kinds, 1 without a suffix" in caplog.text
+        (tmp_path / "images" / "a.jpg").unlink()
+        with pytest.raises(ManifestError, match=r"has no image; 6 files are left out.*2 \.txt"):
+            open_manifest(ManifestConfig(uri=str(tmp_path / "images")), scratch)
+
+    def test_every_suffix_that_pillow_knows_for_what_is_decoded(self, tmp_path: Path, scratch: Uri) -> None:
+        Image.init()
+        decoded = {"JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM"}
+        others = {".pfm"}  # PPM's plugin opens it, but it holds 32-bit numbers
+        names = sorted(f"a{suffix}" for suffix, kind in Image.EXTENSION.items() if kind in decoded)
+        names = [name for name in names if name[1:] not in others]
+        for name in names:
+            write(tmp_path / "images" / name, b"x")
+        assert read_all_ids(open_manifest(ManifestConfig(uri=str(tmp_path / "images")), scratch)) == names
+
+    @pytest.mark.parametrize("kind", ["heic", "avif"])
+    def test_a_photograph_that_is_not_decoded_is_a_failed_row(self, tmp_path: Path, scratch: Uri, kind: str) -> None:
+        content = b"\0\0\0\x18ftyp" + kind.encode() + bytes(99)
+        uri = write(tmp_path / "images" / f"a.{kind.upper()}", content)
+        manifest = open_manifest(ManifestConfig(uri=str(tmp_path / "images")), scratch)
+        assert read_all_ids(manifest) == [f"a.{kind.upper()}"]
+        failure = PictureSource().read_many([UriText(uri)])[0]
+        assert isinstance(failure, ImageFailure)
+        assert failure.code == "unsupported_image"
+
+    def test_names_that_cannot_be_shown_are_read_too(self, tmp_path: Path, scratch: Uri) -> None:
+        folder = tmp_path / "images 1%41"
+        names = [b"\xff.jpg", b"%FF.jpg", b"x\x80/\xfe\ny.jpg", b"a\nb.jpg", b"z.jpg"]
         try:
-            Path(os.fsdecode(os.fsencode(folder) + b"/\xff.jpg")).touch()
+            for name in names:
+                write(Path(os.fsdecode(os.fsencode(folder) + b"/" + name)), name)
         except OSError:
             pytest.skip("this file system takes no such names")
-        with pytest.raises(ManifestError, match="not UTF-8"):
-            open_manifest(ManifestConfig(uri=str(folder)), scratch)
+        rows = read_all(open_manifest(ManifestConfig(uri=str(folder)), scratch))
+        ids = [row["image_id"] for row in rows]
+        assert sorted(ids) == ["%FF.jpg", "./%FF.jpg", "./a%0Ab.jpg", "./x%80/%FE%0Ay.jpg", "z.jpg"]
+        assert "".join(ids).isprintable()
+        for row in rows:
+            uri = UriText(row["image_uri"])
+            name = row["image_id"]
+            original = unquote_to_bytes(name[2:]) if name.startswith("./") else name.encode()
+            assert Fetcher().fetch(uri) == original
+            assert str(uri) == uri.secret_text
+
+
+KEYS = st.text(
+    st.sampled_from("ab/.?#%&=+ :;@~\\'\"<>[]{}|^`*!$(),éß☃\U0001f600") | st.characters(exclude_categories=["C"]),
+    max_size=30,
+)
+ODD_KEYS = ["a//b", "/tmp/x", "http://127.0.0.1/x", "./dot", "x/../up", "../../up", "a?b#c", "100%41", "a%2Fb", " lead"]
+ODD_KEYS += ["s3://other/x", "a::b", "a\\b", "//h/x", "c:/d", "a b+c"]
+
+
+@pytest.fixture
+def client(s3: S3Server) -> Any:
+    return boto3.client("s3", endpoint_url=s3.endpoint, region_name="us-east-1")
+
+
+class TestKeys:
+    """A key of an object store is what boto3 put there, wherever it is shown, and what is read under it."""
+
+    def check(self, s3: S3Server, client: Any, prefix: str, keys: list[str], scratch: Uri) -> None:
+        for key in keys:
+            client.put_object(Bucket="bucket", Key=f"{prefix}/{key}", Body=key.encode())
+        manifest = open_manifest(ManifestConfig(uri=f"s3://bucket/{prefix}"), scratch)
+        rows = read_all(manifest)
+        assert [row["image_id"] for row in rows] == sorted(keys)
+        uris = [UriText(row["image_uri"]) for row in rows]
+        assert list(map(str, uris)) == [f"s3://bucket/{prefix}/{key}" for key in sorted(keys)]
+        assert PictureSource().fetch_many(uris) == [key.encode() for key in sorted(keys)]
+        # What the output holds is what visualise, exports and training read.
+        written = hide_column(pa.array([uri.secret_text for uri in uris])).to_pylist()
+        assert [picture_uri(UriText(uri)) for uri in written] == uris
+
+    def test_odd_ones(self, s3: S3Server, client: Any, scratch: Uri) -> None:
+        self.check(s3, client, "odd", [f"{key}.jpg" for key in ODD_KEYS], scratch)
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(keys=st.sets(KEYS, min_size=1, max_size=5))
+    def test_any(self, s3: S3Server, client: Any, tmp_path_factory: pytest.TempPathFactory, keys: set[str]) -> None:
+        hidden = {key for key in keys if re.search(r"(^|/)\.(?!\.?/)", key + ".jpg")}
+        names = sorted({f"{key}.jpg" for key in keys - hidden})
+        if not names or any(UriText(f"s3://b/{name}").holds_secrets for name in names):
+            return
+        folder = tmp_path_factory.mktemp("keys")
+        self.check(s3, client, folder.name, names, Uri(str(folder)))
+
+    def test_dots_are_refused_below_roots(self, s3: S3Server, client: Any) -> None:
+        client.put_object(Bucket="bucket", Key="roots/../x.jpg", Body=b"x")
+        policy = AccessPolicy((Uri("s3://bucket/roots"),))
+        failure = PictureSource(Fetcher(policy=policy)).fetch_many([UriText("s3://bucket/roots/../x.jpg")])[0]
+        assert isinstance(failure, ImageFailure)
+        assert failure.code == "uri_not_allowed"
+
+    def test_fsspec_stores(self, scratch: Uri) -> None:
+        memory = fsspec.filesystem("memory")
+        names = ["a//b.jpg", "x/./c.jpg", "what?#1.jpg", "ü b%41.jpg"]
+        for name in names:
+            memory.pipe(f"/odd-keys/{name}", name.encode())
+        manifest = open_manifest(ManifestConfig(uri="memory://odd-keys"), scratch)
+        rows = read_all(manifest)
+        assert [row["image_id"] for row in rows] == sorted(names)
+        assert [row["image_uri"] for row in rows] == [f"memory://odd-keys/{name}" for name in sorted(names)]

@@ -130,3 +130,10 @@ BAD_MANIFESTS: BadManifests = {
 @each_of(BAD_MANIFESTS)
 def test_bad_manifests(tmp_path: Path, case: Any) -> None:
     check_refused(tmp_path, case)
+
+
+def test_file_names_that_are_carried_lose_their_secrets(tmp_path: Path, scratch: Uri) -> None:
+    content = '{"images":[{"id":1,"file_name":"https://host/a.jpg?sig=secret"}]}'
+    config = ManifestConfig(uri=write(tmp_path / "m.json", content), carry=("file_name",))
+    row = read_all(open_manifest(config, scratch))[0]
+    assert (row["file_name"], row["image_uri"]) == ("https://host/a.jpg", "https://host/a.jpg?sig=secret")

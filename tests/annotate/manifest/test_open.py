@@ -137,7 +137,7 @@ class TestUrisAsIds:
     def test_secrets_do_not_become_ids(self, tmp_path: Path, scratch: Uri, name: str, content: bytes) -> None:
         path = write(tmp_path / name, content)
         with pytest.raises(
-            ManifestError, match=r"(row|line) 2: 'https://host/a\.jpg' .*give the manifest an id column"
+            ManifestError, match=r"(row 2|line 2|line 3): 'https://host/a\.jpg' .*give the manifest an id column"
         ) as raised:
             open_manifest(ManifestConfig(uri=path), scratch)
         assert "Signature" not in str(raised.value)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipeline.annotate.manifest.rules import ManifestError, check_uris_as_ids
-from pipeline.storage.uris import Uri
+from pipeline.annotate.manifest.rules import ManifestError, check_uris_as_ids, is_relative
+from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 
 @pytest.mark.parametrize(
@@ -19,6 +23,20 @@ from pipeline.storage.uris import Uri
         ("https://host/\n?secret", None),
         ("simplecache::https://host/a.jpg?secret", None),
         ("a.jpg?secret", "https://host/root"),
+        ("https://host/a.jpg#secret", None),
+        ("https://host/a.jpg;sig=secret", None),
+        (" https://host/a.jpg?sig=secret", "/root"),
+        ("\thttps://host/a.jpg?sig=secret", "/root"),
+        ("https:/host/a.jpg?sig=secret", "/root"),
+        ("https:\\\\host\\a.jpg?sig=secret", "/root"),
+        ("https%3A//host/a.jpg?sig=secret", "/root"),
+        ("//host/a.jpg?sig=secret", None),
+        ("az://box/a.jpg?sig=secret", None),
+        ("gs://bucket/a.jpg?X-Goog-Signature=secret", None),
+        ("webhdfs://host:1/a.jpg?delegation=secret", None),
+        ("github://user:secret@repo/a.jpg", None),
+        ("file://user:secret@localhost/a.jpg", None),
+        ("user:secret://host/a.jpg", None),
         ("ftp://user:secret@host/a.jpg", None),
         ("s3://KEY:secret@bucket/a.jpg", None),
         ("abfs://user:secret@account/a.jpg", None),
@@ -42,10 +60,31 @@ def test_uris_that_hold_secrets_are_no_ids(uri: str, root: str | None) -> None:
         ("a?b@c.jpg", "s3://bucket"),
         ("../a?b.jpg", "s3://bucket"),
         ("https://host/@user/a%3Fb.jpg", None),
-        ("https://host/a.jpg#1", None),
         ("@user/a.jpg", "https://host/root"),
         (None, "https://host/root"),
     ],
 )
 def test_other_uris_are(uri: str | None, root: str | None) -> None:
     check_uris_as_ids(pa.array([uri], pa.string()), root and Uri(root), str)
+
+
+PARTS = [*"ab:/\\@?#&;=.%[] \t\n+-_1", "%3A", "sig=", "https", "s3", "://", "gs://", "file://", "https://h/", "//"]
+URLISH = st.lists(st.sampled_from(PARTS), max_size=20).map("".join)
+
+
+@settings(max_examples=2000)
+@given(URLISH | st.text())
+def test_what_is_an_id_is_shown_whole(uri: str) -> None:
+    with contextlib.suppress(ManifestError):
+        check_uris_as_ids(pa.array([uri.encode("utf-8", "replace").decode()]), None, str)
+        assert str(UriText(uri)) == uri
+
+
+@given(URLISH)
+def test_relative_is_what_a_root_is_put_before(uri: str) -> None:
+    root = Uri("s3://bucket/root")
+    if is_relative(pa.array([uri])).to_pylist()[0]:
+        with contextlib.suppress(UriError):  # climbs out of the root
+            assert resolve(uri, root).secret_text.startswith("s3://bucket/root/")
+    else:
+        assert resolve(uri, root).secret_text == uri

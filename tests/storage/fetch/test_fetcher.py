@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import random
@@ -127,11 +128,23 @@ class TestS3:
         assert codes == ["not_found", "not_found", "access_denied", b"a.jpg"]
 
     def test_keys_that_obstore_cannot_say(self, s3: S3Server) -> None:
-        for name in ("a//b.jpg", "/leading.jpg"):
+        names = ("a//b.jpg", "/leading.jpg", "p/./dot.jpg", "p/x/../up.jpg", "p/http://127.0.0.1/x.jpg", "..")
+        for name in names:
             assert Fetcher().fetch(UriText(s3.put("bucket", name, name.encode()))) == name.encode()
         assert error_of(Fetcher(), "s3://bucket/none//b").code == "not_found"
         small = Fetcher(FetchSettings(max_object_bytes=3))
         assert error_of(small, "s3://bucket/a//b.jpg").code == "too_large"
+        s3.put("bucket", "locked//x", b"x")
+        s3.deny("bucket", "locked/")
+        assert error_of(Fetcher(), "s3://bucket/locked//x").code == "access_denied"
+        assert error_of(Fetcher(), "s3://no-such-bucket/a//b").code == "not_found"
+
+    def test_a_literal_key_costs_no_more_time(self, flaky: FlakyServer) -> None:
+        for path in ("a//silent", "a//drip"):
+            started = time.monotonic()
+            error = error_of(fetcher(max_attempts=1, attempt_timeout_s=0.4), f"s3://bucket/{path}")
+            assert error.code == "timeout"
+            assert time.monotonic() - started < 2
 
     @pytest.mark.parametrize("uri", ["s3://bucket", "s3://bucket/", "s3://bucket/folder/"])
     def test_folders(self, flaky: FlakyServer, uri: str) -> None:
@@ -268,15 +281,30 @@ class TestFsspec:
     def test_memory(self) -> None:
         import fsspec
 
-        fsspec.filesystem("memory").pipe("/dir/a", b"x")
-        assert Fetcher().fetch(UriText("memory://dir/a")) == b"x"
-        assert error_of(Fetcher(), "memory://dir/b").code == "not_found"
-        assert error_of(Fetcher(), "memory://dir").code == "not_a_file"
+        names = ("/dir/a", "/dir/x//b", "/dir/what?#1.jpg", "/dir/a::memory:b")
+        for name in names:
+            fsspec.filesystem("memory").pipe(name, name.encode())
+        used = Fetcher(policy=AccessPolicy((Uri("memory://dir"),)))
+        for name in names[:3]:
+            assert used.fetch(UriText(f"memory:/{name}")) == name.encode()
+        assert error_of(used, "memory://dir/a::memory:b").code == "bad_uri"
+        assert error_of(used, "memory://dir/b").code == "not_found"
+        assert error_of(used, "memory://dir").code == "not_a_file"
+        assert error_of(Fetcher(), "memory://dir/a").code == "uri_not_allowed"
 
-    def test_asynchronous_file_system_is_cut_off(self, flaky: FlakyServer) -> None:
-        # a//b goes to s3fs
+    def test_asynchronous_file_system_is_cut_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        import fsspec
+        from fsspec.asyn import AsyncFileSystem
+
+        class Silent(AsyncFileSystem):
+            async def _info(self, path: str, **options: object) -> dict[str, object]:
+                await asyncio.sleep(60)
+                return {"name": path, "type": "file", "size": 1}
+
+        fsspec.register_implementation("silent", Silent, clobber=True)
         started = time.monotonic()
-        assert error_of(fetcher(max_attempts=1, attempt_timeout_s=0.4), "s3://bucket/a//silent").code == "timeout"
+        silent = fetcher(roots=(Uri("silent://host"),), max_attempts=1, attempt_timeout_s=0.4)
+        assert error_of(silent, "silent://host/a").code == "timeout"
         assert time.monotonic() - started < 2
 
     def test_schemes(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +312,9 @@ class TestFsspec:
         error = error_of(fetcher(), "gs://bucket/a")
         assert error.code == "unsupported_scheme"
         assert "gcsfs" in error.detail
-        assert error_of(fetcher(), "nope://bucket/a").code == "unsupported_scheme"
+        assert error_of(fetcher(), "nope://bucket/a").code == "uri_not_allowed"
+        named = fetcher(roots=(Uri("nope://bucket"),))
+        assert error_of(named, "nope://bucket/a").code == "unsupported_scheme"
 
 
 @pytest.mark.parametrize(
