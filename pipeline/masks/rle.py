@@ -198,9 +198,10 @@ def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
     is_last = characters < 32
     if not is_last[ends - 1].all():
         raise DamagedRle("the last run length is cut off")
-    stops = np.flatnonzero(is_last) + 1
-    num_groups = np.diff(stops, prepend=0)
-    starts = stops - num_groups
+    lasts = np.flatnonzero(is_last)
+    starts = np.empty_like(lasts)
+    starts[0:1], starts[1:] = 0, lasts[:-1] + 1
+    num_groups = lasts - starts + 1
     values = (characters[starts] & 31).astype(np.int64)
     rest, group = np.flatnonzero(num_groups > 1), 1
     while rest.size:
@@ -209,9 +210,9 @@ def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
         values[rest] |= (characters[starts[rest] + group] & 31).astype(np.int64) << (5 * group)
         group += 1
         rest = rest[num_groups[rest] > group]
-    negative = np.flatnonzero(characters[stops - 1] & 16)
+    negative = np.flatnonzero((characters[lasts] & 16).astype(np.bool_))
     values[negative] -= np.int64(1) << (5 * num_groups[negative])
-    runs_per_mask = np.diff(np.searchsorted(stops, ends, side="right"), prepend=0)
+    runs_per_mask = np.diff(np.searchsorted(lasts, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 
 
