@@ -39,12 +39,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from pipeline.masks.rle import DamagedRle, check_strings
 
 SCHEMA_VERSION = "1"
 
@@ -174,6 +177,41 @@ def detections_array(
     ]
     detections = pa.StructArray.from_arrays(columns, fields=list(DETECTION))
     return pa.ListArray.from_arrays(pa.array(offsets), detections, type=DETECTIONS)
+
+
+def mask_strings(segmentations: pa.StructArray, sizes: NDArray[np.integer]) -> list[bytes]:
+    """The masks of a ``segmentation`` column, checked: whoever reads what is in a file reads it by this.
+
+    Args:
+        segmentations: N of them.
+        sizes: [N, 2] H and W of their images, in pixels.
+
+    Raises:
+        DamagedRle: of the first that is missing, of another size than its image, or no mask of it.
+    """
+    has_size = pc.and_(segmentations.is_valid(), segmentations.field("size").is_valid())
+    if pc.index(has_size, False).as_py() >= 0:
+        raise DamagedRle("it has no size", pc.index(has_size, False).as_py())
+    own = segmentations.field("size").flatten().fill_null(0).to_numpy().reshape(-1, 2)
+    others = (own != sizes).any(axis=1)
+    if others.any():
+        index = int(others.argmax())
+        of, wanted = (" x ".join(map(str, size[index].tolist())) for size in (own, sizes))
+        raise DamagedRle(f"it is of {of} (height x width), the image of {wanted}", index)
+    texts = _bytes_of(segmentations.field("counts").fill_null(""))
+    check_strings(texts, sizes)
+    return texts
+
+
+def _bytes_of(texts: pa.StringArray) -> list[bytes]:
+    """The bytes of each string: several times as fast as ``to_pylist``."""
+    _, offsets_buffer, data = texts.buffers()
+    if not len(texts):
+        return []
+    offsets = np.frombuffer(offsets_buffer, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    raw = data.slice(int(offsets[0]), int(offsets[-1] - offsets[0])).to_pybytes()
+    bounds = (offsets - offsets[0]).tolist()
+    return [raw[start:stop] for start, stop in pairwise(bounds)]
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: Any) -> NDArray[Any]:

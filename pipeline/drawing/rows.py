@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import Row
-from pipeline.annotations.schema import ANNOTATED
+from pipeline.annotations.schema import ANNOTATED, SEGMENTATION, mask_strings
 from pipeline.drawing.draw import DrawOptions, Picture, draw
-from pipeline.masks.rle import Rle
+from pipeline.masks.rle import DamagedRle, Rle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriText
 
@@ -86,6 +87,11 @@ def _drawn(
         reason = f"the picture is now {size} (height x width), and was {row['height']} x {row['width']} when annotated"
         return DrawnRow(row["image_id"], ImageFailure("draw", "another_size", reason), 0)
     found = drawable(row, options, categories)
+    masks = pa.array([d["segmentation"] for d in found], SEGMENTATION)
+    try:
+        mask_strings(masks, np.array([picture.shape[:2]] * len(found)).reshape(-1, 2))
+    except DamagedRle as error:
+        return DrawnRow(row["image_id"], ImageFailure("draw", "damaged_mask", f"a mask is damaged: {error}"), 0)
     return DrawnRow(row["image_id"], _draw_detections(picture, found, options), len(found))
 
 

@@ -16,9 +16,10 @@ from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.image_uris import image_path
 from pipeline.annotations.reader import Source
-from pipeline.annotations.schema import ANNOTATED
+from pipeline.annotations.schema import ANNOTATED, mask_strings
 from pipeline.export.errors import ExportError
 from pipeline.export.outlines.crops import Crop, crop_of
+from pipeline.masks.rle import DamagedRle
 from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import code_version
 
@@ -169,7 +170,7 @@ class Labels:
         self.tally.below_threshold += int((~good).sum())
         self.tally.empty_masks += int((good & (areas == 0)).sum())
         self.tally.labels += kept.size
-        counts = found.field("segmentation").field("counts").take(pa.array(kept)).to_pylist()
+        counts = self._masks(infos, owners[kept], found.field("segmentation").take(pa.array(kept)))
         boxes, scores, areas = (values[kept].astype(np.float64) for values in (boxes, scores, areas))
         categories = categories[kept]
         stops = np.searchsorted(owners[kept], np.arange(len(rows) + 1)).tolist()
@@ -195,6 +196,16 @@ class Labels:
         if bad.any():
             image = infos[owners[bad.argmax()]]
             raise OutputError(f"image {image.id!r} in {self.source.uri} has a box or score that is not finite")
+
+    def _masks(self, infos: list[ImageInfo], owners: NDArray[np.int64], segmentations: pa.StructArray) -> list[str]:
+        sizes = np.array([info.size for info in infos], np.int64).reshape(-1, 2)
+        try:
+            return [text.decode() for text in mask_strings(segmentations, sizes[owners])]
+        except DamagedRle as error:
+            name = repr(infos[owners[error.index]].id)
+            raise OutputError(
+                f"image {name} in {self.source.uri} has a damaged mask: {error}; annotate it anew"
+            ) from None
 
 
 def _annotated(batch: pa.RecordBatch) -> pa.RecordBatch:

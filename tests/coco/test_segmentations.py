@@ -7,11 +7,17 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.coco.segmentations import as_rle, mask_area
+from pipeline.coco.segmentations import BadSegmentation, as_rles, mask_area
 
 HEIGHT, WIDTH = 30, 40
-RLE = coco_mask.encode(np.asfortranarray(np.eye(HEIGHT, WIDTH, dtype=np.uint8)))
-COMPRESSED = {"size": [HEIGHT, WIDTH], "counts": RLE["counts"].decode()}
+
+
+def encoded(mask: Any) -> str:
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode()
+
+
+GOOD = encoded(np.eye(HEIGHT, WIDTH))
+COMPRESSED = {"size": [HEIGHT, WIDTH], "counts": GOOD}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +35,7 @@ def test_equal_to_pycocotools(segmentation: Any) -> None:
     coco = COCO()
     coco.imgs = {1: {"height": HEIGHT, "width": WIDTH}}
     wanted = coco.annToRLE({"image_id": 1, "segmentation": segmentation})
-    found = as_rle(segmentation, HEIGHT, WIDTH)
+    (found,) = as_rles([segmentation], [(HEIGHT, WIDTH)])
     assert found["size"] == list(wanted["size"])
     assert found["counts"] == (wanted["counts"].encode() if segmentation is COMPRESSED else wanted["counts"])
     assert mask_area(found) == coco_mask.area(wanted)
@@ -49,11 +55,33 @@ def test_equal_to_pycocotools(segmentation: Any) -> None:
         ([[1, 2, float("nan"), 4, 5, 6]], "list of coordinates"),
         ([[1, 2, 1e12, 4, 5, 6]], "none beyond 1,000,000 pixels"),
         ({"size": [WIDTH, HEIGHT], "counts": "x"}, r"\(height x width\) is 40 x 30, the image's 30 x 40"),
-        ({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, "add up to the image's pixels"),
-        ({"size": [HEIGHT, WIDTH], "counts": [-5, 5 + HEIGHT * WIDTH]}, "add up to the image's pixels"),
-        ({"size": [HEIGHT, WIDTH], "counts": None}, "add up to the image's pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [5, 5]}, "run lengths of 10 pixels in all for a mask of 30 x 40"),
+        ({"size": [HEIGHT, WIDTH], "counts": [-5, 5 + HEIGHT * WIDTH]}, "a run of -5 pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": [2**63 - 1, 2**63 - 1, 2 + HEIGHT * WIDTH]}, "a run of 9,223"),
+        ({"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH / 2] * 2}, "no list of whole numbers"),
+        ({"size": [HEIGHT, WIDTH], "counts": []}, "no list of whole numbers"),
+        ({"size": [HEIGHT, WIDTH], "counts": None}, "no list of whole numbers"),
+        ({"size": [HEIGHT, WIDTH], "counts": GOOD[:-1]}, "cut off|pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": f"b'{GOOD}'"}, "not a compressed string"),
+        ({"size": [HEIGHT, WIDTH], "counts": GOOD * 2}, "a run of|in all"),
+        ({"size": [HEIGHT, WIDTH], "counts": encoded(np.ones((300, 400)))}, "a run of 120,000 pixels"),
+        ({"size": [HEIGHT, WIDTH], "counts": encoded(np.ones((3, 4)))}, "run lengths of 12 pixels in all"),
+        ({"size": [HEIGHT, WIDTH], "counts": "hello world"}, "not a compressed string"),
+        ({"size": [HEIGHT, WIDTH], "counts": ""}, "not a compressed string"),
+        ({"size": [HEIGHT, WIDTH], "counts": "\u4e2d"}, "not a compressed string"),
+        ({"size": [HEIGHT, WIDTH], "counts": "\ud800"}, "not a compressed string"),
     ],
 )
 def test_faults(segmentation: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        as_rle(segmentation, HEIGHT, WIDTH)
+    """The last of several, and the message has its place."""
+    several = [COMPRESSED, [[1, 1, 8, 1, 8, 8]], COMPRESSED, segmentation]
+    with pytest.raises(BadSegmentation, match=message) as caught:
+        as_rles(several, [(HEIGHT, WIDTH)] * 4)
+    assert caught.value.index == 3
+
+
+@pytest.mark.parametrize("size", [(0, 40), (-30, -40), (30.0, 40), (True, 1), ("30", 40), (1 << 16, 1 << 15)])
+def test_sizes_that_no_image_has(size: Any) -> None:
+    for segmentation in ([[1, 1, 8, 1, 8, 8]], {"size": list(size), "counts": [0, 1]}):
+        with pytest.raises(BadSegmentation, match="cannot have a mask"):
+            as_rles([segmentation], [size])

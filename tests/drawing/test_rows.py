@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,24 @@ def test_masks_are_those_of_the_row(rows: list[Row]) -> None:
     (drawn,) = draw_rows(rows[:1], PictureSource(), options)
     assert not isinstance(drawn.picture, ImageFailure)
     assert (drawn.picture != GREY).any(axis=2).sum() == 600 + 100
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"counts": "53"}, "run lengths of 8 pixels in all"),
+        ({"counts": "00N8"}, "a run of -2 pixels"),
+        ({"counts": None}, "not a compressed string"),
+        ({"size": SIZE[::-1]}, r"it is of 80 x 60 \(height x width\), the image of 60 x 80"),
+        ({"size": None}, "it has no size"),
+    ],
+)
+def test_a_damaged_mask_is_a_reason(rows: list[Row], segmentation: Row, message: str) -> None:
+    rows[0]["detections"][1]["segmentation"] |= segmentation
+    (drawn,) = draw_rows(rows[:1], PictureSource())
+    assert isinstance(drawn.picture, ImageFailure)
+    assert drawn.picture.code == "damaged_mask"
+    assert re.search(message, drawn.picture.message)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,10 @@ def test_numbers_that_are_none(tmp_path: Path, column: str, monkeypatch: pytest.
         list(labels_of(uri).images())
 
 
-@pytest.mark.parametrize(("counts", "message"), [("5N", "run"), ("d0", "has no pixels")])
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [("5N", "a run of -2 pixels in a mask of 5 x 4"), ("53", "8 pixels in all"), ("d0", "has no pixels")],
+)
 def test_damaged_masks(tmp_path: Path, counts: str, message: str) -> None:
     picture = Picture(5, [FULL])
     whole = picture.detections()
@@ -119,6 +122,5 @@ def test_damaged_masks(tmp_path: Path, counts: str, message: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Picture, "detections", lambda self: damaged)
         store.write_rows(table_of([picture]), IDENTITY)
-    (image,) = labels_of(store.uri).images()
-    with pytest.raises(OutputError, match=f"image 5: .*{message}"):
-        image.crop(0)
+    with pytest.raises(OutputError, match=f"image 5.*{message}"):
+        next(labels_of(store.uri).images()).crop(0)

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,7 @@ from pycocotools import mask as coco_mask
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
 from pipeline.coco.rows import BadRow, IdKind, at_place, result_row, result_schema
-from pipeline.coco.segmentations import as_rle, mask_area
+from pipeline.coco.segmentations import BadSegmentation, as_rles, mask_area
 from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
@@ -119,17 +120,24 @@ class ResultsBatch:
 
     def _rles(self, table: pa.Table, sizes: Int64s) -> list[Rle | None]:
         """[D] the masks of results that were dealt with their text."""
-        columns = zip(table["image_id"].to_pylist(), table["text"].to_pylist(), sizes.tolist(), strict=True)
-        return [None if text is None else self._rle(image_id, text, size) for image_id, text, size in columns]
-
-    def _rle(self, image_id: int | str, text: str, size: list[int]) -> Rle:
-        value = json.loads(text)
+        rles: list[Rle | None] = [None] * len(table)
+        texts = {row: text for row, text in enumerate(table["text"].to_pylist()) if text is not None}
+        segmentations = [json.loads(text)["segmentation"] for text in texts.values()]
+        pairs = zip(segmentations, sizes[list(texts)].tolist(), strict=True)
         try:
-            segmentation = value["segmentation"]
-            height, width = size if any(size) else segmentation["size"]
-            return as_rle(segmentation, height, width)
-        except (ValueError, TypeError) as error:
+            found = as_rles(segmentations, [size if any(size) else _own_size(value) for value, size in pairs])
+        except BadSegmentation as error:
+            image_id = table["image_id"][list(texts)[error.index]].as_py()
             raise InputError(f"{self.place}: a result on image {image_id!r}: {error}") from None
+        for row, rle in zip(texts, found, strict=True):
+            rles[row] = rle
+        return rles
+
+
+def _own_size(segmentation: Any) -> Any:
+    """What an RLE says itself, where nobody knows the image's; two zeros where it says nothing that could be a size."""
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    return size if isinstance(size, list) and len(size) == 2 else (0, 0)
 
 
 def deal_results(uri: Uri, store: ChunkStore, masks: bool) -> DealtResults:

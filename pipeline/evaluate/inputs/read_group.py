@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.coco.errors import InputError
-from pipeline.coco.segmentations import as_rle
+from pipeline.coco.segmentations import BadSegmentation, as_rles
 from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.pairing import truth_schema
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, Predictions
@@ -87,15 +87,11 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
 
 
 def _rles(uri: Uri, texts: pa.Array, sizes: Int64s) -> list[Rle]:
-    return [_rle(uri, text, size) for text, size in zip(texts.to_pylist(), sizes.tolist(), strict=True)]
-
-
-def _rle(uri: Uri, text: str, size: list[int]) -> Rle:
-    annotation = json.loads(text)
+    annotations = [json.loads(text) for text in texts.to_pylist()]
     try:
-        return as_rle(annotation["segmentation"], *size)
-    except ValueError as error:
-        raise InputError(f"{uri}, annotation {annotation['id']}: {error}") from None
+        return as_rles([annotation["segmentation"] for annotation in annotations], sizes.tolist())
+    except BadSegmentation as error:
+        raise InputError(f"{uri}, annotation {annotations[error.index]['id']}: {error}") from None
 
 
 def _no_detections(num_images: int, masks: bool) -> DetectionBlock:

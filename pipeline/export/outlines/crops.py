@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.masks.rle import decode_runs
+
 
 class Crop(NamedTuple):
     """The smallest part of a mask that holds all its ones.
@@ -33,12 +35,11 @@ def crop_of(counts: str, image_size: tuple[int, int]) -> Crop | None:
         image_size: (H, W) in pixels.
 
     Raises:
-        ValueError: they are not the run lengths of an image of this size.
+        DamagedRle: they are not the run lengths of an image of this size.
     """
-    height, width = image_size
-    edges = np.cumsum(run_lengths(counts))
-    if edges[-1] != height * width:
-        raise ValueError(f"run lengths of {edges[-1]} pixels for an image of {height} x {width}")
+    height, _ = image_size
+    runs, _ = decode_runs([counts.encode()], np.array(image_size))
+    edges = np.cumsum(runs)
     starts, ends = edges[: edges.size // 2 * 2 : 2], edges[1::2]
     starts, ends = starts[ends > starts], ends[ends > starts]
     if not starts.size:
@@ -70,26 +71,3 @@ def row_major_toggles(pixels: NDArray[np.bool_]) -> NDArray[np.int64]:
     stream = np.zeros(pixels.size + 2, np.bool_)
     stream[1:-1].reshape(pixels.shape)[...] = pixels
     return np.flatnonzero(stream[1:] != stream[:-1])
-
-
-def run_lengths(counts: str) -> NDArray[np.int64]:
-    """The alternating runs of zeros and ones that a compressed string stands for (``rleFrString`` of the COCO API).
-
-    Raises:
-        ValueError: characters that do not belong there, or a last number that is cut off.
-    """
-    groups = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
-    stops = np.flatnonzero((groups & 32) == 0)
-    if not groups.size or groups.min() < 0 or groups.max() > 63 or stops.size == 0 or stops[-1] != groups.size - 1:
-        raise ValueError("not a compressed run-length string")
-    starts = np.append(0, stops[:-1] + 1)
-    num_groups = stops - starts + 1
-    shifts = 5 * (np.arange(groups.size) - np.repeat(starts, num_groups))
-    values = np.add.reduceat((groups & 31) << shifts, starts)
-    values -= ((groups[stops] & 16) != 0).astype(np.int64) << (5 * num_groups)
-    # From the fourth run on a number is the difference to the run before last.
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    if values.min() < 0:
-        raise ValueError("run-length string with a negative run")
-    return values

@@ -19,7 +19,7 @@ from pipeline.coco.rows import (
     image_row,
     object_row,
 )
-from pipeline.coco.segmentations import as_rle
+from pipeline.coco.segmentations import BadSegmentation, as_rles
 from pipeline.masks.rle import Rle
 from pipeline.messages.examples import Examples
 from pipeline.model.categories import Category
@@ -177,22 +177,25 @@ def _judged(
 ) -> Iterator[tuple[DataReport, ObjectRow, Rle | None]]:
     """What becomes of each annotation: its line in the books, and its mask if it is kept."""
     height, width = size
+    inside: list[tuple[ObjectRow, object]] = []
     for found, segmentation in objects:
         x, y, w, h = found.box
         if w <= 0 or h <= 0:
             yield DataReport(annotations=1, no_area=1), found, None
-            continue
-        if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+        elif x >= width or y >= height or x + w <= 0 or y + h <= 0:
             yield DataReport(annotations=1, outside=1), found, None
-            continue
-        try:
-            rle = as_rle(segmentation, height, width)
-            visible = is_visible(rle["counts"], size)
-        except ValueError as error:
-            raise DataError(f"{uri}, annotation {found.id} of image {found.image_id!r}: {error}") from None
-        if not visible:
+        else:
+            inside.append((found, segmentation))
+    try:
+        rles = as_rles([segmentation for _, segmentation in inside], [size] * len(inside))
+    except BadSegmentation as error:
+        bad = inside[error.index][0]
+        raise DataError(f"{uri}, annotation {bad.id} of image {bad.image_id!r}: {error}") from None
+    for (found, _), rle in zip(inside, rles, strict=True):
+        if not is_visible(rle["counts"], size):
             yield DataReport(annotations=1, tiny=1), found, None
             continue
+        x, y, w, h = found.box
         overhang = max(-x, -y, x + w - width, y + h - height)
         clipped = int(overhang > _CLIP_TOLERANCE)
         yield DataReport(annotations=1, **{_kind(found): 1}, clipped=clipped), found, rle

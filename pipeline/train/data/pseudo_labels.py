@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.reader import Source, open_source
-from pipeline.annotations.schema import ANNOTATED
+from pipeline.annotations.schema import ANNOTATED, mask_strings
+from pipeline.masks.rle import DamagedRle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import Uri, UriError, UriText
 from pipeline.train.data.books import DataReport
@@ -121,10 +122,27 @@ class _Reader:
             stops = np.cumsum(pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
             found = _Found.of(lists.flatten(), self._low, self._high, self._ids, self._labels)
             info = batch.drop_columns(["detections"]).to_pylist()
+            masks = self._masks(info, stops, found)
             for row, start, stop in zip(info, np.append(0, stops[:-1]).tolist(), stops.tolist(), strict=True):
-                yield self._row(row, found, slice(start, stop))
+                yield self._row(row, found, masks, slice(start, stop))
 
-    def _row(self, row: dict[str, Any], found: _Found, part: slice) -> tuple[LabelledImage | None, DataReport]:
+    def _masks(self, info: list[dict[str, Any]], stops: NDArray[np.int64], found: _Found) -> dict[int, bytes]:
+        """The masks of the detections that are kept, by their positions."""
+        kept = np.flatnonzero(found.kept)
+        owners = np.searchsorted(stops, kept, side="right")
+        sizes = np.array([(row["height"] or 0, row["width"] or 0) for row in info], np.int64).reshape(-1, 2)
+        try:
+            texts = mask_strings(found.segmentations.take(pa.array(kept)), sizes[owners])
+        except DamagedRle as error:
+            image_id = info[owners[error.index]]["image_id"]
+            raise DataError(
+                f"{self._source.uri}, image {image_id!r}: the mask of a detection is damaged: {error}; annotate it anew"
+            ) from None
+        return dict(zip(kept.tolist(), texts, strict=True))
+
+    def _row(
+        self, row: dict[str, Any], found: _Found, masks: dict[int, bytes], part: slice
+    ) -> tuple[LabelledImage | None, DataReport]:
         if row["status"] != ANNOTATED:
             return None, DataReport(images=1, failed=1)
         if row["image_uri"] is None:
@@ -136,7 +154,7 @@ class _Reader:
             size=(row["height"], row["width"]),
             labels=tuple(found.labels[kept].tolist()),
             ignored=tuple(found.ignored[kept].tolist()),
-            counts=tuple(found.counts[at].as_py().encode() for at in kept.tolist()),
+            counts=tuple(masks[at] for at in kept.tolist()),
         )
         counted = replace(found.report(part), images=1, usable=1, negatives=int(not kept.size))
         return image, counted
@@ -155,7 +173,7 @@ class _Found:
     Attributes:
         labels: [D] positions among the trained classes; 0 for foreign ones.
         objects, ignored, tiny, below, foreign: [D] which detections became this; `DataReport` says what is meant.
-        counts: [D] masks as COCO's compressed run lengths.
+        segmentations: [D] masks, as the output has them.
     """
 
     labels: NDArray[np.int64]
@@ -164,7 +182,7 @@ class _Found:
     tiny: NDArray[np.bool_]
     below: NDArray[np.bool_]
     foreign: NDArray[np.bool_]
-    counts: pa.Array
+    segmentations: pa.StructArray
 
     @classmethod
     def of(
@@ -193,7 +211,7 @@ class _Found:
             tiny=tiny,
             below=below,
             foreign=foreign,
-            counts=flat.field("segmentation").field("counts"),
+            segmentations=flat.field("segmentation"),
         )
 
     @property

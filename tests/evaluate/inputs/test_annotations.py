@@ -132,6 +132,18 @@ class TestBlock:
         with pytest.raises(InputError, match=message):
             batch(image).block(np.array([0]), np.array([[20, 30]]), CATEGORIES, masks=True)
 
+    @pytest.mark.parametrize(
+        ("counts", "message"),
+        [("53", "run lengths of 8 pixels in all for a mask of 20 x 30"), ("00N8", "a run of -2"), ("", "compressed")],
+    )
+    def test_damaged_masks(self, counts: str, message: str) -> None:
+        found = batch({"labels": [0, 0]}, {"labels": [1]}, {"labels": [0, 0]})
+        rows = found.detections.to_pylist()
+        rows[2][1]["segmentation"]["counts"] = counts
+        damaged = OutputBatch("a.parquet", found.image_ids, pa.array(rows, found.detections.type))
+        with pytest.raises(InputError, match=f"a.parquet: the mask of a detection on image 20 is damaged: .*{message}"):
+            damaged.block(np.array([1, 2]), np.array([[20, 30]] * 2), CATEGORIES, masks=True)
+
     def test_nulls(self) -> None:
         found = batch({"labels": [0]})
         rows = found.detections.to_pylist()

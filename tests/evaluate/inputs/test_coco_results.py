@@ -124,3 +124,25 @@ def test_a_mask_of_another_size(tmp_path: Path) -> None:
     (batch,) = dealt(tmp_path, [RESULT]).read_group(0, masks=True)
     with pytest.raises(InputError, match=r"a result on image 1: .* is 20 x 30, the image's 30 x 20"):
         batch.block(np.array([0]), np.array([[WIDTH, HEIGHT]]), CATEGORIES, masks=True)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"counts": "53"}, "run lengths of 8 pixels in all for a mask of 20 x 30"),
+        ({"counts": "00N8"}, "a run of -2 pixels"),
+        ({"size": [-20, 30]}, "cannot have a mask"),
+        ({"size": "wide"}, "cannot have a mask"),
+        ({"size": None}, "cannot have a mask"),
+    ],
+)
+@pytest.mark.parametrize("is_known", [True, False])
+def test_damaged_masks(segmentation: dict[str, Any], message: str, is_known: bool, tmp_path: Path) -> None:
+    """Also where only boxes are compared, masks give them, and nobody knows the image's size."""
+    if is_known and "size" in segmentation:
+        message = "the mask's size"
+    mask = {**RESULT["segmentation"], **segmentation}
+    (batch,) = dealt(tmp_path, [RESULT, {**without("bbox"), "segmentation": mask}], is_known).read_group(0, is_known)
+    size = [HEIGHT, WIDTH] if is_known else [0, 0]
+    with pytest.raises(InputError, match=f"results.json: a result on image 1: .*{message}"):
+        batch.block(np.array([0]), np.array([size]), CATEGORIES, masks=is_known)

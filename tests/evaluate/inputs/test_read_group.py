@@ -154,6 +154,8 @@ def test_an_output_that_changes_meanwhile(tmp_path: Path) -> None:
     ("segmentation", "message"),
     [
         ({"size": [5, 5], "counts": "x"}, r"gt.json, annotation 0: .* is 5 x 5, the image's 120 x 136"),
+        ({"size": [120, 136], "counts": "53"}, r"gt.json, annotation 0: run lengths of 8 pixels in all for a mask of"),
+        ({"size": [120, 136], "counts": "00N8"}, r"gt.json, annotation 0: a run of -2 pixels"),
         ([[1, 2, 3]], r"gt.json, annotation 0: a polygon must be a list"),
     ],
 )

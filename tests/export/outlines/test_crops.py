@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from pipeline.export.outlines.crops import crop_of, row_major_toggles, run_lengths
+from pipeline.export.outlines.crops import crop_of, row_major_toggles
 from tests.export.export_cases import EMPTY, MASKS, Mask, any_mask, counts_of, unhurried
 
 
@@ -42,11 +42,6 @@ def test_long_runs() -> None:
     check(mask)
 
 
-def test_run_lengths_by_hand() -> None:
-    # 5, 3, 4 as they are; then 1 as the difference 1 - 3 = -2, and 2 as 2 - 4 = -2: 5-bit numbers from "0" on.
-    assert run_lengths("534NN").tolist() == [5, 3, 4, 1, 2]
-
-
 @pytest.mark.parametrize("counts", ["", "5 3", "5\x7f", "5P", "00N", "é"])
 def test_damaged_strings(counts: str) -> None:
     with pytest.raises(ValueError, match="run"):
@@ -54,7 +49,7 @@ def test_damaged_strings(counts: str) -> None:
 
 
 def test_another_image_size() -> None:
-    with pytest.raises(ValueError, match="run lengths of 20 pixels for an image of 5 x 5"):
+    with pytest.raises(ValueError, match="run lengths of 20 pixels in all for a mask of 5 x 5"):
         crop_of(counts_of(MASKS["full"]), (5, 5))
 
 

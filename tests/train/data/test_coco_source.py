@@ -122,6 +122,11 @@ BROKEN: list[tuple[str, Json, str]] = [
         {"segmentation": {"size": [30, 20], "counts": "0"}},
         "image 1: the mask's size .* 30 x 20",
     ),
+    (
+        "runs that do not fill the image",
+        {"segmentation": {"size": [20, 30], "counts": "53"}},
+        "instances.json, annotation 1 of image 1: run lengths of 8 pixels in all for a mask of 20 x 30",
+    ),
     ("unknown category", {"category_id": 5}, "the list 'categories' lacks 5"),
     ("image that is not listed", {"image_id": 9}, "does not list: 9"),
     ("box of text", {"bbox": "wide"}, "bbox must be four finite numbers"),

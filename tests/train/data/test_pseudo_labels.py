@@ -79,6 +79,23 @@ def test_empty_masks_are_dropped_and_failed_images_are_none(tmp_path: Path) -> N
     assert report == DataReport(images=3, usable=2, negatives=2, failed=1, annotations=2, tiny=2)
 
 
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ({"counts": "00N8"}, "a run of -2 pixels"),
+        ({"counts": "53"}, "run lengths of 8 pixels in all for a mask of 20 x 30"),
+    ],
+)
+def test_a_damaged_mask_is_an_error_that_names_the_image(segmentation: Json, message: str, tmp_path: Path) -> None:
+    good, bad = _found(1, HOUSE, 0.9), _found(2, HOUSE, 0.9)
+    bad["segmentation"] |= segmentation
+    with pytest.raises(DataError, match=f"image 2: the mask of a detection is damaged: {message}"):
+        read_pseudo_labels(Uri(_write(tmp_path, [good, bad], 3)), BANDS, (HOUSE, TREE))
+    unsure = {**bad, "score": 0.1}  # whose mask nobody looks at
+    images, _ = read_pseudo_labels(Uri(_write(tmp_path / "b", [good, unsure], 3)), BANDS, (HOUSE, TREE))
+    assert [len(image.counts) for image in images] == [1, 0, 0]
+
+
 def test_images_without_objects_can_be_left_out(tmp_path: Path) -> None:
     uri = _write(tmp_path, [_found(1, HOUSE, 0.9), _found(2, HOUSE, 0.1)], num_images=3)
     images, report = read_pseudo_labels(Uri(uri), BANDS, (HOUSE, TREE), keep_empty=False)

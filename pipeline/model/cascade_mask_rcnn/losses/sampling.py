@@ -90,7 +90,7 @@ def draw_samples(
     generators: Sequence[Generator],
     quota: Quota,
 ) -> StageSamples:
-    """Add the objects' own boxes to the proposals, assign, and sample.
+    """Assign the proposals, add the objects' own boxes, each its own object's, and sample.
 
     Args:
         proposals: per image ``(n, 4)`` xyxy in input pixels.
@@ -119,7 +119,10 @@ def _draw_image(
     num_classes: int,
 ) -> StageSamples:
     boxes = torch.cat([objects.boxes, proposals])
-    assigned = assign(boxes, objects, rule)
+    # An object's own box is its own, whatever else lies there: of several with the same box each is learnt (mmdet's
+    # AssignResult.add_gt_).
+    themselves = torch.arange(len(objects.boxes), device=boxes.device)
+    assigned = torch.cat([themselves, assign(proposals, objects, rule)])
     positives, negatives = sample(assigned, quota, generator)
     chosen = torch.cat([positives, negatives])
     owners = assigned[chosen]

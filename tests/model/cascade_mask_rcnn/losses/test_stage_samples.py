@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torchvision.ops import box_iou
 
+from pipeline.model.cascade_mask_rcnn.losses.assign import ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.sampling import NO_LABEL, StageSamples, draw_samples, refine
-from pipeline.model.settings import PUBLISHED_SAMPLING
-from tests.model.cascade_mask_rcnn.losses.loss_cases import TWO, boxes_of, objects, seeded
+from pipeline.model.settings import PUBLISHED_SAMPLING, Quota
+from tests.model.cascade_mask_rcnn.losses.loss_cases import TWO, boxes_of, masks_of, objects, seeded
 
 K = 3
 FAR = (50.0, 0.0, 60.0, 10.0)
@@ -31,6 +33,29 @@ def test_objects_join_the_proposals() -> None:
     assert samples.owners.tolist() == [0, 1, 0, -1, -1]
     assert samples.is_object.tolist() == [True, True, False, False, False]
     assert samples.positive.tolist() == [True, True, True, False, False]
+
+
+def test_an_objects_own_box_is_its_own() -> None:
+    """Of objects with one box each is learnt (mmdet's ``AssignResult.add_gt_``); a proposal there finds the first."""
+    samples = draw(([TWO[0]], objects(TWO[0], TWO[1], TWO[0])))
+    assert samples.owners.tolist() == [0, 1, 2, 0]
+    assert samples.labels.tolist() == [0, 1, 2, 0]
+    assert samples.is_object.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_assignment_by_mmdets_rule(seed: int) -> None:
+    """``MaxIoUAssigner`` on the proposals (``match_low_quality=False``), then ``add_gt_``, whatever is ignored."""
+    torch.manual_seed(seed)
+    corners = torch.randint(0, 5, (60, 4)).float() * 8
+    boxes = torch.cat([corners[:, :2], corners[:, :2] + 8 + corners[:, 2:]], dim=1)
+    own, proposals = torch.cat([boxes[:15], boxes[:5]]), boxes[15:]
+    image = ImageTargets(own, torch.arange(20) % K, masks_of(own), own[:1])
+    samples = draw_samples([proposals], [image], 0.5, K, [seeded()], Quota(1000, 1.0))
+    assert samples.owners[samples.is_object].tolist() == list(range(20))
+    best = box_iou(proposals, own).max(dim=1)
+    owned = best.values >= 0.5
+    assert samples.owners[~samples.is_object & samples.positive].tolist() == best.indices[owned].tolist()
 
 
 @pytest.mark.parametrize(("min_iou", "label"), [(0.5, 0), (0.875, 0), (0.88, K)])
