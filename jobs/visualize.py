@@ -1,7 +1,8 @@
 """Draw what an annotate job found: ``python -m jobs.visualize --annotations OUTPUT --out DIR``.
 
 Reads the pictures as the run did (its limits, its access policy, its EXIF setting) and draws boxes, labels, scores
-and masks, into a file for each image or into contact sheets.
+and masks, into a file for each image or into contact sheets. Where a file cannot be called like its image,
+``images.csv`` beside the files says which is which.
 
 Exit code: 0 if every chosen image was drawn, 1 if some could not be, 2 if there was nothing to draw or to write to.
 """
@@ -28,10 +29,16 @@ from pipeline.annotations.run_json import RunJson
 from pipeline.drawing.draw import DrawOptions, Picture, grid
 from pipeline.drawing.file_names import PictureNames
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
+from pipeline.errors import UserError
+from pipeline.storage.file_names import split_suffix
 from pipeline.storage.uris import Uri, hide_secrets
+from pipeline.storage.whole_file import write_whole
+from pipeline.tables.csv_text import csv_line
 
 DEFAULT_LIMIT = 16
 CELL = (360, 480)  # height, width of a picture in a contact sheet
+TABLE = "images.csv"
+_HEADER = csv_line("picture", "image_id")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = PictureSource.of_run(run, Uri(args.image_root) if args.image_root else None)
         rows = _chosen(OutputRows(annotations), args, options)
         out.mkdir(parents=True, exist_ok=True)
+        _check_free(out / TABLE)
         book = _Book()
         drawn = book.keep(draw_rows(rows, source, options, args.categories))
         if args.grid is None:
@@ -89,11 +97,23 @@ class _Book:
 
 
 def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
-    names = PictureNames()
+    """A file for each picture; and a table of which is which, where not every file is called like its image."""
+    names, table = PictureNames(), [_HEADER]
+    all_alike = True
     for row, picture in drawn:
         name = names.of_id(row.image_id)
         Image.fromarray(picture).save(out / name)
+        table.append(csv_line(name, row.image_id))
+        all_alike &= split_suffix(name)[0] in (image_id := str(row.image_id), split_suffix(image_id)[0])
         print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
+    if not all_alike:
+        with write_whole(out / TABLE) as temporary:
+            temporary.write_bytes(b"".join(table))
+
+
+def _check_free(path: Path) -> None:
+    if path.exists() and not path.read_bytes().startswith(_HEADER):
+        raise UserError(f"{path} is in the way, and not of this job: move it, or choose another folder")
 
 
 def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out: Path) -> None:

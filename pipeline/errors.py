@@ -8,8 +8,8 @@
       CheckpointError, LayoutError,     weights; those of a backbone alone
         BackboneOnlyError
       ManifestError, DuplicateIdError   a manifest
-      OutputError, IdentityMismatch,    an output folder; a file in it that is none of ours
-        NotParquet
+      OutputError, IdentityMismatch,    an output folder; a file in it that is none of ours, or not as it was written
+        NotParquet, Damaged
       InputError, BadRow, DataError     COCO files; one element of them; what training learns from
       ExportError                       an export
       ClusterError                      a cluster that has no room for the job, or is not there

@@ -101,6 +101,8 @@ def _difference(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
         if row[name] != wanted[name]:
             return f"{name} is {row[name]!r}, not {wanted[name]!r}"
     found, should = row["detections"], wanted["detections"]
+    if found is None or should is None:
+        return "" if found is should else f"detections are {found}, not {should}"
     if len(found) != len(should):
         return f"{len(found)} detections, not {len(should)}"
     for index, (one, other) in enumerate(zip(found, should, strict=True)):

@@ -2,6 +2,9 @@
 
 The footer says who made the rows, and how many there are of which kind. It stands in the file that it describes,
 so it cannot disagree with it; and it is read without the data.
+
+No damage passes for data: each page has the checksum that Parquet has for it, and the footer, for which Parquet has
+none, a digest of its own. Files of earlier releases have neither, and are read as they are.
 """
 
 from __future__ import annotations
@@ -10,12 +13,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
 from pipeline.errors import UserError
@@ -25,6 +30,10 @@ MAGIC = b"PAR1"
 ROWS_PER_GROUP = 2048
 _PREFIX = "maskfleet."
 _TAIL_BYTES = 64 << 10  # more than a footer of ours, so that one request reads it
+_DIGEST_KEY = _PREFIX + "footer_sha256"
+_NO_DIGEST = b"0" * 64
+# In Thrift's compact protocol a string is 0x18 and its length before its bytes.
+_DIGEST_PLACE = _DIGEST_KEY.encode() + b"\x18" + bytes([len(_NO_DIGEST)])
 # The only columns with values that repeat.
 _DICTIONARY_COLUMNS = ["status", "stage", "error_code", "detections.list.element.category_name"]
 # Those of run-length strings would fill the footer.
@@ -37,6 +46,10 @@ class OutputError(UserError):
 
 class NotParquet(UserError):
     """The end of a file is not the end of a Parquet file."""
+
+
+class Damaged(UserError):
+    """A file of ours that is not as it was written; the message says why, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,9 @@ class Counts:
         return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()))
 
 
+_COUNTS = TypeAdapter(Counts)
+
+
 @dataclass(frozen=True)
 class Footer:
     """What the footer of one of our files says.
@@ -162,15 +178,16 @@ def encode_data_file(table: pa.Table, identity: Identity, compression_level: int
     metadata = _metadata(identity, Counts.of(table), replaces)
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.replace_schema_metadata(metadata),
+        table.replace_schema_metadata(metadata | {_DIGEST_KEY: _NO_DIGEST.decode()}),
         sink,
         row_group_size=ROWS_PER_GROUP,
         compression="zstd",
         compression_level=compression_level,
         use_dictionary=_DICTIONARY_COLUMNS,
         write_statistics=_STATISTICS_COLUMNS,
+        write_page_checksum=True,
     )
-    return sink.getvalue()
+    return _with_digest(sink.getvalue())
 
 
 def _metadata(identity: Identity, counts: Counts, replaces: str) -> dict[str, str]:
@@ -178,45 +195,100 @@ def _metadata(identity: Identity, counts: Counts, replaces: str) -> dict[str, st
     return {_PREFIX + key: value for key, value in {**asdict(identity), **values}.items()}
 
 
+def _with_digest(content: pa.Buffer) -> pa.Buffer:
+    """The same file with the digest of its footer in the place that was left for it."""
+    footer_bytes = int.from_bytes(content.slice(content.size - 8, 4), "little") + 8
+    footer = content.slice(content.size - footer_bytes).to_pybytes()
+    start = content.size - footer_bytes + footer.rindex(_DIGEST_PLACE) + len(_DIGEST_PLACE)
+    whole = bytearray(content)
+    whole[start : start + len(_NO_DIGEST)] = hashlib.sha256(footer).hexdigest().encode()
+    return pa.py_buffer(whole)
+
+
+def _is_intact(footer: bytes) -> bool:
+    place = footer.rfind(_DIGEST_PLACE)
+    if place < 0:  # of an earlier release
+        return True
+    start = place + len(_DIGEST_PLACE)
+    stop = start + len(_NO_DIGEST)
+    return hashlib.sha256(footer[:start] + _NO_DIGEST + footer[stop:]).hexdigest().encode() == footer[start:stop]
+
+
 def read_footer(objects: ObjectFolder, name: str, entry: Entry) -> Footer | None:
     """The footer of a file; ``None`` if it is a Parquet file that this pipeline did not write.
 
     Raises:
         NotParquet: the file is cut off or is no Parquet file.
+        Damaged: the footer is ours, and is not what was written.
         OSError: it cannot be read.
     """
-    if entry.size_bytes < 12:  # two magics and a length
-        raise NotParquet(name)
-    tail = objects.read_range(name, max(0, entry.size_bytes - _TAIL_BYTES), entry.size_bytes)
-    if tail[-4:] != MAGIC:
+    with objects.open(name, entry.size_bytes) as source:
+        return _parse(_read_metadata(source, name, entry.size_bytes))
+
+
+@contextmanager
+def open_data_file(objects: ObjectFolder, name: str, entry: Entry) -> Iterator[pq.ParquetFile]:
+    """A file for reading its rows, whose pages are checked as they are read.
+
+    Raises:
+        NotParquet, Damaged, OSError: see `read_footer`.
+    """
+    with objects.open(name, entry.size_bytes) as source:
+        metadata = _read_metadata(source, name, entry.size_bytes)
+        if _parse(metadata) is None:
+            raise Damaged("it is not one of annotate's any more")
+        yield pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
+
+
+def _read_metadata(source: pa.NativeFile, name: str, size_bytes: int) -> pq.FileMetaData:
+    tail = _read_end(source, size_bytes, _TAIL_BYTES)
+    if len(tail) < 12 or tail[-4:] != MAGIC:  # two magics and a length
         raise NotParquet(name)
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-    if footer_bytes > entry.size_bytes:
+    if footer_bytes > size_bytes:
         raise NotParquet(name)
-    if footer_bytes > len(tail):
-        tail = objects.read_range(name, entry.size_bytes - footer_bytes, entry.size_bytes)
+    footer = (tail if footer_bytes <= len(tail) else _read_end(source, size_bytes, footer_bytes))[-footer_bytes:]
     try:
-        metadata = pq.read_metadata(pa.BufferReader(tail[-footer_bytes:]))
+        metadata = pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError):  # pyarrow's own complaint: the bytes are in memory
         raise NotParquet(name) from None
-    return _parse(metadata)
+    except (ValueError, OverflowError) as error:  # it is Parquet, but a name in it is no text
+        raise Damaged(_brief(error)) from None
+    if not _is_intact(footer):
+        raise Damaged("its footer is not what was written")
+    return metadata
+
+
+def _read_end(source: pa.NativeFile, size_bytes: int, num_bytes: int) -> bytes:
+    source.seek(max(0, size_bytes - num_bytes))
+    return source.read(min(num_bytes, size_bytes))
 
 
 def _parse(metadata: pq.FileMetaData) -> Footer | None:
     raw = metadata.metadata or {}
-    ours = {
-        key.decode()[len(_PREFIX) :]: text.decode() for key, text in raw.items() if key.startswith(_PREFIX.encode())
-    }
-    try:
-        identity = Identity(**{name: ours[name] for name in Identity.__dataclass_fields__})
-        counted = json.loads(ours["counts"])
-        # JSON knows keys of one type only.
-        by_category = {int(key): number for key, number in counted.pop("detections_by_category").items()}
-        counts = Counts(**counted, detections_by_category=by_category)
-        schema = metadata.schema.to_arrow_schema().remove_metadata()
-        return Footer(schema, ours["schema_version"], identity, counts, ours["replaces"])
-    except (KeyError, TypeError, ValueError):
+    ours = {key: text for key, text in raw.items() if key.startswith(_PREFIX.encode())}
+    if not ours:
         return None
+    try:
+        texts = {key.decode()[len(_PREFIX) :]: text.decode() for key, text in ours.items()}
+        identity = Identity(**{name: texts[name] for name in Identity.__dataclass_fields__})
+        counts = _COUNTS.validate_json(texts["counts"])
+        schema = metadata.schema.to_arrow_schema().remove_metadata()
+        if texts["schema_version"] == SCHEMA_VERSION:
+            check_output_schema(schema)
+        if counts.rows != metadata.num_rows:
+            raise Damaged(f"its footer counts {counts.rows:,} rows and says that there are {metadata.num_rows:,}")
+        return Footer(schema, texts["schema_version"], identity, counts, texts["replaces"])
+    except Damaged:
+        raise
+    except KeyError as error:
+        raise Damaged(f"its footer says nothing of {error}") from None
+    except (ValueError, pa.ArrowException, RecursionError) as error:
+        raise Damaged(f"its footer is not what was written: {_brief(error)}") from None
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def differences(old: Footer, identity: Identity, schema: pa.Schema | None = None) -> list[str]:
@@ -226,7 +298,7 @@ def differences(old: Footer, identity: Identity, schema: pa.Schema | None = None
     if found:
         found += _changed("model_name", old.identity.model_name, identity.model_name)
     if old.identity.config_digest != identity.config_digest:
-        before, after = (_flat(json.loads(text)) for text in (old.identity.content_config, identity.content_config))
+        before, after = (_settings(text) for text in (old.identity.content_config, identity.content_config))
         keys = sorted({*before, *after})
         changed = [line for k in keys for line in _changed(k, before.get(k, "(not set)"), after.get(k, "(not set)"))]
         found += changed or _changed("config_digest", old.identity.config_digest, identity.config_digest)
@@ -248,6 +320,14 @@ def _changed_columns(old: pa.Schema, new: pa.Schema) -> list[str]:
         if before.get(name) != after.get(name)  # as types, which forgives names inside lists
     ]
     return changed or ["columns: in another order"]
+
+
+def _settings(text: str) -> dict[str, str]:
+    """By their keys, dotted; none where this is not what an `Identity` has."""
+    try:
+        return _flat(json.loads(text))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.annotations.data_file import Footer, NotParquet, OutputError, read_footer
+from pipeline.annotations.data_file import Damaged, Footer, NotParquet, OutputError, open_data_file, read_footer
 from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
-from pipeline.storage.objects.base import Entry, ObjectFolder
-from pipeline.storage.uris import Uri
+from pipeline.storage.objects.base import Entry, ObjectFolder, is_of_content
+from pipeline.storage.uris import Uri, hide_secrets
 from pipeline.storage.whole_file import temporary_names
 
 DATA_FOLDER = "data"
@@ -64,11 +65,12 @@ class DataFolder:
         """``None`` for a file that is cut off.
 
         Raises:
-            OutputError: it is Parquet, but this pipeline did not write it.
+            OutputError: it is Parquet, but this pipeline did not write it; or it is damaged.
         """
         if entry not in self._footers:
             try:
-                footer = read_footer(objects, f"{DATA_FOLDER}/{entry.name}", entry)
+                with self._named(entry):
+                    footer = read_footer(objects, f"{DATA_FOLDER}/{entry.name}", entry)
             except NotParquet:
                 return None
             if footer is None:
@@ -97,7 +99,7 @@ class DataFolder:
         footers = map_files(lambda entry: self.footer_or_none(objects, entry), entries, self._concurrency)
         for entry, footer in zip(entries, footers, strict=True):
             if footer is None:
-                raise OutputError(f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover")
+                raise OutputError(self._cut_off(entry))
             yield entry, footer
 
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
@@ -136,13 +138,50 @@ class DataFolder:
             )
         return first[1]
 
+    @contextmanager
+    def open(self, objects: ObjectFolder, entry: Entry) -> Iterator[pq.ParquetFile]:
+        """A file for reading. All that is read of data files is read through this, in the block.
+
+        Raises:
+            OutputError: the file is damaged, here or when its rows are read.
+            OSError: the storage does not give it.
+        """
+        with self._named(entry):
+            try:
+                with open_data_file(objects, f"{DATA_FOLDER}/{entry.name}", entry) as file:
+                    yield file
+            except NotParquet:
+                raise OutputError(self._cut_off(entry)) from None
+
     def read(self, objects: ObjectFolder, entry: Entry, columns: Sequence[str] | None) -> pa.Table:
-        """Columns of a file, or all of them, without the footer's metadata."""
-        with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
-            table = pq.ParquetFile(source, pre_buffer=True).read(
-                None if columns is None else list(columns), use_threads=False
-            )
+        """Columns of a file, or all of them, without the footer's metadata.
+
+        Raises:
+            OutputError, OSError: see `open`.
+        """
+        with self.open(objects, entry) as file:
+            table = file.read(None if columns is None else list(columns), use_threads=False)
         return table.replace_schema_metadata(None)
+
+    @contextmanager
+    def _named(self, entry: Entry) -> Iterator[None]:
+        """What is wrong with a file, with its name and what to do."""
+        place = f"{self._uri}/{DATA_FOLDER}/{entry.name}"
+        try:
+            yield
+        except NotParquet:
+            raise
+        except (Damaged, pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and not is_of_content(error):
+                raise type(error)(f"{place} cannot be read: {hide_secrets(str(error))}") from None
+            reason = hide_secrets(" ".join(str(error).split()))[:300]
+            raise OutputError(
+                f"{place} is damaged ({reason}). Move it away and run annotate again, which makes its images anew; "
+                "nothing else is lost"
+            ) from None
+
+    def _cut_off(self, entry: Entry) -> str:
+        return f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover"
 
 
 def map_files(work: Callable[[Item], Result], items: Sequence[Item], concurrency: int) -> Iterator[Result]:

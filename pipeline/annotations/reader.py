@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.annotations.data_file import Counts, Footer, OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.run_json import RunJson
 from pipeline.model.categories import Category
 from pipeline.storage.objects.base import Entry
@@ -50,12 +49,15 @@ class Source:
     provenance: dict[str, Any]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time."""
-        objects = open_objects(self.uri)
+        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time.
+
+        Raises:
+            OutputError: a file is damaged.
+        """
+        objects, folder = open_objects(self.uri), DataFolder(self.uri, _CONCURRENCY)
         for entry in self.entries:
-            with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as file:
-                parquet = pq.ParquetFile(file, pre_buffer=True)
-                yield from parquet.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False)
+            with folder.open(objects, entry) as file:
+                yield from file.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False)
 
 
 def open_source(uri: Uri) -> Source:

@@ -7,13 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from pipeline.annotations.data_file import OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
+from pipeline.annotations.data_folder import DataFolder, map_files
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.messages.examples import Examples
-from pipeline.storage.filesystems import open_filesystem
+from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, UriText
 
@@ -31,16 +30,19 @@ class OutputRows:
         uri: of the output folder.
 
     Raises:
-        OutputError: there are no data files, files of other origin, or files that do not belong together.
+        OutputError: there are no data files, files of other origin, or files that do not belong together. All
+            methods raise it for a file that is damaged.
     """
 
     def __init__(self, uri: Uri) -> None:
         self._uri = uri
-        self._filesystem, path = open_filesystem(uri)
-        files = DataFolder(uri, _CONCURRENCY).current(open_objects(uri))
-        if not files:
+        self._objects = open_objects(uri)
+        self._folder = DataFolder(uri, _CONCURRENCY)
+        footers = self._folder.current(self._objects)
+        if not footers:
             raise OutputError(f"{uri} has no data files: is it the output of an annotate job?")
-        self._data = self._open([f"{path}/{DATA_FOLDER}/{entry.name}" for entry in files])
+        self._files = list(footers)
+        self._id_type: pa.DataType = next(iter(footers.values())).schema.field("image_id").type
 
     def by_id(self, ids: Sequence[str]) -> list[Row]:
         """The rows with these ids, in this order, each once.
@@ -49,39 +51,40 @@ class OutputRows:
             OutputError: an id that the output does not hold, or that cannot be one.
         """
         wanted = self._typed(ids)
-        found = pc.field("image_id").isin(pa.array(list(wanted), self._id_type))
+        values = pa.array(list(wanted), self._id_type)
         # First the column of ids alone: the detections of files without a wanted row are not read.
-        where = self._data.to_table(columns=["image_id", "__filename"], filter=found)
-        held = set(where["image_id"].to_pylist())
-        if missing := [text for value, text in wanted.items() if value not in held]:
+        held = [
+            (entry, found)
+            for entry, ids in zip(self._files, self._read(self._files, ["image_id"]), strict=True)
+            if (found := ids["image_id"].filter(pc.is_in(ids["image_id"], values)).to_pylist())
+        ]
+        known = {value for _, found in held for value in found}
+        if missing := [text for value, text in wanted.items() if value not in known]:
             raise OutputError(f"{self._uri} has no image {Examples.of(missing)}")
-        files = sorted(set(where["__filename"].to_pylist()))
-        rows = self._open(files).to_table(columns=list(COLUMNS), filter=found).to_pylist()
-        by_id = {row["image_id"]: row for row in rows}
+        by_id = {}
+        for rows in self._read([entry for entry, _ in held], COLUMNS):
+            chosen = rows.filter(pc.is_in(rows["image_id"], values)).to_pylist()
+            by_id.update((row["image_id"], row) for row in chosen)
         return [by_id[value] for value in wanted]
 
     def image_uris(self, ids: Sequence[int | str]) -> dict[int | str, UriText]:
         """Where images came from; those that are not in the output, or came as bytes, are left out."""
-        found = pc.field("image_id").isin(pa.array(list(ids), self._id_type)) & pc.field("image_uri").is_valid()
-        table = self._data.to_table(columns=["image_id", "image_uri"], filter=found)
-        return dict(zip(table["image_id"].to_pylist(), map(UriText, table["image_uri"].to_pylist()), strict=True))
+        values = pa.array(list(ids), self._id_type)
+        uris: dict[int | str, UriText] = {}
+        for rows in self._read(self._files, ["image_id", "image_uri"]):
+            found = rows.filter(pc.and_(pc.is_in(rows["image_id"], values), pc.is_valid(rows["image_uri"])))
+            uris.update(zip(found["image_id"].to_pylist(), map(UriText, found["image_uri"].to_pylist()), strict=True))
+        return uris
 
     def annotated(self) -> Iterator[Row]:
         """All annotated rows in the order of the files, a few at a time in memory."""
-        batches = self._data.to_batches(
-            columns=list(COLUMNS),
-            filter=pc.field("status") == ANNOTATED,
-            batch_size=_ROWS_PER_BATCH,
-            batch_readahead=1,
-            fragment_readahead=1,
-            use_threads=False,
-        )
-        for batch in batches:
-            yield from batch.to_pylist()
+        for entry in self._files:
+            with self._folder.open(self._objects, entry) as file:
+                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=list(COLUMNS), use_threads=False):
+                    yield from batch.filter(pc.equal(batch["status"], ANNOTATED)).to_pylist()
 
-    @property
-    def _id_type(self) -> pa.DataType:
-        return self._data.schema.field("image_id").type
+    def _read(self, files: Sequence[Entry], columns: Sequence[str]) -> Iterator[pa.Table]:
+        return map_files(lambda entry: self._folder.read(self._objects, entry, columns), files, _CONCURRENCY)
 
     def _typed(self, ids: Sequence[str]) -> dict[str | int, str]:
         """Ids as the output has them, and as they were given."""
@@ -91,6 +94,3 @@ class OutputRows:
             return {int(text): text for text in ids}
         except ValueError as error:
             raise OutputError(f"the ids in {self._uri} are integers: {error}") from None
-
-    def _open(self, files: list[str]) -> ds.FileSystemDataset:
-        return ds.dataset(files, filesystem=self._filesystem, format="parquet")

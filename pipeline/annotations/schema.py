@@ -12,8 +12,9 @@ column                type                meaning
 ``exif_orientation``  int8                1 to 8 as the file says, 1 where it says nothing; null where it
                                           was not decoded
 ``status``            string              ``annotated`` or ``failed``
-``detections``        list of struct      best score first; **empty, never null**, for failed images and
-                                          for images on which nothing was found: ``status`` tells them apart
+``detections``        list of struct      best score first; empty for images on which nothing was found,
+                                          **null for failed ones**, so that no average counts these as
+                                          images without objects
 ``stage``             string              which stage gave up; this and the next two are null if annotated
 ``error_code``        string              stable, for machines
 ``error_message``     string              for people, without credentials
@@ -33,6 +34,10 @@ A detection:
 ====================  ==================  ==========================================================
 
 ``counts`` is a string, so that a row goes into JSON as it is; pycocotools wants it ``.encode()``\\ d.
+
+Files of earlier releases have an empty list in failed rows, under the same `SCHEMA_VERSION`: the types are the same,
+and a run that goes on with an older output, whose finished images are as good as ever, must not be refused. So an
+output may hold both, and who reads one asks ``status`` which images failed.
 """
 
 from __future__ import annotations
@@ -147,7 +152,7 @@ def detections_array(
     """The ``detections`` column.
 
     Args:
-        images: one entry per row; ``None`` for failed images, whose list is empty.
+        images: one entry per row; ``None`` for failed images, which have no list.
         category_ids: [K] id of the category that each label stands for.
         category_names: [K] its name.
 
@@ -176,7 +181,8 @@ def detections_array(
         pa.StructArray.from_arrays([_fixed(sizes.reshape(-1), _SIZE), counts], fields=list(SEGMENTATION)),
     ]
     detections = pa.StructArray.from_arrays(columns, fields=list(DETECTION))
-    return pa.ListArray.from_arrays(pa.array(offsets), detections, type=DETECTIONS)
+    failed = pa.array([image is None for image in images], pa.bool_())
+    return pa.ListArray.from_arrays(pa.array(offsets), detections, type=DETECTIONS, mask=failed)
 
 
 def mask_strings(segmentations: pa.StructArray, sizes: NDArray[np.integer]) -> list[bytes]:

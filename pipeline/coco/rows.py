@@ -17,6 +17,9 @@ from pipeline.coco.json_stream import Element
 from pipeline.errors import UserError
 from pipeline.storage.uris import Uri
 
+# A key of our own, in images and results: the image's id where that is a string, which COCO's tools do not take.
+IMAGE_ID = "maskfleet_image_id"
+
 BOX = pa.list_(pa.float64(), 4)
 _INT64 = range(-(1 << 63), 1 << 63)
 _NUMBERS = {int, float}
@@ -128,13 +131,20 @@ def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
     )
 
 
-def result_row(value: Any, text: str, masks: bool) -> ResultRow:
+def result_row(value: Any, text: str, masks: bool, string_ids: bool = False) -> ResultRow:
     """Check an element of a results file; without a box, or with an empty one, it must have a segmentation.
+
+    Args:
+        value: the element, parsed; anything that JSON can hold.
+        text: the element as it stands in the file.
+        masks: whether the segmentation is needed.
+        string_ids: of its two ids, a result that was numbered (`IMAGE_ID`) goes by the string.
 
     Raises:
         BadRow: a key is missing or its value not what it must be.
     """
-    image_id = _image_id(value, "image_id")
+    is_numbered = string_ids and isinstance(value, dict) and IMAGE_ID in value
+    image_id = _image_id(value, IMAGE_ID if is_numbered else "image_id")
     box, segmentation = value.get("bbox"), value.get("segmentation")
     if masks and not segmentation:
         raise BadRow("it has no segmentation; evaluate boxes only")

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
+import pyarrow as pa
+
 from pipeline.coco.errors import InputError
 from pipeline.evaluate.analysis import AnalysisPlan, sorted_metrics
 from pipeline.evaluate.examples import PickedExamples
@@ -169,7 +171,7 @@ def _pair(
     store = ChunkStore(request.scratch_uri / "truth")
     truth = deal_truth(request.truth_uri, store, masks)
     report(f"ground truth: {truth.num_images:,} images, {truth.num_objects:,} objects")
-    predictions = _open_predictions(request, masks)
+    predictions = _open_predictions(request, masks, pa.types.is_large_string(truth.id_type))
     listing = functools.partial(_list, predictions, store=store, num_parts=truth.num_parts)
     listed = list(run_tasks(listing, group_ranges(predictions), "listed"))
     inputs = check_sides(truth, predictions, listed, request.images)
@@ -185,9 +187,10 @@ def _pair(
     return plan, chunks, inputs
 
 
-def _open_predictions(request: Request, masks: bool) -> Predictions:
+def _open_predictions(request: Request, masks: bool, string_ids: bool) -> Predictions:
     if str(request.predictions_uri).lower().endswith(_RESULTS_SUFFIXES):
-        return deal_results(request.predictions_uri, ChunkStore(request.scratch_uri / "results"), masks)
+        store = ChunkStore(request.scratch_uri / "results")
+        return deal_results(request.predictions_uri, store, masks, string_ids)
     return open_annotated_output(request.predictions_uri)
 
 

@@ -133,7 +133,7 @@ class TestWriteRows:
     def test_counts_equal_the_data(self, local: OutputStore) -> None:
         local.write_rows(output_table(["a", "b", "c", "d"], {"c"}), IDENTITY)
         rows = pq.read_table(f"{local.uri}/data").to_pylist()
-        categories = [d["category_id"] for row in rows for d in row["detections"]]
+        categories = [d["category_id"] for row in rows for d in row["detections"] or []]
         assert local.counts() == Counts(3, 1, {"not_found": 1}, {c: categories.count(c) for c in set(categories)})
 
     @pytest.mark.parametrize("ids", [[], [1, 1], ["a", None]], ids=["no rows", "an id twice", "a null id"])

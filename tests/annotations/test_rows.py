@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.annotations.data_file import OutputError, data_file_name, encode_data_file
+from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.rows import OutputRows
+from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.uris import Uri, UriText
 from tests.drawing.drawn_cases import IDENTITY, write_output
 
@@ -49,11 +51,16 @@ class TestById:
         self, output: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rows = OutputRows(Uri(str(output)))
-        opened: list[Any] = []
-        dataset = ds.dataset
-        monkeypatch.setattr(ds, "dataset", lambda source, **kwargs: opened.append(source) or dataset(source, **kwargs))
+        read: list[tuple[str, ...]] = []
+        of_folder = DataFolder.read
+
+        def spy(folder: DataFolder, objects: ObjectFolder, entry: Entry, columns: Sequence[str]) -> Any:
+            read.append(tuple(columns))
+            return of_folder(folder, objects, entry, columns)
+
+        monkeypatch.setattr(DataFolder, "read", spy)
         rows.by_id(["2"])
-        assert [len(files) for files in opened] == [1]
+        assert sorted(columns == ("image_id",) for columns in read) == [False, True, True]
 
 
 def test_annotated_leaves_out_what_failed(output: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -71,7 +72,7 @@ class TestDetectionsArray:
         assert array.type == DETECTIONS
         assert str(array.type) == str(DETECTIONS)
         assert array.to_pylist() == [
-            [],
+            None,
             [
                 {
                     "bbox": [1.0, 2.0, 3.0, 4.0],
@@ -92,13 +93,18 @@ class TestDetectionsArray:
             ],
         ]
 
-    @pytest.mark.parametrize("images", [[], [None, None], [image_detections(0)]], ids=["no rows", "failed", "empty"])
-    def test_nothing_found_is_an_empty_list_of_the_same_type(self, images: list[ImageDetections | None]) -> None:
+    @pytest.mark.parametrize(
+        ("images", "lists"),
+        [([], []), ([None, None], [None, None]), ([image_detections(0), None], [[], None])],
+        ids=["no rows", "failed", "nothing found"],
+    )
+    def test_nothing_found_is_an_empty_list_and_a_failure_none(
+        self, images: list[ImageDetections | None], lists: list[list[Any] | None]
+    ) -> None:
         array = detections_array(images, CATEGORY_IDS, CATEGORY_NAMES)
         array.validate(full=True)
         assert array.type == DETECTIONS
-        assert array.to_pylist() == [[] for _ in images]
-        assert array.null_count == 0
+        assert array.to_pylist() == lists
 
     def test_lengths_must_agree(self) -> None:
         image = image_detections(3)
@@ -137,13 +143,14 @@ class TestReaders:
             assert pq.ParquetFile(file).schema_arrow.remove_metadata().equals(schema)
         table = pq.read_table(folder).sort_by("image_id")
         assert table["image_id"].to_pylist() == [1, 2, 3, 4, 5, 6]
-        assert table["detections"].to_pylist() == [*WRITTEN, [], []]
+        assert table["detections"].to_pylist() == [*WRITTEN, None, []]
         failed = ds.dataset(folder).to_table(filter=ds.field("status") == "failed")
         assert sorted(failed["image_id"].to_pylist()) == [3, 5]
 
     def test_pandas(self, folder: Path) -> None:
         frame = pd.read_parquet(folder).set_index("image_id").sort_index()
-        assert [len(found) for found in frame["detections"]] == [0, 1, 0, 3, 0, 0]
+        assert frame["detections"].str.len().fillna(-1).tolist() == [0, 1, -1, 3, -1, 0]
+        assert frame["detections"].str.len().mean() == 1, "of the images that were annotated"
         assert frame.loc[4, "detections"][1]["segmentation"]["counts"] == WRITTEN[3][1]["segmentation"]["counts"]
         assert list(frame.loc[4, "detections"][2]["bbox"]) == WRITTEN[3][2]["bbox"]
         assert frame["error_code"].dropna().to_dict() == {3: "not_found", 5: "not_found"}
@@ -163,15 +170,16 @@ class TestReaders:
                 d["segmentation"]["counts"],
             )
             for image_id, found in zip([1, 2, 3, 4], WRITTEN, strict=True)
-            for d in found
+            for d in found or []
         ]
         rows = [(*row[:4], list(row[4]), row[5]) for row in duckdb.sql(query).fetchall()]
         assert rows == expected
+        assert duckdb.sql(f"select avg(len(detections)) from '{folder}/*.parquet'").fetchall() == [(1,)]
 
     def test_polars(self, folder: Path) -> None:
         frame = pl.scan_parquet(f"{folder}/*.parquet").filter(pl.col("detections").list.len() > 0)
         flat = frame.explode("detections").unnest("detections").unnest("segmentation").sort("image_id").collect()
         assert flat["image_id"].to_list() == [2, 4, 4, 4]
-        assert flat["bbox"].to_list() == [d["bbox"] for found in WRITTEN for d in found]
-        assert flat["counts"].to_list() == [d["segmentation"]["counts"] for found in WRITTEN for d in found]
+        assert flat["bbox"].to_list() == [d["bbox"] for found in WRITTEN for d in found or []]
+        assert flat["counts"].to_list() == [d["segmentation"]["counts"] for found in WRITTEN for d in found or []]
         assert flat["size"].to_list() == [[480, 640]] * 4

@@ -84,7 +84,7 @@ def test_the_judge_sees_losses_duplicates_and_open_books() -> None:
 
 
 def test_the_judge_counts_given_up_images_apart() -> None:
-    given_up = _row(status="failed", stage="segment", error_code="process_killed", detections=[])
+    given_up = _row(status="failed", stage="segment", error_code="process_killed", detections=None)
     verdict = judge([given_up], _report(0, process_killed=1), {"a": _row()}, exit_code=0)
     assert verdict.good
     assert verdict.killed == ("a",)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.annotations.class_thresholds import Selection
+from pipeline.annotations.reader import open_source
 from pipeline.coco.errors import InputError
 from pipeline.evaluate import measure
 from pipeline.evaluate.analysis import AnalysisPlan
@@ -19,6 +21,8 @@ from pipeline.evaluate.inputs import annotations, ground_truth, predictions
 from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
 from pipeline.evaluate.shuffle import sorted_runs
+from pipeline.export.formats.coco import write_coco, write_coco_results
+from pipeline.export.labels import Labels
 from pipeline.metrics.protocol import CocoProtocol, IouType
 from pipeline.storage.uris import Uri
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case
@@ -88,15 +92,37 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int, max_dets: tuple[int, in
         assert np.array_equal(got.scores, wanted.scores)
 
 
-def test_text_ids_are_ordered_like_text(tmp_path: Path) -> None:
-    case = random_case(4, num_images=14)
+def with_text_ids(case: CocoCase) -> CocoCase:
     new = {image["id"]: f"{image['id']}" for image in case.dataset["images"]}
     dataset = {
         **case.dataset,
         "images": [{**image, "id": new[image["id"]]} for image in case.dataset["images"]],
         "annotations": [{**a, "image_id": new[a["image_id"]]} for a in case.dataset["annotations"]],
     }
-    case = write(tmp_path, CocoCase(dataset, [{**r, "image_id": new[r["image_id"]]} for r in case.results]))
+    return CocoCase(dataset, [{**r, "image_id": new[r["image_id"]]} for r in case.results])
+
+
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_what_was_exported_is_paired_as_the_output_is(tmp_path: Path, text_ids: bool) -> None:
+    """Results in the format coco-results, whose images are numbered where their ids are strings."""
+    case = random_case(5, num_images=14)
+    case = write(tmp_path, with_text_ids(case) if text_ids else case)
+    uri = Uri(str(tmp_path / "run"))
+    with (tmp_path / "exported.json").open("wb") as file:
+        write_coco_results(Labels(open_source(uri), Selection(), keep_empty=True), file)
+    with (tmp_path / "labels.json").open("wb") as file:
+        write_coco(Labels(open_source(uri), Selection(), keep_empty=False), file)
+    wanted = pycocotools_result(case.dataset, case.results, "segm", (1, 10, 100))
+    assert np.array_equal(arrays_of(run(tmp_path, ("segm",), "exported.json"), "segm").precision, wanted.precision)
+
+    (tmp_path / "truth.json").write_bytes((tmp_path / "labels.json").read_bytes())
+    labels, results = (json.loads((tmp_path / f"{name}.json").read_bytes()) for name in ("labels", "exported"))
+    wanted = pycocotools_result(labels, results, "segm", (1, 10, 100))
+    assert np.array_equal(arrays_of(run(tmp_path, ("segm",), "exported.json"), "segm").precision, wanted.precision)
+
+
+def test_text_ids_are_ordered_like_text(tmp_path: Path) -> None:
+    case = write(tmp_path, with_text_ids(random_case(4, num_images=14)))
     wanted = pycocotools_result(case.dataset, case.results, "bbox", (1, 10, 100))
     assert np.array_equal(arrays_of(run(tmp_path, ("bbox",)), "bbox").scores, wanted.scores)
 

@@ -87,10 +87,12 @@ class TestSummary:
 
     def test_results_keep_everything(self, tmp_path: Path) -> None:
         text = self.said(tmp_path, "coco-results", Picture("a", [FULL, EMPTY]), Selection(), list_categories=False)
-        assert text.splitlines() == [
+        *lines, ids = text.splitlines()
+        assert lines == [
             "1 images, 2 labels; left out: 1 failed images, 0 detections below their threshold",
             "1 detections with masks without a pixel were kept",
         ]
+        assert ids.startswith("image ids are strings: numbered from 1")
 
     def test_what_one_should_know(self, tmp_path: Path) -> None:
         picture = Picture("a", [FULL])

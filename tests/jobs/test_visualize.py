@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def changed(file: Path) -> np.ndarray:
 
 
 def names(out: Path) -> list[str]:
-    return sorted(file.name for file in out.iterdir())
+    return sorted(file.name for file in out.glob("*.png"))
 
 
 def test_a_file_for_each_image(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +57,24 @@ def test_a_file_for_each_image(output: Path, tmp_path: Path, capsys: pytest.Capt
 def test_which_images(output: Path, tmp_path: Path, options: list[str], expected: list[str]) -> None:
     assert run(output, tmp_path / "out", *options) == 0
     assert names(tmp_path / "out") == expected
+
+
+def test_a_table_says_which_picture_is_whose_where_names_do_not(tmp_path: Path) -> None:
+    ids = ["=a/b", "a.jpg", "b", "NUL"]
+    for number in range(4):
+        write_picture(tmp_path / f"{number}.png")
+    write_output(tmp_path / "run", ids, [str(tmp_path / f"{number}.png") for number in range(4)])
+    out = tmp_path / "out"
+    assert run(tmp_path / "run", out, "--ids", "b,a.jpg") == 0
+    assert not (out / "images.csv").exists()
+    assert run(tmp_path / "run", out) == 0
+    with (out / "images.csv").open(newline="") as file:
+        table = {row["image_id"]: row["picture"] for row in csv.DictReader(file)}
+    assert table == {"'=a/b": "'=a_b.png", "a.jpg": "a.png", "b": "b.png", "NUL": "_NUL.png"}
+    assert names(out) == ["=a_b.png", "_NUL.png", "a.png", "b.png"]
+    (out / "images.csv").write_text("a table of the user's\n")
+    assert run(tmp_path / "run", out) == 2
+    assert (out / "images.csv").read_text() == "a table of the user's\n"
 
 
 def test_each_part_can_be_left_out(output: Path, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.annotations.data_file import OutputError
@@ -87,11 +86,10 @@ class AnnotatedOutput:
 
     def read_group(self, group: int, masks: bool) -> Iterator[DetectionBatch]:
         """See `Predictions`."""
-        objects = open_objects(self.uri)
+        objects, folder = open_objects(self.uri), DataFolder(self.uri, _CONCURRENCY)
         for entry in self.groups[group]:
             place = f"{self.uri}/{DATA_FOLDER}/{entry.name}"
-            with objects.open(f"{DATA_FOLDER}/{entry.name}", entry.size_bytes) as source:
-                file = pq.ParquetFile(source, pre_buffer=True)
+            with folder.open(objects, entry) as file:
                 for number in range(file.num_row_groups):
                     rows = file.read_row_group(number, _MASKS if masks else _BOXES, use_threads=False)
                     for start in range(0, rows.num_rows, BLOCK_IMAGES):

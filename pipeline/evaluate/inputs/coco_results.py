@@ -140,13 +140,15 @@ def _own_size(segmentation: Any) -> Any:
     return size if isinstance(size, list) and len(size) == 2 else (0, 0)
 
 
-def deal_results(uri: Uri, store: ChunkStore, masks: bool) -> DealtResults:
+def deal_results(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = False) -> DealtResults:
     """Read a results file once and deal it.
 
     Args:
         uri: a JSON list of results, perhaps compressed.
         store: where the parts go; not the one of the ground truth.
         masks: whether the segmentations are kept.
+        string_ids: whether the ground truth's ids are strings: then results that were numbered by the export go by
+            the string beside the number.
 
     Raises:
         InputError: not a results file, or a row of it is wrong.
@@ -160,7 +162,7 @@ def deal_results(uri: Uri, store: ChunkStore, masks: bool) -> DealtResults:
         if element.key is not None:
             break
         try:
-            row = result_row(element.value, element.text, masks)
+            row = result_row(element.value, element.text, masks, string_ids)
             kind.check(row.image_id)
         except BadRow as error:
             raise at_place(uri, element, error) from None

@@ -5,14 +5,9 @@ The one format here that is lossy: see `LOSSY`.
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import lru_cache
-from pathlib import PurePosixPath
 from typing import BinaryIO
 
 import numpy as np
@@ -24,8 +19,9 @@ from pipeline.export.labels import ImageInfo, ImageLabels, Labels
 from pipeline.export.outlines.contours import outline
 from pipeline.export.outlines.crops import Crop
 from pipeline.export.target import Folder
-from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.storage.file_names import TakenPaths, alternatives, safe_path, split_suffix
 from pipeline.storage.map_ahead import map_ahead
+from pipeline.tables.csv_text import csv_line
 
 LOSSY = (
     "LOSSY: a YOLO label is one polygon, its coordinates rounded to 6 decimals, without a score. Parts and holes of a "
@@ -35,6 +31,9 @@ LOSSY = (
 IOU_SAMPLE = 500
 _DECIMALS = 6
 _PUTS_AT_ONCE = 16
+# Ultralytics looks for files with these suffixes, and for no others; whatever they hold is read by its content.
+_SUFFIXES = frozenset({".bmp", ".dng", ".heic", ".jpeg", ".jpg", ".mpo", ".pfm", ".png", ".tif", ".tiff", ".webp"})
+_ADDED_SUFFIX = ".jpg"
 
 
 class PolygonLoss:
@@ -62,41 +61,70 @@ class PolygonLoss:
 
 
 def write_yolo(labels: Labels, folder: Folder) -> Sequence[str]:
-    """``labels/**.txt``, ``data.yaml``, ``images.csv`` (which image belongs where) and ``README.txt``.
+    """The labels, ``data.yaml``, ``images.csv`` (which image belongs where) and ``README.txt``.
 
     An image without labels has an empty file: it is a negative. The images themselves are not copied.
 
     Returns:
-        What is lossy, and the loss measured on a sample.
+        What is lossy, how many images belong under another name than theirs, and the loss measured on a sample.
     """
     loss = PolygonLoss()
     with folder.open("images.csv") as table:
-        files = _label_files(labels, table, loss)
-        for _ in map_ahead(lambda file: folder.put(*file), files, _PUTS_AT_ONCE, 2 * _PUTS_AT_ONCE):
+        files = _LabelFiles(table, loss)
+        for _ in map_ahead(lambda file: folder.put(*file), files.of(labels), _PUTS_AT_ONCE, 2 * _PUTS_AT_ONCE):
             pass
     folder.put("data.yaml", _data_yaml(labels, loss).encode())
     folder.put("README.txt", _readme(loss).encode())
-    return LOSSY, str(loss)
+    return LOSSY, *files.remarks(), str(loss)
 
 
 YOLO_SEG = FolderFormat(name="yolo-seg", about="a polygon an object", is_lossy=True, write=write_yolo)
 
 
-def _label_files(labels: Labels, table: BinaryIO, loss: PolygonLoss) -> Iterator[tuple[str, bytes]]:
-    """Names and contents; meanwhile the table of images and the loss."""
-    table.write(_csv_line("label", "image", "image_id", "image_uri"))
-    with closing(UniqueNames()) as names:
-        for image in labels.images():
-            stem, suffix = _split(image.image)
-            stem = names.take(stem, image.image.id)
-            label = f"labels/{stem}.txt"
-            table.write(_csv_line(label, f"images/{stem}{suffix}", str(image.image.id), image.image.uri or ""))
-            yield label, _label_file(image, loss)
+class _LabelFiles:
+    """The label files of all images; meanwhile the table of images and the loss."""
+
+    def __init__(self, table: BinaryIO, loss: PolygonLoss) -> None:
+        self._table = table
+        self._loss = loss
+        self._renamed = 0
+
+    def of(self, labels: Labels) -> Iterator[tuple[str, bytes]]:
+        """Names and contents."""
+        self._table.write(csv_line("label", "image", "image_id", "image_uri"))
+        with closing(TakenPaths()) as taken:
+            for image in labels.images():
+                place, label = _places(image.image, taken)
+                self._renamed += place != f"images/{image.image.path}"
+                self._table.write(csv_line(label, place, image.image.id, image.image.uri or ""))
+                yield label, _label_file(image, self._loss)
+
+    def remarks(self) -> list[str]:
+        if not self._renamed:
+            return []
+        return [f"images that belong under another name than their own: {self._renamed:,} (images.csv, column image)"]
 
 
-def _split(image: ImageInfo) -> tuple[str, str]:
-    suffix = PurePosixPath(image.path).suffix
-    return (image.path[: -len(suffix)], suffix) if suffix.lower() in IMAGE_SUFFIXES else (image.path, "")
+def _places(image: ImageInfo, taken: TakenPaths) -> tuple[str, str]:
+    """Where an image and its label file belong in the folder; nothing else is there."""
+    for path in alternatives(safe_path(image.path), image.id):
+        place = f"images/{path}"
+        if split_suffix(place)[1].lower() not in _SUFFIXES:
+            place += _ADDED_SUFFIX
+        if taken.take(place, label := label_path(place)):
+            return place, label
+    raise AssertionError("there are always further paths")
+
+
+def label_path(image: str) -> str:
+    """Where ultralytics looks for the label of an image: ``labels`` for the last folder ``images``, ``.txt`` for the
+    suffix.
+
+    Args:
+        image: a relative path, ``images/`` before it and with a suffix.
+    """
+    head, _, tail = f"/{image}".rpartition("/images/")
+    return f"{head}/labels/{split_suffix(tail)[0]}.txt".removeprefix("/")
 
 
 def _label_file(image: ImageLabels, loss: PolygonLoss) -> bytes:
@@ -121,12 +149,6 @@ def _fractions(length: int) -> list[str]:
     return [repr(round(position / length, _DECIMALS)) for position in range(length + 1)]
 
 
-def _csv_line(*cells: str) -> bytes:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
-
-
 def _data_yaml(labels: Labels, loss: PolygonLoss) -> str:
     content = {  # without "path": relative to this file
         "train": "images",
@@ -143,30 +165,9 @@ def _readme(loss: PolygonLoss) -> str:
         "YOLO segmentation labels\n\n"
         "The images are not here: images.csv says for each label file where its image belongs (column image, below\n"
         "this folder) and where it came from (image_uri). An empty label file is an image without objects.\n\n"
+        'Labels lie where ultralytics looks: in the image\'s path, with "labels" for the last folder "images".\n'
+        "A name that some file system does not take, or that is taken, was changed. An image whose suffix ultralytics\n"
+        "does not look for has .jpg behind it; that is enough unless it is in a format that ultralytics does not read\n"
+        "(GIF, PPM): convert those. In images.csv a cell that a spreadsheet would take for a formula begins with '.\n\n"
         f"{LOSSY}\n{loss}\n"
     )
-
-
-class UniqueNames:
-    """Makes each name different from all before it; which names there were lies on disk, not in memory."""
-
-    def __init__(self) -> None:
-        self._names = sqlite3.connect("")  # an empty name: a temporary file that goes with the connection
-        self._names.execute("CREATE TABLE names (name TEXT PRIMARY KEY) WITHOUT ROWID")
-
-    def take(self, name: str, key: int | str) -> str:
-        """The name itself, or with a suffix made from the key where it is taken.
-
-        Args:
-            name: the one that is wanted.
-            key: different for every call.
-        """
-        suffix = hashlib.sha256(str(key).encode()).hexdigest()[:16]
-        return name if self._add(name) else self.take(f"{name}_{suffix}", key)
-
-    def _add(self, name: str) -> bool:
-        return self._names.execute("INSERT OR IGNORE INTO names VALUES (?)", (name,)).rowcount == 1
-
-    def close(self) -> None:
-        """Remove the file."""
-        self._names.close()

@@ -83,6 +83,19 @@ class ObjectFolder(ABC):
         return pa.PythonFile(_RangeFile(self, name, size_bytes), mode="r")
 
 
+class ReadFailed(OSError):
+    """The storage did not give the bytes of a file, which says nothing of what they are."""
+
+
+def is_of_content(error: OSError) -> bool:
+    """Whether an error of reading from `ObjectFolder.open` is about what the bytes are, not about getting them.
+
+    Arrow complains of damage with ``OSError`` too. Errors of the operating system have a number, and those of any other
+    storage are `ReadFailed`.
+    """
+    return type(error) is OSError and error.errno is None
+
+
 def digest(content: bytes) -> str:
     """The version of a file where the storage has none of its own."""
     return hashlib.sha256(content).hexdigest()
@@ -114,4 +127,7 @@ class _RangeFile(io.RawIOBase):
         start = self._position
         stop = self._size_bytes if size < 0 else min(start + size, self._size_bytes)
         self._position = max(start, stop)
-        return self._objects.read_range(self._name, start, stop) if stop > start else b""
+        try:
+            return self._objects.read_range(self._name, start, stop) if stop > start else b""
+        except OSError as error:
+            raise ReadFailed(str(error)) from None

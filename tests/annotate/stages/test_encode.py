@@ -85,7 +85,7 @@ def test_rows(images: list[Detections | ImageFailure]) -> None:
     assert len(table) == len(images)
     for row, image in zip(table.to_pylist(), images, strict=True):
         if isinstance(image, ImageFailure):
-            assert (row["status"], row["detections"]) == ("failed", [])
+            assert (row["status"], row["detections"]) == ("failed", None)
             assert (row["stage"], row["error_code"], row["error_message"]) == (image.stage, image.code, image.message)
             assert (row["height"], row["width"], row["exif_orientation"]) == (None, None, None)
             continue
@@ -124,7 +124,7 @@ def test_masks_that_are_not_finite_fail_their_own_image(value: float) -> None:
     table = encode(segmented_rows(images))
     assert table["status"].to_pylist() == ["annotated", "failed", "annotated"]
     row = table.to_pylist()[1]
-    assert (row["stage"], row["error_code"], row["detections"]) == ("encode", "bad_mask", [])
+    assert (row["stage"], row["error_code"], row["detections"]) == ("encode", "bad_mask", None)
     assert "finite" in row["error_message"]
     assert (row["height"], row["width"]) == (40, 60)  # it was decoded, after all
     good = encode(segmented_rows([images[0], images[0], images[2]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ class TestResults:
             loaded = truth.loadRes(str(file))
         assert len(loaded.anns) == sum(len(p.masks or ()) for p in pictures)
 
-    def test_string_ids_stay(self, tmp_path: Path) -> None:
-        uri = write_output(tmp_path / "out", [Picture("b/ä\n.png", [FULL])])
-        assert results(uri)[0]["image_id"] == "b/ä\n.png"
+    def test_string_ids_are_numbered(self, tmp_path: Path) -> None:
+        uri = write_output(tmp_path / "out", [Picture("failed", None), Picture("b/ä\n.png", [FULL])])
+        (result,) = results(uri)
+        assert (result["image_id"], result["maskfleet_image_id"]) == (1, "b/ä\n.png")
 
     def test_nothing_found(self, tmp_path: Path) -> None:
         assert results(write_output(tmp_path / "out", [Picture(1, []), Picture(2, None)])) == []
@@ -163,6 +165,31 @@ class TestDataset:
         for picture in pictures:
             for annotation, mask in zip(coco.imgToAnns[picture.id], picture.masks or (), strict=True):
                 np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+
+
+@pytest.mark.parametrize("strings", [False, True])
+@pytest.mark.parametrize("min_score", [0.0, 0.5])
+def test_both_files_go_together(tmp_path: Path, strings: bool, min_score: float) -> None:
+    """In pycocotools, with images that failed, that have no detections, and none above the threshold."""
+    pictures = [replace(p, id=f"im/{p.id}.jpg" if strings else p.id + 40) for p in awkward_pictures()]
+    pictures.append(Picture("low" if strings else 9, [FULL], scores=[0.1]))
+    uri = write_output(tmp_path / "out", pictures[:4], pictures[4:9], pictures[9:])
+    labels = labels_of(uri, Selection(min_score)), labels_of(uri, keep_empty=True)
+    files = tmp_path / "coco.json", tmp_path / "results.json"
+    for file, source, write in zip(files, labels, (write_coco, write_coco_results), strict=True):
+        with file.open("wb") as out:
+            write(source, out)
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(files[0]))
+        found = coco.loadRes(str(files[1]))
+    assert coco.dataset["info"]["image_ids"].startswith("numbered from 1" if strings else "those of")
+    ids = {image.get("maskfleet_image_id", image["id"]): image["id"] for image in coco.dataset["images"]}
+    assert ids.keys() == {picture.id for picture in pictures if picture.masks is not None}
+    for picture in pictures:
+        masks = [found.annToMask(a) for a in found.imgToAnns[ids[picture.id]]] if picture.masks is not None else []
+        assert len(masks) == len(picture.masks or [])
+        for one, other in zip(masks, picture.masks or [], strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_json_is_strict() -> None:

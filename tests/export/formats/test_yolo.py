@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import csv
-from pathlib import Path
+import glob
+import os
+from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
 from pipeline.export.formats.yolo import LOSSY, PolygonLoss, write_yolo
@@ -27,6 +32,8 @@ from tests.export.export_cases import (
 )
 
 FULL = MASKS["full"]
+# Of ultralytics 8.3, as is the rule of `ultralytics_label`.
+IMG_FORMATS = {"bmp", "dng", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp", "pfm", "heic"}
 
 
 def export(tmp_path: Path, pictures: list[Picture]) -> tuple[Path, list[str]]:
@@ -126,7 +133,86 @@ def test_images_that_differ_in_their_suffix_only(tmp_path: Path) -> None:
     for row in rows.values():
         stem = row["label"].removeprefix("labels/").removesuffix(".txt")
         assert Path(row["image"]).with_suffix("") == Path("images") / stem
-    assert (rows["3"]["image"], rows["3"]["image_uri"]) == ("images/3", "")
+    assert (rows["3"]["image"], rows["3"]["image_uri"]) == ("images/3.jpg", "")
+
+
+def ultralytics_label(image: str) -> str:
+    """Its ``img2label_paths``."""
+    sa, sb = f"{os.sep}images{os.sep}", f"{os.sep}labels{os.sep}"
+    return sb.join(image.rsplit(sa, 1)).rsplit(".", 1)[0] + ".txt"
+
+
+def ultralytics_images(folder: Path) -> set[str]:
+    """The images that it finds in a folder."""
+    found = glob.glob(str(folder / "**" / "*.*"), recursive=True)
+    return {file for file in found if file.rpartition(".")[-1].lower() in IMG_FORMATS and os.path.isfile(file)}
+
+
+def check_as_ultralytics_reads(out: Path) -> list[dict[str, Any]]:
+    """Put each image where images.csv says: each is found, has a label file of its own, and nothing is left over."""
+    with (out / "images.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        (out / row["image"]).parent.mkdir(parents=True, exist_ok=True)
+        (out / row["image"]).touch(exist_ok=False)
+        assert ultralytics_label(str(out / row["image"])) == str(out / row["label"])
+        for name in (row["image"], row["label"]):
+            assert len({*map(str.casefold, (name, *(other[key] for other in rows for key in ("image", "label"))))}) == (
+                2 * len(rows)
+            )
+            assert not PureWindowsPath(name).is_reserved()
+            assert not any(part.endswith((".", " ")) for part in name.split("/"))
+    assert ultralytics_images(out / "images") == {str(out / row["image"]) for row in rows}
+    labels = {os.path.join(folder, name) for folder, _, names in os.walk(out) for name in names if name[-4:] == ".txt"}
+    assert labels == {str(out / row["label"]) for row in rows} | {str(out / "README.txt")}
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("uris", "labels"),
+    [
+        (["s3://pictures/train/a.jpg"], ["labels/train/a.txt"]),
+        (["s3://pictures/images/train/a.jpg"], ["images/labels/train/a.txt"]),
+        (["http://images.cocodataset.org/images/v/1.jpg"], ["images/images.cocodataset.org/labels/v/1.txt"]),
+        (["s3://pictures/images/images/a.jpg"], ["images/images/labels/a.txt"]),
+        (["s3://pictures/images/x/images"], ["images/labels/x/images.txt"]),
+        (["s3://pictures/Images/a.jpg"], ["labels/Images/a.txt"]),
+        (["s3://pictures/DJI_1.mpo"], ["labels/DJI_1.txt"]),
+        (["s3://pictures/a.JFIF", "s3://pictures/a.gif"], ["labels/a.JFIF.txt", "labels/a.gif.txt"]),
+        (["s3://pictures/v1.2/a", "s3://pictures/v1.2/a.5"], ["labels/v1.2/a.txt", "labels/v1.2/a.5.txt"]),
+        (["s3://pictures/.a/.b.jpg"], ["labels/_a/_b.txt"]),
+        (["s3://pictures/NUL.jpg", "s3://pictures/a. /b:c.png"], ["labels/_NUL.txt", "labels/a__/b_c.txt"]),
+    ],
+)
+def test_ultralytics_finds_the_labels(tmp_path: Path, uris: list[str], labels: list[str]) -> None:
+    out, _ = export(tmp_path, [Picture(number, [FULL], uri=uri) for number, uri in enumerate(uris)])
+    assert [row["label"] for row in check_as_ultralytics_reads(out)] == labels
+
+
+_NAMES = st.sampled_from(["images", "labels", "a", "A", "a.jpg", "a.txt", "a.JPG", "a.png", "a.gif", "nul", "..", "é"])
+_TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+_PATHS = st.lists(st.one_of(_NAMES, _TEXTS), min_size=1, max_size=4).map("/".join)
+_ROOTS = st.sampled_from(["", "/", "s3://pictures/", "https://h/images/"])
+_ODD = ["a\0b", "x" * 300 + ".jpg", "é" * 200, "a", "a.txt/b", "A.TXT", "../..", "a/" * 400 + "b.jpg", "=1+1", "a\rb"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.builds(str.__add__, _ROOTS, _PATHS), min_size=1, max_size=8, unique=True))
+@example(_ODD)
+@example(["e\u0301.jpg", "\u00e9.jpg", "straße.jpg", "STRASSE.png", "a/b/c.jpg", "a/b.txt/x.png", "a/b.jpg"])
+def test_any_ids_and_uris(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+    """As ids of images that came as bytes, and as URIs."""
+    pictures = [Picture(text, [FULL], uri=None) for text in texts]
+    pictures += [Picture(f"by uri {number}", [], uri=text) for number, text in enumerate(texts)]
+    out, _ = export(tmp_path_factory.mktemp("any"), pictures)
+    rows = check_as_ultralytics_reads(out)
+    for row, picture in zip(rows, pictures, strict=True):
+        assert row["image_id"] in (picture.id, f"'{picture.id}")
+
+
+def test_names_that_were_changed_are_counted(tmp_path: Path) -> None:
+    _, remarks = export(tmp_path, [Picture("a?.jpg", [], uri=None), Picture("a.jpg", [], uri=None)])
+    assert remarks[1] == "images that belong under another name than their own: 1 (images.csv, column image)"
 
 
 def test_loss_by_hand() -> None:
