@@ -13,6 +13,8 @@ from pipeline.config.loading import read_values
 from pipeline.model.categories import Category
 from pipeline.storage.uris import UriText
 
+_MAX_NAMES = 20
+
 
 def read_class_thresholds(path: UriText) -> dict[str, float]:
     """Read a file of scores by category name, as ``model.class_thresholds_file`` and the export take it.
@@ -45,6 +47,8 @@ class Selection:
         return np.array(scores, np.float32)
 
     def unknown_names(self, categories: Sequence[Category]) -> list[str]:
-        """Names with a threshold but without a category, each with what may have been meant."""
+        """Names with a threshold but without a category, each with what may have been meant; of many some."""
         names = [category.name for category in categories]
-        return [f"{name!r}{did_you_mean(name, names)}" for name in self.class_thresholds if name not in names]
+        unknown = [name for name in self.class_thresholds if name not in names]
+        shown = [f"{name!r}{did_you_mean(name, names)}" for name in unknown[:_MAX_NAMES]]
+        return shown + ([f"{len(unknown) - len(shown):,} more"] if len(unknown) > len(shown) else [])

@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import UserError
 from pipeline.storage.uris import Uri
 
+_LONGEST_WORD = 100
+
 
 class ConfigError(UserError):
     """A config that cannot be used. The message says where and what to do, and holds no secrets."""
@@ -57,5 +59,7 @@ class Section(BaseModel):
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
     """``"; did you mean 'x'?"`` where something known is close, else ``""``."""
+    if len(word) > _LONGEST_WORD:  # the comparison takes the product of both lengths
+        return ""
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from jobs import config_schema as schema_command
 from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig
+from pipeline.annotations.class_thresholds import read_class_thresholds
 from pipeline.config.base import ConfigError, did_you_mean
 from pipeline.config.loading import config_schema, load_config
 from pipeline.model.categories import COCO_CATEGORIES
@@ -257,7 +258,7 @@ def test_secrets_stay_out_of_errors(load: Any) -> None:
     with pytest.raises(ValidationError) as error:
         config(manifest={"uri": "s3://me:SECRET@bucket/x"})
     assert "SECRET" not in str(error.value)
-    for override in ("manifest.uri=s3://me:SECRET@bucket/x", "manifest.uri=[SECRET]", "manifest.typo=SECRET"):
+    for override in ("manifest.uri=s3://me:SECRET@bucket/x", "manifest.carry=SECRET", "manifest.typo=SECRET"):
         with pytest.raises(ConfigError) as loading_error:
             load(MINIMAL, override)
         assert "SECRET" not in str(loading_error.value)
@@ -281,18 +282,141 @@ def test_sections_may_be_left_empty(load: Any) -> None:
         ("output.max_failed_fraction=1", ("output", "max_failed_fraction"), 1.0),
         ("model.compile=true", ("model", "compile"), True),
         ("output.uri=s3://b/k=v/x", ("output", "uri"), "s3://b/k=v/x"),
-        ("model.checkpoint='5'", ("model", "checkpoint"), "5"),
+        ("manifest.image_root=null", ("manifest", "image_root"), None),
+        ("manifest.carry=['a #1', \"b: c\"]", ("manifest", "carry"), ("a #1", "b: c")),
+        ('manifest.carry=["a", "b"]', ("manifest", "carry"), ("a", "b")),
         ("model.checkpoint=no", ("model", "checkpoint"), "no"),
         ("model.checkpoint=2024-01-31", ("model", "checkpoint"), "2024-01-31"),
         ("model.checkpoint=12:30", ("model", "checkpoint"), "12:30"),
         ("model.class_thresholds.traffic light=0.5", ("model", "class_thresholds"), {"traffic light": 0.5}),
+        ("model.class_thresholds.Mr. X=0.5", ("model", "class_thresholds"), {"Mr. X": 0.5}),
         ("model.class_thresholds={dog: 0.5, 'no': 1}", ("model", "class_thresholds"), {"dog": 0.5, "no": 1.0}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_overrides_are_yaml(load: Any, override: str, path: tuple[str, str], value: Any) -> None:
+def test_overrides_are_read_as_the_setting_says(load: Any, override: str, path: tuple[str, str], value: Any) -> None:
     found = getattr(getattr(load(MINIMAL, override), path[0]), path[1])
     assert (found.secret_text if isinstance(found, UriText) else found) == value
+
+
+# What YAML reads as something else, or as less.
+ODD_TEXTS = [
+    *(
+        "/photos/Trip #3",
+        "/photos/#3",
+        "#",
+        "/photos/a: b",
+        "a:",
+        ": b",
+        "[1] pics",
+        "[a",
+        "{a}",
+        "*.jpg",
+        "&x y",
+        "!x",
+    ),
+    *("%d", "@home", "`x`", "'q", "'5'", '"5"', "> x", "| x", "- a", "? a", "---", "...", "a - b", ", a", "= a"),
+    *("null", "~", "no", "yes", "true", "on", "007", "0x1F", "1_000", "1e3", ".5", ".inf", "12:30", "2024-01-01"),
+    *(" a ", "\ta", "a\\n", "\u00e9\u4e2d\U0001f600", "a\u00a0#b", "\ufeffa", "<<", "="),
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_text_is_taken_to_the_last_character(load: Any, text: str) -> None:
+    assert load(MINIMAL, f"model.checkpoint={text}").model.checkpoint.secret_text == text
+    assert load(MINIMAL, f"manifest.id_column={text}").manifest.id_column == text
+    if "\t" not in text:  # control characters make no URI
+        assert load(MINIMAL, f"manifest.uri={text}").manifest.uri.secret_text == text
+    if text != "null":
+        assert load(MINIMAL, f"manifest.image_root={text}" if "\t" not in text else "log_interval_s=1")
+        assert load(MINIMAL, f"resources.ray_address={text}").resources.ray_address.secret_text == text
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("resources.actors=3 #4", "resources.actors=3 4", "resources.actors=0123", "resources.actors=1e3"),
+        *("resources.actors='3'", "resources.actors=3,", "resources.actors=[3]", "resources.actors=3\n---\n4"),
+        *("model.compile=yes", "model.compile=1", "model.compile=true #no", "output.max_failed_fraction=0.1 # a"),
+        *("manifest.carry=[a, b #c]", "manifest.carry=[a, b] c", "manifest.carry=a", "manifest.carry=[1]"),
+        *("images.allowed_roots=[/photos/Trip #3]", "images.allowed_roots=/photos", "images.max_pixels=" + "9" * 30),
+        *("model.class_thresholds.dog=0.5 #x", "model.class_thresholds={dog: 0.5} x", "model.precision=fp32 "),
+    ],
+)
+def test_what_is_left_over_of_a_value_is_refused(load: Any, override: str) -> None:
+    with pytest.raises(ConfigError, match=f"--set {override.partition('=')[0]}"):
+        load(MINIMAL, override)
+
+
+@pytest.mark.parametrize(("text", "said"), [("/photos/Trip #3", True), ("'/photos/Trip #3'", False), ("a # b", False)])
+def test_a_path_that_yaml_cuts_off_is_spoken_of(load: Any, caplog: Any, text: str, said: bool) -> None:
+    load(MINIMAL.replace("a.csv", text))
+    assert ("line 2: manifest.uri is '/photos/Trip'" in caplog.text) is said
+
+
+ALIASES = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]" for i in range(15)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("\n".join(ALIASES), "line .*: more than 50,000 keys and values", id="aliases of aliases"),
+        pytest.param("a: &a [*a]", "line 1: .*a stands in what it names", id="an alias of itself"),
+        pytest.param("a: &a {b: *a}", "stands in what it names", id="a mapping in itself"),
+        pytest.param("\n".join(f"k{i}: 1" for i in range(200_000)), "more than 50,000|larger than", id="keys"),
+        pytest.param("a: [" + "1," * 200_000, "more than 50,000", id="a list"),
+        pytest.param("a: " + "[" * 100_000, "more than 40 lists and mappings in each other", id="lists in lists"),
+        pytest.param("a: " + "{a: " * 100_000, "more than 40 lists", id="mappings in mappings"),
+        pytest.param("- " * 100_000, "more than 40 lists", id="lists in lists, block style"),
+        pytest.param("#" * (3 << 20), "larger than 2 MiB", id="a large file"),
+        pytest.param("a: " + "9" * 1_000_000, "beyond 64 bits", id="a long number"),
+        pytest.param("a: -9223372036854775809", "beyond 64 bits", id="a number just too large"),
+        pytest.param("a: !!int 1" + ":1" * 300_000, "not valid YAML", id="base 60"),
+        pytest.param("a: !!float 1" + ":1" * 300_000, "not valid YAML", id="base 60 with a point"),
+        pytest.param("a: !!bool maybe", "not valid YAML", id="no boolean"),
+        pytest.param("a: !!set {b}", "not valid YAML", id="a set"),
+        pytest.param("? [a, b]\n: 1", "a key must be text", id="a list as a key"),
+        pytest.param("? {a: b}\n: 1", "a key must be text", id="a mapping as a key"),
+        pytest.param("a: [{1: 2}]", "a key must be text", id="a number as a key in a list"),
+        pytest.param("a: [{b: 1, b: 2}]", "a.0.b is set twice", id="twice in a list"),
+        pytest.param("a: \0", "line 1: the character 0x0000", id="NUL"),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_no_file_takes_the_loader_long(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as error:
+        load_config(AnnotateConfig, path)
+    assert len(str(error.value)) < 1000
+
+
+def test_files_of_thresholds_have_the_same_bounds(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.yaml"
+    path.write_text("\n".join(ALIASES))
+    with pytest.raises(ConfigError, match="more than 50,000"):
+        read_class_thresholds(UriText(str(path)))
+
+
+def test_many_problems_are_counted_and_some_shown(load: Any) -> None:
+    with pytest.raises(ConfigError, match="20,001 problems") as error:
+        load(MINIMAL + "resource: 1\n" + "".join(f"k{i}: 1\n" for i in range(20_000)))
+    lines = str(error.value).splitlines()
+    assert lines[1].endswith("resource: no such setting; did you mean 'resources'?")
+    assert "k18: no such setting; known here: manifest, images" in lines[-2]
+    assert lines[-1].strip() == "and 19,981 more"
+
+
+def test_a_long_word_is_shortened_and_not_compared(load: Any) -> None:
+    with pytest.raises(ConfigError, match=r"k{200}\.\.\.: no such setting") as error:
+        load(MINIMAL + f"? {'k' * 1_000_000}\n: 1\n")
+    assert len(str(error.value)) < 1000
+
+
+def test_aliases_are_understood(load: Any) -> None:
+    made = load(MINIMAL.replace("a.csv", "a.csv\n  carry: &some [a, b]") + "images: {allowed_roots: *some}\n")
+    assert made.manifest.carry == ("a", "b")
+    assert made.images.allowed_roots == (Uri("a"), Uri("b"))
 
 
 def test_later_overrides_win(load: Any) -> None:
@@ -329,12 +453,13 @@ def test_later_overrides_win(load: Any) -> None:
         (MINIMAL, ["modell.batch_size=1"], ["--set modell.batch_size: modell: no such setting", "'model'"]),
         (MINIMAL, ["model.precision=fp8"], ["--set model.precision: must be 'fp32', 'bf16' or 'fp16'"]),
         (MINIMAL, ["manifest.carry=a"], ["--set manifest.carry: must be a list"]),
-        (MINIMAL, ["output.uri=null"], ["--set output.uri: must be text", "nothing"]),
+        (MINIMAL, ["output.uri="], ["--set output.uri: String should have at least 1 character"]),
+        (MINIMAL, ["output.images_per_file=null"], ["--set output.images_per_file: must be a whole", "nothing"]),
         (MINIMAL, ["model.batch_size"], ["expected section.key=value"]),
         (MINIMAL, ["=1"], ["expected section.key=value"]),
         (MINIMAL, ["model..batch_size=1"], ["expected section.key=value"]),
         (MINIMAL, ["model.checkpoint.x=1"], ["model.checkpoint holds a value"]),
-        (MINIMAL, ["output.uri=a: b: c"], ["--set output.uri: not valid YAML"]),
+        (MINIMAL, ["manifest.carry=a: b: c"], ["--set manifest.carry: not valid YAML"]),
         (MINIMAL, ["resources.actors=1", "resources.max_actors=2"], ["either actors"]),
     ],
     ids=lambda value: None,

@@ -24,6 +24,11 @@ def test_unknown_names() -> None:
     assert Selection(0, {"cats": 0.5, "cat": 0.1}).unknown_names(CATEGORIES) == ["'cats'; did you mean 'cat'?"]
 
 
+def test_many_unknown_names_are_counted() -> None:
+    unknown = Selection(0, {f"k{i}": 0.5 for i in range(5000)}).unknown_names(CATEGORIES)
+    assert (unknown[0], unknown[19:]) == ("'k0'", ["'k19'", "4,980 more"])
+
+
 @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
 def test_no_score(score: float) -> None:
     with pytest.raises(ExportError, match="from 0 to 1"):

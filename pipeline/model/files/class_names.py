@@ -23,7 +23,7 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         categories = _from_coco(text) if text.lstrip().startswith("{") else _from_lines(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from error
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a COCO file: no 'categories' with 'id' and 'name' ({error!r})") from error

@@ -34,6 +34,11 @@ def test_coco_file_in_the_order_of_ids(tmp_path: Path) -> None:
         ('{"images": []}', "not a COCO file"),
         ('{"categories": [{"name": "cat"}]}', "not a COCO file"),
         ('{"categories": ', "cannot be read"),
+        pytest.param('{"categories": ' + "[" * 100_000, "cannot be read", id="nested deeply"),
+        pytest.param('{"categories": [{"id": 1e999, "name": "a"}]}', "cannot be read", id="infinite id"),
+        pytest.param(
+            '{"categories": [{"id": ' + "9" * 5000 + ', "name": "a"}]}', "classes: cannot be read", id="long id"
+        ),
         ("cat\ndog\ncat", "name 'cat' stands for 2"),
         ('{"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}', "id 1 stands for 2"),
     ],
