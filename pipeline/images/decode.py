@@ -14,11 +14,17 @@ application. It is neither changed nor, as far as possible, read: plugins are op
 any pixel is decoded. WebP canvases, GIF frames and TIFF tiles consult the guard inside their plugins: there,
 pictures of more than twice ``MAX_IMAGE_PIXELS`` (179 million pixels by default) are refused as
 ``too_many_pixels`` even when ``max_pixels`` is larger.
+
+What a picture costs follows from its pixels: `pipeline.images.essentials` leaves out what has no say in them, and a
+JPEG of more than `MAX_SCANS` scans, each of which passes over all pixels for as little as 163 bytes, is refused.
 """
 
 from __future__ import annotations
 
+import ctypes
 import io
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -33,9 +39,17 @@ from PIL import (
     PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
+    _imaging,
 )
 
 from pipeline.errors import UserError
+from pipeline.images.essentials import (
+    has_more_scans,
+    jpeg_essentials,
+    png_essentials,
+    webp_size,
+    without_pnm_comments,
+)
 
 # Names of pictures: they pick files out of folders; whatever is named itself is judged by its content. The last line's
 # are photographs in formats that are left closed: each is a failed row that says so, and not a file passed over.
@@ -44,6 +58,9 @@ jpg jpeg jpe jif jfif mpo png apng webp bmp dib tif tiff gif ppm pgm pbm pnm
 heic heif avif jp2 jxl
 """
 IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
+
+# What libtiff allows a JPEG inside a TIFF. Encoders write about ten, and libjpeg's scan scripts have no use for more.
+MAX_SCANS = 100
 
 _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     # JpegImageFile and not Pillow's factory: of a multi-picture JPEG (MPO) it reads the primary image only.
@@ -76,6 +93,7 @@ _CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMY
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 _PHOTOMETRIC_TAG = 262
+_TILE_WIDTH_TAG, _TILE_LENGTH_TAG = 322, 323
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -86,6 +104,25 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _INVERSE_ORIENTATION = {6: 8, 8: 6}
+_PIXELS_AT_ONCE = 1 << 18  # converted together
+
+
+def _silence_decoders() -> None:
+    """What a damaged picture is reported as is an `ImageError`, and nothing on stderr beside it.
+
+    For the whole process: libtiff's handlers and Python's filters are its own, and threads decode side by side.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    try:
+        libtiff = ctypes.CDLL(_imaging.__file__)  # finds what Pillow's own module is linked with
+        libtiff.TIFFSetErrorHandler(None)
+        libtiff.TIFFSetWarningHandler(None)
+    except (AttributeError, OSError):  # linked otherwise, or without TIFF
+        return
+
+
+_silence_decoders()
 
 
 class ImageError(UserError):
@@ -93,8 +130,8 @@ class ImageError(UserError):
 
     Attributes:
         code: ``empty_object`` (no bytes), ``not_an_image`` (no known format), ``corrupt_image`` (truncated or
-            damaged), ``too_many_pixels`` (header above the limit) or ``unsupported_image`` (a format or
-            pixel type that is not decoded).
+            damaged), ``too_many_pixels`` (header above the limit), ``too_many_scans`` (of a JPEG) or
+            ``unsupported_image`` (a format or pixel type that is not decoded).
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -140,7 +177,7 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, apply_exif: bool
         raise ImageError("empty_object", "the object has no bytes")
     plugin = _plugin_for(data)
     try:
-        return _decode(plugin, data, max_pixels, apply_exif)
+        return _decode(plugin, _essentials(plugin, data), max_pixels, apply_exif)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -163,23 +200,49 @@ def _plugin_for(data: bytes) -> type[ImageFile.ImageFile]:
     raise ImageError("not_an_image", f"no known image format starts with {bytes(data[:8])!r}")
 
 
+def _essentials(plugin: type[ImageFile.ImageFile], data: bytes) -> bytes:
+    if plugin is PngImagePlugin.PngImageFile:
+        return png_essentials(data)
+    if plugin is JpegImagePlugin.JpegImageFile:
+        jpeg = jpeg_essentials(data)
+        if has_more_scans(jpeg, MAX_SCANS):
+            raise ImageError("too_many_scans", f"a JPEG of more than {MAX_SCANS} scans")
+        return jpeg.data
+    return without_pnm_comments(data) if data.startswith((b"P1", b"P2", b"P3")) else data
+
+
 def _decode(plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels: int, apply_exif: bool) -> DecodedImage:
+    if plugin is WebPImagePlugin.WebPImageFile and (canvas := webp_size(data)):
+        _check_size(canvas, max_pixels)  # here, because opening it takes half of the memory already
     with plugin(io.BytesIO(data), "") as image:
         stored_size = _stored_size(image)
-        if stored_size[0] * stored_size[1] > max_pixels:
-            height, width = stored_size
-            raise ImageError("too_many_pixels", f"{height} x {width} pixels, limit {max_pixels}")
+        _check_size(stored_size, max_pixels)
+        _check_size(_tile_size(image), max_pixels, "tiles of ")
         _check_mode(image)
         turned_by_pillow = _tiff_orientation(image)
         image.info.pop("xmp", None)  # Pillow would turn a TIFF by its XMP too, which no other reader does
         image.load()
         orientation = turned_by_pillow or _exif_orientation(image)
-        rgb = _to_rgb(image)
+        turn = 1
         if apply_exif and not turned_by_pillow:
-            rgb = _transpose(rgb, orientation)
+            turn = orientation
         elif turned_by_pillow and not apply_exif:
-            rgb = _transpose(rgb, _INVERSE_ORIENTATION.get(orientation, orientation))
-        return DecodedImage(np.array(rgb), orientation, stored_size)
+            turn = _INVERSE_ORIENTATION.get(orientation, orientation)
+        return DecodedImage(_rgb_pixels(image, turn), orientation, stored_size)
+
+
+def _check_size(size: tuple[int, int], max_pixels: int, what: str = "") -> None:
+    height, width = size
+    if height * width > max_pixels:
+        raise ImageError("too_many_pixels", f"{what}{height} x {width} pixels, limit {max_pixels}")
+
+
+def _tile_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """(H, W) of a TIFF's tiles, each of which is decoded whole, however small the picture is; else nothing."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, 0
+    height, width = (image.tag_v2.get(tag, 0) for tag in (_TILE_LENGTH_TAG, _TILE_WIDTH_TAG))
+    return (height, width) if isinstance(height, int) and isinstance(width, int) else (0, 0)
 
 
 def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
@@ -196,24 +259,40 @@ def _check_mode(image: ImageFile.ImageFile) -> None:
         raise ImageError("unsupported_image", f"{image.format} with pixels of type {image.mode}")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        image = _high_byte(image)
+def _rgb_pixels(image: ImageFile.ImageFile, orientation: int) -> np.ndarray:
+    """Turned and converted, with as few copies at a time as can be: pictures may be as large as memory allows."""
+    high_byte = _high_byte(image) if image.mode.startswith("I") else None
     # convert() maps a transparent colour into RGB and can stumble over a broken one; alpha is dropped anyway.
     image.info.pop("transparency", None)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    turned: Image.Image = image
+    if orientation != 1:
+        turned = image.transpose(_TRANSPOSE[orientation])
+        image.close()
+    pixels = np.empty((turned.height, turned.width, 3), np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // turned.width)
+    for top in range(0, turned.height, rows):
+        strip = turned.crop((0, top, turned.width, min(top + rows, turned.height)))
+        if high_byte is not None:
+            pixels[top : top + rows] = high_byte(np.asarray(strip))[..., None]
+        else:
+            pixels[top : top + rows] = strip if strip.mode == "RGB" else strip.convert("RGB")
+    return pixels
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
+def _high_byte(image: ImageFile.ImageFile) -> Callable[[np.ndarray], np.ndarray]:
     """16-bit grey to 8-bit: Pillow's own conversion clips at 255 instead."""
-    samples = np.asarray(image)
-    shift = 8
+    shift, white_is_zero = 8, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         if image.tag_v2.get(_BITS_PER_SAMPLE_TAG) == (12,):
             shift = 4
-        if image.tag_v2.get(_PHOTOMETRIC_TAG) == 0:  # white is zero; Pillow honours that for 8 bits only
+        white_is_zero = image.tag_v2.get(_PHOTOMETRIC_TAG) == 0  # Pillow honours that for 8 bits only
+
+    def convert(samples: np.ndarray) -> np.ndarray:
+        if white_is_zero:
             samples = (256 << shift) - 1 - samples.astype(np.int32)
-    return Image.fromarray((samples >> shift).astype(np.uint8))
+        return (samples >> shift).astype(np.uint8)
+
+    return convert
 
 
 def _tiff_orientation(image: Image.Image) -> int:
@@ -230,7 +309,7 @@ def _exif_orientation(image: Image.Image) -> int:
         return 1
     exif = Image.Exif()
     try:
-        exif.load(block)
+        exif.load(block + bytes(2))  # the unused half of a last value may be cut
         return _valid_orientation(exif.get(_ORIENTATION_TAG))
     except Exception:  # a broken EXIF block must not cost the picture
         return 1
@@ -239,7 +318,3 @@ def _exif_orientation(image: Image.Image) -> int:
 def _valid_orientation(value: object) -> int:
     # By equality, as Pillow compares: 6.0 counts as 6.
     return next((valid for valid in range(1, 9) if valid == value), 1)
-
-
-def _transpose(image: Image.Image, orientation: int) -> Image.Image:
-    return image if orientation == 1 else image.transpose(_TRANSPOSE[orientation])
