@@ -9,7 +9,8 @@
         BackboneOnlyError
       ManifestError, DuplicateIdError   a manifest
       OutputError, IdentityMismatch,    an output folder; a file in it that is none of ours, or not as it was written
-        NotParquet, Damaged
+        NotParquet, TooLarge, Damaged
+      ForeignFolder                     a folder to write in that is somebody else's
       InputError, BadRow, DataError     COCO files; one element of them; what training learns from
       ExportError                       an export
       ClusterError                      a cluster that has no room for the job, or is not there

@@ -218,7 +218,7 @@ class OutputConfig(Section):
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Failed images / all images above which the run ends with an error; the results stay."
     )
-    lease_s: Annotated[float, Field(ge=1)] = Field(
+    lease_s: Annotated[float, Field(ge=1, le=86_400)] = Field(
         default=60.0, description="Seconds after which the lock of a run that died is taken over by the next."
     )
     compression_level: Annotated[int, Field(ge=1, le=22)] = Field(

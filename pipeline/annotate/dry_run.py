@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,27 +22,34 @@ from pipeline.annotate.pool import Pool, choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import connect, describe_cluster
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
-from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.lock.claim import check_own
+from pipeline.storage.lock.holder import is_dead, read_holder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import temporary_name
 from pipeline.tables.binary import binary_views
 
 SAMPLE_IMAGES = 8
 TIMED_IMAGES = 2
-_PROBE = "_scratch/probe"
+_LOOKS = 3
+
+Looked = TypeVar("Looked")
 
 
 def dry_run(config: AnnotateConfig) -> str:
     """Check weights, manifest, output, a sample of the images and resources; say what a run would do.
 
-    Nothing stays behind: a probe file shows that the output can be written, and is removed again.
+    It may be asked beside a run at work: nothing in the output is changed but for a file under a hidden name that
+    nobody else has, which shows that the output can be written, and is removed again.
 
     Returns:
         Some lines for people.
@@ -50,13 +60,13 @@ def dry_run(config: AnnotateConfig) -> str:
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     store = OutputStore(config.output.uri)
-    store.check_identity(make_identity(config, checkpoint, "dry-run"))
-    objects = open_objects(store.uri, store.timeout_s)
-    objects.put(_PROBE, b"written by a dry run, to see whether it can be")
-    remove_folder(store.scratch_uri)
+    check_own(store.uri, ANNOTATIONS)
+    identity = make_identity(config, checkpoint, "dry-run")
+    _steady(lambda: store.check_identity(identity))
+    _write_probe(store)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
-        pending = find_pending(manifest, (table["image_id"] for table in store.iter_ids()))
+        pending = _steady(lambda: _find_pending(store, manifest, identity))
         decoded = _decode_sample(config, settings, manifest, pending)
     with connect(config.resources.ray_address):
         cluster, pool = describe_cluster(), choose_pool(config.resources)
@@ -67,7 +77,7 @@ def dry_run(config: AnnotateConfig) -> str:
         f"{checkpoint.weights_sha256[:12]}, {config.model.precision}",
         f"cluster    {cluster['nodes']} nodes, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs "
         f"{', '.join(cluster['gpu_kinds'])}",
-        f"output     {config.output.uri}: writable",
+        f"output     {config.output.uri}: writable{_at_work(store.uri)}",
         f"sample     {_sample_line(decoded)}",
     ]
     if seconds is None:
@@ -89,6 +99,35 @@ def dry_run(config: AnnotateConfig) -> str:
         cluster_cpus=max(0.0, free_cpus),
     )
     return "\n".join([*lines, plan.text()])
+
+
+def _steady(look: Callable[[], Looked]) -> Looked:
+    """A look at the output, again where a run beside it has just replaced one of its files."""
+    for _ in range(_LOOKS - 1):
+        with suppress(FileNotFoundError):
+            return look()
+    return look()
+
+
+def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) -> Pending:
+    schema = output_schema(manifest.id_type, manifest.carried)
+    store.check_identity(identity, schema)
+    done = () if store.in_the_way(identity, schema) else store.iter_ids()
+    return find_pending(manifest, (table["image_id"] for table in done))
+
+
+def _write_probe(store: OutputStore) -> None:
+    objects, name = open_objects(store.uri, store.timeout_s), temporary_name(PROBE)
+    objects.put(name, b"written by a dry run, to see whether it can be")
+    objects.delete(name)
+
+
+def _at_work(uri: Uri) -> str:
+    """Which run has the lock, as far as that can be told without waiting for its lease."""
+    holder = read_holder(uri)
+    if holder is None or holder.released or is_dead(holder):
+        return ""
+    return f"; {holder} has its lock: it is writing there now, unless it was killed"
 
 
 def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Manifest, pending: Pending) -> pa.Table:

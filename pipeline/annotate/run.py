@@ -26,7 +26,7 @@ from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.progress import Progress, Snapshot
 from pipeline.annotations.data_file import Counts, Identity, OutputError
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import connect, describe_cluster
@@ -35,8 +35,9 @@ from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
-from pipeline.storage.filesystems import remove_folder
+from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.lease import LockLost, OutputLock
+from pipeline.storage.lock.scratch import scratch_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,20 +69,23 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)
     store = OutputStore(config.output.uri)
+    check_own(store.uri, ANNOTATIONS)
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
-        recovery = store.recover()
+        fence = lock.fence()
+        recovery = store.recover(fence)
         if recovery:
             logger.info("recovered the output: %s", recovery)
         store.check_identity(identity)
-        stack.callback(remove_folder, store.scratch_uri)
-        manifest = open_manifest(config.manifest, store.scratch_uri)
+        manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
         schema = output_schema(manifest.id_type, manifest.carried)
         store.check_identity(identity, schema)
         stack.enter_context(connect(config.resources.ray_address))
         pool = choose_pool(config.resources)
+        if corrected := store.make_way(identity, schema, fence):
+            logger.info("all %d images there had failed under other settings; they are queued again", corrected)
         if retry_failed:
-            logger.info("%d failed images are queued again", store.strip_failed())
+            logger.info("%d failed images are queued again", store.strip_failed(fence))
         run = _Run(config, checkpoint, identity, store, manifest, lock, run_id)
         parts = RunParts(
             config=config,
@@ -92,7 +96,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
             schema=schema,
             store=store,
             identity=identity,
-            fence=lock.fence(),
+            fence=fence,
             monitor=start_monitor(),
             pool=pool,
         )

@@ -150,13 +150,19 @@ class Footer:
     replaces: str
 
 
-def data_file_name(ids: pa.ChunkedArray) -> str:
-    """The name of the file with these ids in this order."""
+def data_file_name(ids: pa.ChunkedArray, token: str = "") -> str:
+    """The name of the file with these ids in this order.
+
+    Args:
+        ids: of its rows.
+        token: 8 hexadecimal digits, for a file made of another one; ``""`` for what a stage has written.
+    """
     kind = "int" if pa.types.is_integer(ids.type) else "str"
     texts = [str(value) for value in ids.to_pylist()]
     # With lengths, or the ids "1,2" and "3" would be "1" and "2,3".
     joined = kind + "".join(f"{len(text)}:{text}," for text in texts)
-    return f"part-{hashlib.sha256(joined.encode()).hexdigest()[:20]}.parquet"
+    stem = f"part-{hashlib.sha256(joined.encode()).hexdigest()[:20]}"
+    return f"{stem}-{token}.parquet" if token else f"{stem}.parquet"
 
 
 def encode_data_file(table: pa.Table, identity: Identity, compression_level: int, replaces: str) -> pa.Buffer:

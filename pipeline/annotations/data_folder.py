@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -20,8 +20,10 @@ from pipeline.storage.whole_file import temporary_names
 
 DATA_FOLDER = "data"
 
-_DATA_NAME = re.compile(r"part-[0-9a-f]{20}\.parquet")
-_TEMPORARY_NAME = temporary_names(r"part-[0-9a-f]{20}\.parquet")
+_NAME = r"part-[0-9a-f]{20}(-[0-9a-f]{8})?\.parquet"
+DATA_NAME = re.compile(_NAME)
+_TEMPORARY_NAME = temporary_names(_NAME)
+_STEM_LENGTH = len("part-") + 20
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -49,7 +51,7 @@ class DataFolder:
         """
         files, folders = objects.list(DATA_FOLDER)
         visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
-        foreign = [entry.name for entry in visible if not _DATA_NAME.fullmatch(entry.name)]
+        foreign = [entry.name for entry in visible if not DATA_NAME.fullmatch(entry.name)]
         foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
         self._refuse(foreign)
         return visible, [entry.name for entry in files if _TEMPORARY_NAME.fullmatch(entry.name)]
@@ -65,7 +67,7 @@ class DataFolder:
         """``None`` for a file that is cut off.
 
         Raises:
-            OutputError: it is Parquet, but this pipeline did not write it; or it is damaged.
+            OutputError: it is Parquet, but this pipeline did not write it, or not as it is; or it is damaged.
         """
         if entry not in self._footers:
             try:
@@ -76,6 +78,8 @@ class DataFolder:
             if footer is None:
                 self._refuse([entry.name])
                 return None
+            if footer.replaces == entry.name:
+                raise OutputError(f"{self._uri}/{DATA_FOLDER}/{entry.name} claims to replace itself: move it away")
             if not entry.version:
                 return footer
             self._footers[entry] = self._lean(footer)
@@ -103,15 +107,24 @@ class DataFolder:
             yield entry, footer
 
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
-        """The files that count, with their footers. A run that died while it replaced a file has left both.
+        """The files that count, see `settled`, which belong together.
 
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
+        self._agreed(self.footers(objects))
+        return self.settled(objects)
+
+    def settled(self, objects: ObjectFolder) -> dict[Entry, Footer]:
+        """The files that count, with their footers: without those that `Superfluous` finds.
+
+        Raises:
+            OutputError: see `footers`.
+        """
         footers = dict(self.footers(objects))
-        self._agreed(footers.items())
-        replaced = {footer.replaces for footer in footers.values()}
-        return {entry: footer for entry, footer in footers.items() if entry.name not in replaced}
+        superfluous = Superfluous.among(footers)
+        left_out = {*superfluous.replaced, *superfluous.doubled}
+        return {entry: footer for entry, footer in footers.items() if entry not in left_out}
 
     def common_footer(self, objects: ObjectFolder) -> Footer | None:
         """What all files agree in, as the footer of one of them; ``None`` if there is no file.
@@ -182,6 +195,42 @@ class DataFolder:
 
     def _cut_off(self, entry: Entry) -> str:
         return f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover"
+
+
+@dataclass(frozen=True)
+class Superfluous:
+    """Files whose rows other files of the folder hold as well.
+
+    A run that died while it replaced a file has left both; one that slept meanwhile, and woke when another had done
+    the same, has left a second replacement.
+
+    Attributes:
+        replaced: files to which another one says that it replaces them, with that one.
+        doubled: files with the ids of another one, with the one that stays.
+    """
+
+    replaced: Mapping[Entry, Entry]
+    doubled: Mapping[Entry, Entry]
+
+    @classmethod
+    def among(cls, footers: Mapping[Entry, Footer]) -> Superfluous:
+        """Find them by names and footers alone."""
+        same_ids: dict[str, list[Entry]] = {}
+        for entry in footers:
+            same_ids.setdefault(stem(entry.name), []).append(entry)
+        replaced, doubled = {}, {}
+        for entry, footer in footers.items():
+            if footer.replaces and stem(footer.replaces) != stem(entry.name):
+                replaced.update(dict.fromkeys(same_ids.get(stem(footer.replaces), ()), entry))
+        for entries in same_ids.values():
+            stays = max(entries, key=lambda entry: (footers[entry].counts.annotated, entry.name))
+            doubled.update({entry: stays for entry in entries if entry != stays and entry not in replaced})
+        return cls(replaced, doubled)
+
+
+def stem(name: str) -> str:
+    """What names of files with the same ids in the same order have in common."""
+    return name[:_STEM_LENGTH]
 
 
 def map_files(work: Callable[[Item], Result], items: Sequence[Item], concurrency: int) -> Iterator[Result]:

@@ -2,14 +2,16 @@
 
 ::
 
-    <uri>/data/part-<digest>.parquet   all data
-    <uri>/run.json                     report of the last run (see ``run_json``)
-    <uri>/_lock.json                   who may write (see ``lock``)
-    <uri>/_scratch/                    may be deleted when no run is active
+    <uri>/data/part-<digest>.parquet           all data
+    <uri>/data/part-<digest>-<token>.parquet   likewise: what a file without its failed rows was rewritten to
+    <uri>/run.json                             report of the last run (see ``run_json``)
+    <uri>/_lock.json                           who may write (see ``lock``)
+    <uri>/_scratch/<run id>/                   may be deleted when no run is active
 
 A data file appears whole or not at all, under a name made from the ids of its rows, so that a task that is
-tried again writes the same name again. Nothing but :meth:`OutputStore.recover` and
-:meth:`OutputStore.strip_failed` removes rows, and only the run that holds the lock may call them.
+tried again writes the same name again. Only :meth:`OutputStore.recover`, :meth:`OutputStore.strip_failed` and
+:meth:`OutputStore.make_way` remove files. Each asks the fence right before each removal, and removes only the version
+that it has read: a run that slept through its lease must not remove what the next has written.
 
 On S3 a multipart upload that is cut off (files over 100 MB only) leaves invisible parts that cost money; a
 lifecycle rule of the bucket removes them.
@@ -17,7 +19,9 @@ lifecycle rule of the bucket removes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -34,8 +38,11 @@ from pipeline.annotations.data_file import (
     differences,
     encode_data_file,
 )
-from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder, map_files
+from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, stem
+from pipeline.annotations.run_json import NAME as REPORT_NAME
+from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import FAILED
+from pipeline.storage.lock.claim import OutputKind
 from pipeline.storage.objects.base import Entry, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
@@ -43,7 +50,26 @@ from pipeline.storage.whole_file import temporary_names
 
 COMPRESSION_LEVEL = 3
 
-_REPORT_LEFTOVER = temporary_names(r"run\.json")
+
+def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
+    """By a data file, or else by the report; a report that is damaged tells nothing."""
+    folder = f"{DATA_FOLDER}/"
+    if folder in names and any(DATA_NAME.fullmatch(entry.name) for entry in open_objects(uri).list(DATA_FOLDER).files):
+        return True
+    if REPORT_NAME not in names:
+        return None
+    try:
+        run = RunJson.read(uri)
+    except OutputError:
+        return None
+    return run is not None and bool(run.run_id and run.identity)
+
+
+_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{DATA_FOLDER}/")
+ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
+PROBE = "dry-run"  # a temporary name is made of it
+
+_LEFTOVER = temporary_names(rf"(run\.json|{PROBE})")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
 
 
@@ -79,16 +105,18 @@ class Recovery:
         temporary: leftovers of writers that died, removed.
         half_written: files without a valid footer, removed; their images are pending again.
         replaced: files whose replacement was complete, removed.
+        doubled: files whose rows another one holds as well, removed.
     """
 
     num_files: int
     temporary: tuple[str, ...] = ()
     half_written: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
+    doubled: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         """Whether there was anything to do."""
-        return bool(self.temporary or self.half_written or self.replaced)
+        return bool(self.temporary or self.half_written or self.replaced or self.doubled)
 
 
 @dataclass(frozen=True)
@@ -111,11 +139,6 @@ class OutputStore:
     @cached_property
     def _files(self) -> DataFolder:
         return DataFolder(self.uri, self.concurrency)
-
-    @property
-    def scratch_uri(self) -> Uri:
-        """For a run's intermediate files."""
-        return self.uri / "_scratch"
 
     def write_rows(
         self,
@@ -141,36 +164,41 @@ class OutputStore:
             ValueError: the table breaks the contract.
             OSError: the storage does.
         """
-        return self._write(table, identity, compression_level, "", fence)
+        content = encode_data_file(table, identity, compression_level, replaces="")
+        return self._put(data_file_name(table["image_id"]), table.num_rows, content, fence)
 
-    def recover(self) -> Recovery:
+    def recover(self, fence: Callable[[], None]) -> Recovery:
         """Put right what a crash left behind; for the start of a run that holds the lock.
 
-        Removes temporary files, data files that are cut off, and files whose replacement is complete.
+        Removes temporary files, data files that are cut off, files whose replacement is complete, and all but one of
+        those that hold the same ids.
+
+        Args:
+            fence: called right before each removal; raises if this run must not write any more.
 
         Raises:
             OutputError: there are files that this pipeline did not write, or a replacement that does not
                 hold what it should. Nothing was removed.
+            Changed: another run writes there.
         """
         objects = self._open()
         entries, temporary = self._files.list(objects)
         footers = list(map_files(lambda entry: self._files.footer_or_none(objects, entry), entries, self.concurrency))
-        half_written = tuple(e.name for e, footer in zip(entries, footers, strict=True) if footer is None)
-        names = {entry.name for entry in entries} - set(half_written)
-        replaced = []
-        for entry, footer in zip(entries, footers, strict=True):
-            if footer is not None and footer.replaces in names:
-                self._check_replacement(objects, entry, footer.replaces, entries)
-                replaced.append(footer.replaces)
-        # A half-written file that was replaced is only half-written; the order does not matter.
-        for name in (*temporary, *half_written, *replaced):
-            objects.delete(f"{DATA_FOLDER}/{name}")
-        reports = [entry.name for entry in objects.list("").files if _REPORT_LEFTOVER.fullmatch(entry.name)]
-        for name in reports:
-            objects.delete(name)
-        return Recovery(
-            len(entries) - len(half_written) - len(replaced), (*temporary, *reports), half_written, tuple(replaced)
-        )
+        whole = {entry: footer for entry, footer in zip(entries, footers, strict=True) if footer is not None}
+        half_written = [entry for entry in entries if entry not in whole]
+        superfluous = Superfluous.among(whole)
+        self._check_superfluous(objects, superfluous, whole)
+        # What was replaced before what is doubled, which may be what says that it was replaced.
+        removed = [*half_written, *superfluous.replaced, *superfluous.doubled]
+        for entry in removed:
+            self._remove(objects, entry, fence)
+        others = [entry.name for entry in objects.list("").files if _LEFTOVER.fullmatch(entry.name)]
+        for name in (*(f"{DATA_FOLDER}/{name}" for name in temporary), *others):
+            fence()
+            objects.delete(name)  # nobody else has, or will have, this name
+        groups = (half_written, superfluous.replaced, superfluous.doubled)
+        names = (tuple(entry.name for entry in group) for group in groups)
+        return Recovery(len(entries) - len(removed), (*temporary, *others), *names)
 
     def identity(self) -> Identity | None:
         """What made the rows, as one of the files says; ``None`` if there are no data.
@@ -182,7 +210,9 @@ class OutputStore:
         return footer.identity if footer else None
 
     def check_identity(self, identity: Identity, schema: pa.Schema | None = None) -> None:
-        """Raise unless rows of this identity belong in this output. An empty output takes any.
+        """Raise unless rows of this identity belong in this output.
+
+        An empty output takes any, and so does one of which every row failed: see `make_way`.
 
         Args:
             identity: of the run about to start.
@@ -192,6 +222,8 @@ class OutputStore:
             IdentityMismatch: showing what changed.
             OutputError: the files disagree among themselves.
         """
+        if not self.counts().annotated:
+            return
         footer = self._files.common_footer(self._open())
         changed = differences(footer, identity, schema) if footer else []
         if changed:
@@ -206,10 +238,10 @@ class OutputStore:
         """Columns of all rows, a table a file, read ahead by ``concurrency`` files.
 
         Raises:
-            OutputError: see `recover`.
+            OutputError: see `recover`; or a file is cut off.
         """
         objects = self._open()
-        entries, _ = self._files.list(objects)
+        entries = list(self._files.settled(objects))
         return map_files(lambda entry: self._files.read(objects, entry, columns), entries, self.concurrency)
 
     def counts(self) -> Counts:
@@ -218,19 +250,25 @@ class OutputStore:
         Raises:
             OutputError: see `recover`; or a file is cut off.
         """
-        return Counts.total(footer.counts for _, footer in self._files.footers(self._open()))
+        return Counts.total(footer.counts for footer in self._files.settled(self._open()).values())
 
-    def strip_failed(self, compression_level: int = COMPRESSION_LEVEL) -> int:
+    def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
         """Remove the failed rows, so that their images are pending again; how many there were.
 
         A file with failed rows is replaced by one without. The replacement names the file that it replaces
-        and is complete before that is deleted: whoever reads in between finds rows twice, and after a crash
-        `recover` deletes the old file.
+        and is complete before that is deleted: whoever reads the folder in between with other tools finds rows twice,
+        and after a crash `recover` deletes the old file.
+
+        Args:
+            fence: called right before each write and each removal; raises if this run must not write any more.
+            compression_level: of zstd, 1 to 22.
 
         Raises:
             OutputError: see `recover`, which must have been called before.
+            Changed: another run writes there.
         """
         objects = self._open()
+        token = uuid.uuid4().hex[:8]
         with_failures = [(entry, footer) for entry, footer in self._files.footers(objects) if footer.counts.failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:
@@ -238,37 +276,69 @@ class OutputStore:
             rows = self._files.read(objects, entry, None)
             kept = rows.filter(pc.not_equal(rows["status"], FAILED))
             if kept.num_rows:
-                self._write(kept, footer.identity, compression_level, entry.name, None)
-            objects.delete(f"{DATA_FOLDER}/{entry.name}")
+                content = encode_data_file(kept, footer.identity, compression_level, replaces=entry.name)
+                self._put(data_file_name(kept["image_id"], token), kept.num_rows, content, fence)
+            self._remove(objects, entry, fence)
             return rows.num_rows - kept.num_rows
 
         return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
 
+    def in_the_way(self, identity: Identity, schema: pa.Schema) -> dict[Entry, Footer]:
+        """Files of rows that failed under other settings, where nothing succeeded under them; see `make_way`.
+
+        Raises:
+            OutputError: see `counts`.
+        """
+        footers = dict(self._files.footers(self._open()))
+        if any(footer.counts.annotated for footer in footers.values()):
+            return {}
+        return {entry: footer for entry, footer in footers.items() if differences(footer, identity, schema)}
+
+    def make_way(self, identity: Identity, schema: pa.Schema, fence: Callable[[], None]) -> int:
+        """Remove the rows that are `in_the_way`; how many there were.
+
+        A wrong image root fails every image. Once it is corrected, the images are pending again, under the corrected
+        settings. An output that holds an annotated row is left as it is.
+
+        Args:
+            identity: of the run about to start.
+            schema: of its rows.
+            fence: see `strip_failed`.
+
+        Raises:
+            OutputError, Changed: see `strip_failed`.
+        """
+        objects, files = self._open(), self.in_the_way(identity, schema)
+        for entry in files:
+            self._remove(objects, entry, fence)
+        return sum(footer.counts.rows for footer in files.values())
+
     def _open(self) -> ObjectFolder:
         return open_objects(self.uri, self.timeout_s)
 
-    def _write(
-        self,
-        table: pa.Table,
-        identity: Identity,
-        compression_level: int,
-        replaces: str,
-        fence: Callable[[], None] | None,
-    ) -> DataFile:
-        content = encode_data_file(table, identity, compression_level, replaces)
-        name = data_file_name(table["image_id"])
+    def _put(self, name: str, num_rows: int, content: pa.Buffer, fence: Callable[[], None] | None) -> DataFile:
         if fence is not None:
             fence()
         self._open().put(f"{DATA_FOLDER}/{name}", content)
-        return DataFile(name, table.num_rows, content.size)
+        return DataFile(name, num_rows, content.size)
 
-    def _check_replacement(self, objects: ObjectFolder, new: Entry, old_name: str, entries: Iterable[Entry]) -> None:
-        """Raise unless the new file holds all that is to be kept of the old one: no row may be lost by a mistake."""
-        old = next(entry for entry in entries if entry.name == old_name)
-        rows = self._files.read(objects, old, ["image_id", "status"])
-        kept = rows.filter(pc.not_equal(rows["status"], FAILED))["image_id"]
-        if data_file_name(kept) != new.name:
-            raise OutputError(
-                f"{new.name} claims to replace {old_name} in {self.uri}/{DATA_FOLDER} but holds other rows; "
-                "remove one of them"
-            )
+    def _remove(self, objects: ObjectFolder, entry: Entry, fence: Callable[[], None]) -> None:
+        fence()
+        objects.delete(f"{DATA_FOLDER}/{entry.name}", entry)
+
+    def _check_superfluous(
+        self, objects: ObjectFolder, superfluous: Superfluous, footers: Mapping[Entry, Footer]
+    ) -> None:
+        """Raise unless others hold all that is to be kept of these files: no row may be lost by a mistake."""
+        for old, new in superfluous.replaced.items():
+            rows = self._files.read(objects, old, ["image_id", "status"])
+            kept = rows.filter(pc.not_equal(rows["status"], FAILED))["image_id"]
+            if data_file_name(kept) != f"{stem(new.name)}.parquet" or footers[new].counts.failed:
+                raise self._not_the_same(f"{new.name} claims to replace {old.name}", "holds other rows")
+        for one, other in superfluous.doubled.items():
+            ids = (self._files.read(objects, entry, ["image_id"])["image_id"] for entry in (one, other))
+            if len({data_file_name(each) for each in ids}) > 1:
+                raise self._not_the_same(f"{one.name} has the name of {other.name}", "holds other rows")
+
+    def _not_the_same(self, claim: str, fact: str) -> OutputError:
+        return OutputError(f"{claim} in {self.uri}/{DATA_FOLDER} but {fact}; remove one of them")

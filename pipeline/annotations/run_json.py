@@ -29,6 +29,8 @@ from pipeline.storage.uris import Uri
 
 NAME = "run.json"
 
+_MAX_BYTES = 64 << 20  # a thousand times what one of a model with 10,000 classes and as many thresholds has
+
 
 class RunState(str, Enum):
     """How far a run has come. The values are those of the file, and what jobs print."""
@@ -114,12 +116,11 @@ class RunJson:
             UriError: the folder cannot be opened.
         """
         try:
-            content, _ = open_objects(uri).read(NAME)
+            content, _ = open_objects(uri).read(NAME, _MAX_BYTES)
+            return _parse(content)
         except FileNotFoundError:
             return None
-        try:
-            return _parse(content)
-        except ValueError as error:
+        except (ValueError, RecursionError, IsADirectoryError) as error:
             raise OutputError(
                 f"{uri}/{NAME} is damaged, or not an annotate job's ({_reason(error)}): move it away; the next "
                 "run of annotate on this output writes it anew"
@@ -166,6 +167,8 @@ _RUN_JSON = TypeAdapter(RunJson)
 def _parse(content: bytes) -> RunJson:
     values = json.loads(content)
     run = _RUN_JSON.validate_python(values)
+    if any(not -(2**31) <= category.id < 2**31 for category in run.categories):
+        raise ValueError("categories: an id has more than 32 bits")
     if "image_root" not in values:
         run.image_root = _older_image_root(run.config)
     return run
@@ -180,7 +183,9 @@ def _older_image_root(config: dict[str, Any]) -> Uri | None:
     return Uri(root).absolute() if isinstance(root, str) and root else None
 
 
-def _reason(error: ValueError) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "values inside values without an end"
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False)[0]

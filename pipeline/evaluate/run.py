@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -28,8 +29,9 @@ from pipeline.messages.timing import NowAndThen
 from pipeline.metrics.analysis.thresholds import ThresholdFigures
 from pipeline.metrics.ap.figures import coco_summary_lines
 from pipeline.provenance import code_version, new_run_id, package_versions
-from pipeline.storage.filesystems import remove_folder
-from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.lock.claim import OutputKind, check_own
+from pipeline.storage.lock.lease import Fence, OutputLock
+from pipeline.storage.lock.scratch import scratch_of
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
@@ -37,6 +39,22 @@ logger = logging.getLogger(__name__)
 
 METRICS, REPORT, THRESHOLDS, MATCHES = "metrics.json", "report.html", "thresholds.yaml", "matches"
 _LOG_INTERVAL_S = 10.0
+_MAX_METRICS_BYTES = 1 << 30
+_MATCH_FILE = re.compile(r"part-\d{5,}\.parquet")
+
+
+def _holds_evaluation(uri: Uri, names: frozenset[str]) -> bool | None:
+    if METRICS not in names:
+        return None
+    try:
+        metrics = json.loads(open_objects(uri).read(METRICS, _MAX_METRICS_BYTES)[0])
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(metrics, dict) and {"sources", "decisions", "run"} <= metrics.keys()
+
+
+_OWN_NAMES = re.compile("|".join(map(re.escape, (METRICS, REPORT, THRESHOLDS, f"{MATCHES}/"))))
+_EVALUATION = OutputKind("the evaluation job", _OWN_NAMES, _holds_evaluation)
 
 
 @dataclass(frozen=True)
@@ -56,17 +74,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Evaluate, and write the results; those of an earlier evaluation are replaced.
 
     Raises:
+        ForeignFolder: the output folder is not empty, and no evaluation's.
         InputError: the inputs cannot be evaluated; no results were written.
         UserError, RunError, OSError: likewise.
     """
     run_id = new_run_id()
-    output, scratch = config.output.uri, config.output.uri / "_scratch"
+    output = config.output.uri
+    check_own(output, _EVALUATION)
     started = time.monotonic()
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(output, run_id))
+        fence = stack.enter_context(OutputLock(output, run_id)).fence()
         stack.enter_context(connect(config.resources.ray_address))
-        _remove_old(output)
-        stack.callback(remove_folder, scratch)
+        scratch = stack.enter_context(scratch_of(output, run_id, fence))
+        _remove_old(output, fence)
         report = _reporter()
         measured = measure(_request(config, scratch), RayTasks(report), report)
         metrics = _metrics(config, measured)
@@ -77,17 +97,22 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             "packages": package_versions(),
             "config": config.model_dump(mode="json"),
         }
-        _write(config, measured, metrics)
+        _write(config, measured, metrics, fence)
     return Evaluation(metrics, measured)
 
 
-def _remove_old(output: Uri) -> None:
-    """metrics.json first: where it is, everything is."""
+def _remove_old(output: Uri, fence: Fence) -> None:
+    """What an earlier evaluation wrote, and nothing else. metrics.json first: where it is, everything is."""
     objects = open_objects(output)
-    for name in (METRICS, REPORT, THRESHOLDS):
-        objects.delete(name)
-    for folder in (MATCHES, "_scratch"):
-        remove_folder(output / folder)
+    matches = [entry for entry in objects.list(MATCHES).files if _MATCH_FILE.fullmatch(entry.name)]
+    old = {entry.name: entry for entry in objects.list("").files if entry.name in (METRICS, REPORT, THRESHOLDS)}
+    for name in sorted(old, key=[METRICS, REPORT, THRESHOLDS].index):
+        fence()
+        objects.delete(name, old[name])
+    for entry in matches:
+        fence()
+        objects.delete(f"{MATCHES}/{entry.name}", entry)
+    objects.delete_empty_folder(MATCHES)
 
 
 def _request(config: EvaluateConfig, scratch: Uri) -> Request:
@@ -130,8 +155,9 @@ def _model(predictions: Predictions) -> dict[str, str]:
     return {key: getattr(identity, key) for key in keys}
 
 
-def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) -> None:
+def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any], fence: Fence) -> None:
     objects = open_objects(config.output.uri)
+    fence()
     if measured.analysis is not None:
         try:
             objects.put(THRESHOLDS, _thresholds(measured, measured.analysis).encode())
@@ -139,6 +165,7 @@ def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any]) 
             metrics["decisions"].append(f"{THRESHOLDS} was not written: {error}")
     logger.info("drawing the report")
     gallery = gallery_images(config.gallery, measured)
+    fence()
     objects.put(REPORT, render_report(metrics, gallery).encode())
     objects.put(METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode())
 

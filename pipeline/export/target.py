@@ -25,6 +25,8 @@ from pipeline.storage.whole_file import temporary_name, write_whole
 
 MARKER = "export.json"
 _BUFFER_BYTES = 1 << 20
+_MAX_MARKER_BYTES = 64 << 20
+_STATES = ("unfinished", "finished")
 
 
 class Folder(ABC):
@@ -91,12 +93,20 @@ def _refuse(exists: bool, uri: Uri, is_folder: bool = False) -> None:
         raise ExportError(f"{uri} exists{' and is a folder' if is_folder else ''}: {advice}")
 
 
-def _refuse_foreign(uri: Uri, overwrite: bool, is_export: bool) -> None:
+def _refuse_foreign(uri: Uri, overwrite: bool) -> None:
     """For a place that is not empty."""
     if not overwrite:
         raise ExportError(f"{uri} exists: --overwrite replaces it")
-    if not is_export:
-        raise ExportError(f"{uri} is no earlier export (it has no {MARKER}): remove it yourself")
+    if not _is_export(uri):
+        raise ExportError(f"{uri} is no earlier export (it has no {MARKER} of one): remove it yourself")
+
+
+def _is_export(uri: Uri) -> bool:
+    try:
+        marker = json.loads(open_objects(uri).read(MARKER, _MAX_MARKER_BYTES)[0])
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(marker, dict) and marker.get("state") in _STATES
 
 
 @contextmanager
@@ -108,7 +118,7 @@ def _local_file(path: str) -> Iterator[BinaryIO]:
 @contextmanager
 def _local_folder(path: str, uri: Uri, overwrite: bool) -> Iterator[Folder]:
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
-        _refuse_foreign(uri, overwrite, os.path.isfile(os.path.join(path, MARKER)))
+        _refuse_foreign(uri, overwrite)
     staging, old = temporary_name(path), temporary_name(path)
     os.makedirs(staging)
     try:
@@ -160,7 +170,7 @@ def _remote_file(filesystem: Any, path: str) -> Iterator[BinaryIO]:
 def _remote_folder(uri: Uri, overwrite: bool) -> Iterator[Folder]:
     filesystem, path = _remote(uri)
     if filesystem.exists(path):
-        _refuse_foreign(uri, overwrite, filesystem.exists(f"{path}/{MARKER}"))
+        _refuse_foreign(uri, overwrite)
         filesystem.rm(path, recursive=True)
     folder = _RemoteFolder(uri, filesystem, path)
     folder.put(MARKER, _marker("unfinished", {}))

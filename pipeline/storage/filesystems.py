@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -222,13 +221,6 @@ def _region_of(bucket: str) -> str | None:
         return pafs.resolve_s3_region(bucket)
     except (OSError, ValueError):
         return None
-
-
-def remove_folder(uri: Uri) -> None:
-    """Remove a folder and what is in it, if it is there."""
-    filesystem, path = open_filesystem(uri)
-    with suppress(FileNotFoundError):
-        filesystem.delete_dir(path)
 
 
 def s3_status(error: BaseError) -> int:

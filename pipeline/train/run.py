@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,12 +26,13 @@ from pipeline.errors import RunError, UserError
 from pipeline.messages.timing import duration
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
+from pipeline.storage.lock.claim import OutputKind, check_own
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.draws import Draws
 from pipeline.train.inputs import Inputs, draws_of, read_inputs, validation_of
-from pipeline.train.loop.checkpoint_folder import BEST, LAST, CheckpointFolder, Position, Saved
+from pipeline.train.loop.checkpoint_folder import BEST, LAST, CheckpointFolder, Position, Saved, holds_training
 from pipeline.train.loop.finite import NonFiniteLoss
 from pipeline.train.loop.start import Start, build_for_training, start_from
 from pipeline.train.worker import Result, Work
@@ -38,6 +40,8 @@ from pipeline.train.worker import Result, Work
 logger = logging.getLogger(__name__)
 
 REPORT = "training.json"
+_OWN_NAMES = re.compile(r"(last|best|state-\d{8,})\.safetensors|training\.json|tensorboard/")
+_TRAINING = OutputKind("the training job", _OWN_NAMES, holds_training)
 
 
 class TrainingFailed(RunError):
@@ -68,6 +72,7 @@ def train(config: TrainConfig) -> Trained:
             anything else (`TrainingFailed`); the same command goes on from the last checkpoint.
     """
     started = time.monotonic()
+    check_own(config.output.uri, _TRAINING)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(config.output.uri, new_run_id()))
         inputs = read_inputs(config.data, config.model.classes)

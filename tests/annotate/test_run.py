@@ -404,7 +404,7 @@ class TestFirstRun:
         rows = sorted(pq.read_metadata(path).num_rows for path in (first.out / "data").iterdir())
         assert rows == [6, 8, 8]
         store = OutputStore(Uri(str(first.out)))
-        assert store.recover().num_files == 3
+        assert store.recover(lambda: None).num_files == 3
         identity = store.identity()
         assert identity is not None
         assert (identity.weights_sha256, identity.run_id) == (checkpoint.weights_sha256, first.report["run_id"])

@@ -6,10 +6,17 @@ import json
 import os
 import socket
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
+
 LOCK_NAME = "_lock.json"
+MAX_LOCK_BYTES = 100_000  # a lock of ours has 400
+MAX_LEASE_S = 86_400.0
+
+_MAX_PID = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,41 @@ class Holder:
 
     @classmethod
     def decode(cls, content: bytes) -> Holder | None:
-        """``None`` if the content makes no sense."""
+        """``None`` if the content makes no sense. Keys of later versions are passed over."""
         try:
-            holder = cls(**json.loads(content))
-            return holder if holder.lease_s > 0 and isinstance(holder.pid, int) else None
-        except (TypeError, ValueError):
+            values = json.loads(content)
+            holder = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+        except (TypeError, ValueError, RecursionError):
             return None
+        return holder if holder._makes_sense() else None
+
+    def _makes_sense(self) -> bool:
+        texts = (self.run_id, self.token, self.host, self.namespace, self.process_started, self.acquired_at)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and type(self.pid) is int
+            and 0 < self.pid <= _MAX_PID
+            and type(self.lease_s) in (int, float)
+            and 0 < self.lease_s <= MAX_LEASE_S  # neither of which NaN and Infinity are
+            and type(self.heartbeat) is int
+            and type(self.released) is bool
+        )
 
     def __str__(self) -> str:
         return f"run {self.run_id} on {self.host} (pid {self.pid}) since {self.acquired_at}"
+
+
+def read_holder(uri: Uri) -> Holder | None:
+    """What the lock file of an output folder says; ``None`` if there is none, or it makes no sense.
+
+    Raises:
+        TooLarge: the file is another program's.
+        OSError: it cannot be read.
+    """
+    try:
+        return Holder.decode(open_objects(uri).read(LOCK_NAME, MAX_LOCK_BYTES)[0])
+    except FileNotFoundError:
+        return None
 
 
 def new_holder(run_id: str, lease_s: float) -> Holder:
@@ -94,7 +127,7 @@ def _process_state(pid: int) -> tuple[str, str]:
 
 def is_dead(holder: Holder) -> bool:
     """Whether the holder's process is known to have ended; a pid that another process has now counts."""
-    if not holder.namespace or holder.namespace != _process_namespace() or holder.pid <= 0:
+    if not holder.namespace or holder.namespace != _process_namespace():
         return False
     try:
         os.kill(holder.pid, 0)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from pipeline.errors import RunError
-from pipeline.storage.lock.holder import LOCK_NAME, Holder, new_holder
+from pipeline.storage.lock.holder import LOCK_NAME, MAX_LEASE_S, MAX_LOCK_BYTES, Holder, new_holder
 from pipeline.storage.lock.watch import Watch
 from pipeline.storage.objects.base import Changed, ObjectFolder
 from pipeline.storage.objects.open import open_objects
@@ -51,7 +51,7 @@ class Fence:
             OSError: it cannot be told.
         """
         try:
-            holder = Holder.decode(open_objects(self.uri, self.timeout_s).read(LOCK_NAME)[0])
+            holder = Holder.decode(open_objects(self.uri, self.timeout_s).read(LOCK_NAME, MAX_LOCK_BYTES)[0])
         except FileNotFoundError:
             return False
         return holder is not None and holder.token == self.token and not holder.released
@@ -89,8 +89,8 @@ class OutputLock:
         on_lost: Callable[[str], None] | None = None,
         report: Callable[[str], None] = logger.warning,
     ) -> None:
-        if lease_s <= 0 or (wait_s is not None and wait_s < 0):
-            raise ValueError("lease_s must be positive and wait_s not negative")
+        if not 0 < lease_s <= MAX_LEASE_S or (wait_s is not None and wait_s < 0):
+            raise ValueError(f"lease_s must be positive, at most {MAX_LEASE_S:g}, and wait_s not negative")
         self._uri = uri
         self._run_id = run_id
         self._lease_s = lease_s
@@ -207,7 +207,7 @@ class OutputLock:
         """The file is not the version that we wrote last: an answer of the storage got lost, or the lock did."""
         assert self._holder is not None
         try:
-            content, version = open_objects(self._uri, timeout_s=10.0, max_attempts=2).read(LOCK_NAME)
+            content, version = open_objects(self._uri, timeout_s=10.0, max_attempts=2).read(LOCK_NAME, MAX_LOCK_BYTES)
         except FileNotFoundError:
             raise LockLost(f"the lock file of {self._uri} was deleted") from None
         found = Holder.decode(content)
@@ -231,7 +231,7 @@ class OutputLock:
 def _take(objects: ObjectFolder, holder: Holder, watch: Watch) -> str | None:
     """Try once; the version of our lock file, or ``None`` if it is another's."""
     try:
-        content, version = objects.read(LOCK_NAME)
+        content, version = objects.read(LOCK_NAME, MAX_LOCK_BYTES)
     except FileNotFoundError:
         try:
             return objects.create(LOCK_NAME, holder.encode())

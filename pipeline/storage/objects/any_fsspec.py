@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, digest
+from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, check_seen, check_size, digest
 from pipeline.storage.whole_file import temporary_name
 
 
@@ -45,8 +45,10 @@ class FsspecObjects(ObjectFolder):
                 files.append(Entry(name, info["size"], _version(info)))
         return Listing(sorted(files), sorted(folders))
 
-    def read(self, name: str) -> tuple[bytes, str]:
+    def read(self, name: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         """See `ObjectFolder`."""
+        if max_bytes is not None:
+            check_size(name, self._fs.info(self._path(name))["size"], max_bytes)
         content = self._fs.cat_file(self._path(name))
         return content, digest(content)
 
@@ -88,10 +90,22 @@ class FsspecObjects(ObjectFolder):
         self.put(name, content)
         return digest(content)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, seen: Entry | None = None) -> None:
         """See `ObjectFolder`."""
+        folder, _, base = name.rpartition("/")
+        if seen is not None:  # in another listing: some services tell other things where they are asked for one file
+            for entry in self.list(folder).files:
+                if entry.name == base:
+                    check_seen(name, entry, seen)
         with suppress(FileNotFoundError):
             self._fs.rm_file(self._path(name))
+
+    def delete_empty_folder(self, folder: str) -> None:
+        """See `ObjectFolder`."""
+        listing = self.list(folder)
+        if not listing.files and not listing.folders:
+            with suppress(OSError, NotImplementedError):
+                self._fs.rmdir(self._path(folder))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"

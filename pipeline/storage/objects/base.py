@@ -14,11 +14,15 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 
 
 class Changed(RunError):
     """The file is not the version that was to be replaced."""
+
+
+class TooLarge(UserError):
+    """A file that cannot be what it is taken for: it has more bytes than that can have."""
 
 
 class Entry(NamedTuple):
@@ -37,7 +41,7 @@ class Listing(NamedTuple):
 
 
 class ObjectFolder(ABC):
-    """The files below one folder. Names are relative, with ``/``; folders come and go with their files.
+    """The files below one folder. Names are relative, with ``/``; folders come with their files.
 
     Failures are ``OSError`` (``FileNotFoundError`` for a file that is not there).
     """
@@ -47,8 +51,12 @@ class ObjectFolder(ABC):
         """What lies directly in a folder, in the order of the names; nothing if there is no such folder."""
 
     @abstractmethod
-    def read(self, name: str) -> tuple[bytes, str]:
-        """The content, and its version for :meth:`replace`."""
+    def read(self, name: str, max_bytes: int | None = None) -> tuple[bytes, str]:
+        """The content, and its version for :meth:`replace`.
+
+        Raises:
+            TooLarge: the file has more than ``max_bytes``; they were not read.
+        """
 
     @abstractmethod
     def read_range(self, name: str, start: int, stop: int) -> bytes:
@@ -75,8 +83,21 @@ class ObjectFolder(ABC):
         """
 
     @abstractmethod
-    def delete(self, name: str) -> None:
-        """Remove; nothing happens if there is no such file."""
+    def delete(self, name: str, seen: Entry | None = None) -> None:
+        """Remove; nothing happens if there is no such file.
+
+        Args:
+            name: of the file.
+            seen: what a listing said about it: only that version is removed. The last look comes right before the
+                removal, in another request where the storage has no removal on a condition.
+
+        Raises:
+            Changed: it is not what the listing said.
+        """
+
+    @abstractmethod
+    def delete_empty_folder(self, folder: str) -> None:
+        """Remove a folder if there is nothing in it, where folders are more than the names of their files."""
 
     def open(self, name: str, size_bytes: int) -> pa.NativeFile:
         """For reading parts of a file of known size."""
@@ -94,6 +115,18 @@ def is_of_content(error: OSError) -> bool:
     storage are `ReadFailed`.
     """
     return type(error) is OSError and error.errno is None
+
+
+def check_size(name: str, size_bytes: int, max_bytes: int | None) -> None:
+    """Raise `TooLarge` if there are more bytes than there may be."""
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise TooLarge(f"{name} has {size_bytes:,} bytes, more than the {max_bytes:,} that it can have")
+
+
+def check_seen(name: str, found: Entry, seen: Entry) -> None:
+    """Raise `Changed` unless a file still is what a listing said."""
+    if (found.size_bytes, found.version) != (seen.size_bytes, seen.version):
+        raise Changed(f"{name} is not removed: it is another file than a moment ago, so somebody else writes there")
 
 
 def digest(content: bytes) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, digest
+from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, check_seen, check_size, digest
 from pipeline.storage.whole_file import sync, temporary_file, write_whole
 
 
@@ -38,13 +38,13 @@ class LocalObjects(ObjectFolder):
                     if entry.is_dir():
                         folders.append(entry.name)
                     else:
-                        status = entry.stat()
-                        files.append(Entry(entry.name, status.st_size, str(status.st_mtime_ns)))
+                        files.append(_entry(entry.name, entry.stat()))
         return Listing(sorted(files), sorted(folders))
 
-    def read(self, name: str) -> tuple[bytes, str]:
+    def read(self, name: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         """See `ObjectFolder`."""
         with open(self._path(name), "rb") as file:
+            check_size(self._path(name), os.fstat(file.fileno()).st_size, max_bytes)
             content = file.read()
         return content, digest(content)
 
@@ -83,13 +83,21 @@ class LocalObjects(ObjectFolder):
             raise Changed(name) from None
         return digest(content)
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, seen: Entry | None = None) -> None:
         """See `ObjectFolder`."""
+        path = self._path(name)
         try:
-            os.unlink(self._path(name))
+            if seen is not None:
+                check_seen(path, _entry(name, os.stat(path)), seen)
+            os.unlink(path)
         except FileNotFoundError:
             return
-        sync(os.path.dirname(self._path(name)))
+        sync(os.path.dirname(path))
+
+    def delete_empty_folder(self, folder: str) -> None:
+        """See `ObjectFolder`."""
+        with suppress(OSError):  # there is something in it, or it is a link
+            os.rmdir(self._path(folder))
 
     def open(self, name: str, size_bytes: int) -> pa.NativeFile:
         """See `ObjectFolder`."""
@@ -113,3 +121,8 @@ class LocalObjects(ObjectFolder):
             sync(temporary)
             yield temporary
             sync(temporary.parent)
+
+
+def _entry(name: str, status: os.stat_result) -> Entry:
+    # The inode as well: clocks of file systems tick slowly, and two files of one tick may have one size.
+    return Entry(name, status.st_size, f"{status.st_mtime_ns} {status.st_ino}")

@@ -13,7 +13,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.filesystems import open_s3_store, s3_status
-from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder
+from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, check_seen, check_size
 from pipeline.storage.uris import UriError, UriText
 
 BACKOFF = Backoff()
@@ -49,17 +49,16 @@ class S3Objects(ObjectFolder):
         prefix = self._key(folder)
         answer = self._call(lambda store: obstore.list_with_delimiter(store, prefix=prefix))
         files = [
-            Entry(name, entry["size"], f"{entry['e_tag']} {entry['last_modified']}")
-            for entry in answer["objects"]
-            if (name := entry["path"][len(prefix) :].lstrip("/"))
+            _entry(name, entry) for entry in answer["objects"] if (name := entry["path"][len(prefix) :].lstrip("/"))
         ]
         return Listing(sorted(files), sorted(path[len(prefix) :].lstrip("/") for path in answer["common_prefixes"]))
 
-    def read(self, name: str) -> tuple[bytes, str]:
+    def read(self, name: str, max_bytes: int | None = None) -> tuple[bytes, str]:
         """See `ObjectFolder`."""
 
         def get(store: Any) -> tuple[bytes, str]:
             result = obstore.get(store, self._key(name))
+            check_size(self._shown(name), result.meta["size"], max_bytes)
             return bytes(result.bytes()), result.meta["e_tag"] or ""
 
         return self._call(get)
@@ -89,10 +88,19 @@ class S3Objects(ObjectFolder):
         """See `ObjectFolder`."""
         return self._conditional_put(name, content, {"e_tag": version})
 
-    def delete(self, name: str) -> None:
+    def delete(self, name: str, seen: Entry | None = None) -> None:
         """See `ObjectFolder`."""
+
+        def remove(store: Any) -> None:
+            if seen is not None:  # before each attempt: between two of them there may be a minute
+                check_seen(self._shown(name), _entry(name, obstore.head(store, self._key(name))), seen)
+            obstore.delete(store, self._key(name))
+
         with suppress(FileNotFoundError):
-            self._call(lambda store: obstore.delete(store, self._key(name)))
+            self._call(remove)
+
+    def delete_empty_folder(self, folder: str) -> None:
+        """See `ObjectFolder`: there are only names."""
 
     def _conditional_put(self, name: str, content: bytes, mode: Any) -> str:
         try:
@@ -109,6 +117,9 @@ class S3Objects(ObjectFolder):
                 raise Changed(name) from None
             return version
         return answer["e_tag"] or ""
+
+    def _shown(self, name: str) -> str:
+        return f"s3://{self._bucket}/{self._key(name)}"
 
     def _key(self, name: str) -> str:
         return "/".join(part for part in (self._prefix, name) if part)
@@ -133,3 +144,8 @@ class S3Objects(ObjectFolder):
                     raise _ERRORS.get(code, OSError)(f"{place}: {reason} at attempt {attempt}{hint}") from None
             time.sleep(BACKOFF.draw_s(attempt))
         raise AssertionError("unreachable")
+
+
+def _entry(name: str, meta: Any) -> Entry:
+    # The time only where there is no tag: a listing has it to the millisecond, a HEAD to the second.
+    return Entry(name, meta["size"], meta["e_tag"] or str(meta["last_modified"]))

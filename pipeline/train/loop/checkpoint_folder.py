@@ -11,6 +11,8 @@ and the state it names belong together. Older states are removed afterwards.
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,7 +39,8 @@ from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_names
 
 LAST, BEST = "last.safetensors", "best.safetensors"
-_STATE_PREFIX = "state-"
+_STATE = re.compile(r"state-\d{8,}\.safetensors")
+_MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 # Of a training that was killed while it wrote; the lock says that nobody else writes now.
 _LEFTOVER = temporary_names(r"(state-\d+|last|best)\.safetensors")
 _WEIGHTS, _OPTIMIZER = "weights.", "optimizer."
@@ -81,6 +84,21 @@ class Saved:
         return _below(self.state, _WEIGHTS) or self.checkpoint.weights
 
 
+def holds_training(uri: Uri, names: frozenset[str]) -> bool | None:
+    """Whether the files with such names are of a training, as the header of ``last`` says; ``None``: there is none."""
+    if LAST not in names:
+        return None
+    objects = open_objects(uri, _TIMEOUT_S)
+    try:
+        num_bytes = int.from_bytes(objects.read_range(LAST, 0, 8), "little")
+        if num_bytes > _MAX_HEADER_BYTES:
+            return False
+        header = json.loads(objects.read_range(LAST, 8, 8 + num_bytes))
+        return "training" in json.loads(header["__metadata__"]["source"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
 class CheckpointFolder:
     """The files of one run.
 
@@ -112,14 +130,14 @@ class CheckpointFolder:
         """
         state = {_OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
         state |= {_WEIGHTS + name: tensor for name, tensor in (trained or {}).items()}
-        name = f"{_STATE_PREFIX}{position.iteration:08d}.safetensors"
+        name = f"state-{position.iteration:08d}.safetensors"
         with _sent(self._objects, self._uri, name) as path:
             write_safetensors(_on_cpu(state), path, {"weights_sha256": weights_digest(state)})
         training = {"position": asdict(position), "settings": dict(settings or {}), "state": name}
         with _sent(self._objects, self._uri, LAST) as path:
             save_checkpoint(replace(checkpoint, source={**checkpoint.source, "training": training}), path)
         for entry in self._objects.list("").files:
-            is_old = entry.name.startswith(_STATE_PREFIX) and entry.name != name
+            is_old = _STATE.fullmatch(entry.name) and entry.name != name
             if is_old or _LEFTOVER.fullmatch(entry.name):
                 self._objects.delete(entry.name)
 

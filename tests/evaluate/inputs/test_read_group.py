@@ -125,7 +125,7 @@ def test_everything_on_s3(s3: S3Server, tmp_path: Path) -> None:
     case = float32_case(4)
     truth_uri = s3.put("bucket", "gt.json", json.dumps(case.dataset).encode())
     store = write_output("s3://bucket/out", *case, names_of(case), rows_per_file=8)
-    got = read_all(truth_uri, open_annotated_output(store.uri), str(store.scratch_uri / "evaluation"))
+    got = read_all(truth_uri, open_annotated_output(store.uri), str(store.uri / "scratch"))
     check_equal(got, case, "segm")
 
 

@@ -87,7 +87,7 @@ class TestOneRun:
             write_lock(uri, stranger())
             with pytest.raises(LockLost):
                 store.write_rows(output_table([2]), IDENTITY, fence=lock.fence())
-        assert store.recover().num_files == 1
+        assert store.recover(lock.fence()).num_files == 1
 
     @pytest.mark.parametrize(("lease_s", "wait_s"), [(0, None), (-1, None), (1, -1)])
     def test_bad_times(self, lease_s: float, wait_s: float | None) -> None:
