@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -18,11 +19,14 @@ from PIL import Image
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories
 from pipeline.drawing.draw import DrawOptions, draw
 from pipeline.drawing.file_names import PictureNames
-from pipeline.images.decode import IMAGE_SUFFIXES, ImageError, decode_image
+from pipeline.images.decode import ImageError, decode_image
+from pipeline.images.left_out import LeftOut
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.provenance import package_versions
 from pipeline.storage.uris import UriText
+
+logger = logging.getLogger(__name__)
 
 
 class _Picture(NamedTuple):
@@ -47,7 +51,7 @@ class PredictRun:
     def run(self, files: Sequence[Path], batch_size: int) -> None:
         """Segment all files, ``batch_size`` of them in memory at a time. Failures of single ones are data."""
         taken = PictureNames()
-        names = [taken.of_stem(file.stem) for file in files]
+        names = [taken.of_stem(shown(Path(file.stem))) for file in files]
         for start in range(0, len(files), batch_size):
             clock = time.monotonic()
             batch = []
@@ -128,18 +132,23 @@ class PredictRun:
         self.images.append(
             {
                 "id": picture.id,
-                "file_name": picture.file.as_posix(),
+                "file_name": shown(picture.file),
                 "height": height,
                 "width": width,
                 "picture": picture.output_name,
             }
         )
         seconds += time.monotonic() - clock
-        print(f"{picture.file}: {len(found)} detections, {seconds:.2f} s", flush=True)
+        print(f"{shown(picture.file)}: {len(found)} detections, {seconds:.2f} s", flush=True)
 
     def _fail(self, file: Path, code: str, message: str) -> None:
-        self.failed.append({"file_name": file.as_posix(), "error_code": code, "error_message": message})
-        print(f"{file}: failed: {code}: {message}", file=sys.stderr, flush=True)
+        self.failed.append({"file_name": shown(file), "error_code": code, "error_message": message})
+        print(f"{shown(file)}: failed: {code}: {message}", file=sys.stderr, flush=True)
+
+
+def shown(file: Path) -> str:
+    """A path as it can be printed and written: what is not UTF-8 in it as ``\\udcff``."""
+    return file.as_posix().encode("utf-8", "backslashreplace").decode()
 
 
 def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
@@ -167,11 +176,14 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
 
 
 def _below(folder: Path, skip: Path | None) -> list[Path]:
+    """The pictures in a folder, told by their names; others are counted, and the log says so."""
+    left_out = LeftOut()
     outside = skip.resolve() if skip and skip.resolve() != folder.resolve() else None
-    return [
+    found = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and file.is_file()
-        and not (outside and outside in file.resolve().parents)
+        if file.is_file() and not (outside and outside in file.resolve().parents) and not left_out.takes(file.name)
     ]
+    if left_out.count:
+        logger.warning("%s: %s", folder, left_out)
+    return found

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.predict.run import find_images
+from pipeline.predict.run import find_images, shown
 
 
 @pytest.fixture
@@ -49,3 +49,14 @@ def test_empty_folder_stays(folder: Path) -> None:
 def test_nothing_at_all(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"no image files: .*gone"):
         found(folder, "gone.jpg", "*.bmp")
+
+
+def test_one_list_of_suffixes_and_what_it_leaves_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.JFIF", "b.mpo", "c.dib", "d.apng", "e.heic", "f.txt", "g"):
+        (tmp_path / name).touch()
+    assert found(tmp_path, "") == ["a.JFIF", "b.mpo", "c.dib", "d.apng", "e.heic"]
+    assert "2 files are left out, since their names are no pictures': 1 .txt, 1 without a suffix" in caplog.text
+
+
+def test_a_name_that_is_not_utf8_can_be_printed() -> None:
+    assert shown(Path("b/\udcff.jpg")) == "b/\\udcff.jpg"

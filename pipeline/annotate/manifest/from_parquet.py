@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.parquet_footer import read_statistics, surely_filled
 from pipeline.annotate.manifest.rules import (
     Columns,
     ManifestError,
@@ -129,13 +129,14 @@ def _read_footer(config: ManifestConfig, uri: Uri) -> _Footer:
         with explained(uri), open_file(uri) as file:
             schema, metadata = file.schema_arrow, file.metadata
             num_rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+            statistics = read_statistics(uri)
     except (OSError, StorageError) as error:
         cure = ""
         if uri.is_http:
             cure = "; Parquet is read in ranges, which not every web server gives: try a copy on a disk or in a store"
         refused = error if isinstance(error, StorageError) else cannot_read(uri, error)
         raise StorageError(f"{refused}{cure}") from None
-    if min(num_rows, default=0) < 0 or sum(num_rows) != metadata.num_rows:
+    if min(num_rows, default=0) < 0 or sum(num_rows) != metadata.num_rows or len(statistics) != len(num_rows):
         raise ManifestError(f"{uri} is damaged: its row groups have not the {metadata.num_rows} rows of the file")
     columns = find_columns(config, schema.names, uri, bytes_allowed=True)
     id_type = _id_type(schema.field(columns.id), uri) if columns.id else pa.string()
@@ -144,12 +145,11 @@ def _read_footer(config: ManifestConfig, uri: Uri) -> _Footer:
     if columns.bytes and not is_binary(schema.field(columns.bytes).type):
         raise _wrong_type(schema.field(columns.bytes), uri, "image bytes must be binary")
     units = []
-    for index in range(metadata.num_row_groups):
-        row_group = metadata.row_group(index)
-        if row_group.num_rows:
-            has_all_ids = _surely_filled(row_group, columns.id, empty_counts=False)
-            has_all_bytes = _surely_filled(row_group, columns.bytes, empty_counts=True)
-            units.append((ReadUnit(uri, index, row_group.num_rows), has_all_ids, has_all_bytes))
+    for index, known in enumerate(statistics):
+        if num_rows[index]:
+            has_all_ids = columns.id is not None and surely_filled(known.get(columns.id), empty_counts=False)
+            has_all_bytes = columns.bytes is not None and surely_filled(known.get(columns.bytes), empty_counts=True)
+            units.append((ReadUnit(uri, index, num_rows[index]), has_all_ids, has_all_bytes))
     # Without the files' own metadata on fields, which may differ from file to file.
     carried = pa.schema([(name, without_view(schema.field(name).type)) for name in config.carry])
     return _Footer(uri, columns, id_type, carried, tuple(units))
@@ -180,15 +180,6 @@ def _check_same(first: _Footer, other: _Footer) -> None:
             raise ManifestError(
                 f"{where}: column {here.name!r} is {here.type}, not {there.type}; write all files alike"
             )
-
-
-def _surely_filled(row_group: pq.RowGroupMetaData, name: str | None, empty_counts: bool) -> bool:
-    """Whether the statistics say that no value is null, nor empty unless that counts as filled."""
-    columns = (row_group.column(index) for index in range(row_group.num_columns))
-    statistics = next((column.statistics for column in columns if column.path_in_schema == name), None)
-    if statistics is None or not statistics.has_null_count or statistics.null_count:
-        return False
-    return empty_counts or (statistics.has_min_max and statistics.min not in ("", b""))
 
 
 def _check_unit(opened: ManifestParts, unit: ReadUnit, has_all_ids: bool, has_all_bytes: bool) -> None:

@@ -1,17 +1,24 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import dataset
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import open_manifest
+from pipeline.annotate.manifest.parquet_footer import read_statistics, surely_filled
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.storage.uris import Uri
+from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     BadManifests,
     check_refused,
@@ -178,6 +185,79 @@ class TestParquet:
         with pytest.raises(ManifestError, match=message) as raised:
             open_manifest(ManifestConfig(uri=str(tmp_path / "m"), carry=("k",)), scratch)
         assert "b.parquet" in str(raised.value)
+
+
+class TestFoldersOfOthers:
+    def test_what_all_readers_pass_over(self, tmp_path: Path, scratch: Uri, caplog: pytest.LogCaptureFixture) -> None:
+        folder = tmp_path / "spark"
+        names = ["part-0.parquet", "k=1/part-1.parquet", "_temporary/0/part-9.parquet", "_x.parquet", ".y.parquet"]
+        names += ["k=1/_tmp/z.parquet", ".hidden/a.parquet", "x_y/b_.parquet"]
+        for index, name in enumerate(names):
+            write_parquet(folder / name, {"image_id": [index], "image_uri": [f"/{name}"]})
+        read = dataset.dataset(folder, format="parquet").files  # with Arrow's default of `ignore_prefixes`
+        expected = sorted(f"/{os.path.relpath(name, folder)}" for name in read)
+        manifest = open_manifest(ManifestConfig(uri=str(folder)), scratch)
+        assert sorted(row["image_uri"] for row in read_all(manifest)) == expected
+        assert "'_temporary/0/part-9.parquet'" in caplog.text
+
+    def test_leftovers_alone_are_nothing(self, tmp_path: Path, scratch: Uri) -> None:
+        write_parquet(tmp_path / "spark" / "_temporary" / "a.parquet", {"image_id": [1], "image_uri": ["/a"]})
+        with pytest.raises(ManifestError, match="holds no Parquet file"):
+            open_manifest(ManifestConfig(uri=str(tmp_path / "spark"), format="parquet"), scratch)
+
+    @pytest.mark.parametrize(
+        ("kind", "mark"),
+        [
+            ("Delta", "_delta_log/00000000000000000000.json"),
+            ("Delta", "_delta_log/00000000000000000010.checkpoint.parquet"),
+            ("Delta", "below/_delta_log/00000000000000000000.json"),
+            ("Iceberg", "metadata/00000-0c3a.metadata.json"),
+            ("Hudi", ".hoodie/hoodie.properties"),
+        ],
+    )
+    @pytest.mark.parametrize("form", ["auto", "parquet"])
+    def test_tables_are_refused_by_name(self, tmp_path: Path, scratch: Uri, kind: str, mark: str, form: str) -> None:
+        write_parquet(tmp_path / "t" / "data" / "part-0.parquet", {"image_id": [1], "image_uri": ["/a"]})
+        write(tmp_path / "t" / mark, b"{}")
+        with pytest.raises(ManifestError, match=rf"/t is a {kind} table .*plain Parquet"):
+            open_manifest(ManifestConfig.model_validate({"uri": str(tmp_path / "t"), "format": form}), scratch)
+
+    def test_a_table_on_s3(self, s3: S3Server, scratch: Uri) -> None:
+        for name in ("part-0.parquet", ".hoodie/x"):
+            s3.put("bucket", f"hudi/{name}", parquet(image_id=[1], image_uri=["/a"]))
+        with pytest.raises(ManifestError, match="is a Hudi table"):
+            open_manifest(ManifestConfig(uri="s3://bucket/hudi"), scratch)
+
+
+class TestStatistics:
+    @settings(max_examples=60, deadline=None)
+    @given(
+        ids=st.lists(st.sampled_from(["", "a", None]), min_size=1, max_size=4),
+        images=st.lists(st.sampled_from([b"", b"x", None]), min_size=1, max_size=4),
+        rows=st.integers(1, 3),
+        version=st.sampled_from(["1.0", "2.4", "2.6"]),
+        statistics=st.booleans(),
+    )
+    def test_are_pyarrows(self, ids: list[str | None], images: list[bytes | None], rows: int, **options: Any) -> None:
+        num = min(len(ids), len(images))
+        columns = {"image_id": pa.array(ids[:num], pa.string()), "b": pa.array(images[:num], pa.binary())}
+        columns["n"] = pa.array(range(num))
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/m.parquet"
+            version, written = options["version"], options["statistics"]
+            pq.write_table(pa.table(columns), path, row_group_size=rows, version=version, write_statistics=written)
+            found = read_statistics(Uri(path))
+            metadata = pq.read_metadata(path)
+        assert len(found) == metadata.num_row_groups
+        for index, known in enumerate(found):
+            for at in range(3):
+                column = metadata.row_group(index).column(at)
+                there = column.statistics
+                filled = there is not None and there.null_count == 0
+                ours = known.get(column.path_in_schema)
+                assert surely_filled(ours, empty_counts=True) == filled
+                not_empty = filled and there.has_min_max and there.min not in ("", b"")
+                assert surely_filled(ours, empty_counts=False) == not_empty
 
 
 BAD_MANIFESTS: BadManifests = {
