@@ -18,7 +18,8 @@
     RunError (RuntimeError)             the run failed, though nothing is wrong with what it was given: exit code 1,
                                         the same command may be tried again
       RunFailed, TrainingFailed         books that do not close; a worker that died
-      NonFiniteLoss, DeviceLost         a training that diverged; a GPU that is gone
+      NonFiniteLoss, ModelNotFinite,    a training that diverged; a model that computes NaN; a GPU that is gone
+        DeviceLost
       LockHeld, LockLost                another run is at work in the folder
       RayNotStarted                     Ray did not start in time
       FetchError, Changed               one picture that could not be fetched; a file that another writer replaced

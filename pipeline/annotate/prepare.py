@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotations.data_file import Identity
@@ -27,8 +28,10 @@ def model_settings(config: AnnotateConfig, checkpoint: Checkpoint) -> TestSettin
 
 def make_identity(config: AnnotateConfig, checkpoint: Checkpoint, run_id: str) -> Identity:
     """What every file of the output must agree in, and where it came from."""
+    # A file of our own training was converted from none: then it is the one that the user named.
+    file = checkpoint.source.get("file") or Path(str(config.model.checkpoint)).name
     return Identity(
-        model_name=f"{checkpoint.variant.name} ({checkpoint.source.get('file', 'unknown file')})",
+        model_name=f"{checkpoint.variant.name} ({file})",
         weights_sha256=checkpoint.weights_sha256,
         config_digest=config.content_digest(checkpoint.settings),
         content_config=json.dumps(config.content(checkpoint.settings), sort_keys=True),

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from pipeline.model.architecture import Variant
 from pipeline.model.detections import BatchDetections
 from pipeline.model.settings import TestSettings
+
+
+class NotFinite(ArithmeticError):
+    """What a network computed on a batch is NaN or infinite, so that what it found means nothing."""
+
+
+def check_finite(tensors: Sequence[Tensor]) -> None:
+    """Raise unless all numbers are finite; waits for the device once.
+
+    Raises:
+        NotFinite: they are not.
+    """
+    if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
+        raise NotFinite("the network's numbers are NaN or infinite on this image")
 
 
 class Detector(nn.Module):
@@ -30,5 +47,8 @@ class Detector(nn.Module):
             image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
             scale_factors: float32 ``(B, 2)``, (x, y) factors from original image to input pixels.
             settings: thresholds, and how much is kept; the sizes in it have been applied to the images already.
+
+        Raises:
+            NotFinite: of NaN no threshold is exceeded, and the images would seem to be empty.
         """
         raise NotImplementedError

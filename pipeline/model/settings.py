@@ -14,6 +14,8 @@ from pipeline.config.base import PositiveInt, Section
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+_LARGEST_SETTING = 1 << 20  # of sides and counts: more is a slip of the pen, or a damaged file
+
 
 @dataclass(frozen=True)
 class TestSettings:
@@ -44,12 +46,14 @@ class TestSettings:
     def __post_init__(self) -> None:
         for name in ("short_side", "long_side", "proposals_per_level", "proposals", "max_detections"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"test settings: {name}={value!r} must be a positive integer")
+            if type(value) is not int or not 1 <= value <= _LARGEST_SETTING:
+                raise ValueError(
+                    f"test settings: {name} must be a whole number from 1 to {_LARGEST_SETTING:,}, not {value!r:.60}"
+                )
         for name in ("rpn_nms_iou", "score_threshold", "nms_iou"):
             value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"test settings: {name}={value!r} must lie in [0, 1]")
+            if type(value) not in (int, float) or not 0 <= value <= 1:
+                raise ValueError(f"test settings: {name} must lie in [0, 1], not {value!r:.60}")
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TestSettings:

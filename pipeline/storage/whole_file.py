@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,14 +26,28 @@ def temporary_names(pattern: str) -> re.Pattern[str]:
 def write_whole(path: str | Path) -> Iterator[Path]:
     """A name to write to; the file is at ``path``, and on the disk, once the block ends without an error.
 
+    Whoever writes it, it has the mode that the umask gives.
+
     Raises:
         OSError: the file cannot be written.
     """
     with temporary_file(path) as temporary:
         yield temporary
+        os.chmod(temporary, _usual_mode(temporary))
         sync(temporary)
         os.replace(temporary, path)
         sync(temporary.parent)
+
+
+def _usual_mode(beside: Path) -> int:
+    """The mode that a new file gets here by umask; libraries that write through files of their own make it 0600."""
+    probe = Path(temporary_name(str(beside)))
+    descriptor = os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+        probe.unlink()
 
 
 @contextmanager

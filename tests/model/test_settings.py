@@ -27,11 +27,13 @@ def test_published_settings() -> None:
 
 # name: (changes, part of the message)
 NO_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
-    "no pixels": ({"short_side": 0}, "short_side=0 must be a positive integer"),
-    "half a proposal": ({"proposals": 0.5}, "proposals=0.5 must be a positive integer"),
-    "IoU above one": ({"nms_iou": 1.5}, r"nms_iou=1.5 must lie in \[0, 1\]"),
-    "negative score": ({"score_threshold": -0.1}, r"score_threshold=-0.1 must lie in \[0, 1\]"),
-    "no number": ({"rpn_nms_iou": float("nan")}, r"rpn_nms_iou=nan must lie in \[0, 1\]"),
+    "no pixels": ({"short_side": 0}, "short_side must be a whole number from 1 to .*, not 0"),
+    "half a proposal": ({"proposals": 0.5}, "proposals must be a whole number .*, not 0.5"),
+    "IoU above one": ({"nms_iou": 1.5}, r"nms_iou must lie in \[0, 1\], not 1.5"),
+    "negative score": ({"score_threshold": -0.1}, r"score_threshold must lie in \[0, 1\], not -0.1"),
+    "no number": ({"rpn_nms_iou": float("nan")}, r"rpn_nms_iou must lie in \[0, 1\], not nan"),
+    "a text": ({"nms_iou": "0.5"}, "nms_iou must lie in"),
+    "absurd": ({"long_side": 10**12}, "long_side must be a whole number from 1 to 1,048,576"),
 }
 
 

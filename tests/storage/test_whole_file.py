@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+import os
+import stat
+import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from pipeline.storage.whole_file import write_whole
 
@@ -29,3 +34,26 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         fail()
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("file", b"old")]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600), (0o000, 0o666)])
+def test_the_umask_decides_who_may_read_it(umask: int, mode: int, tmp_path: Path) -> None:
+    """Whatever the library does that writes it; POSIX: ``0666 & ~umask``."""
+
+    def by_safetensors(path: Path) -> None:
+        save_file({"a": torch.zeros(1)}, path)
+
+    def by_tempfile(path: Path) -> None:
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(b"content")
+        os.replace(file.name, path)
+
+    before = os.umask(umask)
+    try:
+        for number, write in enumerate((by_safetensors, by_tempfile, Path.touch)):
+            with write_whole(tmp_path / str(number)) as temporary:
+                write(temporary)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / str(number)).stat().st_mode) for number in range(3)] == [mode] * 3
+    assert len(list(tmp_path.iterdir())) == 3

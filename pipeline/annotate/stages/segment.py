@@ -15,6 +15,7 @@ from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
+from pipeline.model.detector import NotFinite
 from pipeline.model.predictor import Predictor
 from pipeline.tables.binary import binary_array, binary_views
 
@@ -23,6 +24,10 @@ SEGMENT = "segment"
 
 class DeviceLost(RunError):
     """The device answers no more; only a new process gets a working one."""
+
+
+class ModelNotFinite(RunError):
+    """The model computes NaN or infinity from the first image on."""
 
 
 class Segment:
@@ -49,6 +54,7 @@ class Segment:
         self._guard = guard
         self._report = report
         self._thresholds = np.array(thresholds, np.float32)
+        self._has_worked = False
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Decoded rows become rows with the detection fields in the place of the pixels."""
@@ -74,11 +80,18 @@ class Segment:
         """All at once; where that fails, one by one, so that only the culprit's row does."""
         try:
             found = self._predictor.predict(images, self._batch_size, sizes)
+            self._has_worked = True
             return [d.where(d.scores >= self._thresholds[d.labels]) for d in found]
         except Exception as error:
             self._raise_if_device_lost(error)
             if len(images) == 1:
-                code = "out_of_memory" if isinstance(error, torch.OutOfMemoryError) else "model_error"
+                if isinstance(error, NotFinite) and not self._has_worked:
+                    raise ModelNotFinite(
+                        f"{error}, the first that this replica got: model.precision {self._predictor.precision} may be "
+                        "too coarse for these weights; run with model.precision=fp32, or with another checkpoint"
+                    ) from error
+                codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
+                code = next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
                 return [ImageFailure(SEGMENT, code, f"{type(error).__name__}: {error}")]
         if self._predictor.device.type == "cuda":
             torch.cuda.empty_cache()

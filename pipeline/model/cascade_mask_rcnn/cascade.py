@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, nms_by_group
 from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, image_index, pool_rois
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
+from pipeline.model.detector import check_finite
 from pipeline.model.settings import TestSettings
 
 BOX_POOL_SIDE = 7
@@ -85,6 +86,7 @@ class CascadeBoxHeads(nn.Module):
                 boxes = decode_deltas(boxes, deltas[rows, best], stds, sizes)
         # The mean of the logits, not of the probabilities.
         scores = (total / len(self.stages)).softmax(dim=1)[:, :-1]
+        check_finite([scores, deltas])
         per_image = zip(
             boxes.split(counts),
             deltas.split(counts),

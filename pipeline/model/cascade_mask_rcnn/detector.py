@@ -13,7 +13,7 @@ from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork
 from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.detections import BatchDetections
-from pipeline.model.detector import Detector
+from pipeline.model.detector import Detector, check_finite
 from pipeline.model.settings import TestSettings
 
 
@@ -35,6 +35,7 @@ class CascadeMaskRCNN(Detector):
         """See `Detector.forward`; masks are ``(N, 28, 28)``."""
         features = self.neck(self.backbone(images))
         proposals = [boxes for boxes, _ in self.rpn(features, image_sizes, settings)]
+        check_finite([*features, *proposals])
         pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
         found = self.box_heads(pyramid, proposals, image_sizes, scale_factors, settings)
         counts = [len(image.scores) for image in found]

@@ -15,6 +15,10 @@ from pydantic import Field, Strict
 from pipeline.config.base import Count, PositiveInt, Section
 from pipeline.model.settings import checked_fields
 
+# Far above all that is in use: a file that says more is damaged, and what it says is not built.
+_LARGEST = {"depths": 128, "window_size": 32, "box_convs": 64, "mask_convs": 64}
+_LARGEST_WIDTH = 1 << 16
+
 
 @dataclass(frozen=True)
 class CascadeVariant:
@@ -53,8 +57,9 @@ class CascadeVariant:
             if key == "name":
                 continue
             values = value if isinstance(value, tuple) else (value,)
-            if not all(isinstance(v, int) and v >= (0 if key.endswith("_convs") else 1) for v in values):
-                raise ValueError(f"variant {self.name!r}: {key}={value!r} must be positive integers")
+            least, most = (0 if key.endswith("_convs") else 1), _LARGEST.get(key, _LARGEST_WIDTH)
+            if not all(type(v) is int and least <= v <= most for v in values):
+                raise ValueError(f"variant: {key} must be whole numbers from {least} to {most:,}, not {value!r:.60}")
         if len(self.depths) != 4 or len(self.num_heads) != 4:
             raise ValueError(f"variant {self.name!r}: depths and num_heads need one value for each of 4 stages")
         for i, heads in enumerate(self.num_heads):

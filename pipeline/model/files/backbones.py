@@ -20,6 +20,7 @@ from pipeline.model.files.checkpoints import (
     CheckpointError,
     as_float32,
     file_sha256,
+    header_object,
     is_backbone,
     read_weights,
     recognise,
@@ -59,7 +60,7 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     try:
         if header.get("format") == BACKBONE_FORMAT:
             layouts = architecture_named(header.get("architecture")).network().layouts
-            weights, source = state, json.loads(header["source"])
+            weights, source = state, header_object(header, "source")
         else:
             layouts, layout = recognise(state)
             if not is_backbone(layouts, layout):

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import pickle
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,12 +23,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.messages.examples import Examples
 from pipeline.model.architecture import Layouts, Variant
 from pipeline.model.architectures import ARCHITECTURES, architecture_named, architecture_of, build
 from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.files.state_dict import LayoutError, StateDict, check_keys, strip_prefix
 from pipeline.model.settings import TestSettings
 from pipeline.storage.whole_file import write_whole
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "maskfleet-1"
 BACKBONE_FORMAT = "maskfleet-backbone-1"
@@ -65,6 +70,10 @@ class Checkpoint:
             raise CheckpointError(
                 f"{len(self.categories)} categories for a model of {self.variant.num_classes} classes"
             )
+        for kind in ("name", "id"):
+            counts = Counter(getattr(category, kind) for category in self.categories)
+            if twice := [value for value, count in counts.items() if count > 1]:
+                raise CheckpointError(f"several classes have one {kind}: {Examples.of(map(str, twice))}")
         with torch.device("meta"):
             expected = build(self.variant).state_dict()
         try:
@@ -166,10 +175,58 @@ def read_weights(path: Path) -> tuple[StateDict, Mapping[str, str], Mapping[str,
     Raises:
         CheckpointError: the file is missing, damaged, or wants to run code.
     """
+    header: Mapping[str, str] = {}
+    meta: Mapping[str, Any] = {}
     if _is_safetensors(path):
-        return *_read_safetensors(path), {}
-    state, meta = _read_pickle(path)
-    return state, {}, meta
+        state, header = _read_safetensors(path)
+    else:
+        state, meta = _read_pickle(path)
+    _check_tensors(path, state)
+    return state, header, meta
+
+
+def header_object(header: Mapping[str, str], key: str) -> dict[str, Any]:
+    """What a header of ours holds under a key: an object in JSON.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    value = _header_json(header, key)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"the header's {key} is no JSON object")
+    return value
+
+
+def _header_json(header: Mapping[str, str], key: str) -> Any:
+    try:
+        return json.loads(header[key])
+    except KeyError:
+        raise CheckpointError(f"the header lacks {key!r}") from None
+    except (ValueError, RecursionError) as error:  # no JSON, or lists in lists in lists
+        raise CheckpointError(f"the header's {key} is damaged: {str(error)[:100]}") from None
+
+
+def _check_tensors(path: Path, state: StateDict) -> None:
+    """Weights that compute nothing but NaN find nothing, without an error: here they are one.
+
+    Raises:
+        CheckpointError: a tensor is not all there, or holds a number that is not finite.
+    """
+    for name, tensor in state.items():
+        is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not is_plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise CheckpointError(f"{path}: {name} is no tensor with all its numbers; the file is damaged")
+    wrong = [name for name, tensor in state.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+    if wrong:
+        raise CheckpointError(
+            f"{path}: {len(wrong):,} of {len(state):,} tensors hold NaN or infinity: {Examples.of(wrong)}; a training "
+            "that diverged, or a damaged file: take an earlier checkpoint, or fetch it again"
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # Types of 8 bits have no isfinite of their own.
+    return bool((tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all())
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
@@ -237,15 +294,15 @@ def _from_own_file(
     path: Path, state: StateDict, header: Mapping[str, str], categories: Sequence[Category] | None
 ) -> Checkpoint:
     try:
-        own = tuple(Category(int(number), str(name)) for number, name in json.loads(header["categories"]))
+        own = tuple(_own_category(*pair) for pair in _header_json(header, "categories"))
         checkpoint = Checkpoint(
             weights=state,
-            variant=architecture_named(header.get("architecture")).variant_from_dict(json.loads(header["variant"])),
+            variant=architecture_named(header.get("architecture")).variant_from_dict(header_object(header, "variant")),
             categories=own if categories is None else tuple(categories),
-            settings=TestSettings.from_dict(json.loads(header["settings"])),
-            source=json.loads(header["source"]),
+            settings=TestSettings.from_dict(header_object(header, "settings")),
+            source=header_object(header, "source"),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if checkpoint.weights_sha256 != header.get("weights_sha256"):
         raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
@@ -257,14 +314,43 @@ def as_float32(state: StateDict) -> StateDict:
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 
+def _own_category(number: Any, name: Any) -> Category:
+    if type(number) is not int or not -(1 << 31) <= number < 1 << 31 or not isinstance(name, str):
+        raise ValueError(f"{str(number)[:30]!r}, {str(name)[:30]!r} are no id and name of a class")
+    return Category(number, name)
+
+
 def _categories(meta: Mapping[str, Any], num_classes: int, given: Sequence[Category] | None) -> tuple[Category, ...]:
     if given is not None:
         return tuple(given)
-    dataset = meta.get("dataset_meta")
-    names = meta.get("CLASSES") or (dataset.get("classes") if isinstance(dataset, Mapping) else None)
-    coco_names = tuple(c.name for c in COCO_CATEGORIES)
-    if (names is None and num_classes == len(COCO_CATEGORIES)) or tuple(names or ()) == coco_names:
+    names = _class_names(meta)
+    if names is None and num_classes == len(COCO_CATEGORIES):
+        logger.warning(
+            "the checkpoint does not name its %d classes: they are taken for COCO's; if they are others, give their "
+            "names: python -m jobs.convert_checkpoint FILE OUT.safetensors --classes NAMES",
+            num_classes,
+        )
         return COCO_CATEGORIES
     if names is None:
         raise CheckpointError(f"the file does not name its {num_classes} classes: give their names")
-    return tuple(Category(i + 1, str(name)) for i, name in enumerate(names))
+    if names == tuple(c.name for c in COCO_CATEGORIES):
+        return COCO_CATEGORIES
+    return tuple(Category(i + 1, name) for i, name in enumerate(names))
+
+
+def _class_names(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """What ``CLASSES`` (mmdet 2.x) or ``dataset_meta`` (3.x) say, in whatever case; ``None`` where there is neither.
+
+    Raises:
+        CheckpointError: they say something that is no list of names.
+    """
+    below = (value for key, value in meta.items() if str(key).lower() == "dataset_meta" and isinstance(value, Mapping))
+    for holder in (meta, *below):
+        for key, names in holder.items():
+            if str(key).lower() != "classes" or names is None:
+                continue
+            names = (names,) if isinstance(names, str) else names  # of one class, the comma behind it forgotten
+            if not isinstance(names, list | tuple) or not names or not all(isinstance(n, str) and n for n in names):
+                raise CheckpointError(f"the file's {key} is no list of class names: give their names")
+            return tuple(names)
+    return None

@@ -162,10 +162,15 @@ class CheckpointFolder:
                 f"{self._shown}/{LAST} is a model without a record of training: choose another output folder, "
                 "and give the file as the start"
             )
-        position = Position(**{**training["position"], "history": tuple(training["position"]["history"])})
+        try:
+            position = Position(**{**training["position"], "history": tuple(training["position"]["history"])})
+            name, settings = str(training["state"]), dict(training["settings"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self._shown}/{LAST}: its record of training is damaged ({type(error).__name__}: {error})"
+            ) from None
         source = {key: value for key, value in checkpoint.source.items() if key != "training"}
-        state = self._load_state(training["state"])
-        return Saved(replace(checkpoint, source=source), state, position, training["settings"])
+        return Saved(replace(checkpoint, source=source), self._load_state(name), position, settings)
 
     def _load_state(self, name: str) -> dict[str, Tensor]:
         with _fetched(self._objects, self._uri, name) as path:

@@ -14,12 +14,13 @@ import torch
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
 from pipeline.annotate.stages.rows import DECODED, error_arrays
-from pipeline.annotate.stages.segment import DeviceLost, Segment
+from pipeline.annotate.stages.segment import DeviceLost, ModelNotFinite, Segment
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
+from pipeline.model.detector import NotFinite
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.tables.binary import binary_array, binary_views
@@ -44,6 +45,7 @@ class StandIn:
 
     def __init__(self, fail: Callable[[Sequence[np.ndarray]], Exception | None] = lambda images: None) -> None:
         self.device = torch.device("cpu")
+        self.precision = "fp16"
         self.fail = fail
         self.calls: list[list[int]] = []
 
@@ -293,3 +295,27 @@ class TestRealModel:
         (values,) = found(segment(as_rows([image]), model, [threshold] * 5))
         assert values is not None
         assert 0 < len(values["scores"]) == (everything.scores >= threshold).sum() < len(everything)
+
+
+class TestNotFinite:
+    def test_the_first_image_stops_the_run(self) -> None:
+        predictor = StandIn(lambda images: NotFinite("NaN"))
+        with pytest.raises(ModelNotFinite, match=r"model\.precision fp16 may be too coarse .* model\.precision=fp32"):
+            segment(decoded_rows([plain(0), plain(1)]), predictor)
+
+    def test_a_later_one_is_a_failed_row(self) -> None:
+        predictor = StandIn(lambda images: NotFinite("NaN") if any(image[0, 0, 0] == 1 for image in images) else None)
+        out = segment(decoded_rows([plain(0), plain(1), plain(2)]), predictor)
+        assert out["error_code"].to_pylist() == [None, "not_finite", None]
+
+    @pytest.mark.parametrize(
+        "weight", ["backbone.patch_embed.proj.weight", "rpn.deltas.weight", "box_heads.stages.2.classify.bias"]
+    )
+    def test_a_network_that_computes_nan_says_so(self, weight: str) -> None:
+        """It would find nothing, and exit code 0 would say that all is well."""
+        weights = to_native(official_weights(SMALL), "official")
+        predictor = load_model(Checkpoint(weights, SMALL, SMALL_CATEGORIES, SMALL_SETTINGS), "cpu")
+        predictor.predict([np.zeros((40, 60, 3), np.uint8)])
+        predictor.detector.get_parameter(weight).data.fill_(float("nan"))
+        with pytest.raises(NotFinite):
+            predictor.predict([np.zeros((40, 60, 3), np.uint8)])

@@ -24,12 +24,14 @@ def test_published_sizes() -> None:
 
 # name: (changes, part of the message)
 NO_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
-    "zero channels": ({"embed_dim": 0}, "embed_dim=0 must be positive"),
-    "fraction": ({"box_fc": 1.5}, "box_fc=1.5 must be positive integers"),
-    "empty stage": ({"depths": (2, 0, 2, 1)}, r"depths=\(2, 0, 2, 1\) must be positive"),
+    "zero channels": ({"embed_dim": 0}, "embed_dim must be whole numbers from 1 to 65,536, not 0"),
+    "fraction": ({"box_fc": 1.5}, "box_fc must be whole numbers .*, not 1.5"),
+    "empty stage": ({"depths": (2, 0, 2, 1)}, r"depths must be whole numbers .*, not \(2, 0, 2, 1\)"),
     "three stages": ({"depths": (2, 1, 2)}, "one value for each of 4 stages"),
     "heads do not divide": ({"num_heads": (1, 2, 5, 8)}, "stage 2 has 64 channels, which do not split over 5 heads"),
-    "fewer than no convolutions": ({"mask_convs": -1}, "mask_convs=-1"),
+    "fewer than no convolutions": ({"mask_convs": -1}, "mask_convs must be whole numbers from 0 to 64, not -1"),
+    "absurd": ({"depths": (2, 2, 1_000_000, 2)}, "depths must be whole numbers from 1 to 128"),
+    "true": ({"box_fc": True}, "not True"),
 }
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -146,6 +149,9 @@ def own(names: list[str]) -> tuple[Category, ...]:
 CATEGORIES: dict[str, tuple[dict[str, Any], tuple[Category, ...] | None, tuple[Category, ...]]] = {
     "CLASSES as mmdet 2.x writes them": ({"CLASSES": tuple(NAMES)}, None, own(NAMES)),
     "dataset_meta as mmdet 3.x writes it": ({"dataset_meta": {"classes": NAMES}}, None, own(NAMES)),
+    "classes of mmdet 3.x beside each other": ({"dataset_meta": {"CLASSES": tuple(NAMES)}}, None, own(NAMES)),
+    "in any case": ({"Classes": NAMES}, None, own(NAMES)),
+    "null, and then the names": ({"CLASSES": None, "DATASET_META": {"classes": NAMES}}, None, own(NAMES)),
     "given wins": ({"CLASSES": tuple(NAMES)}, SMALL_CATEGORIES, SMALL_CATEGORIES),
     "given where the file says nothing": ({}, SMALL_CATEGORIES, SMALL_CATEGORIES),
 }
@@ -161,6 +167,43 @@ def test_categories(
 ) -> None:
     torch.save({"meta": meta, "state_dict": small_state}, tmp_path / "a.pth")
     assert load_checkpoint(tmp_path / "a.pth", given).categories == expected
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"CLASSES": "person"}, "1 categories for a model of 80 classes"),
+        ({"dataset_meta": {"CLASSES": ["cat", "dog"]}}, "2 categories for a model of 80 classes"),
+        ({"CLASSES": ["cat"] * 80}, "several classes have one name: cat"),
+        ({"CLASSES": list(range(80))}, "CLASSES is no list of class names"),
+        ({"CLASSES": {"cat": 1}}, "CLASSES is no list of class names"),
+        ({"dataset_meta": {"classes": []}}, "classes is no list of class names"),
+    ],
+)
+def test_names_that_are_none_are_never_taken_for_cocos(
+    meta: dict[str, Any], message: str, coco_state: State, tmp_path: Path
+) -> None:
+    torch.save({"meta": meta, "state_dict": coco_state}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=rf"a\.pth: {message}|a\.pth: the file's {message}"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_one_class_may_be_a_string(tmp_path: Path) -> None:
+    """``classes = ('person')`` in a config of mmdet is no tuple."""
+    state = official_weights(replace(SMALL, num_classes=1))
+    torch.save({"meta": {"CLASSES": "person"}, "state_dict": state}, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").categories == own(["person"])
+
+
+def test_80_classes_without_names_are_cocos_and_that_is_said(
+    coco_state: State, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = tuple(category.name for category in COCO_CATEGORIES)
+    torch.save({"meta": {"CLASSES": names}, "state_dict": coco_state}, tmp_path / "named.pth")
+    assert load_checkpoint(tmp_path / "named.pth").categories == COCO_CATEGORIES
+    assert not caplog.records
+    assert load_checkpoint(save_bare(coco_state, tmp_path / "bare.pth")).categories == COCO_CATEGORIES
+    assert "does not name its 80 classes" in caplog.text
 
 
 def test_unnamed_categories_are_asked_for(small_state: State, tmp_path: Path) -> None:
@@ -447,3 +490,78 @@ def test_a_checkpoint_checks_its_weights(small_checkpoint: Checkpoint) -> None:
         replace(small_checkpoint, weights=fewer)
     with pytest.raises(CheckpointError, match="4 categories for a model of 5 classes"):
         replace(small_checkpoint, categories=SMALL_CATEGORIES[:4])
+
+
+# ---------------------------------------------------------------------------------------------------------- not finite
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "save",
+    [save_bare, save_training, save_legacy, save_foreign_safetensors, lambda s, p: save_mmdet3(s, p)],
+    ids=["bare", "training", "legacy", "safetensors", "mmdet 3.x"],
+)
+def test_numbers_that_are_none_are_refused(
+    save: Callable[[State, Path], Path], value: float, small_state: State, tmp_path: Path
+) -> None:
+    name = "rpn_head.rpn_conv.weight"
+    damaged = small_state[name].clone()
+    damaged.view(-1)[-1] = value
+    path = save(small_state | {name: damaged}, tmp_path / "a.bin")
+    with pytest.raises(CheckpointError, match=rf"a\.bin: 1 of .* tensors hold NaN or infinity: {name}"):
+        load_checkpoint(path, SMALL_CATEGORIES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_nan_of_other_types_is_found(dtype: torch.dtype, small_state: State, tmp_path: Path) -> None:
+    damaged = {"rpn_head.rpn_conv.weight": small_state["rpn_head.rpn_conv.weight"].mul(float("nan")).to(dtype)}
+    with pytest.raises(CheckpointError, match="NaN or infinity"):
+        load_checkpoint(save_bare(small_state | damaged, tmp_path / "a.pth"), SMALL_CATEGORIES)
+
+
+def test_our_own_file_of_a_training_that_diverged(small_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    weights = {**small_checkpoint.weights, "neck.outputs.1.bias": torch.full((16,), float("nan"))}
+    save_checkpoint(replace(small_checkpoint, weights=weights, weights_sha256=""), tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match=r"NaN or infinity: neck\.outputs\.1\.bias"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+def test_a_tensor_without_its_numbers(small_state: State, tmp_path: Path) -> None:
+    """One number, repeated a billion times by a stride of 0."""
+    huge = torch.zeros(1).expand(1 << 40)
+    with pytest.raises(CheckpointError, match="is no tensor with all its numbers"):
+        load_checkpoint(save_bare(small_state | {"rpn_head.rpn_conv.bias": huge}, tmp_path / "a.pth"), SMALL_CATEGORIES)
+
+
+# ------------------------------------------------------------------------------------------------------- any header
+_HEADER_KEYS = ("format", "architecture", "variant", "categories", "settings", "source", "weights_sha256")
+_NUMBERS = st.sampled_from([0, -1, 1 << 20, 10**6, 2**63, 10**30, 1e300, float("nan"), float("inf"), True, None, "1"])
+_JSON = st.recursive(_NUMBERS | st.text(max_size=3), lambda x: st.lists(x, max_size=5) | st.dictionaries(st.text(), x))
+_NESTED = st.sampled_from(["[" * 100_000, '{"a":' * 100_000, "[" * 100_000 + "]" * 100_000, "9" * 100_000])
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_header_is_refused_or_changes_nothing(data: st.DataObject, saved: dict[str, bytes], tmp_path: Path) -> None:
+    """In bounded time: a field of the header is another, or a value within it."""
+    raw = saved["own.safetensors"]
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    meta, key = header["__metadata__"], data.draw(st.sampled_from(_HEADER_KEYS))
+    if key in ("variant", "settings") and data.draw(st.booleans()):
+        values = json.loads(meta[key])
+        name = data.draw(st.sampled_from(sorted(values)))
+        whole = values[name]
+        values[name] = [data.draw(_NUMBERS), *whole[1:]] if isinstance(whole, list) else data.draw(_NUMBERS | _JSON)
+        meta[key] = json.dumps(values)
+    else:
+        meta[key] = data.draw(_JSON.map(json.dumps) | _NESTED | st.text(max_size=20))
+    text = json.dumps(header).encode()
+    size = data.draw(st.sampled_from([len(text)] * 5 + [0, 1, 2**40, 2**63]))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(size.to_bytes(8, "little") + text + raw[8 + length :])
+    started = time.monotonic()
+    try:
+        loaded: Checkpoint | None = load_checkpoint(path)
+    except CheckpointError:
+        loaded = None
+    assert time.monotonic() - started < 5
+    assert loaded is None or loaded.weights_sha256 == header["__metadata__"]["weights_sha256"]
