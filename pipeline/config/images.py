@@ -27,9 +27,10 @@ class ImagesConfig(Section, FetchSettings):
     allowed_roots: Annotated[tuple[Uri, ...], Strict(False)] | None = Field(
         default=None,
         description="Prefixes that images may be read from (s3://bucket/prefix, /data, https://host/). "
-        "null: anything but internal hosts. []: nothing, for manifests that hold the bytes.",
+        "null: local files, object stores (s3, gs, az, abfs) and http(s) but for internal hosts; every other scheme "
+        "needs a prefix that names it. []: nothing, for manifests that hold the bytes.",
     )
 
     def access_policy(self) -> AccessPolicy:
-        """What may be read; ``allowed_roots: null`` allows everything but internal hosts."""
+        """What may be read; ``allowed_roots: null`` is explained by `AccessPolicy`."""
         return AccessPolicy(self.allowed_roots)

@@ -219,7 +219,7 @@ class Uri(UriText):
         """
         below = posixpath.normpath(relative)
         if below == ".." or below.startswith("../"):
-            raise AccessDenied(f"{str(UriText(relative))!r} climbs out of the image root {str(self)!r}")
+            raise AccessDenied(f"{_without_query(relative)!r} climbs out of the image root {str(self)!r}")
         if self.holds_secrets:
             raise UriError(f"an image root must not have a query: {str(self)!r}")
         return UriText(self.below(relative.removeprefix("./") if self.scheme in OBJECT_STORES else below))
@@ -243,7 +243,7 @@ def resolve(text: str, root: Uri | None) -> UriText:
     if _scheme_and_rest(text)[0] or text.startswith("/"):
         return UriText(text)
     if root is None:
-        raise UriError(f"the relative path {str(UriText(text))!r} needs an image root")
+        raise UriError(f"the relative path {_without_query(text)!r} needs an image root")
     return root.join(text)
 
 

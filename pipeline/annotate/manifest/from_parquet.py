@@ -13,7 +13,6 @@ import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.parquet_footer import read_statistics, surely_filled
 from pipeline.annotate.manifest.rules import (
     Columns,
     ManifestError,
@@ -24,7 +23,15 @@ from pipeline.annotate.manifest.rules import (
     check_uris_as_ids,
     find_columns,
 )
-from pipeline.annotate.manifest.units import open_file, open_unit, read_column, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.units import (
+    open_file,
+    open_unit,
+    read_column,
+    read_id_column,
+    read_statistics,
+    surely_filled,
+    unit_row_namer,
+)
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.messages.examples import Examples
 from pipeline.storage.errors import StorageError, cannot_read, explained

@@ -15,8 +15,8 @@ from pyarrow import dataset
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import open_manifest
-from pipeline.annotate.manifest.parquet_footer import read_statistics, surely_filled
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
+from pipeline.annotate.manifest.units import read_statistics, surely_filled
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
