@@ -157,7 +157,7 @@ def part_of_a_backbone(folder: Path, state: State, model: Path) -> list[str | Pa
     [
         (lambda folder, state, model: [model, folder / "o.pth"], "end its name in .safetensors"),
         (lambda folder, state, model: ["swin_c", folder / "o.safetensors"], "neither a file nor a known model"),
-        (lambda folder, state, model: [model, folder / "o.safetensors", "--short-side", "0"], "short_side=0"),
+        (lambda folder, state, model: [model, folder / "o.safetensors", "--short-side", "0"], "short_side must be"),
         (unnamed_classes, "give their names"),
         (wrong_number_of_classes, "2 categories for a model of 3 classes"),
         (classes_of_a_backbone, "is a backbone alone"),
