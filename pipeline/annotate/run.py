@@ -29,7 +29,7 @@ from pipeline.annotations.data_file import Counts, Identity, OutputError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import connect, describe_cluster
+from pipeline.cluster.connect import check_address, connect, describe_cluster
 from pipeline.errors import RunError
 from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
@@ -64,6 +64,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         RunError: another run holds the output, or the books do not close.
     """
     run_id = new_run_id()
+    check_address(config.resources.ray_address)
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)

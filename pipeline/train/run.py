@@ -18,7 +18,8 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.cluster.connect import ClusterError, connect
+from pipeline.cluster.address import ClusterError
+from pipeline.cluster.connect import check_address, connect
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.errors import RunError, UserError
@@ -68,6 +69,7 @@ def train(config: TrainConfig) -> Trained:
             anything else (`TrainingFailed`); the same command goes on from the last checkpoint.
     """
     started = time.monotonic()
+    check_address(config.resources.ray_address)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(config.output.uri, new_run_id()))
         inputs = read_inputs(config.data, config.model.classes)
