@@ -30,6 +30,7 @@ from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import check_address, connect, describe_cluster
+from pipeline.cluster.shared import check_shared
 from pipeline.errors import RunError
 from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
@@ -80,6 +81,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         schema = output_schema(manifest.id_type, manifest.carried)
         store.check_identity(identity, schema)
         stack.enter_context(connect(config.resources.ray_address))
+        check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
         if retry_failed:
             logger.info("%d failed images are queued again", store.strip_failed())

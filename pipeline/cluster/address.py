@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 
-import grpc
+import grpc  # type: ignore[import-untyped]
 import ray
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._private.grpc_utils import init_grpc_channel
 from ray._private.services import get_ray_address_from_environment
-from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest  # type: ignore[attr-defined]  # made at import
 from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 

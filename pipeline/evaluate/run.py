@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
 from pipeline.cluster.connect import connect
+from pipeline.cluster.shared import check_shared
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import EvaluateConfig
@@ -65,6 +66,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     with ExitStack() as stack:
         stack.enter_context(OutputLock(output, run_id))
         stack.enter_context(connect(config.resources.ray_address))
+        check_shared({"output.uri": output}, {"predictions.uri": config.predictions.uri})
         _remove_old(output)
         stack.callback(remove_folder, scratch)
         report = _reporter()

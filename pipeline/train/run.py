@@ -21,6 +21,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from pipeline.cluster.address import ClusterError
 from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import check_address, connect
+from pipeline.cluster.shared import check_shared
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.errors import RunError, UserError
@@ -87,6 +88,8 @@ def train(config: TrainConfig) -> Trained:
         else:
             del saved  # workers read it themselves
             stack.enter_context(connect(config.resources.ray_address))
+            roots = {f"data.train.{i}.image_root": source.image_root for i, source in enumerate(config.data.train)}
+            check_shared({"output.uri": config.output.uri}, roots)
             try:
                 result = _fit(config, inputs, start, draws, per_epoch)
             except RayActorError as error:  # the node died that Ray's own helpers ran on
