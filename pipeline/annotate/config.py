@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, Strict, field_validator, model_valid
 from pipeline.annotations.class_thresholds import read_class_thresholds
 from pipeline.config.base import (
     ConfigError,
+    Place,
     PositiveFloat,
     PositiveInt,
     Score,
@@ -37,7 +38,7 @@ _BATCHES_PER_BLOCK = 4
 class ManifestConfig(Section):
     """Which images: a table with one row an image, a COCO file, or a folder."""
 
-    uri: Uri = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
+    uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
     format: Literal["auto", "parquet", "csv", "jsonl", "coco", "folder"] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'folder' takes every image file below the URI.",
@@ -64,6 +65,12 @@ class ManifestConfig(Section):
             if name in self.carry:
                 raise ValueError(f"carry holds {name!r}, which is {key} and in the output anyway: leave it out")
         return self
+
+    def read_by_workers(self) -> dict[str, Uri | None]:
+        """What is read where the work is done, by the setting; other manifests are copied into the output first."""
+        is_parquet = self.format == "parquet" or (self.format == "auto" and str(self.uri).endswith((".parquet", ".pq")))
+        read = {"manifest.uri": self.uri} if is_parquet or self.format == "folder" else {}
+        return {**read, "manifest.image_root": self.image_root}
 
 
 class ModelConfig(Section):
@@ -213,7 +220,7 @@ class ResourcesConfig(Section):
 class OutputConfig(Section):
     """Where results go, and how they are written."""
 
-    uri: Uri = Field(description="Folder or prefix of the Parquet files and run.json. It is also what a run resumes.")
+    uri: Place = Field(description="Folder or prefix of the Parquet files and run.json. It is also what a run resumes.")
     images_per_file: PositiveInt = Field(default=2048, description="Rows of a full Parquet file.")
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Failed images / all images above which the run ends with an error; the results stay."

@@ -26,7 +26,7 @@ from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import connect, describe_cluster
+from pipeline.cluster.connect import check_address, connect, describe_cluster
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
@@ -57,6 +57,7 @@ def dry_run(config: AnnotateConfig) -> str:
     Raises:
         What `annotate` raises before it starts; OSError where the output cannot be written.
     """
+    check_address(config.resources.ray_address)
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     store = OutputStore(config.output.uri)

@@ -8,7 +8,7 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from pipeline.annotate.config import ResourcesConfig
-from pipeline.cluster.connect import ClusterError
+from pipeline.cluster.address import ClusterError
 
 # Ray Data repartitions blocks in tasks of one CPU, whatever the stages around it ask for. Where replicas leave less
 # than that free, nothing ever moves.

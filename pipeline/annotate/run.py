@@ -29,7 +29,8 @@ from pipeline.annotations.data_file import Counts, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import connect, describe_cluster
+from pipeline.cluster.connect import check_address, connect, describe_cluster
+from pipeline.cluster.shared import check_shared
 from pipeline.errors import RunError
 from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
@@ -65,6 +66,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         RunError: another run holds the output, or the books do not close.
     """
     run_id = new_run_id()
+    check_address(config.resources.ray_address)
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)
@@ -81,6 +83,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         schema = output_schema(manifest.id_type, manifest.carried)
         store.check_identity(identity, schema)
         stack.enter_context(connect(config.resources.ray_address))
+        check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
         if corrected := store.make_way(identity, schema, fence):
             logger.info("all %d images there had failed under other settings; they are queued again", corrected)

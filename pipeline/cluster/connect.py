@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from pipeline.errors import RunError, UserError
+from pipeline.cluster.address import Address
+from pipeline.errors import RunError
 from pipeline.storage.uris import UriText
 
 logger = logging.getLogger(__name__)
 
-
-class ClusterError(UserError):
-    """The cluster cannot run this job; the message says what is missing."""
+_OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+_PAUSE_S = 2.0
 
 
 class RayNotStarted(RunError):
@@ -31,27 +32,67 @@ def connect(address: UriText | None) -> Iterator[None]:
     A Ray that is connected already is used and left as it is.
 
     Raises:
-        ClusterError: no cluster answers at the address.
-        RayNotStarted: there is no address, and Ray does not start here.
+        ClusterError: no cluster answers at the address, or it takes no job from here.
+        RayNotStarted: there is no address, and Ray does not start here, tried twice.
     """
     if ray.is_initialized():
         yield
         return
-    from_environment = os.environ.get("RAY_ADDRESS")
-    target = address or (UriText(from_environment) if from_environment else None)
+    target = Address.find(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        ray.init(address=target.secret_text, **options) if target else ray.init(include_dashboard=False, **options)
-    except Exception as error:  # a node that does not start in time is a plain Exception
-        if target:
-            raise ClusterError(f"no Ray cluster answers at {target}: {target.hide_in(str(error))}") from error
-        raise RayNotStarted(f"Ray does not start on this machine: {error}") from error
+    if target is not None and target.text.secret_text != "local":
+        _join(target)
+    else:
+        _start()
     try:
         logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", describe_cluster())
         yield
     finally:
         ray.shutdown()
+
+
+def check_address(address: UriText | None) -> None:
+    """Return if there is no address, or a cluster answers there: what `connect` would stumble over, within seconds.
+
+    Raises:
+        ClusterError: none does.
+    """
+    target = None if ray.is_initialized() else Address.find(address)
+    if target is not None:
+        target.check()
+
+
+def _join(target: Address) -> None:
+    target.check()
+    try:
+        ray.init(address=target.text.secret_text, **_OPTIONS)
+    except Exception as error:
+        # Other versions, most often; a head that answers, though no node of the cluster runs on this machine.
+        raise target.refused(_one_line(error)) from error
+
+
+def _start() -> None:
+    """Twice: on a machine that does much else, Ray's processes may take longer than Ray waits for them."""
+    try:
+        ray.init(address="local", include_dashboard=False, **_OPTIONS)
+    except Exception as error:  # a node that does not start in time is a plain Exception
+        logger.warning("Ray did not start: %s; trying once more", _one_line(error))
+    else:
+        return
+    ray.shutdown()
+    time.sleep(_PAUSE_S)
+    try:
+        ray.init(address="local", include_dashboard=False, **_OPTIONS)
+    except Exception as error:
+        ray.shutdown()
+        raise RayNotStarted(
+            f"Ray does not start on this machine: {_one_line(error)}; RAY_raylet_start_wait_time_s=120 in the "
+            "environment gives it more time than 30 s"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def describe_cluster() -> dict[str, Any]:

@@ -5,7 +5,9 @@ combinations that cannot work are refused before anything starts. Secrets have n
 from the environment, URIs that hold any are refused, and what may be presigned is a `Uri` or `UriText`, whose
 secrets are not shown in what is written down.
 
-Relative local paths are relative to the directory the job is started in, not to the YAML file.
+Relative local paths are relative to the directory the job is started in, not to the YAML file. A `Place` is made
+absolute when the config is loaded, so that it is the same one for every process; paths that identify an output or a
+training (image roots, the data of a training) stay as they are written, and are made absolute where they are read.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.errors import UserError
 from pipeline.storage.uris import Uri
@@ -45,6 +47,7 @@ Score = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Place = Annotated[Uri, AfterValidator(Uri.absolute)]
 
 
 class Section(BaseModel):

@@ -7,12 +7,12 @@ from typing import Annotated
 from pydantic import Field, Strict
 
 from pipeline.config.base import (
+    Place,
     PositiveInt,
     Section,
 )
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.rules import FetchSettings
-from pipeline.storage.uris import Uri
 
 
 class ImagesConfig(Section, FetchSettings):
@@ -24,7 +24,7 @@ class ImagesConfig(Section, FetchSettings):
     apply_exif: bool = Field(
         default=True, description="Turn pictures upright as their EXIF orientation says. false: pixels as stored."
     )
-    allowed_roots: Annotated[tuple[Uri, ...], Strict(False)] | None = Field(
+    allowed_roots: Annotated[tuple[Place, ...], Strict(False)] | None = Field(
         default=None,
         description="Prefixes that images may be read from (s3://bucket/prefix, /data, https://host/). "
         "null: local files, object stores (s3, gs, az, abfs) and http(s) but for internal hosts; every other scheme "

@@ -12,14 +12,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipeline.config.base import ConfigError, Section, did_you_mean
-from pipeline.storage.uris import UriText, redact
+from pipeline.storage.uris import UriText
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
     """Plain data only, with the scalars of YAML 1.2's core schema, and not more of it than a config needs."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 as in the base class
-    yaml_constructors: dict[str | None, Any] = {}  # noqa: RUF012 likewise; filled below
+    yaml_constructors: ClassVar[dict[Any, Any]] = {}  # filled below
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -73,6 +73,7 @@ class _Loader(yaml.SafeLoader):
         if self._depth > MAX_DEPTH:
             self._refuse(f"more than {MAX_DEPTH} lists and mappings in each other", event)
         node = super().compose_node(parent, index)
+        assert node is not None
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent):
             if node not in self._sizes:
@@ -83,7 +84,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes.setdefault(node, self._num_nodes - before)
         return node
 
-    def _refuse(self, problem: str, event: yaml.Event) -> None:
+    def _refuse(self, problem: str, event: Any) -> None:
         raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
 
 
@@ -249,12 +250,12 @@ def _note_lines(node: yaml.Node, at: KeyPath, lines: dict[KeyPath, int], source:
 
 def _warn_of_cut_off(node: yaml.ScalarNode, at: KeyPath, source: str) -> None:
     """``/photos/Trip #3``."""
-    end = node.end_mark
+    end: Any = node.end_mark
     if node.style is None and node.tag == "tag:yaml.org,2002:str" and _CUT_OFF.match(end.buffer, end.pointer):
         logger.warning(
-            "%s, line %d: %s is %r, and what stands behind ' #' is a comment: put quotes around all of it if that is "
+            "%s, line %d: %s is '%s', and what stands behind ' #' is a comment: put quotes around all of it if that is "
             "part of the value",
-            *(source, end.line + 1, _dotted(at), redact(_shortened(node.value))),
+            *(source, end.line + 1, _dotted(at), UriText(_shortened(node.value))),
         )
 
 

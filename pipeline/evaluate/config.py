@@ -6,22 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.config.base import PositiveInt, Score, Section, check_writable, unique
+from pipeline.config.base import Place, PositiveInt, Score, Section, check_writable, unique
 from pipeline.config.images import ImagesConfig
 from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, CocoProtocol, IouType
-from pipeline.storage.uris import Uri, UriText
+from pipeline.storage.uris import UriText
 
 
 class PredictionsConfig(Section):
     """What is evaluated."""
 
-    uri: Uri = Field(description="Output folder of the annotate job, or a COCO results file (.json).")
+    uri: Place = Field(description="Output folder of the annotate job, or a COCO results file (.json).")
 
 
 class GroundTruthConfig(Section):
     """What it is compared with."""
 
-    uri: Uri = Field(description="A COCO JSON file with images, annotations and categories.")
+    uri: Place = Field(description="A COCO JSON file with images, annotations and categories.")
     images: Literal["all", "annotated"] = Field(
         default="all",
         description="Which images count. all: an image without a result, or a failed one, has found nothing. "
@@ -74,7 +74,7 @@ class GalleryConfig(Section):
     images_per_class: Annotated[int, Field(ge=0, le=20)] = Field(
         default=3, description="Worst and best images of each class that are shown; 0: no pictures."
     )
-    image_root: Uri | None = Field(
+    image_root: Place | None = Field(
         default=None,
         description="Folder or URI prefix that relative image URIs are relative to. null: as the annotate job had it.",
     )
@@ -94,7 +94,7 @@ class EvaluateResourcesConfig(Section):
 class ReportConfig(Section):
     """Where the report goes."""
 
-    uri: Uri = Field(
+    uri: Place = Field(
         description="Folder or prefix of metrics.json, report.html, thresholds.yaml and matches/. "
         "What an earlier evaluation left there is replaced."
     )

@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
 from pipeline.cluster.connect import connect
+from pipeline.cluster.shared import check_shared
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import EvaluateConfig
@@ -85,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     with ExitStack() as stack:
         fence = stack.enter_context(OutputLock(output, run_id)).fence()
         stack.enter_context(connect(config.resources.ray_address))
+        check_shared({"output.uri": output}, {"predictions.uri": config.predictions.uri})
         scratch = stack.enter_context(scratch_of(output, run_id, fence))
         _remove_old(output, fence)
         report = _reporter()

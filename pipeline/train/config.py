@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, Strict, model_validator
 
 from pipeline.config.base import (
     ConfigError,
+    Place,
     PositiveFloat,
     PositiveInt,
     Score,
@@ -180,7 +181,7 @@ class TrainResourcesConfig(Section):
 class TrainOutputConfig(Section):
     """Where checkpoints and curves go."""
 
-    uri: Uri = Field(
+    uri: Place = Field(
         description="Folder or prefix of last.safetensors, best.safetensors, training.json and tensorboard/. "
         "It is also what a run goes on from."
     )

@@ -19,7 +19,10 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.cluster.connect import ClusterError, connect
+from pipeline.cluster.address import ClusterError
+from pipeline.cluster.cause import cause_of
+from pipeline.cluster.connect import check_address, connect
+from pipeline.cluster.shared import check_shared
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.errors import RunError, UserError
@@ -72,6 +75,7 @@ def train(config: TrainConfig) -> Trained:
             anything else (`TrainingFailed`); the same command goes on from the last checkpoint.
     """
     started = time.monotonic()
+    check_address(config.resources.ray_address)
     check_own(config.output.uri, _TRAINING)
     with ExitStack() as stack:
         stack.enter_context(OutputLock(config.output.uri, new_run_id()))
@@ -89,11 +93,14 @@ def train(config: TrainConfig) -> Trained:
         else:
             del saved  # workers read it themselves
             stack.enter_context(connect(config.resources.ray_address))
+            roots = {f"data.train.{i}.image_root": source.image_root for i, source in enumerate(config.data.train)}
+            check_shared({"output.uri": config.output.uri}, roots)
             try:
                 result = _fit(config, inputs, start, draws, per_epoch)
             except RayActorError as error:  # the node died that Ray's own helpers ran on
-                reason = str(error).splitlines()[0]
-                raise TrainingFailed(f"Ray: {reason} The same command goes on from the last checkpoint") from error
+                raise TrainingFailed(
+                    f"Ray: {cause_of(error).line()}. The same command goes on from the last checkpoint"
+                ) from error
         trained = Trained(result.position, round(time.monotonic() - started, 3), result.unreadable)
         _write_report(config, inputs, trained)
     return trained
@@ -208,9 +215,7 @@ def _reason(error: WorkerGroupError) -> Exception:
         if isinstance(one, UserError | NonFiniteLoss):
             return one
     first = found[0] if found else error
-    lines = str(first).splitlines() or [""]
-    what = f"worker: {type(first).__name__}: {lines[0]}"
-    return TrainingFailed(f"{what}; the same command goes on from the last checkpoint")
+    return TrainingFailed(f"worker: {cause_of(first).line()}; the same command goes on from the last checkpoint")
 
 
 def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -326,7 +327,7 @@ def test_text_is_taken_to_the_last_character(load: Any, text: str) -> None:
     assert load(MINIMAL, f"model.checkpoint={text}").model.checkpoint.secret_text == text
     assert load(MINIMAL, f"manifest.id_column={text}").manifest.id_column == text
     if "\t" not in text:  # control characters make no URI
-        assert load(MINIMAL, f"manifest.uri={text}").manifest.uri.secret_text == text
+        assert load(MINIMAL, f"manifest.uri={text}").manifest.uri.secret_text == os.path.abspath(text)
     if text != "null":
         assert load(MINIMAL, f"manifest.image_root={text}" if "\t" not in text else "log_interval_s=1")
         assert load(MINIMAL, f"resources.ray_address={text}").resources.ray_address.secret_text == text
@@ -416,7 +417,17 @@ def test_a_long_word_is_shortened_and_not_compared(load: Any) -> None:
 def test_aliases_are_understood(load: Any) -> None:
     made = load(MINIMAL.replace("a.csv", "a.csv\n  carry: &some [a, b]") + "images: {allowed_roots: *some}\n")
     assert made.manifest.carry == ("a", "b")
-    assert made.images.allowed_roots == (Uri("a"), Uri("b"))
+    assert made.images.allowed_roots == (Uri(os.path.abspath("a")), Uri(os.path.abspath("b")))
+
+
+def test_relative_paths_are_those_of_the_folder_the_job_is_started_in(
+    load: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = load(MINIMAL, "images.allowed_roots=[pictures, s3://b/x]")
+    monkeypatch.chdir("/")
+    assert (made.output.uri, made.manifest.uri) == (Uri(f"{tmp_path}/out"), Uri(f"{tmp_path}/a.csv"))
+    assert made.images.allowed_roots == (Uri(f"{tmp_path}/pictures"), Uri("s3://b/x"))
 
 
 def test_later_overrides_win(load: Any) -> None:

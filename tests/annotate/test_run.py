@@ -37,7 +37,7 @@ from pipeline.annotate.run import RunFailed, annotate
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import ClusterError
+from pipeline.cluster.address import ClusterError
 from pipeline.images.decode import decode_image
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import Detections

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
 import ray
+from ray._private.authentication_test_utils import (
+    authentication_env_guard,
+    reset_auth_token_state,
+    set_auth_mode,
+    set_env_auth_token,
+)
+from ray.core.generated.gcs_service_pb2 import CheckAliveReply
+from ray.core.generated.gcs_service_pb2_grpc import (
+    NodeInfoGcsServiceServicer,
+    add_NodeInfoGcsServiceServicer_to_server,
+)
 
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.pool import Pool, choose_pool
-from pipeline.cluster.connect import ClusterError, connect
+from pipeline.cluster.address import ClusterError
+from pipeline.cluster.connect import RayNotStarted, check_address, connect
 from pipeline.storage.uris import UriText
 
 LAPTOP = {"CPU": 8.0}
@@ -103,6 +120,8 @@ class FakeRay:
         monkeypatch.setattr(ray, "init", self.start)
         monkeypatch.setattr(ray, "shutdown", self.end)
         monkeypatch.setattr("pipeline.cluster.connect.describe_cluster", dict)
+        monkeypatch.setattr("pipeline.cluster.connect._PAUSE_S", 0.0)
+        monkeypatch.setattr("pipeline.cluster.address.Address.check", lambda address: None)
 
     def start(self, **options: Any) -> None:
         self.starts.append(options)
@@ -118,11 +137,12 @@ class FakeRay:
 @pytest.mark.parametrize(
     ("address", "environment", "used"),
     [
-        pytest.param(None, None, None, id="this machine"),
+        pytest.param(None, None, "local", id="this machine"),
+        pytest.param("local", None, "local", id="this machine, by name"),
         pytest.param("head:6379", None, "head:6379", id="config"),
         pytest.param(None, "other:6379", "other:6379", id="environment"),
         pytest.param("head:6379", "other:6379", "head:6379", id="config before environment"),
-        pytest.param(None, "", None, id="empty environment variable"),
+        pytest.param(None, "", "local", id="empty environment variable"),
     ],
 )
 def test_connect(
@@ -156,6 +176,133 @@ def test_ray_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("error", [ConnectionError("no answer"), ValueError("no address")])
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     fake = FakeRay(monkeypatch, error=error)
-    with pytest.raises(ClusterError, match="no Ray cluster answers at head:6379: no a"), connect(UriText("head:6379")):
+    message = r"no Ray cluster can be had at head:6379 \(resources.ray_address\): no a"
+    with pytest.raises(ClusterError, match=message), connect(UriText("head:6379")):
         pass
     assert fake.ends == 0
+
+
+def test_a_ray_that_is_slow_is_started_twice_and_told_how_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    fake = FakeRay(monkeypatch, error=Exception("The current node\ntimed out"))
+    with pytest.raises(RayNotStarted, match="node timed out; RAY_raylet_start_wait_time_s=120"), connect(None):
+        pass
+    assert [len(fake.starts), fake.ends] == [2, 2]
+
+
+class Head(NodeInfoGcsServiceServicer):
+    """Answers as the head of a cluster does, whatever it is asked."""
+
+    def __init__(self, version: str, token: str | None) -> None:
+        self.version, self.token = version, token
+
+    def CheckAlive(self, request: object, context: grpc.ServicerContext) -> CheckAliveReply:
+        """With the version, to those who have the token."""
+        given = dict(context.invocation_metadata()).get("authorization")
+        if self.token and given != f"Bearer {self.token}":
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no")
+        return CheckAliveReply(ray_version=self.version)
+
+
+@contextmanager
+def serving(*heads: Head) -> Iterator[int]:
+    """The port of a server of gRPC: without a head, that of a cluster's clients."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    for head in heads:
+        add_NodeInfoGcsServiceServicer_to_server(head, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None)
+
+
+@pytest.fixture
+def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No address in the environment, no Ray that is connected; and none may be started."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray was asked"))
+    monkeypatch.setattr("pipeline.cluster.address.ANSWER_S", 1.0)
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.timeout(30)
+class TestCheck:
+    @pytest.mark.parametrize(
+        ("address", "message"),
+        [
+            pytest.param("127.0.0.1:1", "Connection refused", id="nobody listens"),
+            pytest.param("ray://127.0.0.1:1", "Connection refused", id="nobody listens for clients"),
+            pytest.param("no-such-host.invalid:6379", "known|resolution", id="no such host"),
+            pytest.param("192.0.2.77:6379", "no answer within 1 s|unreachable", id="a host that is silent"),
+            pytest.param("head", "with the port", id="no port"),
+            pytest.param("head:port", "with the port", id="a word as port"),
+            pytest.param("head:99999", "with the port", id="a port too high"),
+            pytest.param("http://head:8265", "http is for ray job submit", id="the dashboard"),
+            pytest.param("ray://", "with the port", id="nothing"),
+        ],
+    )
+    @pytest.mark.parametrize("origin", ["resources.ray_address", "RAY_ADDRESS"])
+    def test_what_is_wrong_is_said(
+        self, monkeypatch: pytest.MonkeyPatch, address: str, message: str, origin: str
+    ) -> None:
+        given = UriText(address)
+        if origin == "RAY_ADDRESS":
+            monkeypatch.setenv("RAY_ADDRESS", address)
+            given = None
+        with pytest.raises(ClusterError, match=message) as error, connect(given):
+            pass
+        assert f"at {address} ({origin}): " in str(error.value)
+
+    def test_no_ray_for_auto(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+        monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: None)
+        with pytest.raises(ClusterError, match="no Ray runs on this machine"):
+            check_address(UriText("auto"))
+
+    def test_what_is_left_of_a_ray_that_died(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)
+        monkeypatch.setattr("ray._private.services.find_bootstrap_address", lambda folder: "127.0.0.1:1")
+        with pytest.raises(ClusterError, match=r"at auto .*refused"):
+            check_address(UriText("auto"))
+
+    def test_something_else_listens(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            with pytest.raises(ClusterError, match="it is no Ray"):
+                check_address(UriText(f"127.0.0.1:{port}"))
+
+    def test_a_cluster_of_this_version_is_taken(self) -> None:
+        with serving(Head(ray.__version__, None)) as port:
+            check_address(UriText(f"127.0.0.1:{port}"))
+            check_address(UriText(f"localhost:{port}"))
+            with pytest.raises(ClusterError, match="leave ray:// out"):
+                check_address(UriText(f"ray://127.0.0.1:{port}"))
+
+    def test_another_version(self) -> None:
+        with serving(Head("2.9.1", None)) as port, pytest.raises(ClusterError, match=r"Ray 2\.9\.1, and here is 2"):
+            check_address(UriText(f"127.0.0.1:{port}"))
+
+    def test_the_port_of_clients(self) -> None:
+        with serving() as port:
+            check_address(UriText(f"ray://127.0.0.1:{port}"))
+            with pytest.raises(ClusterError, match="wants ray:// before the host"):
+                check_address(UriText(f"127.0.0.1:{port}"))
+
+    def test_tokens(self) -> None:
+        with serving(Head(ray.__version__, "right" * 8)) as port:
+            address = UriText(f"127.0.0.1:{port}")
+            with pytest.raises(ClusterError, match="without a token; set RAY_AUTH_MODE=token"):
+                check_address(address)
+            with authentication_env_guard():
+                set_auth_mode("token")
+                set_env_auth_token("right" * 8)
+                reset_auth_token_state()
+                check_address(address)
+                set_env_auth_token("wrong" * 8)
+                reset_auth_token_state()
+                with pytest.raises(ClusterError, match="refuses this token") as error:
+                    check_address(address)
+        assert "wrong" not in str(error.value)
