@@ -61,7 +61,7 @@ class OutputRows:
         known = {value for _, found in held for value in found}
         if missing := [text for value, text in wanted.items() if value not in known]:
             raise OutputError(f"{self._uri} has no image {Examples.of(missing)}")
-        by_id = {}
+        by_id: dict[int | str, Row] = {}
         for rows in self._read([entry for entry, _ in held], COLUMNS):
             chosen = rows.filter(pc.is_in(rows["image_id"], values)).to_pylist()
             by_id.update((row["image_id"], row) for row in chosen)

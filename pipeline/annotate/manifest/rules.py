@@ -107,13 +107,25 @@ def find_columns(
 
 
 def check_carry(carry: Collection[str]) -> None:
-    """Refuse carried columns that the output, or the rows on their way to it, could not hold under their names."""
+    """Refuse carried columns that the output, or the rows on their way to it, could not hold under their names.
+
+    DuckDB and Spark do not tell names apart by case, so the output's are taken in any case, as are those of each other;
+    and a dot after one of them is how Parquet calls what is in it.
+    """
+    seen: dict[str, str] = {}
     for name in carry:
-        if name in RESERVED_NAMES:
-            raise ManifestError(f"column {name!r} cannot be carried: the output has its own; rename it in the manifest")
+        taken = seen.setdefault(name.casefold(), name)
+        own = next((own for own in RESERVED_NAMES if name.casefold().partition(".")[0] == own), None)
+        if own is not None:
+            its = "its own" if name == own else f"{own!r}"
+            raise ManifestError(f"column {name!r} cannot be carried: the output has {its}; rename it in the manifest")
         if name in WORKING_NAMES or name == NUMBER:
             raise ManifestError(
                 f"column {name!r} cannot be carried: the stages use that name for their own; rename it in the manifest"
+            )
+        if taken != name:
+            raise ManifestError(
+                f"column {name!r} cannot be carried: it differs from {taken!r} in case alone; rename it in the manifest"
             )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.annotate.manifest.rules import ManifestError, check_carry
@@ -50,7 +53,28 @@ def test_refused(name: str) -> None:
         check_carry([name])
 
 
-@pytest.mark.parametrize("name", ["stored_height", "stored_width", "bbox", "area", "category_id", "split"])
+@pytest.mark.parametrize(
+    ("carry", "message"),
+    [
+        (["Status"], "column 'Status' cannot be carried: the output has 'status'; rename"),
+        (["HEIGHT"], "the output has 'height'"),
+        (["detections.list.element.score"], "the output has 'detections'"),
+        (["split", "Split"], "column 'Split' cannot be carried: it differs from 'split' in case alone"),
+    ],
+)
+def test_names_that_readers_do_not_tell_apart(carry: list[str], message: str, tmp_path: Path) -> None:
+    """For DuckDB such a column is another one's double, and its rule says which: it renames the later one."""
+    with pytest.raises(ManifestError, match=message):
+        check_carry(carry)
+    names = [*RESERVED_NAMES, *carry]
+    pq.write_table(pa.table({name: [1] for name in names}), tmp_path / "t.parquet")
+    read = [row[0] for row in duckdb.sql(f"describe select * from '{tmp_path}/t.parquet'").fetchall()]
+    assert (read != names) == ("." not in carry[0])
+
+
+@pytest.mark.parametrize(
+    "name", ["stored_height", "stored_width", "bbox", "area", "category_id", "split", "Scores", "a.status"]
+)
 def test_any_other_column_passes_all_stages(name: str) -> None:
     check_carry([name])
     *_, last = chain(**{name: [7, None]})
