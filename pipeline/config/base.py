@@ -43,6 +43,7 @@ Score = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+LimitSeconds = Annotated[float, Field(gt=0, le=86_400)]  # a day: no thread can wait for ever
 
 
 class Section(BaseModel):

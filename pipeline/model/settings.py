@@ -14,6 +14,10 @@ from pipeline.config.base import PositiveInt, Section
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
+# A hundred times the published number. A mask is 28 x 28 floats on its way, so that this many on each image of a block
+# of 32 are 1 GB; and a detector with a thousand proposals has little more to say.
+MAX_DETECTIONS = 10_000
+
 
 @dataclass(frozen=True)
 class TestSettings:
@@ -46,6 +50,8 @@ class TestSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"test settings: {name}={value!r} must be a positive integer")
+        if self.max_detections > MAX_DETECTIONS:
+            raise ValueError(f"test settings: max_detections={self.max_detections} must be at most {MAX_DETECTIONS}")
         for name in ("rpn_nms_iou", "score_threshold", "nms_iou"):
             value = getattr(self, name)
             if not 0 <= value <= 1:
