@@ -35,7 +35,7 @@ def undisturbed_rows(config: AnnotateConfig) -> list[dict[str, Any]]:
         schema = output_schema(manifest.id_type, manifest.carried)
         fetch_decode = FetchDecode(pictures, settings.short_side, settings.long_side, guard, _discard)
         segment = Segment(predictor, config.model.batch_size, thresholds, guard, _discard)
-        encode = Encode(schema, checkpoint.categories, _discard)
+        encode = Encode(schema, checkpoint.categories, guard, _discard)
         rows: list[dict[str, Any]] = []
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a replica

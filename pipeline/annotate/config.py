@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, Strict, field_validator, model_valid
 from pipeline.annotations.class_thresholds import read_class_thresholds
 from pipeline.config.base import (
     ConfigError,
+    LimitSeconds,
     Place,
     PositiveFloat,
     PositiveInt,
@@ -25,7 +26,7 @@ from pipeline.config.base import (
 )
 from pipeline.config.images import ImagesConfig
 from pipeline.model.architectures import KNOWN_MODELS
-from pipeline.model.settings import TestSettings
+from pipeline.model.settings import MAX_DETECTIONS, TestSettings
 from pipeline.storage.uris import Uri, UriText
 
 # A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
@@ -33,6 +34,7 @@ from pipeline.storage.uris import Uri, UriText
 # driver's scheduling loop the limit.
 MAX_IMAGES_PER_BLOCK = 64
 _BATCHES_PER_BLOCK = 4
+_COMPILE_S = 1800.0
 
 
 class ManifestConfig(Section):
@@ -90,8 +92,10 @@ class ModelConfig(Section):
         default=None, description="Unless the longer one would exceed this, in pixels."
     )
     score_threshold: Score | None = Field(default=None, description="Detections need a score above this, 0 to 1.")
-    max_detections: PositiveInt | None = Field(
-        default=None, description="Detections kept per image, best scores first."
+    max_detections: Annotated[int, Field(ge=1, le=MAX_DETECTIONS)] | None = Field(
+        default=None,
+        description="Detections kept per image, best scores first. At most 10,000: the masks of all images of a block "
+        "are in memory together.",
     )
     class_thresholds: dict[Text, Score] = Field(
         default={}, description="Category name: lowest score of a detection of it that is kept, 0 to 1."
@@ -102,6 +106,11 @@ class ModelConfig(Section):
     )
     batch_size: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] = Field(
         default=8, description="Images the model takes at once. Raise it until the GPU is busy or its memory full."
+    )
+    timeout_s: LimitSeconds = Field(
+        default=600.0,
+        description="Time limit of one call of the model, a batch, in seconds; half an hour more with compile. The "
+        "replica is restarted and takes the batch's images one by one; one that exceeds it alone too is a failed row.",
     )
 
     @field_validator("class_thresholds_file")
@@ -123,6 +132,11 @@ class ModelConfig(Section):
         if self.score_threshold is not None:
             self._check_thresholds(self.score_threshold)
         return self
+
+    @property
+    def call_timeout_s(self) -> float:
+        """``timeout_s``, and time to compile, which happens in the first call with each shape of input."""
+        return self.timeout_s + (_COMPILE_S if self.compile else 0.0)
 
     def settings(self, base: TestSettings) -> TestSettings:
         """The checkpoint's own settings with those of this config that are set.

@@ -40,6 +40,8 @@ from pipeline.storage.uris import Uri
 ROWS_PER_READ_TASK = 4096
 # Reading, encoding and writing are light, and several of them fit beside a fetch task on one core.
 LIGHT_CPUS = 0.25
+# Ray's own default: a run in which nothing comes out for so long has failed.
+_NO_PROGRESS_S = 1800
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     block, client = config.images_per_block, MonitorClient(parts.monitor)
     read = functools.partial(_read, manifest=parts.manifest, rows_per_block=block)
     pictures = PictureSource.of_config(config.images)
-    fetch_decode = FetchDecode(pictures, settings.short_side, settings.long_side, client, client.report)
+    sides = (settings.short_side, settings.long_side)
+    fetch_decode = FetchDecode(pictures, *sides, client, client.report, config.images.decode_timeout_s)
     fetch = functools.partial(_keeping_memory, stage=fetch_decode)
-    encode = Encode(parts.schema, parts.categories, client.report)
+    encode = Encode(parts.schema, parts.categories, client, client.report)
     write = Write(parts.store, parts.identity, config.output.compression_level, parts.fence, client.report)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     return (
@@ -109,6 +112,8 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
 
 def _set_context(config: AnnotateConfig) -> None:
     context = quiet(DataContext.get_current())
+    # Work has time limits of its own, and an image may use up two of them before any row comes out.
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * config.model.call_timeout_s)
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
         context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)

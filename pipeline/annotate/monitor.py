@@ -19,6 +19,8 @@ from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.stage import StageCounts
 
+_LAST_WORDS_S = 20.0
+
 
 class RunMonitor(InProcessGuard):
     """The sum of all counts, and the guard's book-keeping."""
@@ -75,6 +77,15 @@ class MonitorClient:
     def end(self, stage: str, ids: Sequence[Hashable]) -> None:
         """See `pipeline.annotate.stages.guard.Guard`. Not waited for: calls of one process arrive in order."""
         self.monitor.end.remote(stage, ids)
+
+    def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`. Waited for, but not long: the process has no time left."""
+        ray.get(self.monitor.expire.remote(stage, ids, others), timeout=_LAST_WORDS_S)
+
+    def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        """See `pipeline.annotate.stages.guard.Guard`."""
+        expired: bool = ray.get(self.monitor.has_expired.remote(stage, image_id))
+        return expired
 
     def report(self, counts: StageCounts) -> None:
         """Add to the run's counts."""

@@ -40,7 +40,7 @@ class SegmentActor:
         speed = SpeedOptions(compile=config.compile)
         predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
         thresholds = config.label_thresholds([c.name for c in predictor.categories])
-        self._stage = Segment(predictor, config.batch_size, thresholds, client, client.report)
+        self._stage = Segment(predictor, config.batch_size, thresholds, client, client.report, config.call_timeout_s)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Decoded rows to segmented rows."""

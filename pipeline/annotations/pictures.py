@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,14 +65,27 @@ class PictureSource:
         Args:
             uris: None, as an output has it for images that came as bytes, is a failure too.
         """
-        pictures = [self.decode(data) for data in self.fetch_many(uris)]
-        return [picture if isinstance(picture, ImageFailure) else picture.pixels for picture in pictures]
+        results: list[NDArray[np.uint8] | ImageFailure | None] = [None] * len(uris)
+        for i, data in self.fetch_in_turn(uris):
+            picture = self.decode(data)
+            results[i] = picture if isinstance(picture, ImageFailure) else picture.pixels
+        return [result for result in results if result is not None]
 
-    def fetch_many(self, uris: Sequence[UriText | None]) -> list[bytes | ImageFailure]:
-        """Encoded pictures in order, fetched concurrently; takes what `read_many` takes."""
-        places = [self._place(uri) for uri in uris]
-        blobs = iter(self.fetcher.fetch_many([place for place in places if isinstance(place, UriText)]))
-        return [place if isinstance(place, ImageFailure) else _fetched(next(blobs)) for place in places]
+    def fetch_in_turn(self, uris: Sequence[UriText | None]) -> Iterator[tuple[int, bytes | ImageFailure]]:
+        """Encoded pictures with their positions, in any order and no more at once than fit into memory.
+
+        Args:
+            uris: what `read_many` takes.
+        """
+        places: list[tuple[int, UriText]] = []
+        for i, uri in enumerate(uris):
+            place = self._place(uri)
+            if isinstance(place, ImageFailure):
+                yield i, place
+            else:
+                places.append((i, place))
+        for turn, blob in self.fetcher.fetch_in_turn([place for _, place in places]):
+            yield places[turn][0], _fetched(blob)
 
     def decode(self, data: bytes | ImageFailure) -> DecodedImage | ImageFailure:
         """An encoded picture decoded. One that could not be fetched stays the failure that it is."""

@@ -48,6 +48,7 @@ Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Place = Annotated[Uri, AfterValidator(Uri.absolute)]
+LimitSeconds = Annotated[float, Field(gt=0, le=86_400)]  # a day: no thread can wait for ever
 
 
 class Section(BaseModel):

@@ -6,11 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, Strict
 
-from pipeline.config.base import (
-    Place,
-    PositiveInt,
-    Section,
-)
+from pipeline.config.base import LimitSeconds, Place, PositiveInt, Section
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.rules import FetchSettings
 
@@ -19,7 +15,14 @@ class ImagesConfig(Section, FetchSettings):
     """How images are fetched and decoded. What exceeds a limit becomes a failed row, the run goes on."""
 
     max_pixels: PositiveInt = Field(
-        default=100_000_000, description="Largest height x width that is decoded, in pixels."
+        default=100_000_000,
+        description="Largest height x width that is decoded, in pixels. Decoding takes up to 16 bytes for each of "
+        "them (docs/benchmarks.md) in every task that decodes.",
+    )
+    decode_timeout_s: LimitSeconds = Field(
+        default=60.0,
+        description="Time limit of decoding one image in the annotate job, in seconds. The other jobs have none: "
+        "what a picture costs is bounded by its pixels and a count of scans.",
     )
     apply_exif: bool = Field(
         default=True, description="Turn pictures upright as their EXIF orientation says. false: pixels as stored."

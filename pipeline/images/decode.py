@@ -275,7 +275,7 @@ def _rgb_pixels(image: ImageFile.ImageFile, orientation: int) -> np.ndarray:
         if high_byte is not None:
             pixels[top : top + rows] = high_byte(np.asarray(strip))[..., None]
         else:
-            pixels[top : top + rows] = strip if strip.mode == "RGB" else strip.convert("RGB")
+            pixels[top : top + rows] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
     return pixels
 
 

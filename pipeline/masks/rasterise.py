@@ -31,6 +31,7 @@ Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
 HALF = np.float32(0.5)
+MAX_CROSSINGS = 1 << 22  # at a time: some 100 bytes each; 100 masks across a picture of 1333 pixels are one slice
 CHUNK = 1 << 16  # pairs or pixels at a time: bounds the memory and keeps the working set in the cache
 
 # How far from 0.5 rounding can decide. The reference's sample positions are off by up to 2.1e-7 * M lines on each
@@ -61,9 +62,28 @@ def rasterise(masks: NDArray[Any], boxes: NDArray[Any], image_size: tuple[int, i
     if len(masks) == 0:
         return []
     height, width = image_size
-    paste = _Paste.build(masks, boxes, height, width)
-    toggles = np.concatenate([np.empty(0, np.int64), *_toggles(paste, _boundary_cells(paste))])
-    return encode_toggles(toggles, len(masks), height, width)
+    rles: list[Rle] = []
+    for some in _slices(masks, boxes, width):
+        paste = _Paste.build(masks[some], boxes[some], height, width)
+        toggles = np.concatenate([np.empty(0, np.int64), *_toggles(paste, _boundary_cells(paste))])
+        rles += encode_toggles(toggles, some.stop - some.start, height, width)
+    return rles
+
+
+def _slices(masks: Float32Array, boxes: Float32Array, width: int) -> Iterator[slice]:
+    """Masks that are rasterised together: as many as can at worst, with noise for masks, have `MAX_CROSSINGS`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        columns = np.clip(boxes[:, 2], 0, width) - np.clip(boxes[:, 0], 0, width)
+    # Every pixel column crosses 0.5 once at most in each cell, and a cell is work even without a pixel.
+    lines = masks.shape[1] + 1
+    crossings = lines * (np.nan_to_num(np.maximum(columns, 0)).astype(np.int64) + lines)
+    filled = np.cumsum(crossings)
+    start = 0
+    while start < len(masks):
+        before = filled[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(filled, before + MAX_CROSSINGS, side="right")))
+        yield slice(start, stop)
+        start = stop
 
 
 def _checked(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,7 @@ class Predictor:
         images: Sequence[np.ndarray],
         batch_size: int = 8,
         image_sizes: Sequence[tuple[int, int]] | None = None,
+        during: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda batch: nullcontext(),
     ) -> list[Detections]:
         """Detect objects in images of any sizes.
 
@@ -98,6 +99,7 @@ class Predictor:
             batch_size: at most this many images on the device at once.
             image_sizes: the original ``(H, W)`` of each image. Needed only where some were already brought to
                 the model's input size (`scaled_size` of the original, by `resize_bilinear_uint8`).
+            during: entered for each batch that the model takes, with the indices of its images.
 
         Returns:
             One `Detections` per image, in the order given, in each original image's own pixels.
@@ -119,7 +121,8 @@ class Predictor:
         for shape, members in groups.items():
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]
-                found = self._predict_batch([images[i] for i in batch], [originals[i] for i in batch], shape)
+                with during(batch):
+                    found = self._predict_batch([images[i] for i in batch], [originals[i] for i in batch], shape)
                 results.update(zip(batch, found, strict=True))
         return [results[i] for i in range(len(images))]
 

@@ -15,6 +15,9 @@ PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
 _LARGEST_SETTING = 1 << 20  # of sides and counts: more is a slip of the pen, or a damaged file
+# A hundred times the published number. A mask is 28 x 28 floats on its way, so that this many on each image of a block
+# of 32 are 1 GB; and a detector with a thousand proposals has little more to say.
+MAX_DETECTIONS = 10_000
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class TestSettings:
                 raise ValueError(
                     f"test settings: {name} must be a whole number from 1 to {_LARGEST_SETTING:,}, not {value!r:.60}"
                 )
+        if self.max_detections > MAX_DETECTIONS:
+            raise ValueError(f"test settings: max_detections={self.max_detections} must be at most {MAX_DETECTIONS}")
         for name in ("rpn_nms_iou", "score_threshold", "nms_iou"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= 1:

@@ -15,7 +15,7 @@ import ray
 from pipeline.annotate import monitor
 from pipeline.annotate.monitor import MonitorClient, RunMonitor, start_monitor
 from pipeline.annotate.progress import Snapshot
-from pipeline.annotate.stages.guard import run_guarded
+from pipeline.annotate.stages.guard import Deadline, run_guarded
 from pipeline.annotate.stages.stage import StageCounts
 
 
@@ -121,4 +121,26 @@ class TestActor:
         assert (first, last) == ("done 1", "done 2")
         assert (culprit.stage, culprit.code) == ("decode", "process_killed")
         assert "2 times" in culprit.message
+        assert MonitorClient(handle).begin("decode", [1, 2]) == [0, 0]
+
+    def test_a_row_that_takes_too_long_ends_its_process_twice_and_then_fails(self) -> None:
+        handle = start_monitor()
+
+        @ray.remote(num_cpus=0.1, max_retries=2)
+        def stage(ids: list[int], monitor_handle: Any) -> list[Any]:
+            deadline = Deadline(0.5, "images.decode_timeout_s")
+
+            def work(members: list[int]) -> list[Any]:
+                for m in members:
+                    with deadline.step([m]):
+                        time.sleep(100 if ids[m] == 13 else 0)
+                return [f"done {ids[m]}" for m in members]
+
+            done = run_guarded(MonitorClient(monitor_handle), "decode", ids, work, deadline)
+            ray.get(monitor_handle.snapshot.remote())
+            return done
+
+        first, slow, last = ray.get(stage.remote([1, 13, 2], handle))
+        assert (first, last) == ("done 1", "done 2")
+        assert (slow.stage, slow.code) == ("decode", "timeout")
         assert MonitorClient(handle).begin("decode", [1, 2]) == [0, 0]

@@ -102,7 +102,8 @@ def test_fetched_and_decoded_apart(folder: Path) -> None:
     """With the failure of a picture that could not be fetched passing by the decoder."""
     source = PictureSource()
     uris = [str(folder / "turned.jpg"), str(folder / "absent.jpg"), str(folder / "damaged.jpg")]
-    turned, absent, damaged = source.fetch_many([UriText(uri) for uri in uris])
+    fetched = dict(source.fetch_in_turn([UriText(uri) for uri in uris]))
+    turned, absent, damaged = (fetched[i] for i in range(3))
     assert (turned, damaged) == ((folder / "turned.jpg").read_bytes(), (folder / "damaged.jpg").read_bytes())
     image = source.decode(turned)
     assert isinstance(image, DecodedImage)

@@ -165,6 +165,27 @@ def test_chunks_change_nothing(monkeypatch, chunk):
     assert rasterise(masks, boxes, image_size) == whole
 
 
+@pytest.mark.parametrize("crossings", [1, 100, 400])
+def test_slices_change_nothing(monkeypatch, crossings):
+    masks, boxes, image_size = random_case(np.random.default_rng(4), 8, 7, 12)
+    boxes[2:4] = [[3, 3, 1, 1], [np.nan, 0, np.inf, 5]]
+    whole = rasterise(masks, boxes, image_size)
+    monkeypatch.setattr(rasterise_module, "MAX_CROSSINGS", crossings)
+    assert rasterise(masks, boxes, image_size) == whole
+
+
+def test_thousands_of_noisy_masks_stay_small_in_memory():
+    """A megabyte and a half for each of them, if all were rasterised together."""
+    masks = np.random.default_rng(0).random((600, 28, 28), np.float32)
+    boxes = np.tile(np.array([[0, 0, 640, 480]], np.float32), (600, 1))
+    tracemalloc.start()
+    got = rasterise(masks, boxes, (480, 640))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 300e6
+    assert got[300:302] == rasterise(masks[300:302], boxes[300:302], (480, 640))
+
+
 @needs_fma
 @pytest.mark.parametrize("image_size", [(3, 1_000_000), (1_000_000, 3)])
 @pytest.mark.parametrize("name", ["blob", "half"])

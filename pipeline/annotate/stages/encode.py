@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as mask_api
 
+from pipeline.annotate.stages.guard import Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
@@ -31,11 +32,13 @@ class Encode:
     Attributes:
         schema: columns of what comes out, those of the output's files.
         categories: what the labels stand for.
+        guard: counts the deaths of processes over an image whose masks are encoded.
         report: takes what was done.
     """
 
     schema: pa.Schema
     categories: tuple[Category, ...]
+    guard: Guard
     report: Report
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -44,13 +47,18 @@ class Encode:
         errors = read_errors(rows)
         fields = {name: binary_views(rows[name]) for name in DETECTION_ARRAYS}
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
-        found: list[ImageDetections | None] = []
-        for i, error in enumerate(errors):
-            try:
-                found.append(self._image({n: fields[n][i] for n in fields}, sizes[i]) if error is None else None)
-            except ValueError as bad:  # masks that are not finite: the model's fault, and this image's alone
-                errors[i] = ImageFailure(ENCODE, "bad_mask", str(bad))
-                found.append(None)
+        waiting = [i for i, error in enumerate(errors) if error is None]
+        ids = rows["image_id"].to_pylist()
+
+        def work(members: list[int]) -> list[ImageDetections | ImageFailure]:
+            return [self._image({n: fields[n][waiting[m]] for n in fields}, sizes[waiting[m]]) for m in members]
+
+        found: list[ImageDetections | None] = [None] * len(rows)
+        for i, result in zip(waiting, run_guarded(self.guard, ENCODE, [ids[i] for i in waiting], work), strict=True):
+            if isinstance(result, ImageFailure):
+                errors[i] = result
+            else:
+                found[i] = result
         table = self._output_rows(rows, found, errors)
         self.report(
             StageCounts(
@@ -62,14 +70,17 @@ class Encode:
         )
         return table
 
-    def _image(self, raw: dict[str, memoryview | None], size: tuple[int, int]) -> ImageDetections:
+    def _image(self, raw: dict[str, memoryview | None], size: tuple[int, int]) -> ImageDetections | ImageFailure:
         arrays: dict[str, np.ndarray] = {
             name: np.frombuffer(raw[name] or b"", dtype) for name, dtype in DETECTION_ARRAYS.items()
         }
         boxes: np.ndarray = arrays["boxes"].reshape(-1, 4)
         count = len(arrays["scores"])
         side = int((arrays["masks"].size / max(1, count)) ** 0.5)
-        rles = rasterise(arrays["masks"].reshape(count, side, side), boxes, size) if count else []
+        try:
+            rles = rasterise(arrays["masks"].reshape(count, side, side), boxes, size) if count else []
+        except ValueError as bad:  # masks that are not finite: the model's fault, and this image's alone
+            return ImageFailure(ENCODE, "bad_mask", str(bad))
         return ImageDetections(
             boxes=np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1),
             scores=arrays["scores"],

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.annotate.stages.guard import Guard, run_guarded
+from pipeline.annotate.stages.guard import Deadline, Guard, run_guarded
 from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
@@ -41,8 +41,9 @@ class FetchDecode:
     Attributes:
         pictures: fetches and decodes an image, or says why not.
         short_side, long_side: the model's input size, for shrinking.
-        guard: counts the deaths of processes over an image that is decoded.
+        guard: counts the deaths of processes over an image that is fetched or decoded.
         report: takes what was done.
+        decode_timeout_s: of one image; ``None`` for no limit.
     """
 
     pictures: PictureSource
@@ -50,6 +51,7 @@ class FetchDecode:
     long_side: int
     guard: Guard
     report: Report
+    decode_timeout_s: float | None = None
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Rows with ``image_id``, ``image_uri`` and ``image_bytes`` become rows of the `DECODED` columns.
@@ -57,20 +59,32 @@ class FetchDecode:
         ``image_bytes`` is dropped, ``image_uri`` loses credentials and query; other columns pass unchanged.
         """
         started = time.perf_counter()
-        blobs = self._fetch(rows)
-        fetched = time.perf_counter()
-        results = run_guarded(
-            self.guard, DECODE, rows["image_id"].to_pylist(), lambda members: [self._decode(blobs[i]) for i in members]
-        )
-        decode_s = time.perf_counter() - fetched
-        self.report(StageCounts(fetch_s=fetched - started, decode_s=decode_s, decoded=len(rows)))
-        return _decoded_rows(rows, results)
+        decode_s = 0.0
+        blobs, uris = rows["image_bytes"], rows["image_uri"].to_pylist()
+        with_uri = blobs.is_null().to_pylist()
+        deadline = Deadline(self.decode_timeout_s, "images.decode_timeout_s")
 
-    def _fetch(self, rows: pa.Table) -> list[bytes | ImageFailure]:
-        blobs: list[bytes | None] = rows["image_bytes"].to_pylist()
-        uris = rows["image_uri"].filter(rows["image_bytes"].is_null()).to_pylist()
-        fetched = iter(self.pictures.fetch_many([None if uri is None else UriText(uri) for uri in uris]))
-        return [next(fetched) if blob is None else blob for blob in blobs]
+        def encoded(members: list[int]) -> Iterator[tuple[int, bytes | ImageFailure]]:
+            yield from ((m, blobs[m].as_py()) for m in members if not with_uri[m])
+            named = [m for m in members if with_uri[m]]
+            fetched = self.pictures.fetch_in_turn([None if uris[m] is None else UriText(uris[m]) for m in named])
+            yield from ((named[i], blob) for i, blob in fetched)
+
+        def work(members: list[int]) -> list[FetchedImage | ImageFailure]:
+            nonlocal decode_s
+            done: dict[int, FetchedImage | ImageFailure] = {}
+            for m, blob in encoded(members):
+                began = time.perf_counter()
+                with deadline.step([m]):
+                    done[m] = self._decode(blob)
+                decode_s += time.perf_counter() - began
+            return [done[m] for m in members]
+
+        # The guard is there before the first byte: fetching takes memory too.
+        results = run_guarded(self.guard, DECODE, rows["image_id"].to_pylist(), work, deadline)
+        fetch_s = time.perf_counter() - started - decode_s
+        self.report(StageCounts(fetch_s=fetch_s, decode_s=decode_s, decoded=len(rows)))
+        return _decoded_rows(rows, results)
 
     def _decode(self, blob: bytes | ImageFailure) -> FetchedImage | ImageFailure:
         image = self.pictures.decode(blob)

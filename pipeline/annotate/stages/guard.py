@@ -3,17 +3,30 @@
 Ray restarts a dead worker and gives it the same rows again. A guard that lives elsewhere is told which rows
 are in flight; rows that were when a process died come back one at a time, so that the next death names the
 culprit, and a row with two deaths to its name is refused.
+
+Work that never ends is death too, only that somebody must bring it about: a `Deadline` knows which rows the process is
+at, names them, and ends it. C code that holds no lock of Python's cannot be ended otherwise, and decoders and models
+are of that kind. The rows that merely shared the block get no death to their name.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol, TypeVar
 
 from pipeline.annotations.failure import ImageFailure
 
+logger = logging.getLogger(__name__)
+
 MAX_DEATHS = 2
+# Of a process that its deadline ended.
+TIMEOUT_EXIT_CODE = 75
 
 Result = TypeVar("Result")
 
@@ -30,12 +43,19 @@ class Guard(Protocol):
     def end(self, stage: str, ids: Sequence[Hashable]) -> None:
         """These rows were survived."""
 
+    def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        """The process ends now, because these rows take too long; the others in flight are not at fault."""
+
+    def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        """Whether the row ever was one of those that took too long."""
+
 
 class InProcessGuard:
     """The book-keeping itself; the pipeline keeps one outside the workers."""
 
     def __init__(self) -> None:
         self._in_flight: Counter[tuple[str, Hashable]] = Counter()
+        self._expired: set[tuple[str, Hashable]] = set()
 
     def begin(self, stage: str, ids: Sequence[Hashable]) -> list[int]:
         """See `Guard`."""
@@ -54,9 +74,78 @@ class InProcessGuard:
         for image_id in ids:
             del self._in_flight[stage, image_id]
 
+    def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        """See `Guard`."""
+        self._expired.update((stage, image_id) for image_id in ids)
+        for image_id in others:
+            self._in_flight[stage, image_id] -= 1
+
+    def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        """See `Guard`."""
+        return (stage, image_id) in self._expired
+
+
+class _Step(NamedTuple):
+    due: float
+    members: Collection[int]
+
+
+class Deadline:
+    """Ends this process when a step of its work takes too long.
+
+    Args:
+        limit_s: of one step; ``None`` for no limit.
+        setting: the key of the config that sets it, for people.
+    """
+
+    def __init__(self, limit_s: float | None, setting: str) -> None:
+        self.limit_s = limit_s
+        self.setting = setting
+        self._step: _Step | None = None
+
+    @contextmanager
+    def step(self, members: Collection[int]) -> Iterator[None]:
+        """A step of the work on these rows of the batch."""
+        if self.limit_s is not None:
+            self._step = _Step(time.monotonic() + self.limit_s, members)
+        try:
+            yield
+        finally:
+            self._step = None
+
+    @contextmanager
+    def watching(self, name_them: Callable[[Collection[int]], None]) -> Iterator[None]:
+        """Watch steps from a thread of its own; the callback is told of the rows right before the process ends."""
+        if self.limit_s is None:
+            yield
+            return
+        over = threading.Event()
+        threading.Thread(target=self._watch, args=(over, self.limit_s, name_them), daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+
+    def _watch(self, over: threading.Event, limit_s: float, name_them: Callable[[Collection[int]], None]) -> None:
+        wait_s = limit_s
+        # A step that begins while this thread waits is due after it wakes up.
+        while not over.wait(wait_s):
+            step = self._step
+            wait_s = limit_s if step is None else step.due - time.monotonic()
+            if step is not None and wait_s <= 0:
+                try:
+                    logger.error("not done after %g s (%s): this process ends", limit_s, self.setting)
+                    name_them(step.members)
+                finally:
+                    os._exit(TIMEOUT_EXIT_CODE)
+
 
 def run_guarded(
-    guard: Guard, stage: str, ids: Sequence[Hashable], work: Callable[[list[int]], list[Result]]
+    guard: Guard,
+    stage: str,
+    ids: Sequence[Hashable],
+    work: Callable[[list[int]], list[Result]],
+    deadline: Deadline | None = None,
 ) -> list[Result | ImageFailure]:
     """Do a batch's work so that no row can kill the process more than `MAX_DEATHS` times.
 
@@ -65,18 +154,33 @@ def run_guarded(
         stage: name of the stage, for the error row.
         ids: of the batch's rows.
         work: gets positions in the batch and returns their results in that order; must not raise.
+        deadline: of the steps that the work tells it of, by positions in the batch.
     """
+    deadline = deadline or Deadline(None, "")
     deaths = guard.begin(stage, ids)
     results: dict[int, Result | ImageFailure] = {}
     clean = [i for i, count in enumerate(deaths) if count == 0]
-    if clean:
-        results.update(zip(clean, work(clean), strict=True))
-        guard.end(stage, [ids[i] for i in clean])
-    for i, count in enumerate(deaths):
-        if count >= MAX_DEATHS:
-            results[i] = ImageFailure(stage, "process_killed", f"the process died {count} times on this image")
-        elif count > 0:
-            guard.retry(stage, ids[i])
-            results[i] = work([i])[0]
-            guard.end(stage, [ids[i]])
+    in_flight = clean
+
+    def name_them(members: Collection[int]) -> None:
+        guard.expire(stage, [ids[i] for i in members], [ids[i] for i in in_flight if i not in members])
+
+    with deadline.watching(name_them):
+        if clean:
+            results.update(zip(clean, work(clean), strict=True))
+            guard.end(stage, [ids[i] for i in clean])
+        for i, count in enumerate(deaths):
+            if count >= MAX_DEATHS:
+                results[i] = _refusal(guard, stage, ids[i], count, deadline)
+            elif count > 0:
+                guard.retry(stage, ids[i])
+                in_flight = [i]
+                results[i] = work([i])[0]
+                guard.end(stage, [ids[i]])
     return [results[i] for i in range(len(ids))]
+
+
+def _refusal(guard: Guard, stage: str, image_id: Hashable, deaths: int, deadline: Deadline) -> ImageFailure:
+    if guard.has_expired(stage, image_id):
+        return ImageFailure(stage, "timeout", f"not done after {deadline.limit_s:g} s ({deadline.setting})")
+    return ImageFailure(stage, "process_killed", f"the process died {deaths} times on this image")

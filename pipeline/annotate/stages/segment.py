@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.annotate.stages.guard import Guard, run_guarded
+from pipeline.annotate.stages.guard import Deadline, Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
@@ -39,6 +40,7 @@ class Segment:
         thresholds: for each label, the least score that a detection of it must have.
         guard: counts the deaths of processes over an image that is segmented.
         report: takes what was done.
+        timeout_s: of one call of the model; ``None`` for no limit.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class Segment:
         thresholds: Sequence[float],
         guard: Guard,
         report: Report,
+        timeout_s: float | None = None,
     ) -> None:
         self._predictor = predictor
         self._batch_size = batch_size
         self._guard = guard
         self._report = report
+        self._deadline = Deadline(timeout_s, "model.timeout_s")
         self._thresholds = np.array(thresholds, np.float32)
         self._has_worked = False
 
@@ -69,17 +73,23 @@ class Segment:
         def work(members: list[int]) -> list[Detections | ImageFailure]:
             chosen = [waiting[m] for m in members]
             images = [np.frombuffer(views[i], np.uint8).reshape(*shapes[i], 3) for i in chosen]  # type: ignore[arg-type]
-            return self._predict(images, [sizes[i] for i in chosen])
+            return self._predict(images, [sizes[i] for i in chosen], members)
 
-        found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work)
+        found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work, self._deadline)
         results: dict[int, Detections | ImageFailure] = dict(zip(waiting, found, strict=True))
         self._report(StageCounts(segment_s=time.perf_counter() - started, segmented=len(rows)))
         return _segmented_rows(rows, results)
 
-    def _predict(self, images: list[np.ndarray], sizes: list[tuple[int, int]]) -> list[Detections | ImageFailure]:
+    def _predict(
+        self, images: list[np.ndarray], sizes: list[tuple[int, int]], members: Sequence[int]
+    ) -> list[Detections | ImageFailure]:
         """All at once; where that fails, one by one, so that only the culprit's row does."""
+
+        def during(batch: Sequence[int]) -> AbstractContextManager[None]:
+            return self._deadline.step([members[i] for i in batch])
+
         try:
-            found = self._predictor.predict(images, self._batch_size, sizes)
+            found = self._predictor.predict(images, self._batch_size, sizes, during)
             self._has_worked = True
             return [d.where(d.scores >= self._thresholds[d.labels]) for d in found]
         except Exception as error:
@@ -95,7 +105,7 @@ class Segment:
                 return [ImageFailure(SEGMENT, code, f"{type(error).__name__}: {error}")]
         if self._predictor.device.type == "cuda":
             torch.cuda.empty_cache()
-        return [self._predict([image], [size])[0] for image, size in zip(images, sizes, strict=True)]
+        return [self._predict([images[i]], [sizes[i]], [member])[0] for i, member in enumerate(members)]
 
     def _raise_if_device_lost(self, error: Exception) -> None:
         if not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error):

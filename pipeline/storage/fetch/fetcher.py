@@ -12,6 +12,9 @@ Which client reads what, and what it guarantees:
 - everything else: fsspec, two requests an object. The time limit holds for its asynchronous file systems (gs,
   abfs, ...); the others have only their own.
 
+What is fetched side by side shares a budget of bytes (`fetch_in_turn`): an object claims its size before its body is
+read, and waits for another turn where it finds no room.
+
 Retries happen here and nowhere below (obstore's are switched off): throttling, server errors, broken
 connections and timeouts, after a full-jitter backoff.
 """
@@ -23,7 +26,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -37,7 +40,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.http_get import HttpGet
-from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
+from pipeline.storage.fetch.rules import Allowance, ByteBudget, FetchError, FetchSettings, NoRoom, code_of_status
 from pipeline.storage.filesystems import open_aws_client, open_fsspec, open_s3_store, s3_status
 from pipeline.storage.uris import Uri, UriError, UriText
 
@@ -78,18 +81,23 @@ class Fetcher:
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     backoff: Backoff = field(default_factory=Backoff)
 
-    def fetch(self, uri: UriText) -> bytes:
+    def fetch(self, uri: UriText, budget: ByteBudget | None = None) -> bytes:
         """The object's bytes; empty objects are ``b""``.
 
+        Args:
+            budget: shared with what is fetched beside it.
+
         Raises:
-            FetchError: and nothing else.
+            FetchError: and nothing else; `NoRoom` only where there is a budget.
         """
         settings = self.settings
+        allowance = Allowance(uri, settings, budget or ByteBudget(settings.max_object_bytes))
         last_start = time.monotonic() + settings.deadline_s - settings.attempt_timeout_s
         for attempt in range(1, settings.max_attempts + 1):
             try:
-                return self._attempt(uri)
+                return self._attempt(uri, allowance)
             except FetchError as error:
+                allowance.give_back()
                 wait_s = self.backoff.draw_s(attempt)
                 out_of_time = time.monotonic() + wait_s > last_start
                 if not error.retryable or attempt == settings.max_attempts or out_of_time:
@@ -98,30 +106,56 @@ class Fetcher:
         raise AssertionError("unreachable")
 
     def fetch_many(self, uris: Sequence[UriText]) -> list[bytes | FetchError]:
-        """Fetch concurrently; one entry per URI, in order, failures as values."""
-        if not uris:
-            return []
-        return list(_threads(self.settings.fetch_concurrency, os.getpid()).map(self._fetch_or_error, uris))
+        """Fetch concurrently; one entry per URI, in order, failures as values. All are in memory together."""
+        return [data for _, data in sorted(self.fetch_in_turn(uris), key=lambda found: found[0])]
 
-    def _fetch_or_error(self, uri: UriText) -> bytes | FetchError:
+    def fetch_in_turn(self, uris: Sequence[UriText]) -> Iterator[tuple[int, bytes | FetchError]]:
+        """Fetch concurrently, failures as values, as many at a time as go into `FetchSettings.max_bytes_at_once`.
+
+        Yields:
+            The position of a URI and its object, in any order. Whoever wants the memory bounded keeps none of them.
+        """
+        limit = self.settings.max_bytes_at_once
+        # What is known of the sizes: what was found to have no room is asked for again where it should find some.
+        waiting = dict.fromkeys(range(len(uris)), 0)
+        while waiting:
+            chosen: list[int] = []
+            planned = 0
+            for i, size_bytes in waiting.items():
+                if not chosen or planned + size_bytes <= limit:
+                    chosen.append(i)
+                    planned += size_bytes
+            budget = ByteBudget(limit)
+            threads = _threads(self.settings.fetch_concurrency, os.getpid())
+            fetched = list(threads.map(lambda i, budget=budget: self._fetch_or_error(uris[i], budget), chosen))
+            for turn, i in enumerate(chosen):
+                found, fetched[turn] = fetched[turn], b""
+                if isinstance(found, NoRoom):
+                    waiting[i] = found.size_bytes
+                else:
+                    del waiting[i]
+                    yield i, found
+                del found
+
+    def _fetch_or_error(self, uri: UriText, budget: ByteBudget) -> bytes | FetchError:
         try:
-            return self.fetch(uri)
+            return self.fetch(uri, budget)
         except FetchError as error:
             # Without traceback and context, which keep the frames and what they hold alive.
             error.__context__ = None
             return error.with_traceback(None)
 
-    def _attempt(self, uri: UriText) -> bytes:
+    def _attempt(self, uri: UriText, allowance: Allowance) -> bytes:
         try:
             parsed = Uri(uri.secret_text)
             self.policy.check(parsed)
             if parsed.scheme == "file":
-                return _read_local(parsed, self.settings)
+                return _read_local(parsed, self.settings, allowance)
             if parsed.scheme == "s3":
-                return _read_s3(parsed, self.settings)
+                return _read_s3(parsed, self.settings, allowance)
             if parsed.is_http:
-                return HttpGet(parsed, self.settings, self.policy).read()
-            return _read_fsspec(parsed, self.settings)
+                return HttpGet(parsed, self.settings, self.policy).read(allowance)
+            return _read_fsspec(parsed, self.settings, allowance)
         except FetchError:
             raise
         except UriError as error:
@@ -141,7 +175,7 @@ def _threads(concurrency: int, process_id: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
 
 
-def _read_local(uri: Uri, settings: FetchSettings) -> bytes:
+def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
     try:
         # Non-blocking: the open of a FIFO without a writer would wait forever.
         descriptor = os.open(uri.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -149,7 +183,7 @@ def _read_local(uri: Uri, settings: FetchSettings) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FetchError("not_a_file", uri, "not a regular file")
-            check_size(status.st_size, uri, settings)
+            allowance.claim(status.st_size)
             with open(descriptor, "rb", closefd=False) as file:
                 data = file.read(status.st_size + 1)
                 if len(data) > status.st_size:  # it grew, or its size was never told, as in /proc
@@ -159,20 +193,20 @@ def _read_local(uri: Uri, settings: FetchSettings) -> bytes:
     except OSError as error:
         code = _ERRNO_CODES.get(error.errno or 0, "unavailable")
         raise FetchError(code, uri, os.strerror(error.errno or 0)) from None
-    check_size(len(data), uri, settings)
+    allowance.claim(len(data))
     return data
 
 
-def _read_s3(uri: Uri, settings: FetchSettings) -> bytes:
+def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
     key = uri.path
     if not key or key.endswith("/"):
         # obstore strips the slash and would answer with another object, or with the bucket's listing.
         raise FetchError("not_a_file", uri, "an S3 key must not be empty or end in a slash")
     if not {"", ".", ".."}.isdisjoint(key.split("/")):
-        return _read_s3_literally(uri, settings)
+        return _read_s3_literally(uri, settings, allowance)
     try:
         result = obstore.get(open_s3_store(uri.host, settings.attempt_timeout_s), key)
-        check_size(result.meta["size"], uri, settings)
+        allowance.claim(result.meta["size"])
         return bytes(result.bytes())
     except FileNotFoundError:
         raise FetchError("not_found", uri, "no such bucket or object") from None
@@ -182,7 +216,7 @@ def _read_s3(uri: Uri, settings: FetchSettings) -> bytes:
         raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
 
 
-def _read_s3_literally(uri: Uri, settings: FetchSettings) -> bytes:
+def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
     """Of a key that obstore would mend or refuse."""
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # slow, rarely needed
     from urllib3.exceptions import HTTPError
@@ -191,7 +225,7 @@ def _read_s3_literally(uri: Uri, settings: FetchSettings) -> bytes:
     try:
         client = open_aws_client(uri.host, settings.attempt_timeout_s, max_attempts=1)
         answer = client.get_object(Bucket=uri.host, Key=uri.path)
-        check_size(answer["ContentLength"], uri, settings)
+        allowance.claim(answer["ContentLength"])
         content = bytearray()
         with answer["Body"] as response:  # urllib3's
             # What arrives at a time: a read of its own would wait for all of it, however slowly it drips.
@@ -231,13 +265,13 @@ def _s3_reason(error: BaseError) -> str:
     return " ".join(part for part in parts if part) or "no usable answer"
 
 
-def _read_fsspec(uri: Uri, settings: FetchSettings) -> bytes:
+def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
     try:
         filesystem, path = open_fsspec(uri)
         info = _call(filesystem, "info", path, settings.attempt_timeout_s)
         if info["type"] != "file":
             raise FetchError("not_a_file", uri, f"a {info['type']}")
-        check_size(info["size"], uri, settings)
+        allowance.claim(info["size"])
         data = _call(filesystem, "cat_file", path, settings.attempt_timeout_s)
     except (FetchError, UriError):
         raise
@@ -249,7 +283,7 @@ def _read_fsspec(uri: Uri, settings: FetchSettings) -> bytes:
         raise FetchError("timeout", uri, "no answer in time") from None
     except Exception as error:  # whatever the service's SDK raises; its text may quote the request
         raise FetchError("unavailable", uri, type(error).__name__) from None
-    check_size(len(data), uri, settings)
+    allowance.claim(len(data))
     return data
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from pipeline.storage.access import AccessPolicy
-from pipeline.storage.fetch.rules import FetchError, FetchSettings, check_size, code_of_status
+from pipeline.storage.fetch.rules import Allowance, FetchError, FetchSettings, code_of_status
 from pipeline.storage.uris import Uri, UriError, UriText
 
 _MAX_REDIRECTS = 5
@@ -30,7 +30,7 @@ class HttpGet:
 
     Args:
         uri: what to get, ``http://`` or ``https://``.
-        settings: of which the attempt's time and the size count here.
+        settings: of which the attempt's time counts here.
         policy: what every hop, and the address that it resolves to, must pass.
     """
 
@@ -40,8 +40,11 @@ class HttpGet:
         self.policy = policy
         self.deadline = time.monotonic() + settings.attempt_timeout_s
 
-    def read(self) -> bytes:
+    def read(self, allowance: Allowance) -> bytes:
         """The body.
+
+        Args:
+            allowance: how large it may be.
 
         Raises:
             FetchError: why there is none.
@@ -53,7 +56,7 @@ class HttpGet:
                 with self._response(hop) as response:
                     target = response.getheader("Location")
                     if response.status not in (301, 302, 303, 307, 308) or not target:
-                        return self._body(response)
+                        return self._body(response, allowance)
                 hop = self._next_hop(hop, target)
         except TimeoutError:
             raise FetchError("timeout", self.uri, "no answer in time") from None
@@ -117,15 +120,15 @@ class HttpGet:
                     raise
         raise OSError("the name has no address")
 
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
+    def _body(self, response: http.client.HTTPResponse, allowance: Allowance) -> bytes:
         if response.status != 200:
             raise FetchError(code_of_status(response.status), self.uri, f"HTTP {response.status}")
         expected_bytes = response.length
-        check_size(expected_bytes, self.uri, self.settings)
+        allowance.claim(expected_bytes)
         body = bytearray()
         while chunk := response.read(_READ_SIZE_BYTES):
             body += chunk
-            check_size(len(body), self.uri, self.settings)
+            allowance.claim(len(body))
         if expected_bytes is not None and len(body) < expected_bytes:
             raise FetchError("unavailable", self.uri, "the connection ended early")
         return bytes(body)

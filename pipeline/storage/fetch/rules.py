@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import RunError
@@ -37,6 +39,14 @@ class FetchError(RunError):
         return type(self), (self.code, UriText(self.uri), self.detail)
 
 
+class NoRoom(FetchError):
+    """An object that was left for later: what is fetched beside it leaves no room for so many bytes."""
+
+    def __init__(self, uri: UriText, size_bytes: int) -> None:
+        super().__init__("no_room", uri, f"{size_bytes} bytes or more")
+        self.size_bytes = size_bytes
+
+
 class FetchSettings(BaseModel):
     """Limits of one fetch."""
 
@@ -44,6 +54,12 @@ class FetchSettings(BaseModel):
 
     max_object_bytes: int = Field(
         default=256 * 1024 * 1024, gt=0, description="Largest encoded image that is read, in bytes."
+    )
+    max_bytes_at_once: int = Field(
+        default=256 * 1024 * 1024,
+        gt=0,
+        description="Encoded images that one task holds at once, in bytes, or a single one that is larger. "
+        "The others are fetched when these are decoded.",
     )
     attempt_timeout_s: float = Field(
         default=20.0, gt=0, description="Time limit of one attempt to fetch an image, in seconds."
@@ -63,15 +79,51 @@ class FetchSettings(BaseModel):
         return self
 
 
-def check_size(size_bytes: int | None, uri: UriText, settings: FetchSettings) -> None:
-    """Raise if an object of this size, ``None`` if not known, is too large.
+class ByteBudget:
+    """Bytes that are held at once, by objects that are fetched side by side. One alone may exceed it."""
 
-    Raises:
-        FetchError: ``too_large``.
-    """
-    if size_bytes is not None and size_bytes > settings.max_object_bytes:
-        limit = settings.max_object_bytes
-        raise FetchError("too_large", uri, f"{size_bytes} bytes or more, the limit is {limit}")
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._used = 0
+        self._lock = threading.Lock()
+
+    def change(self, held: int, wanted: int) -> bool:
+        """Hold ``wanted`` bytes in the place of ``held``; False, and nothing changes, if there is no room."""
+        with self._lock:
+            used = self._used - held + wanted
+            if wanted > held and used > max(self._limit, wanted):
+                return False
+            self._used = used
+            return True
+
+
+class Allowance:
+    """What one object may take: no more than `FetchSettings.max_object_bytes`, and its part of a budget."""
+
+    def __init__(self, uri: UriText, settings: FetchSettings, budget: ByteBudget) -> None:
+        self._uri = uri
+        self._limit = settings.max_object_bytes
+        self._budget = budget
+        self._held = 0
+
+    def claim(self, size_bytes: int | None) -> None:
+        """Take the room for an object of this size, ``None`` if not known.
+
+        Raises:
+            FetchError: ``too_large``; `NoRoom`.
+        """
+        if size_bytes is None or size_bytes <= self._held:
+            return
+        if size_bytes > self._limit:
+            raise FetchError("too_large", self._uri, f"{size_bytes} bytes or more, the limit is {self._limit}")
+        if not self._budget.change(self._held, size_bytes):
+            raise NoRoom(self._uri, size_bytes)
+        self._held = size_bytes
+
+    def give_back(self) -> None:
+        """The object is not held any more."""
+        self._budget.change(self._held, 0)
+        self._held = 0
 
 
 def code_of_status(status: int) -> str:

@@ -33,7 +33,7 @@ def chain(**carried: list[Any]) -> list[pa.Table]:
     stages: list[Stage] = [
         FetchDecode(PictureSource(), 64, 96, InProcessGuard(), discard),
         Segment(StandIn(), 4, (0, 0, 0), InProcessGuard(), discard),  # type: ignore[arg-type]
-        Encode(schema, CATEGORIES, discard),
+        Encode(schema, CATEGORIES, InProcessGuard(), discard),
     ]
     tables = [rows]
     for stage in stages:

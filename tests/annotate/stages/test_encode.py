@@ -12,6 +12,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from pipeline.annotate.stages.encode import Encode, mask_areas
+from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.rows import error_arrays
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.data_file import Counts
@@ -61,7 +62,7 @@ def segmented_rows(
 
 
 def encode(rows: pa.Table, carried: pa.Schema = NO_CARRIED) -> pa.Table:
-    table = Encode(output_schema(pa.string(), carried), CATEGORIES, lambda counts: None)(rows)
+    table = Encode(output_schema(pa.string(), carried), CATEGORIES, InProcessGuard(), lambda counts: None)(rows)
     table.validate(full=True)
     check_output_schema(table.schema)
     return table
@@ -144,7 +145,7 @@ def test_report() -> None:
     bad = some(2)
     bad.masks[0] = np.nan
     images = [some(3), ERROR, some(0), bad, ERROR, some(1)]
-    Encode(output_schema(pa.string()), CATEGORIES, reports.append)(segmented_rows(images))
+    Encode(output_schema(pa.string()), CATEGORIES, InProcessGuard(), reports.append)(segmented_rows(images))
     (counts,) = reports
     assert counts.encode_s > 0
     failed = Counter({"not_found": 2, "bad_mask": 1})
@@ -171,3 +172,14 @@ def test_more_masks_than_pycocotools_counts_in_one_call() -> None:
     """It holds the number of masks of a list in 8 bits."""
     rle = coco_mask.encode(np.asfortranarray(np.ones((3, 4), np.uint8)))
     assert mask_areas([rle] * 300).tolist() == [12.0] * 300
+
+
+def test_an_image_that_killed_processes_is_refused() -> None:
+    """As the stages before do it; a failed row is not in flight."""
+    rows, guard = segmented_rows([some(1), ERROR, some(2), some(1)]), InProcessGuard()
+    guard.begin("encode", ["id 1", "id 2"])
+    guard.retry("encode", "id 2")
+    out = Encode(output_schema(pa.string()), CATEGORIES, guard, lambda counts: None)(rows)
+    assert out["error_code"].to_pylist() == [None, "not_found", "process_killed", None]
+    assert out["stage"].to_pylist() == [None, "fetch", "encode", None]
+    assert guard.begin("encode", ["id 0", "id 3"]) == [0, 0]

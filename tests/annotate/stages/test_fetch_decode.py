@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import threading
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
 from pipeline.annotate.stages.rows import DECODED
 from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.images.decode import decode_image
 from pipeline.images.sizes import scaled_size
 from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
+from pipeline.storage.fetch import fetcher as fetcher_module
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import FetchSettings
 from pipeline.storage.uris import Uri
@@ -267,6 +271,48 @@ class TestFailures:
         assert decoded["error_code"].to_pylist() == [None, "process_killed", None]
         assert decoded["stage"].to_pylist() == [None, "decode", None]
         assert guard.begin("decode", ["id 0", "id 2"]) == [0, 0]
+
+    def test_rows_are_in_flight_before_the_first_byte(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "a.png").write_bytes(LOSSLESS["png"][0])
+        guard, seen = InProcessGuard(), []
+        read = fetcher_module._read_local
+
+        def reading(*args: Any) -> bytes:
+            seen.append(guard.begin("decode", ["id 0"]))
+            return read(*args)
+
+        monkeypatch.setattr(fetcher_module, "_read_local", reading)
+        assert run(manifest_rows([str(tmp_path / "a.png")]), guard)["error_code"].to_pylist() == [None]
+        assert seen == [[1]]
+
+    def test_an_image_that_takes_too_long_is_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From a thread; here that ends in the place of the process."""
+        ended, guard, named = threading.Event(), InProcessGuard(), []
+
+        def end(code: int) -> None:
+            ended.set()
+            raise SystemExit(code)
+
+        def decode(self: PictureSource, data: bytes) -> ImageFailure:
+            if data == b"slow":
+                assert ended.wait(20)
+            return ImageFailure("decode", "corrupt_image", "")
+
+        monkeypatch.setattr(guard, "expire", lambda *rows: named.append(rows))
+        monkeypatch.setattr("pipeline.annotate.stages.guard.os._exit", end)
+        monkeypatch.setattr(PictureSource, "decode", decode)
+        limited = replace(stage(guard), decode_timeout_s=0.2)
+        assert len(limited(manifest_rows([None] * 3, [b"a", b"slow", b"b"]))) == 3
+        assert named == [("decode", ["id 1"], ["id 0", "id 2"])]
+
+    def test_more_bytes_than_are_held_at_once(self, tmp_path: Path) -> None:
+        (tmp_path / "a.png").write_bytes(LOSSLESS["png"][0])
+        small = Fetcher(FetchSettings(max_bytes_at_once=100, max_attempts=1))
+        uris: list[str | None] = [str(tmp_path / "a.png"), "absent.png", None] * 4
+        decoded = run(manifest_rows(uris), fetcher=small)
+        assert decoded["error_code"].to_pylist() == [None, "not_found", "no_uri"] * 4
+        for pixels in pictures(decoded)[::3]:
+            np.testing.assert_array_equal(pixels, LOSSLESS["png"][1])
 
 
 class TestBytes:

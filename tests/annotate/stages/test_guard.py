@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 from collections.abc import Collection, Hashable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard, run_guarded
+from pipeline.annotate.stages.guard import MAX_DEATHS, TIMEOUT_EXIT_CODE, Deadline, InProcessGuard, run_guarded
 from pipeline.annotations.failure import ImageFailure
 
 STAGE = "decode"
@@ -50,6 +54,12 @@ class Worker:
         self.guard.end(stage, ids)
         self.alone = None
         self.tick()
+
+    def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        self.guard.expire(stage, ids, others)
+
+    def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        return self.guard.has_expired(stage, image_id)
 
     def tick(self) -> None:
         self.moment += 1
@@ -199,3 +209,116 @@ def test_culprits_and_kills_from_outside(size: int, culprits: set[int], kill_at:
     for culprit in culprits:
         assert sum(culprit in call for call in worker.calls) <= MAX_DEATHS
     assert len(worker.killed_alone) <= worker.deaths_from_outside
+
+
+class ExpiringWorker(Worker):
+    """Its processes end when a step is at a slow row, as a `Deadline` ends them; steps are of some rows together."""
+
+    def __init__(self, slow: Collection[Hashable], culprits: Collection[Hashable] = (), step: int = 1) -> None:
+        super().__init__(culprits)
+        self.slow = slow
+        self.size = step
+
+    def process(self, ids: Sequence[Hashable]) -> list[str | ImageFailure]:
+        deadline = Deadline(None, "images.decode_timeout_s")
+        deadline.limit_s = 9.0  # for the message; nothing watches
+
+        def watching(name_them: Any) -> Any:
+            self.name_them = name_them
+            return Deadline(None, "").watching(name_them)
+
+        deadline.watching = watching  # type: ignore[method-assign]
+
+        def work(members: list[int]) -> list[str]:
+            self.calls.append([ids[i] for i in members])
+            for start in range(0, len(members), self.size):
+                step = members[start : start + self.size]
+                if any(ids[i] in self.culprits for i in step):
+                    raise Killed
+                if any(ids[i] in self.slow for i in step):
+                    self.name_them(step)
+                    raise Killed
+            return [f"done {ids[i]}" for i in members]
+
+        return run_guarded(self, STAGE, ids, work, deadline)
+
+
+def test_a_slow_row_is_refused_as_such_and_costs_the_others_nothing() -> None:
+    worker = ExpiringWorker(slow={"c"})
+    error = ImageFailure(STAGE, "timeout", "not done after 9 s (images.decode_timeout_s)")
+    assert worker.until_complete(["a", "b", "c", "d"]) == ["done a", "done b", error, "done d"]
+    # The others stay together: only the row that was named comes back alone.
+    assert worker.calls == [["a", "b", "c", "d"], ["a", "b", "d"], ["c"], ["a", "b", "d"]]
+
+
+def test_of_a_slow_batch_all_come_alone_and_one_is_refused() -> None:
+    worker = ExpiringWorker(slow={"c"}, step=2)
+    assert refused(worker.until_complete(["a", "b", "c", "d", "e"]), "abcde") == {"c"}
+    assert worker.calls == [["a", "b", "c", "d", "e"], ["a", "b", "e"], ["c"], ["a", "b", "e"], ["d"]]
+
+
+@given(
+    size=st.integers(1, 10),
+    slow=st.sets(st.integers(0, 9), max_size=4),
+    culprits=st.sets(st.integers(0, 9), max_size=3),
+    step=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=300)
+def test_slow_rows_and_culprits(size: int, slow: set[int], culprits: set[int], step: int) -> None:
+    ids = list(range(size))
+    slow, culprits = (slow & set(ids)) - culprits, culprits & set(ids)
+    worker = ExpiringWorker(slow, culprits, step)
+    results = worker.until_complete(ids)
+    assert refused(results, ids) == slow | culprits
+    for image_id in ids:
+        result = results[image_id]
+        assert not (image_id in slow and isinstance(result, ImageFailure)) or result.code == "timeout"
+    for image_id in slow | culprits:
+        assert sum(image_id in call for call in worker.calls if len(call) == 1) <= MAX_DEATHS
+
+
+ENDLESS = """
+import json, sys, time
+from pipeline.annotate.stages.guard import Deadline, InProcessGuard, run_guarded
+
+class Telling(InProcessGuard):
+    def expire(self, stage, ids, others):
+        print(json.dumps([stage, list(ids), list(others)]), flush=True)
+        if {fails}:
+            raise RuntimeError("nobody answers")
+
+deadline = Deadline(0.3, "images.decode_timeout_s")
+def work(members):
+    for m in members:
+        with deadline.step([m]):
+            time.sleep(0.2) if m != 2 else {endless}
+    return members
+run_guarded(Telling(), "decode", ["a", "b", "c", "d"], work, deadline)
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(
+    "endless", ["time.sleep(100)", "[None for _ in iter(int, 1)]", "sorted(map(str, range(10**8)))"]
+)
+def test_the_process_ends_and_names_the_row(endless: str, fails: bool) -> None:
+    """Steps below the limit pass, however long they take together."""
+    script = textwrap.dedent(ENDLESS).format(endless=endless, fails=fails)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=50)
+    assert run.returncode == TIMEOUT_EXIT_CODE
+    assert run.stdout == '["decode", ["c"], ["a", "b", "d"]]\n'
+    assert "images.decode_timeout_s" in run.stderr
+
+
+def test_a_deadline_that_is_kept_ends_nothing() -> None:
+    deadline = Deadline(0.2, "model.timeout_s")
+
+    def work(members: list[int]) -> list[int]:
+        for m in members:
+            with deadline.step([m]):
+                pass
+        return members
+
+    for _ in range(50):
+        assert run_guarded(InProcessGuard(), STAGE, ["a", "b"], work, deadline) == [0, 1]

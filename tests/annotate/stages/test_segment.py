@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -50,11 +52,16 @@ class StandIn:
         self.calls: list[list[int]] = []
 
     def predict(
-        self, images: Sequence[np.ndarray], batch_size: int, image_sizes: Sequence[tuple[int, int]]
+        self,
+        images: Sequence[np.ndarray],
+        batch_size: int,
+        image_sizes: Sequence[tuple[int, int]],
+        during: Callable[[Sequence[int]], AbstractContextManager[None]],
     ) -> list[Detections]:
         self.calls.append([int(image[0, 0, 0]) for image in images])
-        if (error := self.fail(images)) is not None:
-            raise error
+        with during(range(len(images))):
+            if (error := self.fail(images)) is not None:
+                raise error
         assert batch_size == 4
         return [detections(size, [0.9, 0.5, 0.1], [0, 1, 2]) for size in image_sizes]
 
@@ -236,6 +243,28 @@ class TestFailures:
         out = segment(rows, predictor, guard=guard)
         assert out["error_code"].to_pylist() == [None, "process_killed", None]
         assert out["stage"].to_pylist() == [None, "segment", None]
+
+    def test_the_images_of_a_call_that_never_returns_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And the others of the block are not; here a thread ends in the place of the process."""
+
+        class Endless(StandIn):
+            def predict(self, images: Any, batch_size: int, image_sizes: Any, during: Any) -> list[Detections]:
+                for batch in ([0, 2], [1, 3]):
+                    with during(batch):
+                        if 3 in batch:
+                            assert ended.wait(20)
+                return super().predict(images, batch_size, image_sizes, during)
+
+        def end(code: int) -> None:
+            ended.set()
+            raise SystemExit(code)
+
+        ended, guard, rows = threading.Event(), InProcessGuard(), decoded_rows([plain(i) for i in range(4)])
+        named: list[Any] = []
+        monkeypatch.setattr(guard, "expire", lambda *rows: named.append(rows))
+        monkeypatch.setattr("pipeline.annotate.stages.guard.os._exit", end)
+        Segment(Endless(), 4, (0, 0, 0), guard, lambda counts: None, timeout_s=0.2)(rows)  # type: ignore[arg-type]
+        assert named == [("segment", [101, 103], [100, 102])]
 
     def test_running_out_of_memory_is_not_losing_the_device(self) -> None:
         error = torch.OutOfMemoryError("CUDA error: out of memory")

@@ -9,19 +9,23 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.storage import filesystems
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch import fetcher as fetch_module
 from pipeline.storage.fetch.fetcher import Fetcher
-from pipeline.storage.fetch.rules import FetchError, FetchSettings
+from pipeline.storage.fetch.rules import Allowance, ByteBudget, FetchError, FetchSettings, NoRoom
 from pipeline.storage.uris import Uri, UriText
 from testing.s3_server import S3Server
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
@@ -363,3 +367,70 @@ def test_backoff_is_full_jitter_under_a_cap(monkeypatch: pytest.MonkeyPatch) -> 
         Fetcher(settings, backoff=Backoff(base_s=1, cap_s=5)).fetch(UriText("/a"))
     assert waits == [1, 2, 4, 5, 5]
     assert bounds[:5] == waits
+
+
+class Held:
+    """Bytes of `_read_local` that are in memory: being read, or not yet let go by whoever asked for them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, sizes: dict[str, int]) -> None:
+        self.sizes, self.held, self.most, self.asked = sizes, 0, 0, Counter[str]()
+        self.lock = threading.Lock()
+        monkeypatch.setattr(fetch_module, "_read_local", self.read)
+
+    def read(self, uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+        size = self.sizes[uri.path]
+        with self.lock:
+            self.asked[uri.path] += 1
+        allowance.claim(size)
+        with self.lock:
+            self.held += size
+            self.most = max(self.most, self.held)
+        time.sleep(0.002)
+        return bytes(size)
+
+
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=12), limit=st.integers(1, 100), threads=st.integers(1, 8)
+)
+@settings(deadline=None, max_examples=40)
+def test_no_more_is_held_than_the_budget_or_one_object(sizes: list[int], limit: int, threads: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        held = Held(patch, {f"/{i}": size for i, size in enumerate(sizes)})
+        some = Fetcher(FetchSettings(max_bytes_at_once=limit, max_object_bytes=50, fetch_concurrency=threads))
+        found = {}
+        for i, data in some.fetch_in_turn([UriText(path) for path in held.sizes]):
+            assert i not in found
+            found[i] = data.code if isinstance(data, FetchError) else len(data)
+            held.held -= 0 if isinstance(data, FetchError) else len(data)
+    assert found == {i: size if size <= 50 else "too_large" for i, size in enumerate(sizes)}
+    assert held.most <= max(limit, *(size for size in [0, 0, *sizes] if size <= 50))
+    assert max(held.asked.values()) <= 1 + len(sizes)
+
+
+def test_what_found_no_room_is_asked_for_again_only_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held(monkeypatch, {f"/{i}": 40 for i in range(20)})
+    some = Fetcher(FetchSettings(max_bytes_at_once=100, fetch_concurrency=4))
+    assert len(list(some.fetch_in_turn([UriText(path) for path in held.sizes]))) == 20
+    assert max(held.asked.values()) <= 2
+
+
+@pytest.mark.parametrize("protocol", ["http", "s3", "file"])
+def test_large_objects_come_in_turn(flaky: FlakyServer, tmp_path: Path, protocol: str) -> None:
+    (tmp_path / "a").write_bytes(BODY)
+    uris = [str(tmp_path / "a") if protocol == "file" else TestBothProtocols().uri(flaky, protocol, "ok")] * 5
+    some = fetcher(*([] if protocol == "file" else [flaky]), max_bytes_at_once=2 * len(BODY))
+    assert some.fetch_many([UriText(uri) for uri in uris]) == [BODY] * 5
+
+
+def test_an_object_of_unknown_length_has_room_alone() -> None:
+    budget, uri = ByteBudget(100), UriText("https://host/a")
+    first, second = (Allowance(uri, FetchSettings(), budget) for _ in range(2))
+    first.claim(60)
+    second.claim(40)
+    with pytest.raises(NoRoom) as caught:
+        second.claim(41)
+    assert caught.value.size_bytes == 41
+    second.give_back()
+    first.claim(1000)
+    first.give_back()
+    second.claim(1000)
