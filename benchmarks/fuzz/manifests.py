@@ -232,8 +232,12 @@ def _packed(content: bytes, rng: random.Random) -> tuple[str, bytes]:
     if kind < 0.7:
         return "", content
     pack: Callable[[bytes], bytes]
-    suffix, pack = rng.choice(((".gz", gzip.compress), (".bz2", bz2.compress), (".zst", _zstd)))
+    suffix, pack = rng.choice(((".gz", _gzip), (".bz2", bz2.compress), (".zst", _zstd)))
     return suffix, pack(content)
+
+
+def _gzip(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
 
 
 def _zstd(content: bytes) -> bytes:

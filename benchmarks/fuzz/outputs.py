@@ -50,6 +50,15 @@ _USERS_FILE = "notes.txt"
 _USERS_TEXT = b"the user's own"
 _ROWS_PER_FILE, _NUM_FILES = 6, 3
 _IMAGE_SIZE = (24, 32)
+# What differs from one acquisition of a lock to the next.
+_HOLDER = {
+    "token": "0" * 32,
+    "host": "host",
+    "namespace": "",
+    "pid": 1,
+    "process_started": "",
+    "acquired_at": "2026-01-01T00:00:00+00:00",
+}
 _ODD_TEXTS = ("", "0", "\x00", "x" * 100_000, "\N{GRINNING FACE}", "../../up", "null", "[" * 100_000)
 
 
@@ -254,6 +263,8 @@ def _whole(folder: Path, name_id: Callable[[int], Any]) -> Whole:
         failures={"not_found": failed},
     ).write(uri)
     (folder / _USERS_FILE).write_bytes(_USERS_TEXT)
+    lock = folder / LOCK_NAME
+    lock.write_text(json.dumps({**json.loads(lock.read_bytes()), **_HOLDER}, indent=1))
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return Whole(files, rows, ids)
 
