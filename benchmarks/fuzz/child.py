@@ -17,9 +17,10 @@ import signal
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import psutil
 
@@ -33,7 +34,8 @@ _TAIL_BYTES = 4000
 _FRAME = re.compile(rf'File "{re.escape(str(ROOT))}/(pipeline/[^"]+)", line \d+ in (\S+)')
 
 
-class Tried(NamedTuple):
+@dataclass(frozen=True)
+class Tried:
     """A case and what became of it.
 
     Attributes:
@@ -52,17 +54,20 @@ class Tried(NamedTuple):
     kept: Path | None = None
 
 
-class _Ready(NamedTuple):
+@dataclass(frozen=True)
+class _Ready:
     """Sent once, when the kind is loaded."""
 
 
-class _Started(NamedTuple):
+@dataclass(frozen=True)
+class _Started:
     """Sent when a case lies ready, right before it is tried."""
 
     story: str
 
 
-class _Done(NamedTuple):
+@dataclass(frozen=True)
+class _Done:
     """Sent when a case is over."""
 
     outcome: Outcome
@@ -199,8 +204,9 @@ class Child:
         while (message := self._message()) is not None:
             if isinstance(message, _Done):
                 return self._finished(message)
-            self._story, self._trying, self._since = message.story, True, time.monotonic()
-            self._resting_bytes = self._resident_bytes()
+            if isinstance(message, _Started):
+                self._story, self._trying, self._since = message.story, True, time.monotonic()
+                self._resting_bytes = self._resident_bytes()
         seconds = time.monotonic() - self._since
         if self._process.exitcode is not None:
             return self._dead(seconds)

@@ -306,8 +306,8 @@ def _as_case(story: str, path: Path, folder: Path, fields: Json, found: list[str
 def _csv(rng: random.Random, folder: Path) -> ManifestCase:
     table = _random_table(rng)
     sink = io.StringIO()
-    quoting = rng.choice((csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC))
-    writer = csv.writer(sink, quoting=quoting, lineterminator=rng.choice(("\n", "\r\n")))
+    dialect = csv.unix_dialect if rng.random() < 0.5 else csv.excel  # every field in quotes, or those that need them
+    writer = csv.writer(sink, dialect, lineterminator=rng.choice(("\n", "\r\n")))
     writer.writerow(table.columns)
     writer.writerows(zip(*table.columns.values(), strict=True))
     content = sink.getvalue().encode()
@@ -388,7 +388,7 @@ def _parquet(rng: random.Random, folder: Path) -> ManifestCase:
     stories = []
     for name, values in table.columns.items():
         texts = values if name != _ID or any(isinstance(value, str) for value in values) else None
-        kinds = _TEXT_TYPES if texts is not None else _INTEGER_TYPES
+        kinds: Sequence[pa.DataType | None] = _TEXT_TYPES if texts is not None else _INTEGER_TYPES
         if rng.random() < 0.1:
             kinds = _OTHER_TYPES
         kind = rng.choice(kinds)

@@ -196,27 +196,26 @@ class Outputs:
     limits: ClassVar[Limits] = Limits(seconds=10.0, memory_bytes=300 << 20)
 
     def __init__(self, folder: Path) -> None:
-        self._wholes = [_whole(folder / kind, ids) for kind, ids in (("numbers", int), ("texts", "picture {}".format))]
+        self._wholes = [_whole(folder / "numbers", int), _whole(folder / "texts", "picture {}".format)]
 
     def make(self, rng: random.Random, folder: Path) -> OutputCase:
         """See `Kind`."""
         whole = rng.choice(self._wholes)
         files = dict(whole.files)
         data = rng.choice(sorted(name for name in files if name.startswith(DATA_FOLDER)))
-        damage, path = rng.choice(
-            (
-                *((_broken, data),) * 4,
-                *((_footer_broken, data),) * 4,
-                *((partial(_metadata_changed, names=list(whole.ids)), data),) * 4,
-                *((_schema_changed, data),) * 2,
-                *((_json_changed, RUN_JSON),) * 4,
-                (_broken, RUN_JSON),
-                *((_json_changed, LOCK_NAME),) * 2,
-                (_broken, LOCK_NAME),
-                *((_replaced, name) for name in (data, RUN_JSON, LOCK_NAME)),
-                (_untouched, _USERS_FILE),
-            )
-        )
+        damages: list[tuple[Callable[[bytes, random.Random], Damage], str]] = [
+            *((_broken, data),) * 4,
+            *((_footer_broken, data),) * 4,
+            *((partial(_metadata_changed, names=list(whole.ids)), data),) * 4,
+            *((_schema_changed, data),) * 2,
+            *((_json_changed, RUN_JSON),) * 4,
+            (_broken, RUN_JSON),
+            *((_json_changed, LOCK_NAME),) * 2,
+            (_broken, LOCK_NAME),
+            *((_replaced, name) for name in (data, RUN_JSON, LOCK_NAME)),
+            (_untouched, _USERS_FILE),
+        ]
+        damage, path = rng.choice(damages)
         content, story = damage(files[path], rng)
         if rng.random() < 0.05:
             path, content, story = rng.choice(
