@@ -205,6 +205,7 @@ class Outputs:
         data = rng.choice(sorted(name for name in files if name.startswith(DATA_FOLDER)))
         damages: list[tuple[Callable[[bytes, random.Random], Damage], str]] = [
             *((_broken, data),) * 4,
+            *((_page_flipped, data),) * 4,
             *((_footer_broken, data),) * 4,
             *((partial(_metadata_changed, names=list(whole.ids)), data),) * 4,
             *((_schema_changed, data),) * 2,
@@ -312,6 +313,13 @@ def _broken(content: bytes, rng: random.Random) -> Damage:
 def _replaced(content: bytes, rng: random.Random) -> Damage:
     new = rng.choice((None, b"", b"\0" * len(content), b"PAR1", b"PAR1" * 4, rng.randbytes(200), b"null", b"[]", b"{}"))
     return new, "removed" if new is None else f"replaced by {new!r:.40}"
+
+
+def _page_flipped(content: bytes, rng: random.Random) -> Damage:
+    """What a disk or a network does: one bit, between the file's first magic and its footer."""
+    start = len(content) - int.from_bytes(content[-8:-4], "little") - 8
+    place, bit = rng.randrange(4, start), rng.randrange(8)
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :], f"bit {bit} of byte {place}"
 
 
 def _footer_broken(content: bytes, rng: random.Random) -> Damage:
