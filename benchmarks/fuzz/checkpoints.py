@@ -42,6 +42,7 @@ class CheckpointCase:
         digest: of the weights that must come out, if any do; "" where any may.
         class_names: that must come out, if any do; ``None`` where any but COCO's may.
         whole: whether it must load.
+        trap: a folder that is there once code in the file has run.
     """
 
     story: str
@@ -49,6 +50,7 @@ class CheckpointCase:
     digest: str = ""
     class_names: tuple[str, ...] | None = None
     whole: bool = False
+    trap: Path | None = None
 
     @property
     def names(self) -> Sequence[str]:
@@ -63,6 +65,9 @@ class CheckpointCase:
             if self.whole:
                 raise Wrong("a good file is refused", str(error)) from None
             raise
+        finally:
+            if self.trap is not None and self.trap.exists():
+                raise Wrong("code in a file was run")
         for name, weight in loaded.weights.items():
             if weight.is_floating_point() and weight.dtype != torch.float32:
                 raise Wrong("weights that are not float32 are loaded", f"{name}: {weight.dtype}")
@@ -103,7 +108,7 @@ class Checkpoints:
         many = replace(TINY, num_classes=len(COCO_CATEGORIES))
         self._many = random_checkpoint(many, COCO_CATEGORIES, TINY_SETTINGS)
         save_checkpoint(self._few, folder / "few.safetensors")
-        self._own = (folder / "few.safetensors").read_bytes()
+        self._own = _in_order((folder / "few.safetensors").read_bytes())
         torch.save({"state_dict": self._few.weights, "meta": {"CLASSES": ("a", "b", "c")}}, folder / "few.pth")
         self._torch = (folder / "few.pth").read_bytes()
 
@@ -268,9 +273,9 @@ class Checkpoints:
 
     def _with_code(self, rng: random.Random, stem: Path) -> CheckpointCase:
         """A pickle that wants to write a file when it is read."""
-        path = stem.with_suffix(rng.choice((".pth", ".pkl", ".bin")))
-        path.write_bytes(pickle.dumps({"state_dict": _Intruder(stem.with_suffix(".pwned"))}, rng.randrange(6)))
-        return CheckpointCase("a pickle with code", path)
+        path, trap = stem.with_suffix(rng.choice((".pth", ".pkl", ".bin"))), stem.with_suffix(".trap")
+        path.write_bytes(pickle.dumps({"state_dict": _Intruder(trap)}, rng.randrange(6)))
+        return CheckpointCase("a pickle with code", path, trap=trap)
 
 
 class _Intruder:
@@ -292,10 +297,17 @@ def _saved(
     if rng.random() < 0.5:
         path = stem.with_suffix(".safetensors")
         save_checkpoint(replace(checkpoint, weights=weights, weights_sha256=""), path)
+        path.write_bytes(_in_order(path.read_bytes()))
     else:
         path = stem.with_suffix(".pth")
         torch.save({"state_dict": weights, "meta": {"CLASSES": _names(checkpoint)}}, path)
     return CheckpointCase(f"{path.suffix}: {story}", path)
+
+
+def _in_order(content: bytes) -> bytes:
+    """With a header in the order of its keys, which safetensors writes in another order each time."""
+    header, payload = split_safetensors(content)
+    return join_safetensors(json.dumps(header, sort_keys=True), payload)
 
 
 def split_safetensors(content: bytes) -> tuple[dict[str, Any], bytes]:

@@ -17,9 +17,10 @@ import signal
 import time
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import psutil
 
@@ -28,11 +29,13 @@ from benchmarks.fuzz.case import ROOT, Kind, Limits, Outcome, Verdict, judge
 _START_S = 120.0  # imports on a busy machine
 _MAKE_S = 30.0  # more than any case takes to be made
 _STACK_S = 0.1  # for a child to write down where it is
+_DYING_S = 5.0  # between the end of a process's files and its exit code
 _TAIL_BYTES = 4000
 _FRAME = re.compile(rf'File "{re.escape(str(ROOT))}/(pipeline/[^"]+)", line \d+ in (\S+)')
 
 
-class Tried(NamedTuple):
+@dataclass(frozen=True)
+class Tried:
     """A case and what became of it.
 
     Attributes:
@@ -51,13 +54,20 @@ class Tried(NamedTuple):
     kept: Path | None = None
 
 
-class _Started(NamedTuple):
+@dataclass(frozen=True)
+class _Ready:
+    """Sent once, when the kind is loaded."""
+
+
+@dataclass(frozen=True)
+class _Started:
     """Sent when a case lies ready, right before it is tried."""
 
     story: str
 
 
-class _Done(NamedTuple):
+@dataclass(frozen=True)
+class _Done:
     """Sent when a case is over."""
 
     outcome: Outcome
@@ -69,6 +79,11 @@ def load_kind(place: str) -> type[Kind]:
     """The class that ``module:class`` names."""
     module, _, name = place.partition(":")
     return cast(type[Kind], getattr(importlib.import_module(module), name))
+
+
+def case_generator(what: str, seed: int, index: int) -> random.Random:
+    """All that decides a case: the kind's name, the campaign's seed, and its index."""
+    return random.Random(f"{what} {seed} {index}")
 
 
 def serve(channel: Connection, place: str, seed: int, folder: Path) -> None:
@@ -85,7 +100,7 @@ def serve(channel: Connection, place: str, seed: int, folder: Path) -> None:
     os.environ["TMPDIR"] = str(shared)
     kind_class = load_kind(place)
     kind = cast(Any, kind_class)(shared)
-    channel.send(None)
+    channel.send(_Ready())
     while True:
         try:
             index = channel.recv()
@@ -93,7 +108,7 @@ def serve(channel: Connection, place: str, seed: int, folder: Path) -> None:
             return
         shutil.rmtree(own, ignore_errors=True)
         own.mkdir()
-        case = kind.make(random.Random(f"{kind.name} {seed} {index}"), own)
+        case = kind.make(case_generator(kind.name, seed, index), own)
         channel.send(_Started(case.story))
         before = _restart_peak()
         started = time.perf_counter()
@@ -167,11 +182,10 @@ class Child:
             RuntimeError: it cannot start.
         """
         if self._first_bytes is None:
-            if not self._has_message():
+            if self._message() is None:
                 if self._process.exitcode is not None or time.monotonic() - self._since > _START_S:
                     raise RuntimeError(f"a child process did not start:\n{self._log_tail()}")
                 return False
-            self._channel.recv()
             self._first_bytes = self._resident_bytes()
         return self._index is None
 
@@ -187,12 +201,12 @@ class Child:
         """The case that has come to its end, if one has; a child that did not survive it is replaced later."""
         if self._index is None:
             return None
-        while self._has_message():
-            message = self._channel.recv()
+        while (message := self._message()) is not None:
             if isinstance(message, _Done):
                 return self._finished(message)
-            self._story, self._trying, self._since = message.story, True, time.monotonic()
-            self._resting_bytes = self._resident_bytes()
+            if isinstance(message, _Started):
+                self._story, self._trying, self._since = message.story, True, time.monotonic()
+                self._resting_bytes = self._resident_bytes()
         seconds = time.monotonic() - self._since
         if self._process.exitcode is not None:
             return self._dead(seconds)
@@ -232,11 +246,13 @@ class Child:
         """Lines that came to its standard output and error."""
         return self._log.read_bytes().count(b"\n") if self._log.exists() else 0
 
-    def _has_message(self) -> bool:
+    def _message(self) -> _Ready | _Started | _Done | None:
+        """The next one, if there is one; none of a dead child's is left when its exit code is known."""
         try:
-            return self._channel.poll()
-        except (EOFError, OSError):
-            return False
+            return self._channel.recv() if self._channel.poll() else None
+        except (EOFError, OSError):  # it has closed its end, by dying
+            self._process.join(_DYING_S)
+            return None
 
     def _finished(self, done: _Done) -> Tried:
         outcome = done.outcome

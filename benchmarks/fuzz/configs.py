@@ -28,7 +28,8 @@ from pipeline.train.config import TrainConfig
 
 FILE = "settings.yaml"
 _SECRET = "hunter2-is-no-password"
-_URI_KEYS = {
+_JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": EvaluateConfig, "train": TrainConfig}
+_URI_KEYS: dict[type[Section], tuple[str, ...]] = {
     AnnotateConfig: ("output.uri", "manifest.uri", "manifest.image_root", "model.checkpoint"),
     EvaluateConfig: ("output.uri", "predictions.uri", "ground_truth.uri"),
     TrainConfig: ("output.uri",),
@@ -164,7 +165,7 @@ def job_of(path: Path) -> type[Section]:
     """Whose config it is, as the schema in its first line says."""
     found = re.search(r"\$schema=(\w+)\.schema\.json", path.read_text())
     assert found, f"{path} names no schema"
-    return {"annotate": AnnotateConfig, "evaluate": EvaluateConfig, "train": TrainConfig}[found[1]]
+    return _JOBS[found[1]]
 
 
 def _with_settings(job: type[Section], name: str, path: Path, rng: random.Random) -> ConfigCase:

@@ -50,6 +50,15 @@ _USERS_FILE = "notes.txt"
 _USERS_TEXT = b"the user's own"
 _ROWS_PER_FILE, _NUM_FILES = 6, 3
 _IMAGE_SIZE = (24, 32)
+# What differs from one acquisition of a lock to the next.
+_HOLDER = {
+    "token": "0" * 32,
+    "host": "host",
+    "namespace": "",
+    "pid": 1,
+    "process_started": "",
+    "acquired_at": "2026-01-01T00:00:00+00:00",
+}
 _ODD_TEXTS = ("", "0", "\x00", "x" * 100_000, "\N{GRINNING FACE}", "../../up", "null", "[" * 100_000)
 
 
@@ -187,27 +196,27 @@ class Outputs:
     limits: ClassVar[Limits] = Limits(seconds=10.0, memory_bytes=300 << 20)
 
     def __init__(self, folder: Path) -> None:
-        self._wholes = [_whole(folder / kind, ids) for kind, ids in (("numbers", int), ("texts", "picture {}".format))]
+        self._wholes = [_whole(folder / "numbers", int), _whole(folder / "texts", "picture {}".format)]
 
     def make(self, rng: random.Random, folder: Path) -> OutputCase:
         """See `Kind`."""
         whole = rng.choice(self._wholes)
         files = dict(whole.files)
         data = rng.choice(sorted(name for name in files if name.startswith(DATA_FOLDER)))
-        damage, path = rng.choice(
-            (
-                *((_broken, data),) * 4,
-                *((_footer_broken, data),) * 4,
-                *((partial(_metadata_changed, names=list(whole.ids)), data),) * 4,
-                *((_schema_changed, data),) * 2,
-                *((_json_changed, RUN_JSON),) * 4,
-                (_broken, RUN_JSON),
-                *((_json_changed, LOCK_NAME),) * 2,
-                (_broken, LOCK_NAME),
-                *((_replaced, name) for name in (data, RUN_JSON, LOCK_NAME)),
-                (_untouched, _USERS_FILE),
-            )
-        )
+        damages: list[tuple[Callable[[bytes, random.Random], Damage], str]] = [
+            *((_broken, data),) * 4,
+            *((_page_flipped, data),) * 4,
+            *((_footer_broken, data),) * 4,
+            *((partial(_metadata_changed, names=list(whole.ids)), data),) * 4,
+            *((_schema_changed, data),) * 2,
+            *((_json_changed, RUN_JSON),) * 4,
+            (_broken, RUN_JSON),
+            *((_json_changed, LOCK_NAME),) * 2,
+            (_broken, LOCK_NAME),
+            *((_replaced, name) for name in (data, RUN_JSON, LOCK_NAME)),
+            (_untouched, _USERS_FILE),
+        ]
+        damage, path = rng.choice(damages)
         content, story = damage(files[path], rng)
         if rng.random() < 0.05:
             path, content, story = rng.choice(
@@ -254,6 +263,8 @@ def _whole(folder: Path, name_id: Callable[[int], Any]) -> Whole:
         failures={"not_found": failed},
     ).write(uri)
     (folder / _USERS_FILE).write_bytes(_USERS_TEXT)
+    lock = folder / LOCK_NAME
+    lock.write_text(json.dumps({**json.loads(lock.read_bytes()), **_HOLDER}, indent=1))
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return Whole(files, rows, ids)
 
@@ -302,6 +313,13 @@ def _broken(content: bytes, rng: random.Random) -> Damage:
 def _replaced(content: bytes, rng: random.Random) -> Damage:
     new = rng.choice((None, b"", b"\0" * len(content), b"PAR1", b"PAR1" * 4, rng.randbytes(200), b"null", b"[]", b"{}"))
     return new, "removed" if new is None else f"replaced by {new!r:.40}"
+
+
+def _page_flipped(content: bytes, rng: random.Random) -> Damage:
+    """What a disk or a network does: one bit, between the file's first magic and its footer."""
+    start = len(content) - int.from_bytes(content[-8:-4], "little") - 8
+    place, bit = rng.randrange(4, start), rng.randrange(8)
+    return content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :], f"bit {bit} of byte {place}"
 
 
 def _footer_broken(content: bytes, rng: random.Random) -> Damage:

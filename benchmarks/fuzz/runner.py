@@ -6,7 +6,7 @@ import heapq
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -67,7 +67,7 @@ class Campaign:
             self.causes[cause] += 1
             examples = self.examples.setdefault(cause, [])
             if len(examples) < _KEPT_PER_CAUSE:
-                examples.append(tried._replace(kept=child.keep(faults / str(tried.index))))
+                examples.append(replace(tried, kept=child.keep(faults / str(tried.index))))
 
 
 def run_cases(
