@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from pipeline.cluster.signals import kept
 from pipeline.errors import RunError, UserError
 from pipeline.storage.uris import UriText
 
@@ -42,7 +43,8 @@ def connect(address: UriText | None) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
-        ray.init(address=target.secret_text, **options) if target else ray.init(include_dashboard=False, **options)
+        with kept():
+            ray.init(address=target.secret_text, **options) if target else ray.init(include_dashboard=False, **options)
     except Exception as error:  # a node that does not start in time is a plain Exception
         if target:
             raise ClusterError(f"no Ray cluster answers at {target}: {target.hide_in(str(error))}") from error

@@ -40,6 +40,13 @@ logger = logging.getLogger(__name__)
 REPORT = "training.json"
 
 
+class _Trainer(TorchTrainer):
+    """Leaves the signals to the job, whose contexts end what is at work."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing."""
+
+
 class TrainingFailed(RunError):
     """A worker stopped for a reason that is not the user's data; the message has its error."""
 
@@ -154,7 +161,7 @@ def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterat
             listener=listener,
             folder=os.getcwd(),
         )
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             work,
             scaling_config=_scaling(config),
             torch_config=TorchConfig(),
