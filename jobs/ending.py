@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from pipeline.cluster import signals
 from pipeline.errors import RunError, UserError
@@ -53,7 +54,10 @@ def run(logger: logging.Logger, work: Callable[[], int], advice: str) -> int:
             return end(logger, FAILED, f"{type(error).__name__}: {first_line}")
 
 
-Main = Callable[[Sequence[str] | None], int]
+class Main(Protocol):
+    """A command; without arguments it takes those of the process."""
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int: ...
 
 
 def ends_in_order(advice: str) -> Callable[[Main], Main]:
