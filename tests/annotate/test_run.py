@@ -34,7 +34,6 @@ from pipeline.annotate import graph
 from pipeline.annotate import run as job
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
-from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
 from pipeline.annotations.schema import output_schema
@@ -664,57 +663,6 @@ class TestOtherRuns:
         assert report.state == "finished"
         assert len(list((tmp_path / "out" / "data").iterdir())) == 1
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
-
-    def test_files_appear_while_images_are_fetched(
-        self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The replica and one fetch task take all CPUs; what is finished must not wait until all is fetched."""
-        seen: list[StageCounts] = []
-
-        class Recorder(job.FailureWatch):
-            def see(self, counts: StageCounts) -> str:
-                seen.append(counts)
-                return super().see(counts)
-
-        monkeypatch.setattr(job, "FailureWatch", Recorder)
-        count = 300
-        table = pa.table({"image_id": range(count), "image_bytes": [GOOD_FILES["a.png"]] * count})
-        pq.write_table(table, tmp_path / "manifest.parquet")
-        changes = {
-            "manifest__uri": str(tmp_path / "manifest.parquet"),
-            "manifest__carry": [],
-            "resources__images_per_block": 2,
-            "resources__cpus_per_actor": 2.0,
-            "output__images_per_file": 1000,
-            "output__write_interval_s": 0.5,
-        }
-        report = annotate(world.config(tmp_path / "out", **changes))
-        assert (report.state, report.this_run.written) == ("finished", count)
-        assert any(0 < counts.written and counts.decoded < count for counts in seen), seen
-        assert len(data_files(tmp_path / "out")) > 1
-        assert len(read_rows(tmp_path / "out")) == count
-
-    def test_a_run_in_which_all_fails_ends_early_and_goes_on(self, world: World, tmp_path: Path) -> None:
-        count = 400
-        gone = [str(tmp_path / f"gone/{i}.png") for i in range(count)]
-        pq.write_table(pa.table({"image_id": range(count), "image_uri": gone}), tmp_path / "manifest.parquet")
-        changes = {
-            "manifest__uri": str(tmp_path / "manifest.parquet"),
-            "manifest__carry": [],
-            "resources__images_per_block": 2,
-            "output__stop": {"failed_fraction": 1.0, "after": 10},
-        }
-        ended = command(tmp_path, world.values(tmp_path / "out", **changes))
-        assert ended.code == 4
-        assert "images failed (most often: not_found)" in ended.log[-1]
-        report = json.loads((tmp_path / "out" / "run.json").read_text())
-        rows = read_rows(tmp_path / "out")
-        assert report["state"] == "stopped_by_failures"
-        assert 10 <= report["this_run"]["written"] == len(rows) < count
-        assert json.loads((tmp_path / "out" / "_lock.json").read_text())["released"] is True
-        ended = command(tmp_path, world.values(tmp_path / "out", **{**changes, "output__stop": None}))
-        assert ended.code == 3
-        assert len(read_rows(tmp_path / "out")) == count
 
     def test_s3(self, ray_s3: S3Server, world: World, checkpoint: Checkpoint, tmp_path: Path) -> None:
         good = {

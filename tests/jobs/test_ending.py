@@ -1,4 +1,4 @@
-"""Signals end jobs in order: real processes, real signals. Exit codes are those of shells: 128 + the signal's number."""
+"""Signals end jobs in order: real processes, real signals. Exit codes are those of shells."""
 
 from __future__ import annotations
 
