@@ -58,7 +58,7 @@ def test_pool(
         pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU need 2 GPUs", id="one GPU too few"),
         pytest.param(GPU_BOX, {"actors": 3, "gpus_per_actor": 0.5}, "need 1.5 GPUs", id="shares too many"),
         pytest.param(CLUSTER, {"min_actors": 17, "max_actors": 20}, "need 17 GPUs", id="fewest do not fit"),
-        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 0.99 CPUs", id="no core left to fetch"),
+        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPUs", id="no core left to fetch"),
         pytest.param({"CPU": 1.0}, {}, "do not fit on 1 CPUs", id="one core"),
         pytest.param(
             {"CPU": 2.0},
