@@ -1,7 +1,8 @@
 """Annotate every image of a manifest: ``python -m jobs.annotate --config configs/annotate_laptop.yaml``.
 
 Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
-configuration or input (nothing was started), 3 done, with more failed images than allowed.
+configuration or input (nothing was started), 3 done, with more failed images than allowed, 4 ended early because
+almost all images failed, 130 and 143 stopped by SIGINT and SIGTERM with everything written that was ready.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotations.run_json import RunState
 from pipeline.config.loading import load_config
 
-TOO_MANY_FAILURES = 3
+TOO_MANY_FAILURES, STOPPED_BY_FAILURES = 3, 4
 
 logger = logging.getLogger("jobs.annotate")
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
     args = parser.parse_args(argv)
     set_up_log()
-    advice = "the run stopped; what it wrote is kept, and the same command goes on from there"
+    advice = "what was written is kept, and the same command goes on from there"
     return run(logger, lambda: _annotate(args), advice)
 
 
@@ -45,6 +46,13 @@ def _annotate(args: argparse.Namespace) -> int:
         print(dry_run(config))
         return OK
     report = annotate(config, retry_failed=args.retry_failed)
+    if report.state is RunState.STOPPED_BY_FAILURES:
+        return end(
+            logger,
+            STOPPED_BY_FAILURES,
+            f"{report.this_run.error}, as output.stop forbids: mend the cause, and --retry-failed does them again; "
+            f"what was written is kept: {config.output.uri}",
+        )
     print(summary(report))
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction

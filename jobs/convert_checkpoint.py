@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from jobs.ending import ends_in_order
 from pipeline.messages.examples import Examples
 from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
 from pipeline.model.files.backbones import convert_backbone
@@ -30,6 +31,7 @@ from pipeline.storage.uris import UriText, hide_secrets
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
 
 
+@ends_in_order("nothing was written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)

@@ -19,6 +19,7 @@ import yaml
 from PIL import Image
 
 from jobs import annotate, evaluate
+from jobs.ending import ends_in_order
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows
@@ -38,6 +39,7 @@ _CELL = (320, 320)
 _SHOWN_SCORE = 0.5
 
 
+@ends_in_order("run it again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns an exit code."""
     parser = argparse.ArgumentParser(prog="python -m jobs.demo", description="A small run with rendered scenes.")

@@ -1,7 +1,7 @@
 """Evaluate annotations against ground truth: ``python -m jobs.evaluate --config configs/evaluate.yaml``.
 
 Writes metrics.json, report.html, thresholds.yaml and matches/ (Parquet) to ``output.uri``, and prints COCO's figures.
-Exit codes: 0 done, 1 failed, 2 bad configuration or input.
+Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. metrics.iou_types=[bbox]")
     args = parser.parse_args(argv)
     set_up_log()
-    return run(logger, lambda: _evaluate(args), "the evaluation stopped; run it again")
+    return run(logger, lambda: _evaluate(args), "nothing of it counts; run it again")
 
 
 def _evaluate(args: argparse.Namespace) -> int:

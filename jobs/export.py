@@ -2,7 +2,7 @@
 
 Annotated images without objects are exported as such; failed images are left out and counted. The result appears
 whole or not at all; a folder in an object store is whole once its export.json says "finished". Exit codes: 0 done,
-1 failed, 2 bad input.
+1 failed, 2 bad input, 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, export, print a summary."""
     args = _parser().parse_args(argv)
     set_up_log()
-    return run(logger, lambda: _export(args), "the export stopped")
+    return run(logger, lambda: _export(args), "nothing was exported; run it again")
 
 
 def _export(args: argparse.Namespace) -> int:

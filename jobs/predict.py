@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from jobs.arguments import positive
+from jobs.ending import ends_in_order
 from pipeline.coco.results import write_json
 from pipeline.drawing.draw import DrawOptions
 from pipeline.model.architectures import KNOWN_MODELS
@@ -27,6 +28,7 @@ from pipeline.predict.run import PredictRun, find_images
 from pipeline.storage.uris import UriText, hide_secrets
 
 
+@ends_in_order("pictures that were drawn are kept, predictions.json was not written")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)

@@ -10,9 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.ending import ends_in_order
 from pipeline.synthetic.scenes import SMALLEST_SIDE, write_scenes
 
 
+@ends_in_order("instances.json was not written; run it again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Render them; returns an exit code: 0, or 2 where they cannot be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -2,7 +2,8 @@
 
 Writes best.safetensors and last.safetensors (for ``model.checkpoint`` of the annotate job), training.json and
 tensorboard/ to ``output.uri``. Run the same command again after any crash: it goes on from last.safetensors, exactly.
-Exit codes: 0 done, 1 failed, 2 bad configuration or input (nothing was started).
+Exit codes: 0 done, 1 failed, 2 bad configuration or input (nothing was started), 130 and 143 stopped by SIGINT and
+SIGTERM: the steps since the last checkpoint are done again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. schedule.epochs=12")
     args = parser.parse_args(argv)
     set_up_log()
-    advice = "the training stopped; the same command goes on from the last checkpoint"
+    advice = "the same command goes on from the last checkpoint, last.safetensors, if there is one"
     return run(logger, lambda: _train(args), advice)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.arguments import positive, score
+from jobs.ending import ends_in_order
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
@@ -41,6 +42,7 @@ TABLE = "images.csv"
 _HEADER = csv_line("picture", "image_id")
 
 
+@ends_in_order("pictures that were drawn are kept")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         differences += len(verdict.differences)
         killed += len(verdict.killed)
         print(
-            f"run {run:2d} {kind:6s} {word:12s} {time.monotonic() - started:4.0f} s, "
+            f"run {run:2d} {kind:7s} {word:12s} {time.monotonic() - started:4.0f} s, "
             f"{outcome.attempts} attempts ({outcome.story}): "
             f"{verdict.losses} lost, {verdict.duplicates} twice, "
             f"{len(verdict.differences)} different, {len(verdict.killed)} given up"

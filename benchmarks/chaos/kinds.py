@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from benchmarks.chaos.scene import ROOT, ChaosWorld, Hung, Job, command_line, pn
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
 from testing.ray_nodes import ray_nodes
 from testing.s3_server import s3_server
+
+_SIGNAL_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,68 @@ def driver(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
         return bool(killed), f"{len(killed)} drivers killed: {', '.join(killed)}"
 
     return _finish(job, scene.expected, disturb)
+
+
+def signals(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """SIGINT to the process group, as a terminal sends it, or SIGTERM to the driver, each after a random file."""
+    job = Job(scene.folder, name, scene.images.as_uri(), settings={"output": {"write_interval_s": 0.5}})
+    story: list[str] = []
+    wrong: list[str] = []
+
+    def send(process: subprocess.Popen[bytes]) -> None:
+        files = job.files() + rng.randint(1, 3)
+        while process.poll() is None and job.files() < files:
+            time.sleep(0.02)
+        number = rng.choice([signal.SIGINT, signal.SIGTERM])
+        job.remember(process.pid)
+        if process.poll() is not None:
+            return
+        (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
+        code = process.wait(_SIGNAL_TIMEOUT_S)
+        story.append(f"{number.name} at {files} files")
+        if (code, job.state()) not in ((128 + number, "stopped"), (0, "finished")):
+            wrong.append(f"{number.name}: exit code {code}, run.json says {job.state()}")
+
+    def disturb() -> tuple[bool, str]:
+        for _ in range(kills or rng.randint(1, 3)):
+            if job.run(send) == 0:
+                break
+        return bool(story), ", ".join(story)
+
+    return _also(_finish(job, scene.expected, disturb), wrong)
+
+
+def beside(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """A dry run and a run with ``--retry-failed`` beside a running job, each after a random file."""
+    job = Job(scene.folder, name, scene.images.as_uri())
+    wrong: list[str] = []
+    story: list[str] = []
+
+    def intrude(process: subprocess.Popen[bytes]) -> None:
+        for argument, wanted in rng.sample([("--dry-run", 0), ("--retry-failed", 1)], 2)[:kills]:
+            files = job.files() + 1
+            while process.poll() is None and job.files() < files:
+                time.sleep(0.02)
+            if process.poll() is not None:
+                return
+            code, said = job.beside(argument)
+            story.append(f"{argument} at {files} files")
+            if process.poll() is None and code != wanted:  # else it found nobody at work
+                wrong.append(f"{argument}: exit code {code}: {said.strip().splitlines()[-1:]}")
+
+    def disturb() -> tuple[bool, str]:
+        code = job.run(intrude)
+        if code:
+            wrong.append(f"the running job ended with {code}")
+        return bool(story), ", ".join(story)
+
+    return _also(_finish(job, scene.expected, disturb), wrong)
+
+
+def _also(outcome: Outcome, wrong: list[str]) -> Outcome:
+    """With what was wrong on the way."""
+    verdict = outcome.verdict
+    return replace(outcome, verdict=replace(verdict, differences=(*verdict.differences, *wrong)))
 
 
 def worker(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
@@ -221,6 +286,8 @@ def s3(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> O
 
 KINDS: dict[str, Callable[[ChaosWorld, str, random.Random, int | None], Outcome]] = {
     "driver": driver,
+    "signals": signals,
+    "beside": beside,
     "worker": worker,
     "node": node,
     "s3": s3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -147,13 +148,30 @@ class Job:
         self._config.write_text(yaml.safe_dump(config))
 
     def start(self) -> subprocess.Popen[bytes]:
-        """One attempt."""
+        """One attempt, in a process group of its own."""
         self.attempts += 1
         with open(self.log, "ab") as log:
             log.write(f"\n--- attempt {self.attempts}\n".encode())
             log.flush()
-            command = [sys.executable, "-m", "jobs.annotate", "--config", str(self._config)]
-            return subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
+            return subprocess.Popen(
+                self._command(), cwd=ROOT, env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def beside(self, *arguments: str) -> tuple[int, str]:
+        """The same command beside an attempt, with further arguments; exit code and what it said."""
+        command = [*self._command(), *arguments]
+        options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": ATTEMPT_TIMEOUT_S}
+        ended = subprocess.run(command, cwd=ROOT, env=self._environment, check=False, **options)
+        return ended.returncode, ended.stdout + ended.stderr
+
+    def state(self) -> str:
+        """What run.json of the local output says; "" if there is none."""
+        with suppress(FileNotFoundError):
+            return str(json.loads((self.output / "run.json").read_bytes())["state"])
+        return ""
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "jobs.annotate", "--config", str(self._config)]
 
     def run(self, disturb: Callable[[subprocess.Popen[bytes]], None]) -> int:
         """One attempt with something going on beside it; its exit code.

@@ -145,12 +145,12 @@ class OutputCase:
         """What a run does with an output before it writes to it; with ``--retry-failed``."""
         store = OutputStore(self._uri)
         with OutputLock(self._uri, "fuzz", lease_s=0.1, wait_s=0.3):
-            store.recover()
+            store.recover(lambda: None)
             store.check_identity(IDENTITY)
             store.counts()
             self._read()
             self._check_the_rest("recover")
-            store.strip_failed()
+            store.strip_failed(lambda: None)
             self._read()
 
     def _read(self) -> None:

@@ -231,11 +231,34 @@ class ResourcesConfig(Section):
         return self.actors or 1, self.actors or 1
 
 
+class StopConfig(Section):
+    """When a run in which almost nothing succeeds any more ends early: a wrong image root, revoked credentials."""
+
+    failed_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.9, description="Failed images / images, of the last ones that came out, from which on the run ends."
+    )
+    after: PositiveInt = Field(
+        default=1000, description="How many last images that is; a run of fewer never ends early."
+    )
+    codes: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] | None = Field(
+        default=None, description="Only failures with these error codes count, such as access_denied. null: all."
+    )
+
+
 class OutputConfig(Section):
     """Where results go, and how they are written."""
 
     uri: Place = Field(description="Folder or prefix of the Parquet files and run.json. It is also what a run resumes.")
     images_per_file: PositiveInt = Field(default=2048, description="Rows of a full Parquet file.")
+    write_interval_s: PositiveFloat = Field(
+        default=120.0,
+        description="Seconds after which finished images are written though their file is not full. It is what a kill "
+        "costs, beside the blocks that are at work; shorter means more and smaller files.",
+    )
+    stop: StopConfig | None = Field(
+        default=StopConfig(),
+        description="When almost all images fail, the run ends with exit code 4; the results stay. null: never.",
+    )
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.01, description="Failed images / all images above which the run ends with an error; the results stay."
     )
@@ -274,8 +297,9 @@ class AnnotateConfig(Section):
 
     @property
     def images_per_block(self) -> int:
-        """``resources.images_per_block``, or four batches."""
-        return self.resources.images_per_block or min(MAX_IMAGES_PER_BLOCK, _BATCHES_PER_BLOCK * self.model.batch_size)
+        """``resources.images_per_block``, or four batches; no more than a file holds, as blocks are written whole."""
+        four_batches = min(MAX_IMAGES_PER_BLOCK, _BATCHES_PER_BLOCK * self.model.batch_size)
+        return min(self.resources.images_per_block or four_batches, self.output.images_per_file)
 
     def content(self, base: TestSettings | None = None) -> dict[str, Any]:
         """What decides the content of an output row, and nothing else; JSON-able and without secrets.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import ray
-from ray.data import ActorPoolStrategy
+from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.cluster.address import ClusterError
@@ -13,6 +13,10 @@ from pipeline.cluster.address import ClusterError
 # Ray Data repartitions blocks in tasks of one CPU, whatever the stages around it ask for. Where replicas leave less
 # than that free, nothing ever moves.
 _REPARTITION_CPUS = 1.0
+# Fetching fills a node to the last CPU that it may take, and light tasks beside it would wait until all images are
+# fetched; so fetch tasks ask for a little less than their share, and light ones fit into what that leaves.
+_FETCH_SHARE = 0.99
+LIGHT_CPUS = 0.002
 # Ray Data fuses a task stage into an actor stage that asks for exactly the same resources; fetching must stay
 # in tasks of its own.
 _APART = 0.01
@@ -26,12 +30,14 @@ class Pool:
         min_actors, max_actors: equal for a pool of fixed size.
         gpus: of each actor; 0 runs the model on the CPU.
         cpus: of each actor, which Ray reserves for it.
+        fetch_cpus: of each task that fetches and decodes.
     """
 
     min_actors: int
     max_actors: int
     gpus: float
     cpus: float
+    fetch_cpus: float
 
     def strategy(self) -> ActorPoolStrategy:
         """Two calls at a time hide the fetching of the next block behind the model's work on this one."""
@@ -43,6 +49,10 @@ class Pool:
             max_concurrent_calls_per_actor=2,
             max_tasks_in_flight_per_actor=4,
         )
+
+    def encode_strategy(self) -> TaskPoolStrategy:
+        """An image takes less time to encode than to segment; two tasks a replica keep up, and cannot fill a node."""
+        return TaskPoolStrategy(size=2 * self.max_actors)
 
 
 def choose_pool(config: ResourcesConfig) -> Pool:
@@ -65,7 +75,8 @@ def choose_pool(config: ResourcesConfig) -> Pool:
     cpus = config.cpus_per_actor
     if cpus is None:
         cpus = 0.0 if gpus else 1.0
-    if not gpus and cpus == config.fetch_cpus_per_task:
+    fetch_cpus = _FETCH_SHARE * config.fetch_cpus_per_task
+    if not gpus and cpus == fetch_cpus:
         cpus -= _APART
     others = max(config.fetch_cpus_per_task, _REPARTITION_CPUS)
     if cluster_cpus < cpus * low + others:
@@ -73,4 +84,4 @@ def choose_pool(config: ResourcesConfig) -> Pool:
             f"{low} replicas of {cpus:g} CPUs and {others:g} for fetching and moving images do not fit on "
             f"{cluster_cpus:g} CPUs: lower resources.actors, cpus_per_actor or fetch_cpus_per_task"
         )
-    return Pool(low, high, gpus, cpus)
+    return Pool(low, high, gpus, cpus, fetch_cpus)

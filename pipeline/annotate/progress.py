@@ -1,9 +1,11 @@
-"""What a person sees of a run: one line now and then, and a summary at the end."""
+"""What a person sees of a run: one line now and then; and whether it is worth going on."""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
+from pipeline.annotate.config import StopConfig
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.messages.timing import duration
 
@@ -39,8 +41,13 @@ class Progress:
 
     @property
     def done(self) -> int:
-        """Images that came out, failed ones included; a retried task counts twice, but never beyond the total."""
-        return min(self.total, self.so_far.counts.encoded)
+        """Images in the output's files, failed ones included; a retried task counts twice, never beyond the total."""
+        return min(self.total, self.so_far.counts.written)
+
+    @property
+    def segmented(self) -> int:
+        """Images that passed the model, as `done` counts; those that are not done are what a kill would cost."""
+        return min(self.total, self.so_far.counts.segmented)
 
     @property
     def failed(self) -> int:
@@ -49,9 +56,9 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Images per second since the first model call."""
+        """Images per second since the first model call, by the model: files come in leaps."""
         seconds = self.so_far.segmenting_s
-        return self.done / seconds if seconds > 0 else 0.0
+        return self.segmented / seconds if seconds > 0 else 0.0
 
     @property
     def busy_share(self) -> float:
@@ -71,12 +78,48 @@ class Progress:
         }
 
     def line(self) -> str:
-        """Done, failed, rate, time split, busy share, time to go."""
+        """Written, segmented, failed, rate, time split, busy share, time to go."""
         split = self.time_split()
         work = sum(split.values()) or 1.0
         shares = " ".join(f"{name} {seconds / work:.0%}" for name, seconds in split.items())
-        left = f"{duration((self.total - self.done) / self.rate)} to go" if self.rate > 0 else "starting"
+        left = f"{duration((self.total - self.segmented) / self.rate)} to go" if self.rate > 0 else "starting"
         return (
-            f"{self.done:,}/{self.total:,} images ({self.failed:,} failed) | {self.rate:.1f} img/s | {shares} | "
-            f"replicas busy {self.busy_share:.0%} | {left}"
+            f"{self.done:,}/{self.total:,} images written ({self.segmented:,} segmented, {self.failed:,} failed) | "
+            f"{self.rate:.1f} img/s | {shares} | replicas busy {self.busy_share:.0%} | {left}"
         )
+
+
+class FailureWatch:
+    """Sees when almost all of the last images failed.
+
+    Args:
+        limit: how many that is; ``None``: never.
+    """
+
+    def __init__(self, limit: StopConfig | None) -> None:
+        self._limit = limit
+        self._seen: deque[tuple[int, int]] = deque([(0, 0)])  # images that had come out, and failed ones, at some times
+
+    def see(self, counts: StageCounts) -> str:
+        """Why the run should end, or "".
+
+        Args:
+            counts: what has come out so far. Where they fall, their keeper died, and watching begins anew.
+        """
+        if self._limit is None:
+            return ""
+        failures = counts.failed
+        codes = failures.keys() if self._limit.codes is None else self._limit.codes
+        images, failed = counts.encoded, sum(failures[code] for code in codes)
+        if images < self._seen[-1][0]:
+            self._seen = deque([(0, 0)])
+        if images > self._seen[-1][0]:
+            self._seen.append((images, failed))
+        while len(self._seen) > 1 and images - self._seen[1][0] >= self._limit.after:
+            self._seen.popleft()
+        first_images, first_failed = self._seen[0]
+        last_images, last_failed = images - first_images, failed - first_failed
+        if last_images < self._limit.after or last_failed < self._limit.failed_fraction * last_images:
+            return ""
+        often = ", ".join(code for code, _ in failures.most_common(3))
+        return f"{last_failed:,} of the last {last_images:,} images failed (most often: {often})"

@@ -7,30 +7,33 @@ compares manifest and output once more; what is missing is queued again, what is
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import ray
+from ray.exceptions import RayError
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import RunParts, build
+from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.monitor import start_monitor
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
-from pipeline.annotate.progress import Progress, Snapshot
+from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
 from pipeline.annotations.data_file import Counts, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import check_address, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
+from pipeline.cluster.signals import deferred
 from pipeline.errors import RunError
 from pipeline.messages.timing import duration
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
@@ -45,6 +48,9 @@ logger = logging.getLogger(__name__)
 # A round redoes what the one before lost. Rows do not get lost in rounds without crashes; a third empty-handed
 # one means something else is wrong.
 MAX_ROUNDS = 3
+# How often the driver looks whether rows have waited long enough, and whether it is to stop.
+_POLL_S = 0.5
+_SNAPSHOT_TIMEOUT_S = 5.0
 
 
 class RunFailed(RunError):
@@ -58,12 +64,13 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         retry_failed: queue the images again that failed in earlier runs.
 
     Returns:
-        The report, also written to ``run.json``. Its ``state`` is ``finished``, ``nothing_to_do`` or
-        ``too_many_failures``.
+        The report, also written to ``run.json``. Its ``state`` is ``finished``, ``nothing_to_do``,
+        ``too_many_failures`` or ``stopped_by_failures``.
 
     Raises:
         UserError: before anything was started.
         RunError: another run holds the output, or the books do not close.
+        KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
     run_id = new_run_id()
     check_address(config.resources.ray_address)
@@ -115,10 +122,12 @@ class _Run:
     manifest: Manifest
     lock: OutputLock
     run_id: str
+    started: float = field(default_factory=time.monotonic)
+    rounds: int = 0
+    written: int = 0
 
     def execute(self, parts: RunParts) -> RunJson:
-        """Annotate what is pending, and report; a run that fails says so in run.json."""
-        started = time.monotonic()
+        """Annotate what is pending, and report; a run that fails or is stopped says so in run.json."""
         report = self._new_report()
         pending = self._pending()
         logger.info(
@@ -134,40 +143,53 @@ class _Run:
             return report
         report.write(self.store.uri)
         try:
-            self._annotate_all(parts, pending, report, started)
-        except Exception as error:
-            report.state = RunState.FAILED
-            report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
+            with ExitStack() as work:  # left when the report is written: ending work takes seconds
+                self._annotate_all(parts, pending, report, work)
+                report.write(self.store.uri)
+        except (KeyboardInterrupt, Exception) as error:
+            report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
+            report.this_run = self._figures(parts, todo)
+            if report.state is RunState.FAILED:
+                report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
             with suppress(OSError, LockLost):
                 parts.fence()  # without the lock, the report is another run's
                 report.write(self.store.uri)
             raise
-        report.write(self.store.uri)
         return report
 
-    def _annotate_all(self, parts: RunParts, pending: Pending, report: RunJson, started: float) -> None:
+    def _annotate_all(self, parts: RunParts, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
-        todo, rounds = pending.num_pending, 0
+        todo = pending.num_pending
         while pending.num_pending:
-            rounds += 1
-            if rounds > MAX_ROUNDS:
+            self.rounds += 1
+            if self.rounds > MAX_ROUNDS:
                 raise RunFailed(f"{pending.num_pending} images are still missing after {MAX_ROUNDS} rounds")
-            if rounds > 1:
+            if self.rounds > 1:
                 logger.warning("the audit found %d images missing; they are queued again", pending.num_pending)
-            self._work(parts, pending, started)
+            reason = self._work(parts, pending, work)
+            if reason:
+                report.state = RunState.STOPPED_BY_FAILURES
+                report.this_run = replace(self._figures(parts, todo), error=reason)
+                return
             pending = self._pending()
-        seconds = time.monotonic() - started
-        snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
+        report.this_run = self._figures(parts, todo)
+        self._close_books(report, self.store.counts(), pending)
+
+    def _figures(self, parts: RunParts, todo: int) -> ThisRun:
+        seconds = time.monotonic() - self.started
+        snapshot = Snapshot()
+        with suppress(RayError):  # a Ray that is gone knows no figures
+            snapshot = ray.get(parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
         progress = Progress(todo, snapshot, seconds, parts.pool.max_actors)
-        report.this_run = ThisRun(
+        return ThisRun(
             images=todo,
-            rounds=rounds,
+            written=self.written,
+            rounds=self.rounds,
             seconds=round(seconds, 3),
-            images_per_second=round(todo / seconds, 3),
+            images_per_second=round(self.written / seconds, 3),
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
         )
-        self._close_books(report, self.store.counts(), pending)
 
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""
@@ -196,11 +218,37 @@ class _Run:
             )
         return pending
 
-    def _work(self, parts: RunParts, pending: Pending, started: float) -> None:
-        with _progress_lines(parts, pending.num_pending, started, self.config.log_interval_s):
-            for file in build(parts, pending).iter_rows():
-                logger.debug("wrote %s: %d images", file["name"], file["num_rows"])
+    def _work(self, parts: RunParts, pending: Pending, work: ExitStack) -> str:
+        """A round; why it ended early, or "". However it ends, what is ready is written.
+
+        Args:
+            work: takes what ends the work that is still going on then.
+
+        Raises:
+            KeyboardInterrupt: a signal ended it early.
+        """
+        reason = ""
+        with (
+            deferred() as stopping,
+            _progress(parts, pending.num_pending, self.started, self.config) as failing,
+        ):
+            running, writes = Running(build(parts, pending)), Writes(parts)
+            work.callback(running.stop)
+            while not (running.ended or stopping() or (reason := failing())):
+                if writes.full:
+                    self.written += writes.wait(_POLL_S)
+                elif (block := running.take(_POLL_S)) is not None:
+                    writes.add(block)
+                self.written += writes.go_on()
                 self.lock.check()
+            while (block := running.take(0)) is not None:
+                writes.add(block)
+            self.written += writes.go_on(everything=True)
+            while writes.num_open:
+                self.written += writes.wait(_POLL_S)
+                self.written += writes.go_on(everything=True)
+                self.lock.check()
+        return reason
 
     def _new_report(self) -> RunJson:
         return RunJson(
@@ -229,24 +277,34 @@ class _Run:
 
 
 @contextmanager
-def _progress_lines(parts: RunParts, total: int, started: float, interval_s: float) -> Iterator[None]:
-    """A line every so often; on a terminal it replaces the one before."""
+def _progress(parts: RunParts, total: int, started: float, config: AnnotateConfig) -> Iterator[Callable[[], str]]:
+    """A line when the first images are read, and then every so often; on a terminal it replaces the one before.
+
+    Gives a function that says why it is not worth going on, or "".
+    """
     live = sys.stderr.isatty()
     stop = threading.Event()
+    failures = FailureWatch(config.output.stop)
+    reason = ""
 
     def loop() -> None:
-        while not stop.wait(1.0 if live else interval_s):
+        nonlocal reason
+        said_at = -math.inf
+        while not stop.wait(1.0):
             snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
-            line = Progress(total, snapshot, time.monotonic() - started, parts.pool.max_actors).line()
+            reason = reason or failures.see(snapshot.counts)
+            now = time.monotonic()
+            line = Progress(total, snapshot, now - started, parts.pool.max_actors).line()
             if live:
                 print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-            else:
+            elif snapshot.counts.decoded and now - said_at >= config.log_interval_s:
+                said_at = now
                 logger.info(line)
 
     thread = threading.Thread(target=loop, name="progress", daemon=True)
     thread.start()
     try:
-        yield
+        yield lambda: reason
     finally:
         stop.set()
         thread.join(timeout=5)

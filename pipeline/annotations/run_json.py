@@ -39,6 +39,8 @@ class RunState(str, Enum):
     FINISHED = "finished"
     NOTHING_TO_DO = "nothing_to_do"  # finished by an earlier run
     TOO_MANY_FAILURES = "too_many_failures"  # finished, with more failed images than the config allows
+    STOPPED = "stopped"  # by a signal; the same command goes on
+    STOPPED_BY_FAILURES = "stopped_by_failures"  # almost all of the last images failed
     FAILED = "failed"
 
     def __str__(self) -> str:
@@ -47,7 +49,7 @@ class RunState(str, Enum):
     @property
     def closed(self) -> bool:
         """Whether the run closed its books: each image of the manifest has its row."""
-        return self not in (RunState.RUNNING, RunState.FAILED)
+        return self in (RunState.FINISHED, RunState.NOTHING_TO_DO, RunState.TOO_MANY_FAILURES)
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,17 @@ class ThisRun:
 
     Attributes:
         images: that were pending when it began.
+        written: of them, those whose rows it wrote.
         rounds: passes over what was pending; more than one if the audit found images missing.
         seconds: from the first look at what is pending to the last round's audit.
-        images_per_second: ``images`` divided by ``seconds``.
+        images_per_second: ``written`` divided by ``seconds``.
         replica_busy_share: of the replicas' time since the first model call, the share spent in their stage, 0 to 1.
         time_split_s: seconds of work by stage, added up over all tasks.
-        error: why the run failed, or "".
+        error: why the run failed or was stopped, or "".
     """
 
     images: int = 0
+    written: int = 0
     rounds: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0

@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from pipeline.cluster.address import Address
+from pipeline.cluster.signals import kept
 from pipeline.errors import RunError
 from pipeline.storage.uris import UriText
 
@@ -40,10 +41,11 @@ def connect(address: UriText | None) -> Iterator[None]:
         return
     target = Address.find(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if target is not None and target.text.secret_text != "local":
-        _join(target)
-    else:
-        _start()
+    with kept():
+        if target is not None and target.text.secret_text != "local":
+            _join(target)
+        else:
+            _start()
     try:
         logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", describe_cluster())
         yield

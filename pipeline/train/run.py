@@ -47,6 +47,13 @@ _OWN_NAMES = re.compile(r"(last|best|state-\d{8,})\.safetensors|training\.json|t
 _TRAINING = OutputKind("the training job", _OWN_NAMES, holds_training)
 
 
+class _Trainer(TorchTrainer):
+    """Leaves the signals to the job, whose contexts end what is at work."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Nothing."""
+
+
 class TrainingFailed(RunError):
     """A worker stopped for a reason that is not the user's data; the message has its error."""
 
@@ -166,7 +173,7 @@ def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterat
             listener=listener,
             folder=os.getcwd(),
         )
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             work,
             scaling_config=_scaling(config),
             torch_config=TorchConfig(),

@@ -6,12 +6,15 @@ from collections import Counter
 
 import pytest
 
-from pipeline.annotate.progress import Progress, Snapshot
+from pipeline.annotate.config import StopConfig
+from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
 from pipeline.annotate.stages.stage import StageCounts
 
 HALFWAY = Snapshot(
     StageCounts(
-        encoded=50,
+        segmented=50,
+        encoded=46,
+        written=40,
         failed=Counter({"not_found": 3, "corrupt_image": 2}),
         segment_s=15.0,
         fetch_s=6.0,
@@ -25,13 +28,13 @@ HALFWAY = Snapshot(
 
 def test_by_hand() -> None:
     progress = Progress(100, HALFWAY, 30.0, 2)
-    assert (progress.done, progress.failed) == (50, 5)
+    assert (progress.done, progress.segmented, progress.failed) == (40, 50, 5)
     assert progress.rate == pytest.approx(5.0)
     assert progress.busy_share == pytest.approx(0.75)
     assert progress.time_split() == {"fetch": 6.0, "decode": 3.0, "segment": 15.0, "encode": 4.5, "write": 1.5}
     assert progress.line() == (
-        "50/100 images (5 failed) | 5.0 img/s | fetch 20% decode 10% segment 50% encode 15% write 5% | "
-        "replicas busy 75% | 10.0 s to go"
+        "40/100 images written (50 segmented, 5 failed) | 5.0 img/s | "
+        "fetch 20% decode 10% segment 50% encode 15% write 5% | replicas busy 75% | 10.0 s to go"
     )
 
 
@@ -39,12 +42,55 @@ def test_by_hand() -> None:
 def test_before_the_first_model_call(counts: StageCounts) -> None:
     progress = Progress(1234, Snapshot(counts), 12.0, 1)
     assert (progress.done, progress.failed, progress.rate, progress.busy_share) == (0, 0, 0.0, 0.0)
-    assert progress.line().startswith("0/1,234 images (0 failed) | 0.0 img/s")
+    assert progress.line().startswith("0/1,234 images written (0 segmented, 0 failed) | 0.0 img/s")
     assert progress.line().endswith("starting")
 
 
 def test_retried_tasks_do_not_count_beyond_the_total() -> None:
-    progress = Progress(40, HALFWAY, 30.0, 1)
-    assert progress.done == 40
+    progress = Progress(30, HALFWAY, 30.0, 1)
+    assert (progress.done, progress.segmented) == (30, 30)
     assert progress.busy_share == 1.0
     assert progress.line().endswith("0.0 s to go")
+
+
+def so_far(images: int, **failed: int) -> StageCounts:
+    return StageCounts(encoded=images, failed=Counter(failed))
+
+
+class TestFailureWatch:
+    def test_a_run_in_which_all_fails_ends_once_enough_images_came_out(self) -> None:
+        watch = FailureWatch(StopConfig(failed_fraction=0.9, after=100))
+        assert watch.see(so_far(99, not_found=99)) == ""
+        assert watch.see(so_far(100, not_found=90, timeout=1)) == (
+            "91 of the last 100 images failed (most often: not_found, timeout)"
+        )
+
+    def test_only_the_last_images_count(self) -> None:
+        """Credentials that are revoked after a million good images end the run as soon as those on the first day do."""
+        watch = FailureWatch(StopConfig(failed_fraction=0.9, after=100))
+        for images in range(0, 1_000_000, 5000):
+            assert watch.see(so_far(images)) == ""
+        for more in range(0, 90, 10):
+            assert watch.see(so_far(1_000_000 + more, access_denied=more)) == ""
+        assert watch.see(so_far(1_000_100, access_denied=100))
+        assert len(watch._seen) <= 12
+
+    def test_a_bad_stretch_that_is_over_is_forgotten(self) -> None:
+        watch = FailureWatch(StopConfig(failed_fraction=0.5, after=10))
+        assert watch.see(so_far(9, not_found=9)) == ""
+        assert watch.see(so_far(20, not_found=9)) == ""
+        assert watch.see(so_far(30, not_found=9)) == ""
+
+    def test_codes(self) -> None:
+        watch = FailureWatch(StopConfig(after=10, codes=("access_denied",)))
+        assert watch.see(so_far(50, not_found=50)) == ""
+        assert watch.see(so_far(60, not_found=50, access_denied=10))
+
+    def test_switched_off(self) -> None:
+        assert FailureWatch(None).see(so_far(10**6, not_found=10**6)) == ""
+
+    def test_a_keeper_that_died_begins_at_nothing(self) -> None:
+        watch = FailureWatch(StopConfig(after=10))
+        assert watch.see(so_far(1000)) == ""
+        assert watch.see(so_far(5, not_found=5)) == ""
+        assert watch.see(so_far(12, not_found=12))

@@ -590,11 +590,12 @@ class TestRounds:
         asked: list[int] = []
         files = sorted((first.out / "data").iterdir())
 
-        def lossy(run: job._Run, parts: graph.RunParts, pending: Any, started: float) -> None:
+        def lossy(run: job._Run, parts: graph.RunParts, pending: Any, work: Any) -> str:
             asked.append(pending.num_pending)
             kept = files[:1] if len(asked) == 1 else files
             for file in kept:
                 shutil.copy(file, tmp_path / "out" / "data")
+            return ""
 
         monkeypatch.setattr(job._Run, "_work", lossy)
         (tmp_path / "out" / "data").mkdir(parents=True)
@@ -605,7 +606,7 @@ class TestRounds:
 
     def test_rounds_end(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         rounds: list[int] = []
-        monkeypatch.setattr(job._Run, "_work", lambda self, parts, pending, started: rounds.append(pending.num_pending))
+        monkeypatch.setattr(job._Run, "_work", lambda self, parts, pending, work: rounds.append(pending.num_pending))
         ended = command(tmp_path, world.values(tmp_path / "out"))
         assert ended.code == 1
         message = f"{len(world.table)} images are still missing after 3 rounds"

@@ -20,8 +20,9 @@ from benchmarks.chaos.scene import ChaosWorld, make_scene
 from benchmarks.chaos.verdict import judge
 
 pytestmark = pytest.mark.timeout(900)
-# One driver killed, one worker killed, two deadly images: what every change must survive. The others take longer.
-KINDS = ["driver", "worker", "poison", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("node", "s3"))]
+# A driver killed, one stopped, a worker killed, two deadly images: what every change must survive. Others take longer.
+SLOW = ("beside", "node", "s3")
+KINDS = ["driver", "signals", "worker", "poison", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 
 
 @pytest.fixture(scope="module")

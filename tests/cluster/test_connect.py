@@ -37,26 +37,28 @@ CLUSTER = {"CPU": 256.0, "GPU": 16.0}
 @pytest.mark.parametrize(
     ("cluster", "settings", "expected"),
     [
-        pytest.param(LAPTOP, {}, Pool(1, 1, 0.0, 0.99), id="laptop"),
-        pytest.param(LAPTOP, {"actors": 2, "cpus_per_actor": 3.0}, Pool(2, 2, 0.0, 3.0), id="laptop, two replicas"),
-        pytest.param(LAPTOP, {"cpus_per_actor": 0.0}, Pool(1, 1, 0.0, 0.0), id="laptop, nothing reserved"),
+        pytest.param(LAPTOP, {}, Pool(1, 1, 0.0, 1.0, 0.99), id="laptop"),
+        pytest.param(
+            LAPTOP, {"actors": 2, "cpus_per_actor": 3.0}, Pool(2, 2, 0.0, 3.0, 0.99), id="laptop, two replicas"
+        ),
+        pytest.param(LAPTOP, {"cpus_per_actor": 0.0}, Pool(1, 1, 0.0, 0.0, 0.99), id="laptop, nothing reserved"),
         pytest.param(
             LAPTOP,
             {"cpus_per_actor": 2.0, "fetch_cpus_per_task": 2.0},
-            Pool(1, 1, 0.0, 1.99),
+            Pool(1, 1, 0.0, 2.0, 1.98),
             id="kept apart from fetch",
         ),
-        pytest.param(LAPTOP, {"fetch_cpus_per_task": 0.5}, Pool(1, 1, 0.0, 1.0), id="fetch takes less anyway"),
-        pytest.param(LAPTOP, {"gpus_per_actor": 0.0, "actors": 7}, Pool(7, 7, 0.0, 0.99), id="as many as fit"),
-        pytest.param({"CPU": 2.0}, {}, Pool(1, 1, 0.0, 0.99), id="two cores"),
-        pytest.param(GPU_BOX, {}, Pool(1, 1, 1.0, 0.0), id="GPU box"),
-        pytest.param(GPU_BOX, {"gpus_per_actor": 0.0}, Pool(1, 1, 0.0, 0.99), id="GPU box, on the CPU"),
-        pytest.param(GPU_BOX, {"gpus_per_actor": 0.5, "actors": 2}, Pool(2, 2, 0.5, 0.0), id="two share a GPU"),
-        pytest.param(GPU_BOX, {"cpus_per_actor": 2.0}, Pool(1, 1, 1.0, 2.0), id="CPUs beside the GPU"),
-        pytest.param(CLUSTER, {"actors": 16}, Pool(16, 16, 1.0, 0.0), id="whole cluster"),
-        pytest.param(CLUSTER, {"min_actors": 2, "max_actors": 64}, Pool(2, 64, 1.0, 0.0), id="may grow beyond"),
-        pytest.param(CLUSTER, {"min_actors": 3, "max_actors": 3}, Pool(3, 3, 1.0, 0.0), id="range of one"),
-        pytest.param({"CPU": 8.0, "GPU": 0.5}, {}, Pool(1, 1, 0.0, 0.99), id="less than a GPU is none"),
+        pytest.param(LAPTOP, {"fetch_cpus_per_task": 0.5}, Pool(1, 1, 0.0, 1.0, 0.495), id="fetch takes less anyway"),
+        pytest.param(LAPTOP, {"gpus_per_actor": 0.0, "actors": 7}, Pool(7, 7, 0.0, 1.0, 0.99), id="as many as fit"),
+        pytest.param({"CPU": 2.0}, {}, Pool(1, 1, 0.0, 1.0, 0.99), id="two cores"),
+        pytest.param(GPU_BOX, {}, Pool(1, 1, 1.0, 0.0, 0.99), id="GPU box"),
+        pytest.param(GPU_BOX, {"gpus_per_actor": 0.0}, Pool(1, 1, 0.0, 1.0, 0.99), id="GPU box, on the CPU"),
+        pytest.param(GPU_BOX, {"gpus_per_actor": 0.5, "actors": 2}, Pool(2, 2, 0.5, 0.0, 0.99), id="two share a GPU"),
+        pytest.param(GPU_BOX, {"cpus_per_actor": 2.0}, Pool(1, 1, 1.0, 2.0, 0.99), id="CPUs beside the GPU"),
+        pytest.param(CLUSTER, {"actors": 16}, Pool(16, 16, 1.0, 0.0, 0.99), id="whole cluster"),
+        pytest.param(CLUSTER, {"min_actors": 2, "max_actors": 64}, Pool(2, 64, 1.0, 0.0, 0.99), id="may grow beyond"),
+        pytest.param(CLUSTER, {"min_actors": 3, "max_actors": 3}, Pool(3, 3, 1.0, 0.0, 0.99), id="range of one"),
+        pytest.param({"CPU": 8.0, "GPU": 0.5}, {}, Pool(1, 1, 0.0, 1.0, 0.99), id="less than a GPU is none"),
     ],
 )
 def test_pool(
@@ -73,7 +75,7 @@ def test_pool(
         pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU need 2 GPUs", id="one GPU too few"),
         pytest.param(GPU_BOX, {"actors": 3, "gpus_per_actor": 0.5}, "need 1.5 GPUs", id="shares too many"),
         pytest.param(CLUSTER, {"min_actors": 17, "max_actors": 20}, "need 17 GPUs", id="fewest do not fit"),
-        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 0.99 CPUs", id="no core left to fetch"),
+        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPUs", id="no core left to fetch"),
         pytest.param({"CPU": 1.0}, {}, "do not fit on 1 CPUs", id="one core"),
         pytest.param(
             {"CPU": 2.0},
@@ -96,8 +98,8 @@ def test_no_room(
 @pytest.mark.parametrize(
     ("pool", "bounds"),
     [
-        pytest.param(Pool(2, 2, 1.0, 0.0), (2, 2), id="fixed"),
-        pytest.param(Pool(1, 4, 1.0, 0.0), (1, 4), id="growing"),
+        pytest.param(Pool(2, 2, 1.0, 0.0, 0.99), (2, 2), id="fixed"),
+        pytest.param(Pool(1, 4, 1.0, 0.0, 0.99), (1, 4), id="growing"),
     ],
 )
 def test_strategy(pool: Pool, bounds: tuple[int, int]) -> None:

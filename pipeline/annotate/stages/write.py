@@ -10,12 +10,12 @@ import pyarrow as pa
 
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.data_file import Identity
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.ledger import DataFile, OutputStore
 
 
 @dataclass(frozen=True)
 class Write:
-    """The stage. All rows that it gets become one file, whole or not at all.
+    """The last stage. All rows that it gets become one file, whole or not at all.
 
     Attributes:
         store: the output that the file goes to.
@@ -31,9 +31,9 @@ class Write:
     fence: Callable[[], None]
     report: Report
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """One row for the file: ``name``, ``num_rows``, ``size_bytes``."""
+    def __call__(self, rows: pa.Table) -> DataFile:
+        """The file."""
         started = time.perf_counter()
         file = self.store.write_rows(rows, self.identity, compression_level=self.compression_level, fence=self.fence)
         self.report(StageCounts(write_s=time.perf_counter() - started, written=file.num_rows, files=1))
-        return pa.table({"name": [file.name], "num_rows": [file.num_rows], "size_bytes": [file.size_bytes]})
+        return file

@@ -10,7 +10,7 @@ import pytest
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotate.stages.write import Write
 from pipeline.annotations.data_file import Identity
-from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.ledger import DataFile, OutputStore
 from pipeline.storage.uris import Uri
 from tests.annotate.stages.test_encode import encode, segmented_rows, some
 
@@ -26,7 +26,7 @@ def test_all_rows_become_one_file(tmp_path: Path) -> None:
     store = OutputStore(Uri(str(tmp_path)))
     written = Write(store, IDENTITY, 3, lambda: None, reports.append)(rows())
     (path,) = (tmp_path / "data").iterdir()
-    assert written.to_pylist() == [{"name": path.name, "num_rows": 3, "size_bytes": path.stat().st_size}]
+    assert written == DataFile(path.name, 3, path.stat().st_size)
     assert store.counts().annotated == 3
     (counts,) = reports
     assert counts == StageCounts(write_s=counts.write_s, written=3, files=1)

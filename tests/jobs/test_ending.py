@@ -1,0 +1,143 @@
+"""Signals end jobs in order: real processes, real signals. Exit codes are those of shells."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BEGIN = """
+import logging, signal, sys, time
+from pathlib import Path
+from jobs import ending
+from pipeline.cluster import signals
+from pipeline.storage.whole_file import write_whole
+
+folder = Path(sys.argv[1])
+
+def wait():
+    (folder / "ready").touch()
+    time.sleep(60)
+"""
+END = """
+ending.set_up_log()
+sys.exit(ending.run(logging.getLogger("jobs.it"), work, "run it again"))
+"""
+JOB = """
+def work():
+    with write_whole(folder / "result") as temporary:
+        temporary.write_text("half of it")
+        wait()
+    return 0
+"""
+COMMAND = """
+@ending.ends_in_order("run it again")
+def main(argv=None):
+    with write_whole(folder / "result"):
+        wait()
+    return 0
+
+sys.exit(main())
+"""
+# What is in hand is finished, however long it takes.
+DEFERRED = """
+def work():
+    with signals.deferred() as stopping:
+        (folder / "ready").touch()
+        while not stopping():
+            time.sleep(0.01)
+        time.sleep(float(sys.argv[2]))
+        (folder / "finished").touch()
+    (folder / "not reached").touch()
+    return 0
+"""
+# As Ray does while it starts.
+RAYS_OWN = """
+def work():
+    with signals.kept():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        if sys.argv[2] == "while it starts":
+            wait()
+    wait()
+    return 0
+"""
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Start:
+    """A process that has come to where it waits."""
+
+    def started(code: str, *arguments: str, ignored: bool = False) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", BEGIN + code, str(tmp_path), *arguments]
+        # Inherited: not whatever this process was told to ignore.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
+        try:
+            process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        while not (tmp_path / "ready").exists() and process.poll() is None:
+            time.sleep(0.01)
+        return process
+
+    return started
+
+
+@pytest.mark.parametrize("code", [JOB + END, COMMAND], ids=["job", "command"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_in_order(start: Start, tmp_path: Path, code: str, number: signal.Signals) -> None:
+    process = start(code)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, said
+    assert said.splitlines()[-1].endswith(f"exit code {128 + number}: stopped by {number.name}; run it again")
+    assert "Traceback" not in said
+    assert [path.name for path in tmp_path.iterdir()] == ["ready"]  # nothing temporary is left
+
+
+def test_work_in_hand_is_finished_first(start: Start, tmp_path: Path) -> None:
+    process = start(DEFERRED + END, "0.2")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)  # of a wrapper that sends to its child and to the group
+    process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert {path.name for path in tmp_path.iterdir()} == {"ready", "finished"}
+
+
+def test_the_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
+    process = start(DEFERRED + END, "60")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.2)
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert time.monotonic() - sent < 5
+    assert not (tmp_path / "finished").exists()
+
+
+@pytest.mark.parametrize("when", ["while it starts", "later"])
+def test_handlers_of_ray_change_nothing(start: Start, when: str) -> None:
+    process = start(RAYS_OWN + END, when)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 143
+    assert said.splitlines()[-1].endswith("exit code 143: stopped by SIGTERM; run it again")
+
+
+def test_what_is_ignored_stays_ignored(start: Start) -> None:
+    process = start(JOB + END, ignored=True)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=30)
+    assert process.returncode == 143
