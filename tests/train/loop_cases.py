@@ -13,8 +13,8 @@ from pipeline.model.batch import Batch
 from pipeline.model.cascade_mask_rcnn.network import initialise
 from pipeline.model.categories import Category
 from pipeline.model.settings import TestSettings
+from pipeline.train.feed import collate
 from pipeline.train.loop.start import Start, start_from
-from pipeline.train.sample.collate import collate
 from pipeline.train.sample.sample import Sample
 
 TINY = replace(testing.small_model.TINY, depths=(1, 1, 2, 1), num_classes=2)

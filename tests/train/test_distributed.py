@@ -24,12 +24,12 @@ from pipeline.train.distributed import (
     parallel,
     synchronise,
 )
+from pipeline.train.feed import collate
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder
 from pipeline.train.loop.loop import train
 from pipeline.train.loop.settings import LoopConfig, OptimizerConfig, ScheduleConfig
 from pipeline.train.loop.telemetry import Step
 from pipeline.train.loop.validate import validate
-from pipeline.train.sample.collate import collate
 from tests.train.loop_cases import CPU, VALIDATION, Scenes, scene, tiny_start
 
 SETTINGS = LoopConfig(

@@ -22,8 +22,7 @@ from pipeline.train.augment import AugmentConfig
 from pipeline.train.data.coco_source import read_coco
 from pipeline.train.data.draws import Draws, epoch_order
 from pipeline.train.data.labelled import DataError, LabelledTable
-from pipeline.train.feed import Feed
-from pipeline.train.sample.collate import collate
+from pipeline.train.feed import Feed, collate
 from testing.s3_server import S3Server
 from tests.train.data_cases import annotation, empty_images, write_coco
 

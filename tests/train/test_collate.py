@@ -7,7 +7,7 @@ import torch
 
 from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
-from pipeline.train.sample.collate import collate
+from pipeline.train.feed import collate
 from tests.train.sample_cases import random_sample
 
 CPU = torch.device("cpu")
