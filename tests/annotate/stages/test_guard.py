@@ -299,9 +299,7 @@ run_guarded(Telling(), "decode", ["a", "b", "c", "d"], work, deadline)
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize(
-    "endless", ["time.sleep(100)", "[None for _ in iter(int, 1)]", "sorted(map(str, range(10**8)))"]
-)
+@pytest.mark.parametrize("endless", ["time.sleep(100)", "[None for _ in iter(int, 1)]"])
 def test_the_process_ends_and_names_the_row(endless: str, fails: bool) -> None:
     """Steps below the limit pass, however long they take together."""
     script = textwrap.dedent(ENDLESS).format(endless=endless, fails=fails)
