@@ -139,10 +139,10 @@ def test_rows_are_not_removed_where_they_cannot_be_read(output: Output) -> None:
         content[place] ^= 255
     output.file.write_bytes(content)
     with pytest.raises(OutputError, match=rf"{output.file.name} is damaged .*Move it away"):
-        OutputStore(output.uri).strip_failed()
+        OutputStore(output.uri).strip_failed(lambda: None)
     assert output.file.read_bytes() == bytes(content)
     output.file.rename(output.file.parents[2] / "away")
-    assert OutputStore(output.uri).recover().num_files == 1
+    assert OutputStore(output.uri).recover(lambda: None).num_files == 1
     assert OutputStore(output.uri).counts().rows == 1
 
 
@@ -182,7 +182,7 @@ def test_files_without_checksums_are_read(output: Output, changed: dict[str, Any
 )
 def test_garbage_in_the_footer(output: Output, changed: dict[str, Any]) -> None:
     output.file.write_bytes(_of_an_earlier_release(table_of(awkward_pictures()), changed))
-    for read in (*READERS.values(), lambda uri: OutputStore(uri).recover()):
+    for read in (*READERS.values(), lambda uri: OutputStore(uri).recover(lambda: None)):
         with pytest.raises(UserError, match=rf"{output.file.name} is damaged .*Move it away"):
             read(output.uri)
     assert output.file.exists()

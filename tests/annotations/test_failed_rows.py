@@ -77,5 +77,5 @@ def test_all_jobs_read_both(tmp_path: Path, before: set[int]) -> None:
     assert sorted(row["image_id"] for row in rows.annotated()) == [2, 5, 6]
     assert {row["status"] for row in rows.by_id(["1", "4", "7"])} == {FAILED}
 
-    assert store.strip_failed() == 4
+    assert store.strip_failed(lambda: None) == 4
     assert (store.counts().annotated, store.counts().failed) == (3, 0)

@@ -45,7 +45,7 @@ def test_nothing_was_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", RunState)
 def test_a_run_that_goes_on(tmp_path: Path, state: RunState) -> None:
     source = open_source(write_output(tmp_path / "out", [Picture(1, [])], state=state))
-    assert source.finished is (state not in (RunState.RUNNING, RunState.FAILED))
+    assert source.finished is (state in (RunState.FINISHED, RunState.NOTHING_TO_DO, RunState.TOO_MANY_FAILURES))
 
 
 def test_without_run_json(tmp_path: Path) -> None:

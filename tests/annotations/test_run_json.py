@@ -26,7 +26,7 @@ FULL = RunJson(
     images=ImageCounts(5, 3, 2),
     failures={"not_found": 2},
     detections_per_category={"cat": 4},
-    this_run=ThisRun(5, 1, 2.5, 2.0, 0.75, {"fetch": 0.5}),
+    this_run=ThisRun(5, 5, 1, 2.5, 2.0, 0.75, {"fetch": 0.5}),
 )
 # What annotate wrote before there was a key image_root; the root stands in the config as it was typed.
 OLDER: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_there_and_back(uri: str) -> None:
 
 
 @pytest.mark.parametrize("state", RunState)
-@pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 2, 1.0, 3.0, 0.0, {}, "gone")])
+@pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 3, 2, 1.0, 3.0, 0.0, {}, "gone")])
 def test_every_state(tmp_path: Path, state: RunState, this_run: ThisRun) -> None:
     run = RunJson(state=state, this_run=this_run)
     run.write(Uri(str(tmp_path)))
@@ -92,6 +92,7 @@ def test_the_file(tmp_path: Path) -> None:
     assert found["images"] == {"manifest": 5, "annotated": 3, "failed": 2}
     assert found["this_run"] == {
         "images": 5,
+        "written": 5,
         "rounds": 1,
         "seconds": 2.5,
         "images_per_second": 2.0,
