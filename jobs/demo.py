@@ -28,7 +28,7 @@ from pipeline.drawing.draw import DrawOptions, grid
 from pipeline.drawing.rows import draw_rows
 from pipeline.evaluate.run import METRICS
 from pipeline.storage.uris import Uri
-from pipeline.synthetic.scenes import write_scenes
+from pipeline.synthetic.scenes import holds_scenes, is_taken, write_scenes
 
 MODEL = Path(__file__).with_name("demo_model.safetensors")
 NUM_SCENES = 200
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="demo-output", metavar="DIR")
     out = Path(parser.parse_args(argv).out)
     scenes, results, evaluation = out / "scenes", out / "annotations", out / "evaluation"
+    if is_taken(out) and not holds_scenes(scenes):
+        print(f"demo: error: {out} is not empty, and not of an earlier demo: give --out another", file=sys.stderr)
+        return 2
     truth = write_scenes(scenes, NUM_SCENES, SEED)
     damaged = scenes / f"images/{DAMAGED:06d}.jpg"
     damaged.write_bytes(damaged.read_bytes()[:1000])

@@ -19,12 +19,13 @@ from jobs.arguments import positive
 from jobs.ending import ends_in_order
 from pipeline.coco.results import write_json
 from pipeline.drawing.draw import DrawOptions
+from pipeline.drawing.file_names import InTheWay
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
-from pipeline.predict.run import PredictRun, find_images
+from pipeline.predict.run import RESULT, PredictRun, find_images
 from pipeline.storage.uris import UriText, hide_secrets
 
 
@@ -45,11 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = PredictRun(predictor, options, out)
     try:
         job.run(files, args.batch_size)
-        write_json(job.content(args.model), out / "predictions.json")
+        write_json(job.content(args.model), out / RESULT)
+    except InTheWay as error:
+        print(f"predict: error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"predict: error: {out} cannot be written: {error}", file=sys.stderr)
         return 2
-    print(job.summary(), f"{out / 'predictions.json'}", sep="\n")
+    print(job.summary(), f"{out / RESULT}", sep="\n")
     return 1 if job.failed else 0
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.ending import ends_in_order
+from pipeline.errors import UserError
 from pipeline.synthetic.scenes import SMALLEST_SIDE, write_scenes
 
 
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--count must be at least 1, --seed at least 0, --side at least {SMALLEST_SIDE}")
     try:
         path = write_scenes(args.out, args.count, args.seed, (args.side, args.side))
+    except UserError as error:
+        print(f"render_scenes: error: {error}", file=sys.stderr)
+        return 2
     except OSError as error:
         print(f"render_scenes: error: {args.out} cannot be written: {error}", file=sys.stderr)
         return 2

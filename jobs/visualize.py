@@ -28,9 +28,8 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
 from pipeline.annotations.run_json import RunJson
 from pipeline.drawing.draw import DrawOptions, Picture, grid
-from pipeline.drawing.file_names import PictureNames
+from pipeline.drawing.file_names import PictureNames, check_free, save_picture
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
-from pipeline.errors import UserError
 from pipeline.storage.file_names import split_suffix
 from pipeline.storage.uris import Uri, hide_secrets
 from pipeline.storage.whole_file import write_whole
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         source = PictureSource.of_run(run, Uri(args.image_root) if args.image_root else None)
         rows = _chosen(OutputRows(annotations), args, options)
         out.mkdir(parents=True, exist_ok=True)
-        _check_free(out / TABLE)
+        check_free(out / TABLE, _HEADER)
         book = _Book()
         drawn = book.keep(draw_rows(rows, source, options, args.categories))
         if args.grid is None:
@@ -104,18 +103,13 @@ def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
     all_alike = True
     for row, picture in drawn:
         name = names.of_id(row.image_id)
-        Image.fromarray(picture).save(out / name)
+        save_picture(picture, out / name)
         table.append(csv_line(name, row.image_id))
         all_alike &= split_suffix(name)[0] in (image_id := str(row.image_id), split_suffix(image_id)[0])
         print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
     if not all_alike:
         with write_whole(out / TABLE) as temporary:
             temporary.write_bytes(b"".join(table))
-
-
-def _check_free(path: Path) -> None:
-    if path.exists() and not path.read_bytes().startswith(_HEADER):
-        raise UserError(f"{path} is in the way, and not of this job: move it, or choose another folder")
 
 
 def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out: Path) -> None:
@@ -125,7 +119,7 @@ def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out
         number += 1
         name = f"sheet_{number:03d}.png"
         sheet = grid([picture for _, picture in page], size.columns, CELL, [image_id for image_id, _ in page])
-        Image.fromarray(sheet).save(out / name)
+        save_picture(sheet, out / name)
         print(f"{len(page)} images: {name}", flush=True)
 
 

@@ -272,10 +272,12 @@ class Writes:
             rows = self._in_flight.pop(ref)
             try:
                 file: DataFile = ray.get(ref)
-            except RayTaskError as error:
-                raise error.cause from error
-            except RayError as error:  # the task's process, or the blocks and all that they could be made of again
-                logger.warning("%d rows were lost before they were written: %s", rows, type(error).__name__)
+            except RayError as error:
+                reason = error.cause if isinstance(error, RayTaskError) else error
+                if not isinstance(reason, RayError):
+                    raise reason from error
+                # The task's process is lost, or the blocks and all that they could be made of again.
+                logger.warning("%d rows were lost before they were written: %s", rows, type(reason).__name__)
             else:
                 logger.debug("wrote %s: %d images", file.name, file.num_rows)
                 written += file.num_rows

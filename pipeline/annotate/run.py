@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import Running, RunParts, Writes, build
+from pipeline.annotate.graph import MAX_WRITES, Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.monitor import start_monitor
 from pipeline.annotate.pending.antijoin import Pending, find_pending
@@ -31,6 +31,7 @@ from pipeline.annotations.data_file import Counts, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
+from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import check_address, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.signals import deferred
@@ -51,6 +52,9 @@ MAX_ROUNDS = 3
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
+# What is ready when a run fails is written, unless the same cause forbids that.
+_SAVE_S = 120.0
+_SAVE_ERRORS = 2 * MAX_WRITES
 
 
 class RunFailed(RunError):
@@ -142,19 +146,20 @@ class _Run:
             self._finish_report(report)
             return report
         report.write(self.store.uri)
-        try:
-            with ExitStack() as work:  # left when the report is written: ending work takes seconds
+        with ExitStack() as work:  # left when the report is written: ending work takes seconds
+            try:
                 self._annotate_all(parts, pending, report, work)
                 report.write(self.store.uri)
-        except (KeyboardInterrupt, Exception) as error:
-            report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
-            report.this_run = self._figures(parts, todo)
-            if report.state is RunState.FAILED:
-                report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
-            with suppress(OSError, LockLost):
-                parts.fence()  # without the lock, the report is another run's
-                report.write(self.store.uri)
-            raise
+            except (KeyboardInterrupt, Exception) as error:
+                if not report.state.closed:  # else a signal came after the last row
+                    report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
+                    report.this_run = self._figures(parts, todo)
+                if report.state is RunState.FAILED:
+                    report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
+                with suppress(OSError, LockLost):
+                    parts.fence()  # without the lock, the report is another run's
+                    report.write(self.store.uri)
+                raise
         return report
 
     def _annotate_all(self, parts: RunParts, pending: Pending, report: RunJson, work: ExitStack) -> None:
@@ -167,11 +172,11 @@ class _Run:
             if self.rounds > 1:
                 logger.warning("the audit found %d images missing; they are queued again", pending.num_pending)
             reason = self._work(parts, pending, work)
-            if reason:
+            pending = self._pending()
+            if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
                 report.this_run = replace(self._figures(parts, todo), error=reason)
                 return
-            pending = self._pending()
         report.this_run = self._figures(parts, todo)
         self._close_books(report, self.store.counts(), pending)
 
@@ -234,21 +239,42 @@ class _Run:
         ):
             running, writes = Running(build(parts, pending)), Writes(parts)
             work.callback(running.stop)
-            while not (running.ended or stopping() or (reason := failing())):
-                if writes.full:
-                    self.written += writes.wait(_POLL_S)
-                elif (block := running.take(_POLL_S)) is not None:
-                    writes.add(block)
-                self.written += writes.go_on()
-                self.lock.check()
-            while (block := running.take(0)) is not None:
-                writes.add(block)
-            self.written += writes.go_on(everything=True)
-            while writes.num_open:
-                self.written += writes.wait(_POLL_S)
-                self.written += writes.go_on(everything=True)
-                self.lock.check()
+            try:
+                while not (running.ended or stopping() or (reason := failing())):
+                    if writes.full:
+                        self.written += writes.wait(_POLL_S)
+                    elif (block := running.take(_POLL_S)) is not None:
+                        writes.add(block)
+                    self.written += writes.go_on()
+                    self.lock.check()
+                self._write_rest(running, writes)
+            except (KeyboardInterrupt, Exception):
+                self._save_rest(running, writes)
+                raise
         return reason
+
+    def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
+        """Write all that came out and waits."""
+        while (block := running.take(0)) is not None:
+            writes.add(block)
+        self.written += writes.go_on(everything=True)
+        while writes.num_open and time.monotonic() < give_up_at:
+            self.written += writes.wait(_POLL_S)
+            self.written += writes.go_on(everything=True)
+            self.lock.check()
+
+    def _save_rest(self, running: Running, writes: Writes) -> None:
+        """The same after an error, which counts more than any that comes now: each of these costs a file at most."""
+        give_up_at = time.monotonic() + _SAVE_S
+        for _ in range(_SAVE_ERRORS):
+            try:
+                self.lock.check()
+                self._write_rest(running, writes, give_up_at)
+                return
+            except LockLost:
+                return
+            except Exception as error:
+                logger.warning("the run has failed, and some of its last rows are lost: %s", cause_of(error).line())
 
     def _new_report(self) -> RunJson:
         return RunJson(
@@ -291,7 +317,10 @@ def _progress(parts: RunParts, total: int, started: float, config: AnnotateConfi
         nonlocal reason
         said_at = -math.inf
         while not stop.wait(1.0):
-            snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
+            try:
+                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
+            except RayError:  # of a keeper that is being started anew, or whose node is gone
+                continue
             reason = reason or failures.see(snapshot.counts)
             now = time.monotonic()
             line = Progress(total, snapshot, now - started, parts.pool.max_actors).line()

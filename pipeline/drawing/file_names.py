@@ -1,9 +1,20 @@
-"""Names for drawn pictures as files."""
+"""Drawn pictures as files: their names, and never in the place of another's."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from pipeline.drawing.draw import Picture
+from pipeline.errors import UserError
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.file_names import name_key, safe_name, split_suffix
+from pipeline.storage.whole_file import write_whole
+
+_PROGRAM = "maskfleet"
+_MARK = b"tEXtSoftware\0" + _PROGRAM.encode()  # stands before the pixels
 
 
 class PictureNames:
@@ -26,3 +37,41 @@ class PictureNames:
         """For the image of this id: without folders."""
         stem, suffix = split_suffix(str(image_id).replace("/", "_"))
         return self.of_stem(stem if suffix.lower() in IMAGE_SUFFIXES else stem + suffix)
+
+
+class InTheWay(UserError):
+    """A file has the name of one that is to be written, and is not shown to be an earlier one of ours."""
+
+
+def check_free(path: Path, mark: bytes = _MARK) -> None:
+    """Return if a file can be written without another's being lost.
+
+    Args:
+        path: of the file.
+        mark: what an earlier one of ours has in its first bytes; without it, what drawn pictures have.
+
+    Raises:
+        InTheWay: it would be lost.
+        OSError: it cannot be told.
+    """
+    try:
+        with path.open("rb") as file:
+            ours = mark in file.read(1000)
+    except FileNotFoundError:
+        return
+    if not ours:
+        raise InTheWay(f"{path} is in the way, and not of this job: move it, or choose another folder")
+
+
+def save_picture(picture: Picture, path: Path) -> None:
+    """Write a drawn picture as PNG, whole or not at all, over an earlier one at most; it says what drew it.
+
+    Raises:
+        InTheWay: see `check_free`.
+        OSError: it cannot be written.
+    """
+    check_free(path)
+    info = PngInfo()
+    info.add_text("Software", _PROGRAM)
+    with write_whole(path) as temporary:
+        Image.fromarray(picture).save(temporary, "PNG", pnginfo=info)

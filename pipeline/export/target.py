@@ -7,6 +7,7 @@ last, says ``"state": "finished"``.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -119,16 +120,36 @@ def _local_file(path: str) -> Iterator[BinaryIO]:
 def _local_folder(path: str, uri: Uri, overwrite: bool) -> Iterator[Folder]:
     if os.path.lexists(path) and not (os.path.isdir(path) and not os.listdir(path)):
         _refuse_foreign(uri, overwrite)
-    staging, old = temporary_name(path), temporary_name(path)
+    path = os.path.realpath(path)  # a link to a folder stays one
+    staging = temporary_name(path)
     os.makedirs(staging)
     try:
         yield _LocalFolder(staging)
-        with suppress(FileNotFoundError):
-            os.rename(path, old)
-        os.rename(staging, path)
+        _put_in_place(staging, path, uri, overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_in_place(staging: str, path: str, uri: Uri, overwrite: bool) -> None:
+    """Rename the folder, and remove what it replaces once it is there: exports take hours, in which others write."""
+    with suppress(FileExistsError, NotADirectoryError):
+        try:
+            os.rename(staging, path)  # onto nothing, or an empty folder
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+    _refuse_foreign(uri, overwrite)
+    old = temporary_name(path)
+    try:
+        os.rename(path, old)
+        os.rename(staging, path)
+    except BaseException:
+        if os.path.lexists(old) and not os.path.lexists(path):
+            os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class _LocalFolder(Folder):

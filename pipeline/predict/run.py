@@ -14,17 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories
 from pipeline.drawing.draw import DrawOptions, draw
-from pipeline.drawing.file_names import PictureNames
+from pipeline.drawing.file_names import PictureNames, check_free, save_picture
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.left_out import LeftOut
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.provenance import package_versions
 from pipeline.storage.uris import UriText
+
+RESULT = "predictions.json"
+_DESCRIPTION = "instance masks predicted by maskfleet"
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +51,17 @@ class PredictRun:
         self.started = time.monotonic()
 
     def run(self, files: Sequence[Path], batch_size: int) -> None:
-        """Segment all files, ``batch_size`` of them in memory at a time. Failures of single ones are data."""
+        """Segment all files, ``batch_size`` of them in memory at a time. Failures of single ones are data.
+
+        Raises:
+            InTheWay: a file of the user's has the name of one that would be written; nothing was.
+            OSError: the folder cannot be written.
+        """
         taken = PictureNames()
         names = [taken.of_stem(shown(Path(file.stem))) for file in files]
+        check_free(self.out / RESULT, _DESCRIPTION.encode())
+        for name in names:
+            check_free(self.out / name)
         for start in range(0, len(files), batch_size):
             clock = time.monotonic()
             batch = []
@@ -69,7 +79,7 @@ class PredictRun:
         """predictions.json."""
         predictor = self.predictor
         info = {
-            "description": "instance masks predicted by maskfleet",
+            "description": _DESCRIPTION,
             "date_created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": model,
             "variant": asdict(predictor.variant),
@@ -127,7 +137,7 @@ class PredictRun:
         categories, rles = self.predictor.categories, found.rle()
         objects = found.boxes, found.labels, found.scores, rles
         drawn = draw(picture.pixels, *objects, categories, options=self.options)
-        Image.fromarray(drawn).save(self.out / picture.output_name)
+        save_picture(drawn, self.out / picture.output_name)
         self.annotations += coco_annotations(found, picture.id, categories, len(self.annotations) + 1, rles)
         self.images.append(
             {

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from pipeline.errors import UserError
 from pipeline.model.categories import Category
 from pipeline.synthetic.shapes import CLASSES, Placed, shape_at
 from pipeline.synthetic.surfaces import background, paint, photograph
@@ -31,6 +32,7 @@ SMALLEST_SIDE = 64  # pixels
 VISIBLE_SHARE, VISIBLE_PIXELS = 0.3, 24
 _TRIES = 4
 _JPEG_QUALITY = 92
+_TRUTH = "instances.json"
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,21 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: tuple[int, int
     """Write ``images/000000.jpg`` and so on, and ``instances.json`` in COCO's format, with masks as RLE.
 
     Args:
-        folder: made if need be; files of the same names are overwritten.
+        folder: made if need be; empty, or with scenes of an earlier call, which are replaced.
         count: of scenes, with the seeds ``(seed, 0)``, ``(seed, 1)`` and so on.
         seed: sets of different seeds have no scene in common.
         size: ``(H, W)`` of each.
 
     Returns:
         The path of ``instances.json``; file names in it are relative to the folder.
+
+    Raises:
+        UserError: the folder holds something else; nothing was written.
+        OSError: it cannot be written.
     """
     folder = Path(folder)
+    if not holds_scenes(folder) and is_taken(folder):
+        raise UserError(f"{folder} is not empty, and holds no rendered scenes: give a folder of its own")
     (folder / "images").mkdir(parents=True, exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -102,9 +110,23 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: tuple[int, int
         for found in _annotations(scene):
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **found})
     categories = [{"id": category.id, "name": category.name} for category in CATEGORIES]
-    path = folder / "instances.json"
+    path = folder / _TRUTH
     path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether anything visible is in a folder."""
+    return folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir())
+
+
+def holds_scenes(folder: Path) -> bool:
+    """Whether a folder's ``instances.json`` is of `write_scenes`, as its categories say."""
+    try:
+        categories = json.loads((folder / _TRUTH).read_text())["categories"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+    return bool(categories == [{"id": category.id, "name": category.name} for category in CATEGORIES])
 
 
 def _annotations(scene: Scene) -> list[dict[str, Any]]:

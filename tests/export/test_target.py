@@ -146,3 +146,53 @@ def test_nothing_hidden_is_left(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError):
             write_half(f"{tmp_path}/a.json", overwrite=False) if ending else write_half_a_folder(f"{tmp_path}/a")
     assert os.listdir(tmp_path) == []
+
+
+class TestFolderInPlace:
+    """What happens where a local folder is to be, while the export is made and when it is done."""
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_what_somebody_puts_there_meanwhile_stays(self, tmp_path: Path, overwrite: bool) -> None:
+        place = tmp_path / "labels"
+
+        def work() -> None:
+            with whole_folder(Uri(str(place)), overwrite) as folder:
+                folder.finish({})
+                place.mkdir()
+                (place / "notes.txt").write_text("the user's")
+
+        with pytest.raises(ExportError):
+            work()
+        assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+        assert (place / "notes.txt").read_text() == "the user's"
+
+    @pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
+    def test_the_old_one_comes_back_if_the_new_one_cannot_take_its_place(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    ) -> None:
+        place = tmp_path / "labels"
+        with whole_folder(Uri(str(place)), overwrite=False) as folder:
+            folder.finish({"export": "old"})
+        rename, calls = os.rename, 0
+
+        def breaking(source: str, target: str) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:  # the old one was moved away
+                raise error
+            rename(source, target)
+
+        monkeypatch.setattr(os, "rename", breaking)
+        with pytest.raises(type(error)), whole_folder(Uri(str(place)), overwrite=True) as folder:
+            folder.finish({"export": "new"})
+        assert json.loads((place / MARKER).read_text())["export"] == "old"
+        assert [path.name for path in tmp_path.iterdir()] == ["labels"]
+
+    def test_a_link_stays_one(self, tmp_path: Path) -> None:
+        (tmp_path / "far").mkdir()
+        (tmp_path / "labels").symlink_to(tmp_path / "far")
+        for overwrite in (False, True):
+            with whole_folder(Uri(str(tmp_path / "labels")), overwrite) as folder:
+                folder.finish({})
+        assert (tmp_path / "labels").is_symlink()
+        assert (tmp_path / "far" / MARKER).exists()

@@ -199,3 +199,24 @@ def test_masks_decode_from_the_json_alone(photos: Path, tiny_model: Path, tmp_pa
     rles = [a["segmentation"] for a in content["annotations"]]
     assert all(isinstance(rle["counts"], str) for rle in rles)
     assert coco_mask.decode(rles).shape == (48, 64, 5)
+
+
+@pytest.mark.parametrize("name", ["a.png", "predictions.json"])
+def test_a_file_of_the_user_is_not_overwritten(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Above all the picture itself, where the results go into its folder."""
+    Image.fromarray(picture(48, 64, seed=0)).save(tmp_path / "a.png")
+    (tmp_path / "predictions.json").write_text('{"the user\'s": 1}')
+    out = tmp_path if name == "a.png" else tmp_path / "out"
+    if name == "predictions.json":
+        assert run(out, tmp_path / "a.png", "--model", tiny_model)[0] == 0
+        assert run(out, tmp_path / "a.png", "--model", tiny_model)[0] == 0  # over its own results
+        (out / name).write_text('{"the user\'s": 1}')
+    else:
+        (out / "predictions.json").unlink()
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    code, _ = run(out, tmp_path / "a.png", "--model", tiny_model)
+    assert code == 2
+    assert f"{out / name} is in the way" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in out.iterdir() if path.is_file()} == before

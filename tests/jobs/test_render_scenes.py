@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs import render_scenes
+from jobs import demo, render_scenes
 
 
 def test_scenes_of_a_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -28,3 +28,19 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "file").touch()
     assert render_scenes.main(["--out", str(tmp_path / "file" / "scenes"), "--count", "1"]) == 2
     assert f"{tmp_path}/file/scenes cannot be written: " in capsys.readouterr().err
+
+
+def test_a_data_set_of_the_user_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the usual names of files too."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "000000.jpg").write_bytes(b"the user's")
+    truth = tmp_path / "instances.json"
+    truth.write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}')
+    before = truth.read_bytes()
+    assert render_scenes.main(["--out", str(tmp_path), "--count", "1"]) == 2
+    assert "is not empty, and holds no rendered scenes" in capsys.readouterr().err
+    assert demo.main(["--out", str(tmp_path)]) == 2
+    assert truth.read_bytes() == before
+    assert (tmp_path / "images" / "000000.jpg").read_bytes() == b"the user's"
+    assert render_scenes.main(["--out", str(tmp_path / "own"), "--count", "2"]) == 0
+    assert render_scenes.main(["--out", str(tmp_path / "own"), "--count", "1"]) == 0  # replaces its own

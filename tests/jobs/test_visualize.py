@@ -166,3 +166,21 @@ def test_output_folder_that_cannot_be_made(output: Path, tmp_path: Path) -> None
 )
 def test_names(text: str, expected: list[str]) -> None:
     assert visualize._names(text) == expected
+
+
+@pytest.mark.parametrize("options", [[], ["--grid", "1x2"]])
+def test_a_file_of_the_user_is_not_overwritten(
+    output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    out = tmp_path / "out"
+    assert run(output, out, *options) == 0
+    drawn = {path: path.read_bytes() for path in out.glob("*.png")}
+    assert run(output, out, *options) == 0  # what it drew itself is replaced
+    for path, content in drawn.items():
+        assert path.read_bytes() == content
+        Image.open(path).convert("L").save(path)  # the user's own
+        theirs = path.read_bytes()
+        assert run(output, out, *options) == 2
+        assert f"{path} is in the way" in capsys.readouterr().err
+        assert path.read_bytes() == theirs
+        path.write_bytes(content)

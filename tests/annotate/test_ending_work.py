@@ -1,0 +1,143 @@
+"""How a round of the annotate job ends: what is ready is written. Scripted stages and writers, no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import ObjectLostError, RayTaskError
+
+from pipeline.annotate import graph
+from pipeline.annotate import run as job
+from pipeline.annotate.graph import Block
+from pipeline.storage.lock.lease import LockLost
+
+
+class Stages:
+    """Gives blocks, and then an error."""
+
+    def __init__(self, blocks: list[str], error: BaseException | None) -> None:
+        self._coming: list[Block | BaseException] = [Block(name, 4) for name in blocks]
+        self._coming += [] if error is None else [error]
+        self.ended = False
+
+    def take(self, timeout_s: float) -> Block | None:
+        if not self._coming:
+            self.ended = True
+            return None
+        block = self._coming.pop(0)
+        if isinstance(block, BaseException):
+            raise block
+        return block
+
+    def stop(self) -> None:
+        """Nothing."""
+
+
+class Store:
+    """Stands for Ray where files are written: what it is given is done at once."""
+
+    def __init__(self, broken: dict[str, Exception]) -> None:
+        self.broken = broken
+        self.files: list[tuple[str, ...]] = []
+
+    def put(self, value: Any) -> None:
+        """Nothing."""
+
+    def remote(self, work: Any) -> Any:
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda stage, *blocks: blocks))
+
+    def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        return refs[:num_returns], refs[num_returns:]
+
+    def get(self, blocks: tuple[str, ...]) -> Any:
+        for block in blocks:
+            if block in self.broken:
+                error = self.broken[block]
+                raise RayTaskError("write", "", error, proctitle="write", pid=1, ip="here")
+        self.files.append(blocks)
+        return SimpleNamespace(name="file", num_rows=4 * len(blocks))
+
+
+class Lock:
+    lost: Exception | None = None
+
+    def check(self) -> None:
+        if self.lost is not None:
+            raise self.lost
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[job._Run, Store]]:
+    def prepare(
+        blocks: str, error: BaseException | None, broken: dict[str, Exception] | None = None, lost: bool = False
+    ) -> tuple[job._Run, Store]:
+        store, lock = Store(broken or {}), Lock()
+        stages = Stages(list(blocks), error)
+        if lost:
+            lock.lost = LockLost("taken by another run")
+
+        @contextlib.contextmanager
+        def silent(*_: Any) -> Iterator[Callable[[], str]]:
+            yield lambda: ""
+
+        monkeypatch.setattr(graph, "ray", store)
+        monkeypatch.setattr(graph, "Write", lambda *_: None)
+        monkeypatch.setattr(job, "build", lambda *_: None)
+        monkeypatch.setattr(job, "Running", lambda _: stages)
+        monkeypatch.setattr(job, "_progress", silent)
+        anything: Any = None
+        return job._Run(anything, anything, anything, anything, anything, lock, "run"), store  # type: ignore[arg-type]
+
+    return prepare
+
+
+def begin(run: job._Run, rows_per_file: int = 8) -> None:
+    output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
+    parts: Any = SimpleNamespace(
+        config=SimpleNamespace(output=output), monitor=None, store=None, identity=None, fence=None
+    )
+    with contextlib.ExitStack() as stack:
+        run._work(parts, SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("error", [ValueError("a stage broke"), KeyboardInterrupt()])
+def test_an_error_of_a_stage_costs_no_finished_row(work: Any, error: BaseException) -> None:
+    run, store = work("abcde", error)
+    with pytest.raises(type(error)) as raised:
+        begin(run, rows_per_file=1000)
+    assert raised.value is error
+    assert store.files == [tuple("abcde")]
+    assert run.written == 20
+
+
+def test_a_file_that_cannot_be_written_costs_no_other(work: Any) -> None:
+    run, store = work("abcdefg", None, broken={"c": OSError(28, "No space left on device")})
+    with pytest.raises(OSError, match="No space left"):
+        begin(run)
+    assert store.files == [("a", "b"), ("e", "f"), ("g",)]
+
+
+def test_a_disk_that_is_full_ends_the_run(work: Any) -> None:
+    full = OSError(28, "No space left on device")
+    run, store = work("abcdefg", ValueError("a stage broke"), broken=dict.fromkeys("abcdefg", full))
+    with pytest.raises(OSError, match="No space left"):
+        begin(run)
+    assert store.files == []
+
+
+def test_nothing_is_written_without_the_lock(work: Any) -> None:
+    run, store = work("abc", None, lost=True)
+    with pytest.raises(LockLost):
+        begin(run, rows_per_file=1000)
+    assert store.files == []
+
+
+def test_lost_blocks_are_left_to_the_audit(work: Any) -> None:
+    run, store = work("abcd", None, broken={"b": ObjectLostError("00" * 28, "here", "here")})
+    begin(run)
+    assert store.files == [("c", "d")]
+    assert run.written == 8
