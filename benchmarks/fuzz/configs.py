@@ -23,7 +23,7 @@ from pipeline.config.loading import load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.export.run import read_selection
-from pipeline.storage.uris import UriText
+from pipeline.storage.uris import Uri, UriText
 from pipeline.train.config import TrainConfig
 
 FILE = "settings.yaml"
@@ -126,7 +126,8 @@ class ConfigCase:
             found: Any = config
             for part in key.split("."):
                 found = getattr(found, part)
-            if found is None or found.secret_text != value:
+            # Places are absolute when they are loaded; other paths stay as they are given.
+            if found is None or found.secret_text not in (value, Uri(value).absolute().secret_text):
                 raise Wrong("a setting is not what was given", f"{key}: {found} for {value}")
         return config.model_dump_json() + repr(config)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
@@ -350,10 +351,12 @@ def _ids_of_jsonl(content: bytes) -> list[str] | str | None:
     return _ids_of_records(lambda: [json.loads(line.decode("utf-8-sig")) for line in lines], _ID)
 
 
-def _ids_of_records(read: Callable[[], list[Any]], key: str) -> list[str] | None:
+def _ids_of_records(read: Callable[[], Any], key: str) -> list[str] | None:
     try:
         records = read()
     except (ValueError, RecursionError, KeyError, TypeError):
+        return None
+    if not isinstance(records, list):
         return None
     if not all(isinstance(record, dict) and isinstance(record.get(key), str | int) for record in records):
         return None
@@ -478,7 +481,7 @@ def _folder(rng: random.Random, folder: Path) -> ManifestCase:
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(b"\xff\xd8")
     stories = []
-    expected: list[str] | None = images
+    expected: list[str] | None = [f"./{quote(name)}" if "\n" in name else name for name in images]
     if rng.random() < 0.15:
         with open(bytes(path) + b"/\xff\xfe.jpg", "wb") as file:
             file.write(b"\xff\xd8")

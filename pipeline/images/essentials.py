@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_BYTES = 12  # length, name and checksum around a chunk's body
 _PNG_EXIF = b"eXIf"
@@ -30,7 +32,7 @@ _MARKER = re.compile(rb"\xff+([^\x00\x01\xff])", re.DOTALL)
 # A marker behind entropy-coded data, in which 0xFF is followed by zero or by a restart marker.
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)
 
-_PNM_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
+_PNM_SLICE_BYTES = 1 << 20
 
 
 def png_essentials(data: bytes) -> bytes:
@@ -154,5 +156,21 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def without_pnm_comments(data: bytes) -> bytes:
-    """A plain PBM, PGM or PPM, which is text, without comments: each becomes the end of its line."""
-    return _PNM_COMMENT.sub(b"\n", data) if b"#" in data else data
+    """A plain PBM, PGM or PPM, which is text, without comments, up to the ends of their lines.
+
+    In slices, and without an object for each comment: a file may hold nothing but comments of two bytes.
+    """
+    if b"#" not in data:
+        return data
+    kept: list[bytes] = []
+    in_comment = False
+    for start in range(0, len(data), _PNM_SLICE_BYTES):
+        text = np.frombuffer(data, np.uint8, min(_PNM_SLICE_BYTES, len(data) - start), start)
+        places = np.arange(1, len(text) + 1, dtype=np.int32)
+        is_end = (text == ord("\n")) | (text == ord("\r"))
+        last_hash = np.maximum.accumulate(np.where(text == ord("#"), places, 0 if in_comment else -1))
+        last_end = np.maximum.accumulate(np.where(is_end, places, -1))
+        is_comment = last_hash > last_end
+        kept.append(text[~is_comment].tobytes())
+        in_comment = bool(is_comment[-1])
+    return b"".join(kept)

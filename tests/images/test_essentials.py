@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.images import essentials
 from pipeline.images.decode import MAX_SCANS, ImageError, decode_image
 from pipeline.images.essentials import jpeg_essentials, png_essentials, webp_size
 
@@ -234,6 +236,22 @@ class TestPlainPnm:
         data = b"P2\n2 1\n255\n" + b"#\n" * 1_000_000 + b"1 2\n"
         np.testing.assert_array_equal(decode_image(data).pixels[..., 0], [[1, 2]])
         assert time.process_time() - started < 5
+
+    @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+    def test_comments_that_go_over_the_ends_of_slices(self, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
+        data = end.join([b"P2 #a#", b"3 2", b"#", b"#bb", b"255# 1", b"1 2 3", b"4 5#6", b"6 #"])
+        for size in range(1, 20):
+            monkeypatch.setattr(essentials, "_PNM_SLICE_BYTES", size)
+            without = essentials.without_pnm_comments(data)
+            assert without.split() == [b"P2", b"3", b"2", b"255", b"1", b"2", b"3", b"4", b"5", b"6"]
+
+    def test_a_file_of_comments_takes_no_memory_for_each(self) -> None:
+        data = b"P2\n2 1\n255\n" + b"#\n" * 2_000_000 + b"1 2\n"
+        tracemalloc.start()
+        essentials.without_pnm_comments(data)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2 * len(data) + 32 * (1 << 20)
 
 
 class TestMemory:

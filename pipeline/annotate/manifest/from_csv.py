@@ -38,7 +38,8 @@ from pipeline.storage.errors import cannot_read
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri
 
-_CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead; no row may be longer
+_CSV_BLOCK_BYTES = 2 << 20  # pyarrow reads up to 32 of them ahead; no row may reach over two ends of one
+_MAX_FIELD = 2 * _CSV_BLOCK_BYTES
 _BUFFER_BYTES = 1 << 18
 _CANONICAL_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"
 
@@ -85,7 +86,7 @@ def _rows(uri: Uri) -> Iterator[tuple[int, list[str]]]:
     Raises:
         ManifestError: not CSV, or not UTF-8.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _CSV_BLOCK_BYTES))  # of the process; 128 KiB by default
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))  # of the process; 128 KiB by default
     line = 1
     with open_stream(uri) as stream:
         text = io.TextIOWrapper(io.BufferedReader(stream, _BUFFER_BYTES), "utf-8-sig", newline="")
@@ -102,6 +103,10 @@ def _rows(uri: Uri) -> Iterator[tuple[int, list[str]]]:
             reason = f"{error}; a quote that begins a field must end it: {cure}"
             if reader.line_num > line:
                 reason = f"a field in quotes goes on to line {reader.line_num} and is not closed as it must: {cure}"
+            elif "field limit" in str(error):
+                reason = (
+                    f"a field of more than {_MAX_FIELD:,} characters; take its column out of the file, or write Parquet"
+                )
             raise ManifestError(f"{uri}, line {line}: {reason}") from None
 
 
@@ -132,6 +137,11 @@ def _batches(uri: Uri, columns: list[str], lines: Iterator[int]) -> Iterator[pa.
     except pa.ArrowException as error:
         for _ in lines:
             pass
+        if "straddles" in str(error):
+            raise ManifestError(
+                f"{uri}: a row takes more than {2 * _CSV_BLOCK_BYTES:,} bytes; take the long columns out of the file, "
+                "or write Parquet"
+            ) from None
         raise cannot_read(uri, error) from None
 
 

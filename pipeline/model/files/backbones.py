@@ -19,6 +19,7 @@ from pipeline.model.files.checkpoints import (
     BACKBONE_FORMAT,
     CheckpointError,
     as_float32,
+    digest_as_stored,
     file_sha256,
     header_object,
     is_backbone,
@@ -60,7 +61,7 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     try:
         if header.get("format") == BACKBONE_FORMAT:
             layouts = architecture_named(header.get("architecture")).network().layouts
-            weights, source = state, header_object(header, "source")
+            weights, source = as_float32(state), header_object(header, "source")
         else:
             layouts, layout = recognise(state)
             if not is_backbone(layouts, layout):
@@ -77,7 +78,9 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     except (LayoutError, KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     digest = weights_digest(weights)
-    if header.get("weights_sha256", digest) != digest:
+    if header.get("format") == BACKBONE_FORMAT and digest_as_stored(state, weights, digest) != header.get(
+        "weights_sha256"
+    ):
         raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
     return BackboneWeights(weights, variant, source, digest, backbone)
 

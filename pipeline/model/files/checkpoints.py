@@ -296,7 +296,7 @@ def _from_own_file(
     try:
         own = tuple(_own_category(*pair) for pair in _header_json(header, "categories"))
         checkpoint = Checkpoint(
-            weights=state,
+            weights=as_float32(state),
             variant=architecture_named(header.get("architecture")).variant_from_dict(header_object(header, "variant")),
             categories=own if categories is None else tuple(categories),
             settings=TestSettings.from_dict(header_object(header, "settings")),
@@ -304,7 +304,7 @@ def _from_own_file(
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if checkpoint.weights_sha256 != header.get("weights_sha256"):
+    if digest_as_stored(state, checkpoint.weights, checkpoint.weights_sha256) != header.get("weights_sha256"):
         raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
     return checkpoint
 
@@ -312,6 +312,11 @@ def _from_own_file(
 def as_float32(state: StateDict) -> StateDict:
     """Half-precision files become float32: the reference precision is chosen at load time, not by the file."""
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+
+
+def digest_as_stored(state: StateDict, weights: Mapping[str, Tensor], digest: str) -> str:
+    """`weights_digest` of a file's tensors, given that of what `as_float32` made of them: mostly the same tensors."""
+    return digest if all(weights[name] is tensor for name, tensor in state.items()) else weights_digest(state)
 
 
 def _own_category(number: Any, name: Any) -> Category:

@@ -135,6 +135,28 @@ class TestQuotes:
         assert len(pandas.read_csv(path, dtype=str, keep_default_na=False)) == len(found)
 
 
+class TestLongRows:
+    """Such as masks or texts that stand beside the images."""
+
+    @pytest.mark.parametrize("text", ["y" * 3_900_000, '"' + "y\n" * 1_900_000 + '"'], ids=["a line", "many lines"])
+    def test_of_two_blocks(self, tmp_path: Path, scratch: Uri, text: str) -> None:
+        path = write(tmp_path / "m.csv", f"image_uri,k\n/a,{text}\n/b,\n")
+        assert open_manifest(ManifestConfig(uri=path), scratch).num_rows == len(pandas.read_csv(path)) == 2
+
+    @pytest.mark.parametrize(
+        ("cells", "message"),
+        [
+            (("y" * 5_000_000, "z"), "line 3: a field of more than 4,194,304 characters"),
+            (("y" * 3_000_000, "z" * 3_000_000), "a row takes more than 4,194,304 bytes"),
+        ],
+        ids=["a field", "a row"],
+    )
+    def test_longer_ones_are_refused(self, tmp_path: Path, scratch: Uri, cells: tuple[str, str], message: str) -> None:
+        path = write(tmp_path / "m.csv", f"image_uri,k,l\n/a,,\n/b,{','.join(cells)}\n")
+        with pytest.raises(ManifestError, match=rf"m\.csv.*{message}; take .* out of the file"):
+            open_manifest(ManifestConfig(uri=path), scratch)
+
+
 class TestDoubledIds:
     @pytest.mark.parametrize(
         ("name", "content", "place"),

@@ -125,6 +125,19 @@ def test_half_precision_becomes_float32(small_state: State, tmp_path: Path) -> N
     assert checkpoint.weights["box_heads.stages.0.convs.0.norm.num_batches_tracked"].dtype == torch.int64
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_our_own_file_in_another_precision_becomes_float32(
+    kind: torch.dtype, small_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    stored = {k: v.to(kind) if v.is_floating_point() else v for k, v in small_checkpoint.weights.items()}
+    save_checkpoint(replace(small_checkpoint, weights=stored, weights_sha256=""), tmp_path / "model.safetensors")
+    loaded = load_checkpoint(tmp_path / "model.safetensors")
+    for name, weight in stored.items():
+        assert torch.equal(loaded.weights[name], weight.float() if weight.is_floating_point() else weight), name
+    assert {w.dtype for w in loaded.weights.values() if w.is_floating_point()} == {torch.float32}
+    assert loaded.weights_sha256 == weights_digest(loaded.weights)
+
+
 def test_digest_depends_on_names_types_shapes_and_bytes() -> None:
     weights = {"a": torch.zeros(2, 3), "b": torch.ones(1)}
     changed: list[State] = [
