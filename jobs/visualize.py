@@ -2,7 +2,7 @@
 
 Reads the pictures as the run did (its limits, its access policy, its EXIF setting) and draws boxes, labels, scores
 and masks, into a file for each image or into contact sheets. Where a file cannot be called like its image,
-``images.csv`` beside the files says which is which.
+``images.csv`` beside the files says which is which, of earlier runs' files too as long as they are there.
 
 Exit code: 0 if every chosen image was drawn, 1 if some could not be, 2 if there was nothing to draw or to write to.
 """
@@ -13,7 +13,7 @@ import argparse
 import csv
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +33,7 @@ from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
 from pipeline.storage.file_names import split_suffix
 from pipeline.storage.uris import Uri, hide_secrets
 from pipeline.storage.whole_file import write_whole
-from pipeline.tables.csv_text import csv_line
+from pipeline.tables.csv_text import csv_line, csv_rows
 
 DEFAULT_LIMIT = 16
 CELL = (360, 480)  # height, width of a picture in a contact sheet
@@ -99,17 +99,29 @@ class _Book:
 
 def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
     """A file for each picture; and a table of which is which, where not every file is called like its image."""
-    names, table = PictureNames(), [_HEADER]
-    all_alike = True
+    names, owners = PictureNames(), _earlier_owners(out)
     for row, picture in drawn:
         name = names.of_id(row.image_id)
         save_picture(picture, out / name)
-        table.append(csv_line(name, row.image_id))
-        all_alike &= split_suffix(name)[0] in (image_id := str(row.image_id), split_suffix(image_id)[0])
+        owners[name] = str(row.image_id)
         print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
-    if not all_alike:
-        with write_whole(out / TABLE) as temporary:
-            temporary.write_bytes(b"".join(table))
+    _write_table(owners, out / TABLE)
+
+
+def _earlier_owners(out: Path) -> dict[str, str]:
+    """The ids of the images of earlier runs' files, by the names of these, as far as they are in a table."""
+    path = out / TABLE
+    content = path.read_bytes() if path.exists() else _HEADER
+    rows = csv_rows(content.removeprefix(_HEADER).decode(errors="replace"))
+    return {row[0]: row[1] for row in rows if len(row) == 2 and (out / row[0]).is_file()}
+
+
+def _write_table(owners: Mapping[str, str], path: Path) -> None:
+    if all(split_suffix(name)[0] in (image_id, split_suffix(image_id)[0]) for name, image_id in owners.items()):
+        path.unlink(missing_ok=True)
+        return
+    with write_whole(path) as temporary:
+        temporary.write_bytes(_HEADER + b"".join(csv_line(*pair) for pair in owners.items()))
 
 
 def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out: Path) -> None:

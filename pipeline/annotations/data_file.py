@@ -224,8 +224,8 @@ def read_footer(objects: ObjectFolder, name: str, entry: Entry) -> Footer | None
     """The footer of a file; ``None`` if it is a Parquet file that this pipeline did not write.
 
     Raises:
-        NotParquet: the file is cut off or is no Parquet file.
-        Damaged: the footer is ours, and is not what was written.
+        NotParquet: the file is cut off: its end is not that of a Parquet file.
+        Damaged: its end is, so that it was whole once, and what is before that is not what was written.
         OSError: it cannot be read.
     """
     with objects.open(name, entry.size_bytes) as source:
@@ -251,15 +251,14 @@ def _read_metadata(source: pa.NativeFile, name: str, size_bytes: int) -> pq.File
     if len(tail) < 12 or tail[-4:] != MAGIC:  # two magics and a length
         raise NotParquet(name)
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
-    if footer_bytes > size_bytes:
-        raise NotParquet(name)
+    if footer_bytes > size_bytes - len(MAGIC):
+        raise Damaged(f"a footer of {footer_bytes:,} bytes does not fit into it")
     footer = (tail if footer_bytes <= len(tail) else _read_end(source, size_bytes, footer_bytes))[-footer_bytes:]
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
-    except (pa.ArrowException, OSError):  # pyarrow's own complaint: the bytes are in memory
-        raise NotParquet(name) from None
-    except (ValueError, OverflowError) as error:  # it is Parquet, but a name in it is no text
-        raise Damaged(_brief(error)) from None
+    # Of bytes in memory: pyarrow's own complaints, and Python's of a name that is no text.
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise Damaged(f"its footer cannot be read: {_brief(error)}") from None
     if not _is_intact(footer):
         raise Damaged("its footer is not what was written")
     return metadata

@@ -103,7 +103,7 @@ class Recovery:
     Attributes:
         num_files: data files there are now.
         temporary: leftovers of writers that died, removed.
-        half_written: files without a valid footer, removed; their images are pending again.
+        half_written: files that are cut off, removed; their images are pending again.
         replaced: files whose replacement was complete, removed.
         doubled: files whose rows another one holds as well, removed.
     """
@@ -177,8 +177,8 @@ class OutputStore:
             fence: called right before each removal; raises if this run must not write any more.
 
         Raises:
-            OutputError: there are files that this pipeline did not write, or a replacement that does not
-                hold what it should. Nothing was removed.
+            OutputError: there are files that this pipeline did not write, or that are damaged, or a replacement
+                that does not hold what it should. Nothing was removed.
             Changed: another run writes there.
         """
         objects = self._open()

@@ -103,6 +103,23 @@ def image_row(value: Any, needs_size: bool) -> ImageRow:
     return ImageRow(image_id, height, width, file_name)
 
 
+def string_id(value: dict[str, Any]) -> str | None:
+    """The id of an image that has a string (`IMAGE_ID`) beside its number; ``None`` for an image without it.
+
+    Args:
+        value: an element of ``images`` that `image_row` took.
+
+    Raises:
+        BadRow: it is no string.
+    """
+    if IMAGE_ID not in value:
+        return None
+    found = _image_id(value, IMAGE_ID)
+    if not isinstance(found, str):
+        raise BadRow(f"{IMAGE_ID} must be a string, not {_brief(found)}")
+    return found
+
+
 def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
     """Check an element of ``annotations``; without ``iscrowd`` it is no crowd.
 

@@ -22,7 +22,7 @@ from pipeline.evaluate.analysis import AnalysisPlan, sorted_metrics
 from pipeline.evaluate.examples import PickedExamples
 from pipeline.evaluate.inputs.annotations import open_annotated_output
 from pipeline.evaluate.inputs.books import InputReport, WhichImages
-from pipeline.evaluate.inputs.coco_results import deal_results
+from pipeline.evaluate.inputs.coco_results import deal_results, have_string_ids
 from pipeline.evaluate.inputs.ground_truth import Categories, deal_truth
 from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
 from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list_images
@@ -169,9 +169,15 @@ def _pair(
     """Deal, list and join: the plan, the ground truth of each group, and the books."""
     masks = "segm" in request.iou_types
     store = ChunkStore(request.scratch_uri / "truth")
-    truth = deal_truth(request.truth_uri, store, masks)
+    found = request.predictions_uri
+    output = None if str(found).lower().endswith(_RESULTS_SUFFIXES) else open_annotated_output(found)
+    # Images go by strings where both sides have them: numbers are those of one export.
+    string_ids = have_string_ids(found) if output is None else _are_strings(output.id_type)
+    truth = deal_truth(request.truth_uri, store, masks, string_ids)
     report(f"ground truth: {truth.num_images:,} images, {truth.num_objects:,} objects")
-    predictions = _open_predictions(request, masks, pa.types.is_large_string(truth.id_type))
+    predictions: Predictions = output or deal_results(
+        found, ChunkStore(request.scratch_uri / "results"), masks, _are_strings(truth.id_type)
+    )
     listing = functools.partial(_list, predictions, store=store, num_parts=truth.num_parts)
     listed = list(run_tasks(listing, group_ranges(predictions), "listed"))
     inputs = check_sides(truth, predictions, listed, request.images)
@@ -187,11 +193,8 @@ def _pair(
     return plan, chunks, inputs
 
 
-def _open_predictions(request: Request, masks: bool, string_ids: bool) -> Predictions:
-    if str(request.predictions_uri).lower().endswith(_RESULTS_SUFFIXES):
-        store = ChunkStore(request.scratch_uri / "results")
-        return deal_results(request.predictions_uri, store, masks, string_ids)
-    return open_annotated_output(request.predictions_uri)
+def _are_strings(id_type: pa.DataType) -> bool:
+    return bool(pa.types.is_large_string(id_type))
 
 
 def _reduce_works(sums: GroupSums) -> list[CategoryWork]:

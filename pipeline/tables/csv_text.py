@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Iterator
 
 # OWASP, "CSV injection": what begins like this is run when the file is opened in a spreadsheet.
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")
@@ -20,6 +21,12 @@ def csv_line(*cells: int | str) -> bytes:
     line = io.StringIO()
     csv.writer(line, lineterminator="\r\n").writerow([_harmless(cell) for cell in cells])
     return line.getvalue().encode()
+
+
+def csv_rows(text: str) -> Iterator[list[str]]:
+    """The cells of lines that `csv_line` made, as they were before."""
+    for row in csv.reader(io.StringIO(text, newline="")):
+        yield [cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell for cell in row]
 
 
 def _harmless(cell: int | str) -> int | str:

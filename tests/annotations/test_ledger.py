@@ -88,14 +88,12 @@ class TestEveryStore:
         whole = store.write_rows(output_table([1, 2]), IDENTITY)
         objects = open_objects(store.uri, 10.0)
         content = objects.read(f"data/{whole.name}")[0]
-        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
         cut = {
             "empty": b"",
             "only the head": content[:4],
             "half": content[: len(content) // 2],
             "without the last byte": content[:-1],
-            "garbage before the magic": b"PAR1" + b"\xff" * 200 + b"PAR1",
-            "zeros where the footer begins": content[:footer] + bytes(64) + content[footer + 64 :],
+            "without the footer's length": content[:-8],
         }
         names = {f"part-{n:020x}.parquet": text for n, text in enumerate(cut.values())}
         for name, text in names.items():
@@ -108,6 +106,29 @@ class TestEveryStore:
         assert recovery.num_files == 1
         assert data_names(store) == [whole.name]
         assert not store.recover(free)
+
+    def test_damaged_files_stay(self, store: OutputStore) -> None:
+        """They end as a Parquet file does, so they were whole once, and may hold rows that can be saved."""
+        whole = store.write_rows(output_table([1, 2]), IDENTITY)
+        objects = open_objects(store.uri, 10.0)
+        content = objects.read(f"data/{whole.name}")[0]
+        footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+        damaged = {
+            "garbage before the magic": b"PAR1" + b"\xff" * 200 + b"PAR1",
+            "a length that does not fit": content[:-8] + (len(content) - 11).to_bytes(4, "little") + b"PAR1",
+            "zeros where the footer begins": content[:footer] + bytes(64) + content[footer + 64 :],
+            "zeros all over": bytes(len(content) - 8) + content[-8:],
+        }
+        name = f"part-{0:020x}.parquet"
+        for text in damaged.values():
+            objects.put(f"data/{name}", text)
+            for act in (store.counts, lambda: store.recover(free), lambda: store.strip_failed(free)):
+                with pytest.raises(OutputError, match=rf"data/{name} is damaged .*Move it away and run annotate again"):
+                    act()
+            assert objects.read(f"data/{name}")[0] == text
+        objects.delete(f"data/{name}")
+        assert not store.recover(free)
+        assert store.counts().rows == 2
 
 
 class TestWriteRows:

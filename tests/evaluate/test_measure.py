@@ -121,6 +121,70 @@ def test_what_was_exported_is_paired_as_the_output_is(tmp_path: Path, text_ids: 
     assert np.array_equal(arrays_of(run(tmp_path, ("segm",), "exported.json"), "segm").precision, wanted.precision)
 
 
+@pytest.fixture
+def labels(tmp_path: Path) -> dict[str, Any]:
+    """An output whose ids are strings, as a data set that the export has numbered."""
+    write(tmp_path, with_text_ids(random_case(5, num_images=14)))
+    with (tmp_path / "truth.json").open("wb") as file:
+        write_coco(Labels(open_source(Uri(str(tmp_path / "run"))), Selection(), keep_empty=False), file)
+    found: dict[str, Any] = json.loads((tmp_path / "truth.json").read_bytes())
+    return found
+
+
+@pytest.mark.parametrize("annotations_first", [False, True])
+def test_labels_that_were_exported_and_corrected(
+    tmp_path: Path, labels: dict[str, Any], annotations_first: bool
+) -> None:
+    """By a tool that numbers the images anew, and keeps of an annotation what COCO knows: pycocotools is the judge."""
+    known = ("id", "category_id", "bbox", "area", "iscrowd", "segmentation")
+    new = {image["id"]: 100 - image["id"] for image in labels["images"]}
+    images = [{**image, "id": new[image["id"]]} for image in reversed(labels["images"])]
+    kept = [{**{key: a[key] for key in known}, "image_id": new[a["image_id"]]} for a in labels["annotations"][::3]]
+    lists = {"images": images, "annotations": kept, "categories": labels["categories"]}
+    write_json(tmp_path / "truth.json", dict(reversed(lists.items())) if annotations_first else lists)
+    uri = Uri(str(tmp_path / "run"))
+    with (tmp_path / "exported.json").open("wb") as file:
+        write_coco_results(Labels(open_source(uri), Selection(), keep_empty=True), file)
+    numbers = {image["maskfleet_image_id"]: image["id"] for image in images}
+    results = json.loads((tmp_path / "exported.json").read_bytes())
+    results = [{**r, "image_id": numbers[r["maskfleet_image_id"]]} for r in results]
+    wanted = pycocotools_result(lists, results, "segm", (1, 10, 100))
+    for found in ("run", "exported.json"):
+        got = arrays_of(run(tmp_path, ("segm",), found), "segm")
+        assert np.array_equal(got.precision, wanted.precision)
+        assert np.array_equal(got.scores, wanted.scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["images"][3].pop("maskfleet_image_id"), r"images\[3\].* no maskfleet_image_id, which"),
+        (lambda found: found["images"][0].pop("maskfleet_image_id"), r"images\[1\].* first image has no maskfleet_im"),
+        (lambda found: found["images"][2].update(maskfleet_image_id=7), r"images\[2\].*must be a string, not 7"),
+        (
+            lambda found: found["images"].append({**found["images"][1], "maskfleet_image_id": "x"}),
+            r"images have an id that another one has, too: 2; give",
+        ),
+        (
+            lambda found: found["images"][2].update(maskfleet_image_id=found["images"][1]["maskfleet_image_id"]),
+            r"images of the ground truth have an id that another one has, too: '",
+        ),
+        (lambda found: found["images"].pop(0), r"annotations belong to images that the file lacks: 1 \(of image 1\)"),
+        (
+            lambda found: [image.pop("maskfleet_image_id") for image in found["images"]],
+            r"both must be .* still have maskfleet_image_id",
+        ),
+    ],
+)
+def test_exported_labels_that_do_not_fit(
+    tmp_path: Path, labels: dict[str, Any], change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    change(labels)
+    write_json(tmp_path / "truth.json", labels)
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, ("segm",))
+
+
 def test_text_ids_are_ordered_like_text(tmp_path: Path) -> None:
     case = write(tmp_path, with_text_ids(random_case(4, num_images=14)))
     wanted = pycocotools_result(case.dataset, case.results, "bbox", (1, 10, 100))

@@ -77,6 +77,30 @@ def test_a_table_says_which_picture_is_whose_where_names_do_not(tmp_path: Path) 
     assert (out / "images.csv").read_text() == "a table of the user's\n"
 
 
+def _table(out: Path) -> dict[str, str]:
+    with (out / "images.csv").open(newline="") as file:
+        return {row["picture"]: row["image_id"] for row in csv.DictReader(file)}
+
+
+def test_a_table_is_of_the_pictures_that_are_there(tmp_path: Path) -> None:
+    """Whatever runs they are of; and there is none where none is needed any more."""
+    ids = ["=a/b", "a.jpg", "x/y", "x_y"]
+    for number in range(4):
+        write_picture(tmp_path / f"{number}.png")
+    write_output(tmp_path / "run", ids, [str(tmp_path / f"{number}.png") for number in range(4)])
+    out = tmp_path / "out"
+    assert run(tmp_path / "run", out, "--ids", "=a/b,x/y") == 0
+    assert _table(out) == {"'=a_b.png": "'=a/b", "x_y.png": "x/y"}
+    assert run(tmp_path / "run", out, "--ids", "a.jpg") == 0
+    assert _table(out) == {"'=a_b.png": "'=a/b", "x_y.png": "x/y", "a.png": "a.jpg"}
+    assert run(tmp_path / "run", out, "--ids", "x_y") == 0  # over the picture of another one
+    assert _table(out) == {"'=a_b.png": "'=a/b", "x_y.png": "x_y", "a.png": "a.jpg"}
+    (out / "=a_b.png").unlink()
+    assert run(tmp_path / "run", out, "--grid", "1x1") == 0  # which is no picture of an image
+    assert run(tmp_path / "run", out, "--ids", "a.jpg") == 0
+    assert not (out / "images.csv").exists()
+
+
 def test_each_part_can_be_left_out(output: Path, tmp_path: Path) -> None:
     parts = {"boxes", "labels", "scores", "masks"}
     pixels = {}

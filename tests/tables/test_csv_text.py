@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.tables.csv_text import csv_line
+from pipeline.tables.csv_text import csv_line, csv_rows
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,7 @@ def test_pandas_reads_what_was_written(cells: list[str]) -> None:
     lines = csv_line(*(f"c{i}" for i in range(len(cells)))) + csv_line(*cells)
     table = pd.read_csv(io.BytesIO(lines), dtype=str, keep_default_na=False, skip_blank_lines=False, engine="python")
     undone = table.replace("^'('*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20])", r"\1", regex=True)
+    assert list(csv_rows(lines.decode()))[1] == cells
     numbers = [cell for cell in cells if cell.startswith(("+", "-"))]
     assert [a for a in undone.iloc[0] if a not in numbers] == [c for c in cells if c not in numbers]
 

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
-from pipeline.coco.rows import BadRow, IdKind, at_place, result_row, result_schema
+from pipeline.coco.rows import IMAGE_ID, BadRow, IdKind, at_place, result_row, result_schema
 from pipeline.coco.segmentations import BadSegmentation, as_rles, mask_area
 from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
@@ -138,6 +138,18 @@ def _own_size(segmentation: Any) -> Any:
     """What an RLE says itself, where nobody knows the image's; two zeros where it says nothing that could be a size."""
     size = segmentation.get("size") if isinstance(segmentation, dict) else None
     return size if isinstance(size, list) and len(size) == 2 else (0, 0)
+
+
+def have_string_ids(uri: Uri) -> bool:
+    """Whether the first result goes by a string, or could: one that the export numbered has it beside the number.
+
+    Raises:
+        InputError: not a results file.
+        ManifestError: the file cannot be opened.
+    """
+    first = next(iter(JsonLists(uri)), None)
+    value = None if first is None else first.value
+    return isinstance(value, dict) and isinstance(value.get(IMAGE_ID, value.get("image_id")), str)
 
 
 def deal_results(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = False) -> DealtResults:

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
+    IMAGE_ID,
     BadRow,
     IdKind,
     ImageId,
@@ -22,10 +24,11 @@ from pipeline.coco.rows import (
     image_schema,
     object_row,
     object_schema,
+    string_id,
 )
-from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer
-from pipeline.evaluate.shuffle.id_order import IdOrder
-from pipeline.messages.examples import Examples
+from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
+from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA, IdOrder
+from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
@@ -36,6 +39,7 @@ MAX_PARTS = 1024
 _COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
 _COMPRESSION = 5  # of polygons as text, about
 _ROWS_AT_ONCE = 8192
+_NAMES = pa.schema([("number", pa.int64()), ("name", pa.large_string())])
 
 
 @dataclass(frozen=True)
@@ -90,20 +94,22 @@ class DealtTruth:
     orders: tuple[ChunkFile, ...]
 
 
-def deal_truth(uri: Uri, store: ChunkStore, masks: bool) -> DealtTruth:
+def deal_truth(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = False) -> DealtTruth:
     """Read ground truth once and deal it.
 
     Args:
         uri: a COCO JSON file, perhaps compressed; ``images``, ``annotations`` and ``categories`` in any order.
         store: where the parts go: about half the size of the file with masks.
         masks: keep the segmentations; without them, only boxes can be compared.
+        string_ids: whether the predictions' ids are strings: then images that were numbered by the export go by the
+            string beside the number, and annotations go with their images.
 
     Raises:
         InputError: not COCO ground truth, or a row of it is wrong. What only shows when rows are compared (ids
             that occur twice, annotations of unknown images) is for ``pairing`` to find.
         ManifestError: the file cannot be opened.
     """
-    reader = _TruthReader(uri, store, count_parts(uri), masks)
+    reader = _TruthReader(uri, store, count_parts(uri), masks, string_ids)
     elements = JsonLists(uri)
     for element in elements:
         if element.key is None:
@@ -151,23 +157,27 @@ class RowBuffer:
         return len(self._rows) >= _ROWS_AT_ONCE
 
     def deal(self, schema: pa.Schema) -> pa.Table:
-        """Deal what is there by the image id."""
+        """Deal what is there by the first column."""
         columns = list(zip(*self._rows, strict=True)) or [()] * len(schema)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
         self._rows = []
         if table.num_rows:
-            self._dealer.deal(table, "image_id")
+            self._dealer.deal(table, schema.names[0])
         return table
 
 
 class _TruthReader:
     """Takes the elements of a ground truth file in the order of the file."""
 
-    def __init__(self, uri: Uri, store: ChunkStore, num_parts: int, masks: bool) -> None:
-        self._uri, self._num_parts, self._masks = uri, num_parts, masks
+    def __init__(self, uri: Uri, store: ChunkStore, num_parts: int, masks: bool, string_ids: bool) -> None:
+        self._uri, self._store, self._num_parts, self._masks = uri, store, num_parts, masks
+        self._string_ids = string_ids
         self._id_kind = IdKind(uri)
         self._dealers = [Dealer(store, name, num_parts) for name in ("images", "objects", "object-ids")]
         self._images, self._objects = (RowBuffer(dealer) for dealer in self._dealers[:2])
+        self._name_dealer = Dealer(store, "names", num_parts)
+        self._names = RowBuffer(self._name_dealer)
+        self._first_name: str | None = None
         self._order = IdOrder(store)
         self._categories: dict[int, str] = {}
         self._first_use: dict[int, int] = {}  # category id -> annotation id
@@ -190,11 +200,17 @@ class _TruthReader:
         self._deal_images()
         self._deal_objects()
         images, objects, object_ids = (dealer.close() for dealer in self._dealers)
-        id_type = self._id_kind.arrow_type
+        id_type, first_id = self._id_kind.arrow_type, self._id_kind.first
+        if self._first_name is not None:
+            self._names.deal(_NAMES)
+            images, objects, orders = self._by_names(images, objects)
+            id_type, first_id = pa.large_string(), self._first_name
+        else:
+            orders = self._order.deal(self._num_parts) if pa.types.is_large_string(id_type) else ()
         return DealtTruth(
             uri=self._uri,
             id_type=id_type,
-            first_id=self._id_kind.first,
+            first_id=first_id,
             categories=categories,
             masks=self._masks,
             num_images=self._images.num_rows,
@@ -203,14 +219,25 @@ class _TruthReader:
             images=images,
             objects=objects,
             object_ids=object_ids,
-            orders=self._order.deal(self._num_parts) if pa.types.is_large_string(id_type) else (),
+            orders=orders,
         )
 
     def _take_image(self, element: Element) -> None:
         row = image_row(element.value, needs_size=self._masks)
         self._id_kind.check(row.image_id)
+        if self._string_ids and isinstance(row.image_id, int):
+            self._take_name(row.image_id, string_id(element.value))
         if self._images.add(row):
             self._deal_images()
+
+    def _take_name(self, number: int, name: str | None) -> None:
+        if self._images.num_rows == 0:
+            self._first_name = name
+        if (name is None) != (self._first_name is None):
+            lacks = "it" if name is None else "the first image"
+            raise BadRow(f"{lacks} has no {IMAGE_ID}, which others have: the file mixes images of two outputs")
+        if name is not None and self._names.add((number, name)):
+            self._names.deal(_NAMES)
 
     def _take_object(self, element: Element) -> None:
         row = object_row(element.value, element.text, self._masks)
@@ -234,6 +261,38 @@ class _TruthReader:
         table = self._objects.deal(object_schema(self._id_kind.arrow_type))
         if table.num_rows:
             self._dealers[2].deal(table.select(["id"]), "id")
+
+    def _by_names(self, *dealt: tuple[ChunkFile, ...]) -> list[tuple[ChunkFile, ...]]:
+        """Images and objects, dealt by numbers, dealt anew by the strings beside these; and the numbers as orders."""
+        kinds = {"named-images": image_schema, "named-objects": object_schema}
+        *dealers, orders = (Dealer(self._store, kind, self._num_parts) for kind in (*kinds, "order"))
+        files = self._name_dealer.close()
+        for part in range(self._num_parts):
+            names = self._store.read(chunks_of(files, part), _NAMES)
+            numbers = names["number"].combine_chunks()
+            if pc.count_distinct(numbers).as_py() < len(numbers):
+                pairs = pc.value_counts(numbers).to_pylist()
+                twice = Examples.of(str(pair["values"]) for pair in pairs if pair["counts"] > 1)
+                raise InputError(
+                    f"{self._uri}: images have an id that another one has, too: {twice}; give each its own"
+                )
+            if names.num_rows:
+                orders.deal(pa.table([names["name"], names["number"]], schema=ORDER_SCHEMA), "image_id")
+            for dealer, chunks, schema in zip(dealers, dealt, kinds.values(), strict=True):
+                table = self._store.read(chunks_of(chunks, part), schema(pa.int64()))
+                ids = names["name"].take(pc.index_in(table["image_id"], value_set=numbers))
+                if ids.null_count:
+                    self._refuse_orphans(table.filter(ids.is_null()))
+                if table.num_rows:
+                    dealer.deal(table.set_column(0, schema(pa.large_string()).field(0), ids), "image_id")
+        return [dealer.close() for dealer in (*dealers, orders)]
+
+    def _refuse_orphans(self, objects: pa.Table) -> None:
+        first = objects.slice(0, NUM_EXAMPLES).to_pylist()
+        orphans = Examples.of((f"{row['id']} (of image {row['image_id']})" for row in first), objects.num_rows)
+        raise InputError(
+            f"{self._uri}: annotations belong to images that the file lacks: {orphans}; remove them or add these"
+        )
 
     def _checked_categories(self) -> Categories:
         if not self._categories:

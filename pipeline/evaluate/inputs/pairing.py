@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.coco.errors import InputError
-from pipeline.coco.rows import image_schema, object_schema
+from pipeline.coco.rows import IMAGE_ID, image_schema, object_schema
 from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
@@ -80,7 +80,8 @@ def check_sides(
     if None not in (first_found, truth.first_id) and predictions.id_type != truth.id_type:
         raise InputError(
             f"image ids of {predictions.uri} are like {first_found!r}, those of {truth.uri} like "
-            f"{truth.first_id!r}: both must be integers or both strings; nothing is converted by guessing"
+            f"{truth.first_id!r}: both must be integers or both strings (or, in ground truth that was "
+            f"exported, still have {IMAGE_ID}); nothing is converted by guessing"
         )
     detections: Counter[CategoryKey] = Counter()
     for part in listed:
