@@ -18,12 +18,15 @@ import pyarrow.fs as pafs
 
 from benchmarks.chaos.flaky_proxy import flaky_proxy
 from benchmarks.chaos.poison import DEADLY_TO_DECODE, DEADLY_TO_SEGMENT
-from benchmarks.chaos.scene import ROOT, ChaosWorld, Hung, Job, command_line, png
+from benchmarks.chaos.scene import ATTEMPT_TIMEOUT_S, ROOT, ChaosWorld, Hung, Job, command_line, png
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
+from pipeline.storage.lock.holder import read_holder
+from pipeline.storage.uris import Uri
 from testing.ray_nodes import ray_nodes
 from testing.s3_server import s3_server
 
 _SIGNAL_TIMEOUT_S = 120.0
+_TAKEN_LEASE_S = 6.0
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class Outcome:
         attempts: how often the job was started.
         disturbed: whether anything was done to it: fast machines end before the first kill, slow ones start late.
         story: what was done to the job, for people.
+        at_risk_s: the most work that ending a driver can have cost, in seconds: no file had appeared for so long.
     """
 
     verdict: Verdict
     attempts: int
     disturbed: bool
     story: str
+    at_risk_s: float = 0.0
 
 
 def run_kind(kind: str, scene: ChaosWorld, name: str, rng: random.Random, kills: int | None = None) -> Outcome:
@@ -76,7 +81,8 @@ def _finish(job: Job, expected: Rows, disturb: Callable[[], tuple[bool, str]]) -
         verdict = judge(*job.read(), expected, code)
     finally:
         left = job.clean_up()
-    return Outcome(verdict, job.attempts, disturbed, story + (f"; {left} processes left over" if left else ""))
+    story += f"; {left} processes left over" if left else ""
+    return Outcome(verdict, job.attempts, disturbed, story, job.at_risk_s)
 
 
 def driver(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
@@ -88,6 +94,7 @@ def driver(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
             time.sleep(0.02)
         time.sleep(pause_s)
         job.remember(process.pid)
+        job.interrupted()
         process.kill()
 
     def disturb() -> tuple[bool, str]:
@@ -118,6 +125,7 @@ def signals(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None)
         job.remember(process.pid)
         if process.poll() is not None:
             return
+        job.interrupted()
         (os.killpg if number is signal.SIGINT else os.kill)(process.pid, number)
         code = process.wait(_SIGNAL_TIMEOUT_S)
         story.append(f"{number.name} at {files} files")
@@ -158,6 +166,74 @@ def beside(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
         return bool(story), ", ".join(story)
 
     return _also(_finish(job, scene.expected, disturb), wrong)
+
+
+def takeover(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """Two starts at once; the one that got the output is stopped, a third takes over, and the stopped one wakes up."""
+    job = Job(scene.folder, name, scene.images.as_uri(), settings={"output": {"lease_s": _TAKEN_LEASE_S}})
+    whole = rng.random() < 0.5  # with its Ray, as when a virtual machine is paused
+    wakes_late = rng.random() < 0.5
+    wrong: list[str] = []
+    story: list[str] = []
+    logs = {who: scene.folder / f"{name}-{who}.log" for who in ("one", "other", "third")}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def said(who: str) -> str:
+        return logs[who].read_text(errors="replace").strip().splitlines()[-1]
+
+    def ended(who: str, wanted: int, *words: str) -> None:
+        code = running[who].wait(ATTEMPT_TIMEOUT_S)
+        if code != wanted or not all(word in said(who) for word in words):
+            wrong.append(f"{who}: exit code {code}, not {wanted} for {', '.join(words)}: {said(who)}")
+
+    def disturb() -> tuple[bool, str]:
+        running.update({who: job.start(logs[who]) for who in ("one", "other")})
+        _wait_for(lambda: any(process.poll() is not None for process in running.values()))
+        loser, winner = sorted(running, key=lambda who: running[who].poll() is None)
+        holder = read_holder(Uri(str(job.output)))
+        ended(loser, 1, "LockHeld", holder.run_id if holder else "")
+        process = running[winner]
+        files = job.files() + rng.randint(1, 3)
+        _wait_for(lambda: process.poll() is not None or job.files() >= files)
+        members = [psutil.Process(process.pid), *(job.remember(process.pid) if whole else [])]
+        if process.poll() is not None:
+            return False, "the winner ended too early"
+        job.interrupted()
+        for member in members:
+            member.suspend()
+        story.append(f"stopped {'with its Ray ' if whole else ''}at {files} files")
+        running["third"] = job.start(logs["third"])
+        _wait_for(lambda: running["third"].poll() is not None or (job.files() > files and not wakes_late))
+        job.remember(running["third"].pid)
+        before = job.part_files()
+        story.append(f"woken at {len(before)}")
+        for member in members:
+            with suppress(psutil.NoSuchProcess):
+                member.resume()
+        # Ray may not survive such a sleep, and which of the two a driver sees first is chance.
+        ended(winner, 1, *([] if whole else ["LockLost"]))
+        ended("third", 0)
+        job.exit_code = running["third"].returncode
+        if gone := before - job.part_files():
+            wrong.append(f"removed: {', '.join(sorted(gone))}")
+        if job.state() != "finished":
+            wrong.append(f"run.json says {job.state()}")
+        return True, ", ".join(story)
+
+    try:
+        return _also(_finish(job, scene.expected, disturb), wrong)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+
+
+def _wait_for(happened: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + ATTEMPT_TIMEOUT_S
+    while not happened():
+        if time.monotonic() > give_up_at:
+            raise Hung(f"nothing happened for {ATTEMPT_TIMEOUT_S:.0f} s")
+        time.sleep(0.02)
 
 
 def _also(outcome: Outcome, wrong: list[str]) -> Outcome:
@@ -211,7 +287,7 @@ def poison(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
     hooks.mkdir(exist_ok=True)
     (hooks / "sitecustomize.py").write_text("from benchmarks.chaos import poison\n\npoison.install()\n")
     job = Job(scene.folder, name, images.as_uri(), environment={"PYTHONPATH": f"{hooks}{os.pathsep}{ROOT}"})
-    failed = {"status": "failed", "error_code": KILLED, "detections": []}
+    failed = {"status": "failed", "error_code": KILLED, "detections": None}
     nothing = {"height": None, "width": None, "exif_orientation": None}
     decoded = {"exif_orientation": scene.expected["scene_0000.jpg"]["exif_orientation"]}
     height, width = DEADLY_TO_SEGMENT
@@ -288,6 +364,7 @@ KINDS: dict[str, Callable[[ChaosWorld, str, random.Random, int | None], Outcome]
     "driver": driver,
     "signals": signals,
     "beside": beside,
+    "takeover": takeover,
     "worker": worker,
     "node": node,
     "s3": s3,

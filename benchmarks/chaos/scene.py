@@ -107,6 +107,7 @@ class Job:
     Attributes:
         attempts: how often it was started.
         exit_code: of the last attempt; negative if it was killed, 1 before the first.
+        at_risk_s: the most work that an interruption can have cost, in seconds; see `interrupted`.
 
     Args:
         folder: the world's; log, config and local output go into it.
@@ -140,17 +141,24 @@ class Job:
             **(environment or {}),
         }
         self._started: set[psutil.Process] = set()
+        self._started_at = 0.0
         self.attempts = 0
         self.exit_code = 1
+        self.at_risk_s = 0.0
         config = _config(folder, manifest, output or str(self.output))
         for section, values in (settings or {}).items():
             config[section].update(values)
         self._config.write_text(yaml.safe_dump(config))
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """One attempt, in a process group of its own."""
+    def start(self, log_file: Path | None = None) -> subprocess.Popen[bytes]:
+        """One attempt, in a process group of its own.
+
+        Args:
+            log_file: what it says goes there; to `log` if not given.
+        """
         self.attempts += 1
-        with open(self.log, "ab") as log:
+        self._started_at = time.time()
+        with open(log_file or self.log, "ab") as log:
             log.write(f"\n--- attempt {self.attempts}\n".encode())
             log.flush()
             return subprocess.Popen(
@@ -218,11 +226,22 @@ class Job:
             child for child, title in titles.items() if title.startswith("ray::") and not title.startswith(_NOT_BUSY)
         ]
 
-    def files(self) -> int:
-        """Data files in the local output."""
+    def part_files(self) -> set[str]:
+        """Names of the data files in the local output."""
         with suppress(FileNotFoundError):
-            return sum(name.startswith("part-") for name in os.listdir(self.output / "data"))
-        return 0
+            return {name for name in os.listdir(self.output / "data") if name.startswith("part-")}
+        return set()
+
+    def files(self) -> int:
+        """How many data files the local output has."""
+        return len(self.part_files())
+
+    def interrupted(self) -> None:
+        """An attempt is ended now: what it did since its last file was written, or since its start, may be lost."""
+        times = [self._started_at]
+        with suppress(FileNotFoundError):
+            times += [path.stat().st_mtime for path in (self.output / "data").iterdir()]
+        self.at_risk_s = max(self.at_risk_s, time.time() - max(times))
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """Rows and report of the local output."""
