@@ -19,6 +19,7 @@ from pipeline.model.files.checkpoints import (
     BACKBONE_FORMAT,
     CheckpointError,
     as_float32,
+    check_digest,
     file_sha256,
     header_object,
     is_backbone,
@@ -60,7 +61,7 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     try:
         if header.get("format") == BACKBONE_FORMAT:
             layouts = architecture_named(header.get("architecture")).network().layouts
-            weights, source = state, header_object(header, "source")
+            weights, source = as_float32(state), header_object(header, "source")
         else:
             layouts, layout = recognise(state)
             if not is_backbone(layouts, layout):
@@ -77,8 +78,8 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     except (LayoutError, KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     digest = weights_digest(weights)
-    if header.get("weights_sha256", digest) != digest:
-        raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
+    if header.get("format") == BACKBONE_FORMAT:
+        check_digest(path, state, header, weights, digest)
     return BackboneWeights(weights, variant, source, digest, backbone)
 
 
