@@ -19,7 +19,7 @@ from pipeline.model.files.checkpoints import (
     BACKBONE_FORMAT,
     CheckpointError,
     as_float32,
-    digest_as_stored,
+    check_digest,
     file_sha256,
     header_object,
     is_backbone,
@@ -78,10 +78,8 @@ def read_backbone(path: str | Path) -> BackboneWeights:
     except (LayoutError, KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     digest = weights_digest(weights)
-    if header.get("format") == BACKBONE_FORMAT and digest_as_stored(state, weights, digest) != header.get(
-        "weights_sha256"
-    ):
-        raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
+    if header.get("format") == BACKBONE_FORMAT:
+        check_digest(path, state, header, weights, digest)
     return BackboneWeights(weights, variant, source, digest, backbone)
 
 

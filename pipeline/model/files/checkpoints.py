@@ -304,19 +304,33 @@ def _from_own_file(
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if digest_as_stored(state, checkpoint.weights, checkpoint.weights_sha256) != header.get("weights_sha256"):
-        raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
+    check_digest(path, state, header, checkpoint.weights, checkpoint.weights_sha256)
     return checkpoint
+
+
+def check_digest(
+    path: Path, state: StateDict, header: Mapping[str, str], weights: StateDict, weights_sha256: str
+) -> None:
+    """Check that a file of ours holds what its header says.
+
+    Args:
+        path: for the message.
+        state: as it lies in the file.
+        header: of the file.
+        weights: `as_float32` of the state.
+        weights_sha256: their digest, which is the state's as well where nothing had to be made float32.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    is_as_it_lies = all(weights[name] is tensor for name, tensor in state.items())
+    if header.get("weights_sha256") != (weights_sha256 if is_as_it_lies else weights_digest(state)):
+        raise CheckpointError(f"{path}: the weights are not those the file was written with; fetch it again")
 
 
 def as_float32(state: StateDict) -> StateDict:
     """Half-precision files become float32: the reference precision is chosen at load time, not by the file."""
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-
-
-def digest_as_stored(state: StateDict, weights: Mapping[str, Tensor], digest: str) -> str:
-    """`weights_digest` of a file's tensors, given that of what `as_float32` made of them: mostly the same tensors."""
-    return digest if all(weights[name] is tensor for name, tensor in state.items()) else weights_digest(state)
 
 
 def _own_category(number: Any, name: Any) -> Category:

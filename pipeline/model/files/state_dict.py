@@ -24,10 +24,10 @@ def strip_prefix(state: Mapping[str, Tensor]) -> StateDict:
 
 
 def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Every key there, none too many, every shape right.
+    """Every key there, none too many, every shape right, and real numbers where the model computes with them.
 
     Raises:
-        LayoutError: listing all that is missing, unexpected or of another shape.
+        LayoutError: listing all that is missing, unexpected, of another shape, or no real numbers.
     """
     missing = sorted(set(expected) - set(given))
     unexpected = sorted(set(given) - set(expected))
@@ -36,9 +36,20 @@ def check_keys(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> N
         for key in sorted(set(expected) & set(given))
         if given[key].shape != expected[key].shape
     ]
+    # Quantised weights, say, whose scales are lost: as they stand they would be other weights.
+    no_reals = [
+        f"{key} {str(given[key].dtype).removeprefix('torch.')}"
+        for key in sorted(set(expected) & set(given))
+        if expected[key].is_floating_point() and not given[key].is_floating_point()
+    ]
     problems = [
         f"{title} ({len(keys)}):\n  " + "\n  ".join(keys)
-        for title, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        for title, keys in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshapen),
+            ("no floating-point numbers", no_reals),
+        )
         if keys
     ]
     if problems:

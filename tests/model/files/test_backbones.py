@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.files.backbones import convert_backbone, load_backbone, read_backbone
-from pipeline.model.files.checkpoints import CheckpointError, load_checkpoint
+from pipeline.model.files.checkpoints import CheckpointError, load_checkpoint, weights_digest
 from tests.model.cascade_mask_rcnn.test_swin import lively, random_map
 
 State = dict[str, Tensor]
@@ -131,6 +132,18 @@ def test_a_detector_is_no_backbone(small_state: State, tmp_path: Path) -> None:
 def test_a_backbone_is_no_detector(save: Save, classifier: nn.Module, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="ImageNet backbone without a detector"):
         load_checkpoint(save(classifier.state_dict(), tmp_path))
+
+
+def test_our_own_file_of_half_precision_becomes_float32(classifier: nn.Module, tmp_path: Path) -> None:
+    found = read_backbone(save_own(classifier.state_dict(), tmp_path))
+    half = {name: tensor.half() for name, tensor in found.weights.items()}
+    with safe_open(tmp_path / "own.safetensors", framework="pt") as file:
+        header = file.metadata() | {"weights_sha256": weights_digest(half)}
+    save_file(half, tmp_path / "half.safetensors", metadata=header)
+    again = read_backbone(tmp_path / "half.safetensors")
+    assert all(torch.equal(again.weights[name], tensor.float()) for name, tensor in half.items())
+    assert {tensor.dtype for tensor in again.weights.values()} == {torch.float32}
+    assert again.weights_sha256 == weights_digest(again.weights)
 
 
 def test_tampered_weights_are_refused(classifier: nn.Module, tmp_path: Path) -> None:

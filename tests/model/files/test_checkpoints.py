@@ -8,6 +8,7 @@ import pickle
 import struct
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -125,17 +126,40 @@ def test_half_precision_becomes_float32(small_state: State, tmp_path: Path) -> N
     assert checkpoint.weights["box_heads.stages.0.convs.0.norm.num_batches_tracked"].dtype == torch.int64
 
 
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
-def test_our_own_file_in_another_precision_becomes_float32(
-    kind: torch.dtype, small_checkpoint: Checkpoint, tmp_path: Path
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_our_own_file_of_another_precision_becomes_float32(
+    dtype: torch.dtype, small_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    stored = {k: v.to(kind) if v.is_floating_point() else v for k, v in small_checkpoint.weights.items()}
-    save_checkpoint(replace(small_checkpoint, weights=stored, weights_sha256=""), tmp_path / "model.safetensors")
-    loaded = load_checkpoint(tmp_path / "model.safetensors")
-    for name, weight in stored.items():
-        assert torch.equal(loaded.weights[name], weight.float() if weight.is_floating_point() else weight), name
-    assert {w.dtype for w in loaded.weights.values() if w.is_floating_point()} == {torch.float32}
-    assert loaded.weights_sha256 == weights_digest(loaded.weights)
+    other = {k: v.to(dtype) if v.is_floating_point() else v for k, v in small_checkpoint.weights.items()}
+    save_checkpoint(replace(small_checkpoint, weights=other, weights_sha256=""), tmp_path / "a.safetensors")
+    loaded = load_checkpoint(tmp_path / "a.safetensors")
+    expected = {k: v.float() if v.is_floating_point() else v for k, v in other.items()}
+    assert all(loaded.weights[k].dtype == v.dtype and torch.equal(loaded.weights[k], v) for k, v in expected.items())
+    assert loaded.weights_sha256 == weights_digest(expected)
+    data = bytearray((tmp_path / "a.safetensors").read_bytes())
+    data[-1000] ^= 1
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match="the weights are not those the file was written with"):
+        load_checkpoint(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+@pytest.mark.parametrize("own_file", [False, True])
+def test_weights_that_are_no_real_numbers_are_refused(
+    own_file: bool, dtype: torch.dtype, small_state: State, small_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """What quantising leaves without its scales, say."""
+    state = small_checkpoint.weights if own_file else small_state
+    name = "rpn.conv.weight" if own_file else "rpn_head.rpn_conv.weight"
+    path = tmp_path / "a.safetensors"
+    if own_file:
+        save_checkpoint(small_checkpoint, path)
+    with safe_open(path, framework="pt") if own_file else nullcontext() as file:
+        header = file.metadata() if file else None
+    save_file({k: v.contiguous() for k, v in (state | {name: state[name].to(dtype)}).items()}, path, metadata=header)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(CheckpointError, match=rf"no floating-point numbers \(1\):\n  rpn\.conv\.weight {kind}"):
+        load_checkpoint(path, SMALL_CATEGORIES)
 
 
 def test_digest_depends_on_names_types_shapes_and_bytes() -> None:
@@ -455,6 +479,8 @@ TAMPERED = {
     "variant with an unknown key": ("variant", '{"name": "custom", "depth": 3}'),
     "no JSON": ("settings", "{"),
     "settings out of range": ("settings", '{"nms_iou": 2}'),
+    "a side beyond int64": ("settings", '{"long_side": 9223372036854775808}'),
+    "a side of no sense": ("settings", '{"short_side": 1000000000, "long_side": 1000000000}'),
     "a category too few": ("categories", '[[1, "a"], [2, "b"], [3, "c"], [4, "d"]]'),
     "categories without ids": ("categories", '["a", "b", "c", "d", "e"]'),
 }
