@@ -13,6 +13,9 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+# No file has as many; a walk ends there, within a second or two.
+_MOST_PARTS = 1_000_000
+
 _PNG_SIGNATURE_BYTES = 8
 _PNG_CHUNK_BYTES = 12  # length, name and checksum around a chunk's body
 _PNG_EXIF = b"eXIf"
@@ -29,8 +32,6 @@ _NEEDED_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adob
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xff])", re.DOTALL)
 # A marker behind entropy-coded data, in which 0xFF is followed by zero or by a restart marker.
 _NEXT_MARKER = re.compile(rb"\xff+([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)
-
-_PNM_COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
 
 
 def png_essentials(data: bytes) -> bytes:
@@ -67,7 +68,9 @@ def _joined(data: bytes, spans: list[list[int]]) -> bytes:
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Name, start and stop of chunk after chunk, up to the end, or to one that is cut or has no name."""
     start = _PNG_SIGNATURE_BYTES
-    while start + _PNG_CHUNK_BYTES <= len(data):
+    for _ in range(_MOST_PARTS):
+        if start + _PNG_CHUNK_BYTES > len(data):
+            return
         name = data[start + 4 : start + 8]
         stop = start + _PNG_CHUNK_BYTES + int.from_bytes(data[start : start + 4], "big")
         if stop > len(data) or not (name.isascii() and name.isalpha()):
@@ -100,7 +103,10 @@ def jpeg_essentials(data: bytes) -> JpegEssentials:
     Several EXIF segments stay, as one block may be spread over them.
     """
     spans, position = [[0, _SOI_BYTES]], _SOI_BYTES  # of what is kept, joined where they meet
-    while (found := _MARKER.search(data, position)) and found[1][0] not in _ENDS_THE_WALK:
+    for _ in range(_MOST_PARTS):
+        found = _MARKER.search(data, position)
+        if found is None or found[1][0] in _ENDS_THE_WALK:
+            break
         code, length_at = found[1][0], found.end()
         stop = length_at + int.from_bytes(data[length_at : length_at + 2], "big")
         if not length_at + 2 <= stop <= len(data):
@@ -108,7 +114,7 @@ def jpeg_essentials(data: bytes) -> JpegEssentials:
         if _is_needed(code, data[length_at + 2 : min(stop, length_at + 16)]):
             _keep(spans, length_at - 2, stop)
         position = stop
-    rest = found.end() - 2 if found else position
+    rest = found.end() - 2 if found else len(data)  # without a marker, nothing comes of it
     before = sum(end - start for start, end in spans)
     _keep(spans, rest, len(data))
     return JpegEssentials(_joined(data, spans), before)
@@ -129,13 +135,15 @@ def has_more_scans(jpeg: JpegEssentials, limit: int) -> bool:
     if jpeg.data.count(b"\xff\xda", jpeg.first_scan) <= limit:
         return False
     scans, position = 0, jpeg.first_scan
-    while scans <= limit and (found := _NEXT_MARKER.search(jpeg.data, position)):
-        code = found[1][0]
-        if code == _EOI:
-            break
-        scans += code == _SOS
+    for _ in range(_MOST_PARTS):
+        found = _NEXT_MARKER.search(jpeg.data, position)
+        if found is None or found[1][0] == _EOI:
+            return False
+        scans += found[1][0] == _SOS
+        if scans > limit:
+            return True
         position = found.end() + int.from_bytes(jpeg.data[found.end() : found.end() + 2], "big")
-    return scans > limit
+    return True  # nobody counts that far
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -151,8 +159,3 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
         bits = int.from_bytes(body[1:5], "little")
         return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
     return None
-
-
-def without_pnm_comments(data: bytes) -> bytes:
-    """A plain PBM, PGM or PPM, which is text, without comments: each becomes the end of its line."""
-    return _PNM_COMMENT.sub(b"\n", data) if b"#" in data else data

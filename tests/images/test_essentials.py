@@ -224,18 +224,6 @@ class TestScans:
         np.testing.assert_array_equal(decode_image(noted).pixels, decode_image(data).pixels)
 
 
-class TestPlainPnm:
-    def test_comments(self) -> None:
-        for text in ("P2\n# one\n3 2 # two\n255\n1 2 3 #three\n4 5 6\n", "P3 1 2 255 #\n#\n1 2 3\n#x\n4 5 6\n"):
-            assert_equal_to_opencv(text.encode())
-
-    def test_a_file_of_comments_takes_no_more_than_its_length(self) -> None:
-        started = time.process_time()
-        data = b"P2\n2 1\n255\n" + b"#\n" * 1_000_000 + b"1 2\n"
-        np.testing.assert_array_equal(decode_image(data).pixels[..., 0], [[1, 2]])
-        assert time.process_time() - started < 5
-
-
 class TestMemory:
     @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"lossless": True, "exif": exif_block(1)}])
     def test_the_size_of_a_webp_is_known_before_it_is_opened(self, options: dict[str, Any]) -> None:
