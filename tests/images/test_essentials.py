@@ -224,6 +224,25 @@ class TestScans:
         np.testing.assert_array_equal(decode_image(noted).pixels, decode_image(data).pixels)
 
 
+class TestParts:
+    """What Pillow passes over in Python, a byte or a part at a time."""
+
+    def test_junk_before_a_marker_that_never_comes(self) -> None:
+        started = time.process_time()
+        assert code_of(JPEG[:BEHIND_JFIF] + bytes(50_000_000)) == "corrupt_image"
+        assert time.process_time() - started < 2  # Pillow: 5 s and more
+
+    @pytest.mark.parametrize("junk", [b"x" * 3000, b"!\xfe\x01a\0" * 1000], ids=["junk", "extensions"])
+    def test_more_parts_than_are_read(self, junk: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        gif = encode(RGB, "GIF")
+        picture = gif.index(b",", 13 + 768)
+        many = gif[:picture] + junk + gif[picture:]
+        assert decode_image(many).pixels.shape == PIXELS.shape
+        monkeypatch.setattr("pipeline.images.decode._MAX_READS", 1000)
+        assert decode_image(gif).pixels.shape == PIXELS.shape
+        assert code_of(many) == "corrupt_image"
+
+
 class TestMemory:
     @pytest.mark.parametrize("options", [{}, {"lossless": True}, {"lossless": True, "exif": exif_block(1)}])
     def test_the_size_of_a_webp_is_known_before_it_is_opened(self, options: dict[str, Any]) -> None:
