@@ -47,9 +47,10 @@ from pipeline.images.essentials import (
     has_more_scans,
     jpeg_essentials,
     png_essentials,
+    pnm_header,
+    pnm_pixels,
     webp_size,
 )
-from pipeline.images.pnm import pnm_header, pnm_pixels
 
 # Names of pictures: they pick files out of folders; whatever is named itself is judged by its content. The last line's
 # are photographs in formats that are left closed: each is a failed row that says so, and not a file passed over.

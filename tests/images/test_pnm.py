@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL.PpmImagePlugin import PpmImageFile
 
-import pipeline.images.pnm as pnm_module
+import pipeline.images.essentials as pnm_module
 from pipeline.images.decode import ImageError, decode_image
 
 GAPS = st.sampled_from([b" ", b"\n", b"\t", b"   ", b"\r\n", b" # a comment\n", b"\n#\r# 7 7\n"])
