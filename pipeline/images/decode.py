@@ -16,7 +16,8 @@ pictures of more than twice ``MAX_IMAGE_PIXELS`` (179 million pixels by default)
 ``too_many_pixels`` even when ``max_pixels`` is larger.
 
 What a picture costs follows from its pixels: `pipeline.images.essentials` leaves out what has no say in them, and a
-JPEG of more than `MAX_SCANS` scans, each of which passes over all pixels for as little as 163 bytes, is refused.
+JPEG of more than `MAX_SCANS` scans, each of which passes over all pixels for as little as 163 bytes, is refused. What
+Pillow parses in Python, byte by byte at worst, is bounded by the reads that it takes (`_Reads`).
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from PIL import (
     ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
-    PpmImagePlugin,
     TiffImagePlugin,
     WebPImagePlugin,
     _imaging,
@@ -47,8 +47,9 @@ from pipeline.images.essentials import (
     has_more_scans,
     jpeg_essentials,
     png_essentials,
+    pnm_header,
+    pnm_pixels,
     webp_size,
-    without_pnm_comments,
 )
 
 # Names of pictures: they pick files out of folders; whatever is named itself is judged by its content. The last line's
@@ -62,6 +63,7 @@ IMAGE_SUFFIXES = tuple(f".{suffix}" for suffix in _SUFFIXES.split())
 # What libtiff allows a JPEG inside a TIFF. Encoders write about ten, and libjpeg's scan scripts have no use for more.
 MAX_SCANS = 100
 
+_PNM = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")
 _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     # JpegImageFile and not Pillow's factory: of a multi-picture JPEG (MPO) it reads the primary image only.
     ((b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
@@ -70,7 +72,6 @@ _PLUGINS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
     ((b"GIF87a", b"GIF89a"), GifImagePlugin.GifImageFile),
     ((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     ((b"BM",), BmpImagePlugin.BmpImageFile),
-    ((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), PpmImagePlugin.PpmImageFile),
 )
 # Pictures, but in formats that are left closed: worth another message than "not an image".
 _CLOSED_FORMATS: tuple[tuple[int, bytes, str], ...] = (
@@ -103,6 +104,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Of a file: its parts take a few each, and the pairs of a BMP's run lengths one or two. Some seconds' worth.
+_MAX_READS = 10_000_000
+_MAX_TIMES_READ = 4  # of each byte, on average: tags of a TIFF may all point to the same ones
 _INVERSE_ORIENTATION = {6: 8, 8: 6}
 _PIXELS_AT_ONCE = 1 << 18  # converted together
 
@@ -142,6 +146,23 @@ class ImageError(UserError):
         return type(self), (self.code, str(self))
 
 
+class _Reads(io.BytesIO):
+    """A file that can be read so often and no more."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self._reads_left = _MAX_READS
+        self._bytes_left = _MAX_TIMES_READ * len(data) + (1 << 16)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self._reads_left -= 1
+        self._bytes_left -= len(data)
+        if self._reads_left < 0 or self._bytes_left < 0:
+            raise ImageError("corrupt_image", "too many parts, or parts that lie over one another")
+        return data
+
+
 @dataclass(frozen=True)
 class DecodedImage:
     """A decoded picture.
@@ -175,8 +196,10 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, apply_exif: bool
     """
     if len(data) == 0:
         raise ImageError("empty_object", "the object has no bytes")
-    plugin = _plugin_for(data)
     try:
+        if data.startswith(_PNM):
+            return _decode_pnm(data, max_pixels)
+        plugin = _plugin_for(data)
         return _decode(plugin, _essentials(plugin, data), max_pixels, apply_exif)
     except ImageError:
         raise
@@ -208,13 +231,13 @@ def _essentials(plugin: type[ImageFile.ImageFile], data: bytes) -> bytes:
         if has_more_scans(jpeg, MAX_SCANS):
             raise ImageError("too_many_scans", f"a JPEG of more than {MAX_SCANS} scans")
         return jpeg.data
-    return without_pnm_comments(data) if data.startswith((b"P1", b"P2", b"P3")) else data
+    return data
 
 
 def _decode(plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels: int, apply_exif: bool) -> DecodedImage:
     if plugin is WebPImagePlugin.WebPImageFile and (canvas := webp_size(data)):
         _check_size(canvas, max_pixels)  # here, because opening it takes half of the memory already
-    with plugin(io.BytesIO(data), "") as image:
+    with plugin(_Reads(data), "") as image:
         stored_size = _stored_size(image)
         _check_size(stored_size, max_pixels)
         _check_size(_tile_size(image), max_pixels, "tiles of ")
@@ -229,6 +252,12 @@ def _decode(plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels:
         elif turned_by_pillow and not apply_exif:
             turn = _INVERSE_ORIENTATION.get(orientation, orientation)
         return DecodedImage(_rgb_pixels(image, turn), orientation, stored_size)
+
+
+def _decode_pnm(data: bytes, max_pixels: int) -> DecodedImage:
+    header = pnm_header(data)
+    _check_size(header.size, max_pixels)
+    return DecodedImage(pnm_pixels(data, header), 1, header.size)
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, what: str = "") -> None:
@@ -254,8 +283,7 @@ def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 
 def _check_mode(image: ImageFile.ImageFile) -> None:
-    sixteen_bit = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
-    if image.mode not in _CONVERTIBLE and not sixteen_bit:
+    if image.mode not in _CONVERTIBLE and not image.mode.startswith("I;16"):
         raise ImageError("unsupported_image", f"{image.format} with pixels of type {image.mode}")
 
 

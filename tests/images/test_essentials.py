@@ -40,9 +40,9 @@ def assert_equal_to_opencv(data: bytes) -> None:
     np.testing.assert_array_equal(decode_image(data).pixels, bgr[:, :, ::-1])
 
 
-def code_of(data: bytes, **limits: int) -> str:
+def code_of(data: bytes, max_pixels: int = 100_000_000) -> str:
     with pytest.raises(ImageError) as caught:
-        decode_image(data, **limits)
+        decode_image(data, max_pixels=max_pixels)
     return caught.value.code
 
 
@@ -226,29 +226,36 @@ class TestScans:
         np.testing.assert_array_equal(decode_image(noted).pixels, decode_image(data).pixels)
 
 
-class TestPlainPnm:
-    def test_comments(self) -> None:
-        for text in ("P2\n# one\n3 2 # two\n255\n1 2 3 #three\n4 5 6\n", "P3 1 2 255 #\n#\n1 2 3\n#x\n4 5 6\n"):
-            assert_equal_to_opencv(text.encode())
+class TestParts:
+    """What Pillow passes over in Python, a byte or a part at a time."""
 
-    def test_a_file_of_comments_takes_no_more_than_its_length(self) -> None:
+    def test_junk_before_a_marker_that_never_comes(self) -> None:
         started = time.process_time()
-        data = b"P2\n2 1\n255\n" + b"#\n" * 1_000_000 + b"1 2\n"
-        np.testing.assert_array_equal(decode_image(data).pixels[..., 0], [[1, 2]])
-        assert time.process_time() - started < 5
+        assert code_of(JPEG[:BEHIND_JFIF] + bytes(50_000_000)) == "corrupt_image"
+        assert time.process_time() - started < 2  # Pillow: 5 s and more
+
+    @pytest.mark.parametrize("junk", [b"x" * 3000, b"!\xfe\x01a\0" * 1000], ids=["junk", "extensions"])
+    def test_more_parts_than_are_read(self, junk: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+        gif = encode(RGB, "GIF")
+        picture = gif.index(b",", 13 + 768)
+        many = gif[:picture] + junk + gif[picture:]
+        assert decode_image(many).pixels.shape == PIXELS.shape
+        monkeypatch.setattr("pipeline.images.decode._MAX_READS", 1000)
+        assert decode_image(gif).pixels.shape == PIXELS.shape
+        assert code_of(many) == "corrupt_image"
 
     @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
     def test_comments_that_go_over_the_ends_of_slices(self, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
         data = end.join([b"P2 #a#", b"3 2", b"#", b"#bb", b"255# 1", b"1 2 3", b"4 5#6", b"6 #"])
         for size in range(1, 20):
-            monkeypatch.setattr(essentials, "_PNM_SLICE_BYTES", size)
-            without = essentials.without_pnm_comments(data)
+            monkeypatch.setattr(essentials, "_AT_ONCE", size)
+            without = essentials._without_comments(data)
             assert without.split() == [b"P2", b"3", b"2", b"255", b"1", b"2", b"3", b"4", b"5", b"6"]
 
     def test_a_file_of_comments_takes_no_memory_for_each(self) -> None:
         data = b"P2\n2 1\n255\n" + b"#\n" * 2_000_000 + b"1 2\n"
         tracemalloc.start()
-        essentials.without_pnm_comments(data)
+        essentials._without_comments(data)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 2 * len(data) + 32 * (1 << 20)
