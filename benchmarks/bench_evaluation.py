@@ -3,7 +3,7 @@
 A set like val2017 is written as COCO JSON and as the Parquet output of the annotate job. Measured in one run:
 
 - CPU time of the job's stages in one process, scratch files and all, against pycocotools and faster-coco-eval on
-  the same JSON files, load included;
+  the same JSON files, load included; and which share of it the check of run lengths takes;
 - the time on Ray with one CPU and with more;
 - bytes between map and reduce;
 - the peak memory of each process on Ray, for the set and for larger ones.
@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -42,6 +43,7 @@ from pycocotools.cocoeval import COCOeval
 
 from benchmarks.support.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.support.machine import describe
+from pipeline.annotations import schema
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
@@ -50,6 +52,7 @@ from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluate.metrics_file import arrays_of
+from pipeline.masks.rle import check_strings
 from pipeline.metrics.ap.figures import coco_stats
 from pipeline.metrics.protocol import CocoProtocol, IouType
 from pipeline.storage.uris import Uri
@@ -174,15 +177,34 @@ def compare(folder: Path, iou_type: IouType, num_images: int) -> tuple[Measured,
         if package == "pycocotools":
             wanted, base = stats, seconds
         _row(package, seconds, num_images, base, np.array_equal(stats, wanted))
+    checks = []
     for name, analysis in (("ours", False), ("ours, with analysis", True)):
         start = time.process_time()
-        measured = ours(folder, iou_type, analysis)
+        with timed_checks() as checking:
+            measured = ours(folder, iou_type, analysis)
         seconds = time.process_time() - start
+        checks.append(f"{sum(checking) / seconds:.1%} of {name}")
         stats = coco_stats(arrays_of(measured, iou_type), CocoProtocol().max_dets)
         _row(name, seconds, num_images, base, np.array_equal(stats, wanted))
         if not np.array_equal(stats, wanted):
             raise RuntimeError(f"{stats.tolist()}, not {wanted.tolist()}")
+    if iou_type == "segm":
+        print(f"\nthe check of the predictions' run lengths: {', '.join(checks)}")
     return measured, seconds
+
+
+@contextmanager
+def timed_checks() -> Iterator[list[float]]:
+    """The CPU seconds of each check of run lengths that is made within."""
+    seconds: list[float] = []
+
+    def timed(*arguments: Any) -> None:
+        start = time.process_time()
+        check_strings(*arguments)
+        seconds.append(time.process_time() - start)
+
+    with mock.patch.object(schema, "check_strings", timed):
+        yield seconds
 
 
 def _row(name: str, seconds: float, num_images: int, base: float, same: bool) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 Int64Array = NDArray[np.int64]
 
 _MOST_GROUPS = 12  # 60 bits: whatever a number stands for, int64 holds it
-_MASKS_AT_ONCE = 256  # of which arrays fit into a core's cache: twice as fast as thousands
+_MASKS_AT_ONCE = 512  # so many that calls of numpy cost little, so few that arrays fit into a core's cache
 
 
 class Rle(TypedDict):
@@ -176,42 +176,46 @@ def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.in
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     pixels = sizes[:, 0] * sizes[:, 1]
     ends = np.cumsum(runs_per_mask)
-    # No run is longer than the image, so that no sum of them wraps around.
+    totals = np.zeros(runs.size + 1, np.int64)
+    np.cumsum(runs, out=totals[1:])
+    sums = np.diff(totals[ends], prepend=0)
+    wrong = sums != pixels
+    # No run is longer than an image, so that no sum of them has wrapped around; and of those that are not below zero
+    # and add up to the image none is longer than that.
+    if not wrong.any() and (not runs.size or (runs.min() >= 0 and runs.max() <= pixels.max())):
+        return
     outside = (runs < 0) | (runs > np.repeat(pixels, runs_per_mask))
     if outside.any():
         at = int(outside.argmax())
         index = int(np.searchsorted(ends, at, side="right"))
         raise DamagedRle(f"a run of {runs[at]:,} pixels in a mask of {_by(sizes[index])}", index)
-    sums = np.diff(np.append(0, np.cumsum(runs))[ends], prepend=0)
-    wrong = sums != pixels
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise DamagedRle(f"run lengths of {sums[index]:,} pixels in all for a mask of {_by(sizes[index])}", index)
+    index = int(wrong.argmax())
+    raise DamagedRle(f"run lengths of {sums[index]:,} pixels in all for a mask of {_by(sizes[index])}", index)
 
 
 def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
     """The inverse of `_strings`, of the same two arrays; the runs may be any numbers."""
+    if not texts:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     characters = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
     ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-    if (characters > 63).any() or (np.diff(ends, prepend=0) == 0).any():
+    if (np.diff(ends, prepend=0) == 0).any() or characters.max() > 63:
         raise DamagedRle("the run lengths are not a compressed string")
     is_last = characters < 32
     if not is_last[ends - 1].all():
         raise DamagedRle("the last run length is cut off")
     lasts = np.flatnonzero(is_last)
-    starts = np.empty_like(lasts)
-    starts[0:1], starts[1:] = 0, lasts[:-1] + 1
-    num_groups = lasts - starts + 1
-    values = (characters[starts] & 31).astype(np.int64)
-    rest, group = np.flatnonzero(num_groups > 1), 1
-    while rest.size:
-        if group == _MOST_GROUPS:
-            raise DamagedRle("a run length has too many digits")
-        values[rest] |= (characters[starts[rest] + group] & 31).astype(np.int64) << (5 * group)
-        group += 1
-        rest = rest[num_groups[rest] > group]
-    negative = np.flatnonzero((characters[lasts] & 16).astype(np.bool_))
-    values[negative] -= np.int64(1) << (5 * num_groups[negative])
+    num_groups = np.diff(lasts, prepend=-1)
+    rest = np.flatnonzero(num_groups > 1)
+    most_groups = int(num_groups[rest].max(initial=1))
+    if most_groups > _MOST_GROUPS:
+        raise DamagedRle("a run length has too many digits")
+    digits = characters & np.uint8(31)
+    # The highest group has the sign; most numbers have no other.
+    values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[lasts].astype(np.int64)
+    for group in range(1, most_groups):
+        values[rest] = values[rest] << 5 | digits[lasts[rest] - group]
+        rest = rest[num_groups[rest] > group + 1]
     runs_per_mask = np.diff(np.searchsorted(lasts, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 
@@ -222,13 +226,11 @@ def _undone_differences(values: Int64Array, runs_per_mask: Int64Array) -> Int64A
     Runs before last stand at places of one parity, so two sums do for all masks, once they begin anew where they must.
     """
     firsts = np.cumsum(runs_per_mask) - runs_per_mask
-    begins = np.zeros(values.size, np.bool_)
-    for position in range(3):
-        begins[firsts[runs_per_mask > position] + position] = True
-    for chain, begins_anew in ((values[0::2], begins[0::2]), (values[1::2], begins[1::2])):
-        at = np.flatnonzero(begins_anew)
-        before = np.cumsum(chain)[at] - chain[at]
-        chain[at] -= np.diff(before, prepend=0)
+    begins = (firsts[:, None] + np.arange(3))[np.arange(3) < runs_per_mask[:, None]]
+    for parity in range(2):
+        chain, at = values[parity::2], begins[begins % 2 == parity] // 2
+        if at.size > 1:
+            chain[at[1:]] -= np.add.reduceat(chain, at)[:-1]
         np.cumsum(chain, out=chain)
     return values
 

@@ -794,6 +794,32 @@ class TestOtherRuns:
         assert len(read_rows(out)) == images
 
 
+def test_a_model_that_overflows_ends_the_run_and_says_what_to_do(
+    ray_s3: S3Server, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """All its numbers are finite, and what it computes on any image is not."""
+    huge = torch.full_like(checkpoint.weights["neck.outputs.0.weight"], 3e38)
+    weights = {**checkpoint.weights, "neck.outputs.0.weight": huge}
+    save_checkpoint(replace(checkpoint, weights=weights, weights_sha256=""), tmp_path / "model.safetensors")
+    (tmp_path / "pictures").mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "pictures" / name).write_bytes(GOOD_FILES[name])
+    out = tmp_path / "out"
+    values = {
+        "manifest": {"uri": str(tmp_path / "pictures")},
+        "model": {"checkpoint": str(tmp_path / "model.safetensors")},
+        "output": {"uri": str(out)},
+    }
+    ended = command(tmp_path, values)
+    assert ended.code == 1
+    assert ended.log[-1] == (
+        "exit code 1: ModelNotFinite: the network's numbers are NaN or infinite on this image, the first that this "
+        "replica got: no precision of the model is finer: run with another checkpoint"
+    )
+    assert not list((out / "data").glob("*"))
+    assert json.loads((out / "run.json").read_text())["state"] == "failed"
+
+
 def test_errors_come_out_of_the_library_as_they_are(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ClusterError):

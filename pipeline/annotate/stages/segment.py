@@ -96,10 +96,14 @@ class Segment:
             self._raise_if_device_lost(error)
             if len(images) == 1:
                 if isinstance(error, NotFinite) and not self._has_worked:
-                    raise ModelNotFinite(
-                        f"{error}, the first that this replica got: model.precision {self._predictor.precision} may be "
-                        "too coarse for these weights; run with model.precision=fp32, or with another checkpoint"
-                    ) from error
+                    precision = self._predictor.precision
+                    cure = (
+                        "no precision of the model is finer: run with another checkpoint"
+                        if precision == "fp32"
+                        else f"model.precision {precision} may be too coarse for these weights; run with "
+                        "model.precision=fp32, or with another checkpoint"
+                    )
+                    raise ModelNotFinite(f"{error}, the first that this replica got: {cure}") from error
                 codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
                 code = next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
                 return [ImageFailure(SEGMENT, code, f"{type(error).__name__}: {error}")]

@@ -332,6 +332,13 @@ class TestNotFinite:
         with pytest.raises(ModelNotFinite, match=r"model\.precision fp16 may be too coarse .* model\.precision=fp32"):
             segment(decoded_rows([plain(0), plain(1)]), predictor)
 
+    def test_float32_is_not_advised_where_it_was_used(self) -> None:
+        predictor = StandIn(lambda images: NotFinite("NaN"))
+        predictor.precision = "fp32"
+        with pytest.raises(ModelNotFinite, match=r"run with another checkpoint$") as caught:
+            segment(decoded_rows([plain(0)]), predictor)
+        assert "model.precision" not in str(caught.value)
+
     def test_a_later_one_is_a_failed_row(self) -> None:
         predictor = StandIn(lambda images: NotFinite("NaN") if any(image[0, 0, 0] == 1 for image in images) else None)
         out = segment(decoded_rows([plain(0), plain(1), plain(2)]), predictor)
