@@ -96,10 +96,6 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         stack.enter_context(connect(config.resources.ray_address))
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
-        if corrected := store.make_way(identity, schema, fence):
-            logger.info("all %d images there had failed under other settings; they are queued again", corrected)
-        if retry_failed:
-            logger.info("%d failed images are queued again", store.strip_failed(fence))
         run = _Run(config, checkpoint, identity, store, manifest, lock, run_id)
         parts = RunParts(
             config=config,
@@ -114,7 +110,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
             monitor=start_monitor(),
             pool=pool,
         )
-        return run.execute(parts)
+        return run.execute(parts, retry_failed)
 
 
 @dataclass
@@ -129,38 +125,59 @@ class _Run:
     started: float = field(default_factory=time.monotonic)
     rounds: int = 0
     written: int = 0
+    begun: bool = False  # run.json says that this run is at work
 
-    def execute(self, parts: RunParts) -> RunJson:
+    def execute(self, parts: RunParts, retry_failed: bool) -> RunJson:
         """Annotate what is pending, and report; a run that fails or is stopped says so in run.json."""
-        report = self._new_report()
-        pending = self._pending()
-        logger.info(
-            "%s images in the manifest, %s done, %s to do",
-            *(f"{n:,}" for n in (pending.num_rows, pending.num_done, pending.num_pending)),
-        )
-        todo = pending.num_pending
-        if todo == 0:
-            report.state = RunState.NOTHING_TO_DO
-            self._close_books(report, self.store.counts(), pending)
-            logger.info("the output is complete; nothing to do")
-            self._finish_report(report)
-            return report
-        report.write(self.store.uri)
+        report, todo = self._new_report(), 0
         with ExitStack() as work:  # left when the report is written: ending work takes seconds
             try:
+                self._queue_again(parts, report, retry_failed)
+                pending = self._pending()
+                todo = pending.num_pending
+                logger.info(
+                    "%s images in the manifest, %s done, %s to do",
+                    *(f"{n:,}" for n in (pending.num_rows, pending.num_done, todo)),
+                )
+                if todo == 0:
+                    report.state = RunState.NOTHING_TO_DO
+                    self._close_books(report, self.store.counts(), pending)
+                    logger.info("the output is complete; nothing to do")
+                    self._finish_report(report)
+                    return report
+                self._begin(report)
                 self._annotate_all(parts, pending, report, work)
                 report.write(self.store.uri)
             except (KeyboardInterrupt, Exception) as error:
-                if not report.state.closed:  # else a signal came after the last row
-                    report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
-                    report.this_run = self._figures(parts, todo)
-                if report.state is RunState.FAILED:
-                    report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
-                with suppress(OSError, LockLost):
-                    parts.fence()  # without the lock, the report is another run's
-                    report.write(self.store.uri)
+                if self.begun:
+                    self._report_end(parts, report, todo, error)
                 raise
         return report
+
+    def _begin(self, report: RunJson) -> None:
+        self.begun = True
+        report.write(self.store.uri)
+
+    def _queue_again(self, parts: RunParts, report: RunJson, retry_failed: bool) -> None:
+        """Remove rows of images that are to be done again, of which an earlier report says that they are done."""
+        failed = retry_failed and self.store.counts().failed
+        if failed or self.store.in_the_way(parts.identity, parts.schema):
+            self._begin(report)
+        if corrected := self.store.make_way(parts.identity, parts.schema, parts.fence):
+            logger.info("all %d images there had failed under other settings; they are queued again", corrected)
+        if retry_failed:
+            logger.info("%d failed images are queued again", self.store.strip_failed(parts.fence))
+
+    def _report_end(self, parts: RunParts, report: RunJson, todo: int, error: BaseException) -> None:
+        """After an error; a run that had closed its books when a signal came has finished all the same."""
+        if not (isinstance(error, KeyboardInterrupt) and report.state.closed):
+            report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
+            report.this_run = self._figures(parts, todo)
+        if report.state is RunState.FAILED:
+            report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
+        with suppress(OSError, LockLost):
+            parts.fence()  # without the lock, the report is another run's
+            report.write(self.store.uri)
 
     def _annotate_all(self, parts: RunParts, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter
 
 from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
 from pipeline.errors import UserError
-from pipeline.storage.objects.base import Entry, ObjectFolder
+from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
 
 MAGIC = b"PAR1"
 ROWS_PER_GROUP = 2048
@@ -265,8 +265,12 @@ def _read_metadata(source: pa.NativeFile, name: str, size_bytes: int) -> pq.File
 
 
 def _read_end(source: pa.NativeFile, size_bytes: int, num_bytes: int) -> bytes:
-    source.seek(max(0, size_bytes - num_bytes))
-    return source.read(min(num_bytes, size_bytes))
+    wanted = min(num_bytes, size_bytes)
+    source.seek(size_bytes - wanted)
+    content = source.read(wanted)
+    if len(content) < wanted:  # which is no reason to take the file for one that is cut off, and to remove it
+        raise ReadFailed(f"the storage gave {len(content):,} bytes of {wanted:,}")
+    return content
 
 
 def _parse(metadata: pq.FileMetaData) -> Footer | None:

@@ -130,17 +130,24 @@ class Measured:
     scratch_uri: Uri
 
 
-def measure(request: Request, run_tasks: TaskRunner, report: Callable[[str], None]) -> Measured:
+def measure(
+    request: Request,
+    run_tasks: TaskRunner,
+    report: Callable[[str], None],
+    before_results: Callable[[], None] = lambda: None,
+) -> Measured:
     """Evaluate.
 
     Args:
         run_tasks: where the tasks run.
         report: takes a line for people now and then.
+        before_results: called once the inputs are known to go together, right before the first result is written.
 
     Raises:
         InputError: the inputs cannot be evaluated; every reason is in the message.
     """
     plan, chunks, inputs = _pair(request, run_tasks, report)
+    before_results()
     sums = GroupSums(plan)
     for group in run_tasks(functools.partial(_evaluate, plan), list(enumerate(chunks)), "evaluated"):
         sums.merge(group)

@@ -76,7 +76,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
     Raises:
         ForeignFolder: the output folder is not empty, and no evaluation's.
-        InputError: the inputs cannot be evaluated; no results were written.
+        InputError: the inputs cannot be evaluated; no results were written. Those of an earlier evaluation are still
+            there unless the reason was found in a picture's annotations, late.
         UserError, RunError, OSError: likewise.
     """
     run_id = new_run_id()
@@ -88,9 +89,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         stack.enter_context(connect(config.resources.ray_address))
         check_shared({"output.uri": output}, {"predictions.uri": config.predictions.uri})
         scratch = stack.enter_context(scratch_of(output, run_id, fence))
-        _remove_old(output, fence)
         report = _reporter()
-        measured = measure(_request(config, scratch), RayTasks(report), report)
+        measured = measure(
+            _request(config, scratch), RayTasks(report), report, before_results=lambda: _remove_old(output, fence)
+        )
         metrics = _metrics(config, measured)
         metrics["run"] = {
             "run_id": run_id,

@@ -30,7 +30,7 @@ from pipeline.messages.timing import duration
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.claim import OutputKind, check_own
-from pipeline.storage.lock.lease import OutputLock
+from pipeline.storage.lock.lease import Fence, OutputLock
 from pipeline.storage.objects.open import open_objects
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.draws import Draws
@@ -85,7 +85,7 @@ def train(config: TrainConfig) -> Trained:
     check_address(config.resources.ray_address)
     check_own(config.output.uri, _TRAINING)
     with ExitStack() as stack:
-        stack.enter_context(OutputLock(config.output.uri, new_run_id()))
+        fence = stack.enter_context(OutputLock(config.output.uri, new_run_id())).fence()
         inputs = read_inputs(config.data, config.model.classes)
         for name, books in zip(_names(config), inputs.reports, strict=True):
             logger.info("%s: %s", name, books)
@@ -103,12 +103,13 @@ def train(config: TrainConfig) -> Trained:
             roots = {f"data.train.{i}.image_root": source.image_root for i, source in enumerate(config.data.train)}
             check_shared({"output.uri": config.output.uri}, roots)
             try:
-                result = _fit(config, inputs, start, draws, per_epoch)
+                result = _fit(config, inputs, start, draws, per_epoch, fence)
             except RayActorError as error:  # the node died that Ray's own helpers ran on
                 raise TrainingFailed(
                     f"Ray: {cause_of(error).line()}. The same command goes on from the last checkpoint"
                 ) from error
         trained = Trained(result.position, round(time.monotonic() - started, 3), result.unreadable)
+        fence()
         _write_report(config, inputs, trained)
     return trained
 
@@ -161,7 +162,9 @@ def _differences(old: Any, new: Any, at: str = "") -> Iterator[str]:
         yield f"{at}: {json.dumps(old)}, now {json.dumps(new)}"
 
 
-def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterations_per_epoch: int) -> Result:
+def _fit(
+    config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterations_per_epoch: int, fence: Fence
+) -> Result:
     with tempfile.TemporaryDirectory() as storage, listening() as listener:
         work = Work(
             config=config,
@@ -172,6 +175,7 @@ def _fit(config: TrainConfig, inputs: Inputs, start: Start, draws: Draws, iterat
             start=ray.put(start),
             listener=listener,
             folder=os.getcwd(),
+            fence=fence,
         )
         trainer = _Trainer(
             work,

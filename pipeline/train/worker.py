@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,6 +50,7 @@ class Work:
         start: reference to a `pipeline.train.loop.start.Start`.
         listener: what worker 0 says goes there.
         folder: of the driver; relative paths are meant from there.
+        fence: raises where this run may not write any more.
     """
 
     config: TrainConfig
@@ -60,6 +61,7 @@ class Work:
     start: ray.ObjectRef
     listener: Any
     folder: str
+    fence: Callable[[], None]
 
     def __call__(self) -> None:
         """Train, in a process that Ray Train started."""
@@ -85,7 +87,7 @@ class Work:
             ray.get(self.start),
             feed,
             ray.get(self.validation),
-            CheckpointFolder(config.output.uri),
+            CheckpointFolder(config.output.uri, self.fence),
             config,
             device,
             record=self.record,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,10 @@ from ray.exceptions import ObjectLostError, RayTaskError
 from pipeline.annotate import graph
 from pipeline.annotate import run as job
 from pipeline.annotate.graph import Block
+from pipeline.annotations.data_file import Counts
+from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.storage.lock.lease import LockLost
+from pipeline.storage.uris import Uri
 
 
 class Stages:
@@ -141,3 +145,72 @@ def test_lost_blocks_are_left_to_the_audit(work: Any) -> None:
     begin(run)
     assert store.files == [("c", "d")]
     assert run.written == 8
+
+
+class Output:
+    """An output that an earlier run finished with failed images."""
+
+    def __init__(self, uri: Uri, at_strip: BaseException | None = None) -> None:
+        self.uri, self._at_strip = uri, at_strip
+
+    def counts(self) -> Counts:
+        return Counts(annotated=8, failed=2)
+
+    def in_the_way(self, *_: Any) -> dict[Any, Any]:
+        return {}
+
+    def make_way(self, *_: Any) -> int:
+        return 0
+
+    def strip_failed(self, fence: Any) -> int:
+        if self._at_strip is not None:
+            raise self._at_strip
+        return 2
+
+
+def executed(
+    monkeypatch: pytest.MonkeyPatch, store: Output, retry_failed: bool, work: Callable[..., None]
+) -> Callable[[], RunJson]:
+    """The job from where Ray is connected on, without Ray."""
+    monkeypatch.setattr(job._Run, "_new_report", lambda _: RunJson(run_id="second", state=RunState.RUNNING))
+    monkeypatch.setattr(job._Run, "_figures", lambda *_: ThisRun())
+    monkeypatch.setattr(job._Run, "_pending", lambda _: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(job._Run, "_annotate_all", work)
+    RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
+    anything: Any = None
+    run = job._Run(anything, anything, anything, store, anything, anything, "second")  # type: ignore[arg-type]
+    parts: Any = SimpleNamespace(identity=None, schema=None, fence=lambda: None)
+    return lambda: run.execute(parts, retry_failed)
+
+
+@pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "stopped"), (OSError("no"), "failed")])
+def test_an_output_whose_failed_rows_are_removed_is_not_called_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, state: str
+) -> None:
+    store = Output(Uri(str(tmp_path)), at_strip=error)
+    with pytest.raises(type(error)):
+        executed(monkeypatch, store, True, lambda *_: None)()
+    report = RunJson.read(store.uri)
+    assert report is not None
+    assert (report.run_id, report.state, report.images) == ("second", state, ImageCounts())
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_signal_after_the_last_row_finds_the_run_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
+    store = Output(Uri(str(tmp_path)))
+
+    def work(run: Any, parts: Any, pending: Any, report: RunJson, stack: contextlib.ExitStack) -> None:
+        stack.callback(lambda: seen.append(RunJson.read(store.uri)))
+        if closed:
+            report.state, report.images = RunState.FINISHED, ImageCounts(10, 9, 1)
+        raise KeyboardInterrupt
+
+    seen: list[RunJson | None] = []
+    with pytest.raises(KeyboardInterrupt):
+        executed(monkeypatch, store, False, work)()
+    # Written before the work is ended, which takes seconds in which a second signal may come.
+    (report,) = seen
+    assert report is not None
+    assert (report.state, report.images.manifest) == (("finished", 10) if closed else ("stopped", 0))

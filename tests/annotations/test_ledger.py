@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from pipeline.annotations.data_file import Counts, OutputError, data_file_name, encode_data_file
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore, Recovery
-from pipeline.storage.objects.base import Entry, ObjectFolder
+from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
+from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import IDENTITY, all_ids, output_table
@@ -511,3 +512,15 @@ class TestKilledWriters:
             ids = all_ids(local)
             assert len(ids) == len(set(ids)) == 40 * recovery.num_files
             assert [name for name in data_names(local) if name.startswith(".")] == []
+
+
+def test_a_storage_that_gives_too_few_bytes_costs_no_file(local: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    local.write_rows(output_table(range(5)), IDENTITY)
+    before = data_names(local)
+    opened = LocalObjects.open
+    monkeypatch.setattr(
+        LocalObjects, "open", lambda self, name, size: pa.BufferReader(opened(self, name, size).read(size - 10))
+    )
+    with pytest.raises(ReadFailed, match=f"{before[0]} cannot be read: the storage gave"):
+        OutputStore(local.uri).recover(free)
+    assert data_names(local) == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +15,11 @@ import pytest
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.reader import open_source
 from pipeline.coco.errors import InputError
+from pipeline.errors import UserError
 from pipeline.evaluate import measure
+from pipeline.evaluate import run as evaluate_job
 from pipeline.evaluate.analysis import AnalysisPlan
-from pipeline.evaluate.config import AnalysisConfig
+from pipeline.evaluate.config import AnalysisConfig, EvaluateConfig
 from pipeline.evaluate.inputs import annotations, ground_truth, predictions
 from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
@@ -230,3 +233,29 @@ def test_metrics_are_plain_json(tmp_path: Path) -> None:
     assert sum(content["calibration"]["overall"]["count"]) == sum(
         row["count"] for row in content["calibration"]["per_class"]
     )
+
+
+def test_inputs_that_cannot_be_evaluated_cost_no_earlier_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, random_case(3))
+    monkeypatch.setattr(evaluate_job, "connect", lambda address: contextlib.nullcontext())
+    monkeypatch.setattr(evaluate_job, "check_shared", lambda writes, reads: None)
+    monkeypatch.setattr(evaluate_job, "RayTasks", lambda report: shuffled)
+    out = tmp_path / "out"
+    values: dict[str, Any] = {
+        "predictions": {"uri": str(tmp_path / "run")},
+        "ground_truth": {"uri": str(tmp_path / "truth.json")},
+        "gallery": {"images_per_class": 0},
+        "output": {"uri": str(out)},
+    }
+    evaluate_job.evaluate(EvaluateConfig.model_validate(values))
+    names = ("metrics.json", "report.html", "matches/part-00000.parquet")
+    before = {name: (out / name).read_bytes() for name in names}
+    for missing in ("predictions", "ground_truth"):
+        wrong = EvaluateConfig.model_validate({**values, missing: {"uri": str(tmp_path / "mistyped")}})
+        with pytest.raises((UserError, OSError)):
+            evaluate_job.evaluate(wrong)
+        assert {name: (out / name).read_bytes() for name in names} == before
+    evaluate_job.evaluate(EvaluateConfig.model_validate({**values, "analysis": {"enabled": False}}))
+    assert not (out / "matches").exists()

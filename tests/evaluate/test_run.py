@@ -172,6 +172,7 @@ def test_a_second_evaluation_replaces_the_first(ray_cluster: None, world: World,
     (tmp_path / "matches").mkdir()
     (tmp_path / "matches" / "part-00099.parquet").write_bytes(b"old")
     (tmp_path / "thresholds.yaml").write_text("old")
+    (tmp_path / "metrics.json").write_text('{"sources": {}, "decisions": [], "run": {}}')
     evaluate(world.config(tmp_path, analysis={"enabled": False}, metrics={"iou_types": ["bbox"]}))
     assert not (tmp_path / "thresholds.yaml").exists()
     assert not (tmp_path / "matches").exists()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -104,10 +104,13 @@ class CheckpointFolder:
 
     Args:
         uri: of the folder; nothing is created before the first write.
+        fence: called right before each file is written or removed; raises if this run must not write any more: one
+            that slept through its lease must not replace or remove what the next has saved.
     """
 
-    def __init__(self, uri: Uri) -> None:
+    def __init__(self, uri: Uri, fence: Callable[[], None] = lambda: None) -> None:
         self._uri = uri
+        self._fence = fence
         self._shown = str(uri).rstrip("/")
         self._objects = open_objects(uri, _TIMEOUT_S)
 
@@ -127,22 +130,30 @@ class CheckpointFolder:
             position: where training stands, and goes on from.
             trained: the weights that are trained, where they are not the checkpoint's.
             settings: JSON-able; whoever resumes gets it back.
+
+        Raises:
+            LockLost, Changed: another run writes there.
+            OSError: the storage fails.
         """
         state = {_OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
         state |= {_WEIGHTS + name: tensor for name, tensor in (trained or {}).items()}
         name = f"state-{position.iteration:08d}.safetensors"
+        self._fence()
         with _sent(self._objects, self._uri, name) as path:
             write_safetensors(_on_cpu(state), path, {"weights_sha256": weights_digest(state)})
         training = {"position": asdict(position), "settings": dict(settings or {}), "state": name}
+        self._fence()
         with _sent(self._objects, self._uri, LAST) as path:
             save_checkpoint(replace(checkpoint, source={**checkpoint.source, "training": training}), path)
         for entry in self._objects.list("").files:
             is_old = _STATE.fullmatch(entry.name) and entry.name != name
             if is_old or _LEFTOVER.fullmatch(entry.name):
-                self._objects.delete(entry.name)
+                self._fence()
+                self._objects.delete(entry.name, entry)
 
     def save_best(self, checkpoint: Checkpoint) -> None:
-        """Replace ``best``."""
+        """Replace ``best``; raises what `save_last` does."""
+        self._fence()
         with _sent(self._objects, self._uri, BEST) as path:
             save_checkpoint(checkpoint, path)
 

@@ -8,6 +8,7 @@ import torch
 
 from pipeline.model.cascade_mask_rcnn.network import decays
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, load_checkpoint, save_checkpoint
+from pipeline.storage.lock.lease import LockLost, OutputLock
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_name
 from pipeline.train.loop import checkpoint_folder as module
@@ -180,3 +181,22 @@ def test_on_an_object_store(checkpoint: Checkpoint, model: torch.nn.Module) -> N
     assert saved.state["optimizer.a/b"].tolist() == [5.0]
     names = [entry.name for entry in folder._objects.list("").files]
     assert names == ["best.safetensors", "last.safetensors", "state-00000002.safetensors"]
+
+
+def test_a_run_that_lost_its_lock_leaves_the_next_ones_files(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    uri = Uri(str(tmp_path))
+    first = OutputLock(uri, "first", lease_s=60.0)
+    first.acquire()
+    stalled = CheckpointFolder(uri, first.fence())
+    stalled.save_last(checkpoint, {"a/b": torch.ones(1)}, Position(3))
+    first.release()  # for the others it is the same as a lease that is over
+    with OutputLock(uri, "second") as second:
+        winner = CheckpointFolder(uri, second.fence())
+        winner.save_last(checkpoint, {"a/b": torch.zeros(1)}, Position(5))
+        winner.save_best(checkpoint)
+        before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
+        with pytest.raises(LockLost):
+            stalled.save_last(checkpoint, {"a/b": torch.ones(1)}, Position(4))
+        with pytest.raises(LockLost):
+            stalled.save_best(checkpoint)
+        assert {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")} == before
