@@ -178,7 +178,9 @@ class TestKeys:
         assert [row["image_id"] for row in rows] == sorted(keys)
         uris = [UriText(row["image_uri"]) for row in rows]
         assert list(map(str, uris)) == [f"s3://bucket/{prefix}/{key}" for key in sorted(keys)]
-        assert PictureSource().fetch_many(uris) == [key.encode() for key in sorted(keys)]
+        assert [data for _, data in sorted(PictureSource().fetch_in_turn(uris))] == [
+            key.encode() for key in sorted(keys)
+        ]
         # What the output holds is what visualise, exports and training read.
         written = hide_column(pa.array([uri.secret_text for uri in uris])).to_pylist()
         assert [picture_uri(UriText(uri)) for uri in written] == uris
@@ -199,7 +201,8 @@ class TestKeys:
     def test_dots_are_refused_below_roots(self, s3: S3Server, client: Any) -> None:
         client.put_object(Bucket="bucket", Key="roots/../x.jpg", Body=b"x")
         policy = AccessPolicy((Uri("s3://bucket/roots"),))
-        failure = PictureSource(Fetcher(policy=policy)).fetch_many([UriText("s3://bucket/roots/../x.jpg")])[0]
+        source = PictureSource(Fetcher(policy=policy))
+        [(_, failure)] = source.fetch_in_turn([UriText("s3://bucket/roots/../x.jpg")])
         assert isinstance(failure, ImageFailure)
         assert failure.code == "uri_not_allowed"
 
