@@ -130,7 +130,7 @@ class Bench:
 def _arguments(config: str, values: dict[str, Any]) -> list[str]:
     arguments = ["--config", config]
     for key, value in values.items():
-        arguments += ["--set", f"{key}={json.dumps(value)}"]
+        arguments += ["--set", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     return arguments
 
 

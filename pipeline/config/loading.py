@@ -265,6 +265,8 @@ def _parse_override(kind: type[Section], text: str) -> tuple[KeyPath, Any]:
         raise ConfigError(f"--set {key}: expected section.key=value, for example model.batch_size=4")
     expected, path = _expected_at(kind, key)
     if any(map(_is_text, expected)):
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":  # as YAML had them once, and shells take off
+            logger.warning("--set %s: the quotes are taken as part of the text", key.strip())
         return path, None if NoneType in expected and value in ("", "null") else value
     return path, _parse(value, f"--set {key.strip()}")[0]
 

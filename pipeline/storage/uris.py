@@ -236,7 +236,8 @@ def resolve(text: str, root: Uri | None) -> UriText:
 
     Raises:
         AccessDenied: the relative path climbs out of the root.
-        UriError: empty, or relative without a root, or a root with a query.
+        UriError: empty, or relative without a root, or a root with a query; or a URL with a typing error, whose secrets
+            a path below the root would show.
     """
     if not text:
         raise UriError("empty URI")
@@ -244,6 +245,8 @@ def resolve(text: str, root: Uri | None) -> UriText:
         return UriText(text)
     if root is None:
         raise UriError(f"the relative path {_without_query(text)!r} needs an image root")
+    if (mistake := UriText(text)).holds_secrets:
+        raise UriError(f"{str(mistake)!r} is neither a URI nor a path, and has a query or credentials")
     return root.join(text)
 
 

@@ -354,6 +354,12 @@ def test_what_is_left_over_of_a_value_is_refused(load: Any, override: str) -> No
         load(MINIMAL, override)
 
 
+@pytest.mark.parametrize(("text", "said"), [('"/a b"', True), ("'/a b'", True), ("/a's", False), ('"', False)])
+def test_quotes_around_a_text_are_kept_and_spoken_of(load: Any, caplog: Any, text: str, said: bool) -> None:
+    assert load(MINIMAL, f"manifest.id_column={text}").manifest.id_column == text
+    assert ("--set manifest.id_column: the quotes are taken as part of the text" in caplog.text) is said
+
+
 @pytest.mark.parametrize(("text", "said"), [("/photos/Trip #3", True), ("'/photos/Trip #3'", False), ("a # b", False)])
 def test_a_path_that_yaml_cuts_off_is_spoken_of(load: Any, caplog: Any, text: str, said: bool) -> None:
     load(MINIMAL.replace("a.csv", text))

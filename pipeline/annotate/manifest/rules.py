@@ -19,6 +19,7 @@ from pipeline.storage.uris import Uri, UriError, UriText, resolve
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
 NUMBER = "number in the source"  # of a row; a column of copies
 _ABSOLUTE = r"\A(?:/|[^/]+://)"
+_PERHAPS_REFUSED = r"\.\.|:|%3[Aa]|\\"  # of relative paths: those that climb, and URLs with a typing error
 # Everything that is not shown whole is such: parameters, users, odd hosts and schemes, mistakes.
 _PERHAPS_SECRET = r"[?#&;@\\\[\]]|\A[\x00-\x20]|\A//|:(?:[^/]|/[^/])|%3[Aa]|\A(?:[^A-Za-z/][^/]*)?[^/]*[^A-Za-z0-9+.\-/][^/]*://|\A(?:[^A-Za-z/][^/]*)?://"
 
@@ -147,7 +148,8 @@ def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str])
         raise ManifestError(f"{name_row(index)}: the image URI is null or empty; fill it in or remove the row")
     relative = np.flatnonzero(is_relative(uris).to_numpy(zero_copy_only=False))
     if root is not None and len(relative):
-        relative = relative[pc.match_substring(uris.take(pa.array(relative)), "..").to_numpy(zero_copy_only=False)]
+        odd = pc.match_substring_regex(uris.take(pa.array(relative)), _PERHAPS_REFUSED)
+        relative = relative[odd.to_numpy(zero_copy_only=False)]
     for index in relative.tolist():
         try:
             resolve(uris[index].as_py(), root)

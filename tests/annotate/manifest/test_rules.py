@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.annotate.manifest.rules import ManifestError, check_uris_as_ids, is_relative
+from pipeline.annotate.manifest.rules import ManifestError, check_uris, check_uris_as_ids, is_relative
 from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 
@@ -88,3 +88,28 @@ def test_relative_is_what_a_root_is_put_before(uri: str) -> None:
             assert resolve(uri, root).secret_text.startswith("s3://bucket/root/")
     else:
         assert resolve(uri, root).secret_text == uri
+
+
+@pytest.mark.parametrize("root", ["/root", "s3://bucket/root", "https://host/root"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https:/host/a.jpg?sig=secret",
+        "https:\\\\host\\a.jpg?sig=secret",
+        "https:host/a.jpg?sig=secret",
+        "https%3A//host/a.jpg?sig=secret",
+        "\\\\host\\a.jpg?sig=secret",
+        "\\/host/a.jpg?sig=secret",
+        "s3:/key:secret@bucket/a.jpg",
+    ],
+)
+def test_a_url_with_a_typing_error_is_no_path_below_the_root(uri: str, root: str) -> None:
+    with pytest.raises(ManifestError, match=r"^line 2: .* query or credentials") as caught:
+        check_uris(pa.array(["a.jpg", uri]), Uri(root), lambda index: f"line {index + 1}")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("uri", ["a?b#c.jpg", "12:30.jpg", "C:/a?b.jpg", "a\\b#1.jpg", "a..b", " a.jpg", "a%3Ab.jpg"])
+def test_odd_paths_below_a_local_root_are_paths(uri: str) -> None:
+    check_uris(pa.array([uri]), Uri("/root"), str)
+    assert str(resolve(uri, Uri("/root"))) == f"/root/{uri}"
