@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.storage.uris import Uri, UriText, resolve
+from urllib.parse import quote
+
+from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 
 def picture_uri(uri: UriText, root: Uri | None = None) -> UriText:
@@ -20,19 +22,35 @@ def picture_uri(uri: UriText, root: Uri | None = None) -> UriText:
 
 
 def image_path(image_id: int | str, uri: str | None, root: Uri | None) -> str:
-    """A relative path for an image, with ``/``, that climbs nowhere.
+    """What an image is called where people and tools know it by its file: what `resolve` with the root takes back.
+
+    So no two URIs have one name, and whoever joins it with the root reads the same image. Below the root it is the
+    path or the literal key; where that would mean something else (it lies elsewhere, its key begins with ``/``, ``./``,
+    ``../`` or looks like a URI) it is the whole URI.
 
     Args:
         image_id: stands in for an image without a URI.
         uri: as its row has it.
-        root: absolute, what annotate joined relative URIs to (``RunJson.image_root``). Below it the path is the
-            relative one; elsewhere it is the whole URI without its scheme.
+        root: absolute, what annotate joined relative URIs to (``RunJson.image_root``).
     """
-    text = str(image_id) if uri is None else uri
-    prefix = "" if root is None or uri is None else str(root).rstrip("/") + "/"
-    if prefix and text.startswith(prefix):
-        text = text[len(prefix) :]
-    else:
-        text = text.partition("://")[2] or text
-    parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-    return "/".join(parts) or "image"
+    if uri is None or not (uri.startswith("/") or "://" in uri):
+        return _label(str(image_id) if uri is None else uri)
+    place = _literal(uri)
+    prefix = "" if root is None else _literal(str(root)).rstrip("/") + "/"
+    below = place[len(prefix) :] if prefix and place.startswith(prefix) else ""
+    try:
+        is_text = below.encode(errors="replace").decode() == below  # a local name need not be
+        is_same = is_text and _literal(resolve(below, root).secret_text) == place
+    except UriError:
+        is_same = False
+    return below if is_same else uri
+
+
+def _literal(uri: str) -> str:
+    """The path of a file URI, or else the same text."""
+    return Uri(uri).path if uri[:5].lower() == "file:" else uri
+
+
+def _label(text: str) -> str:
+    """A name that nobody reads from, which climbs nowhere all the same."""
+    return quote(text, safe="").replace(".", "%2E") if {"", ".", ".."} & {*text.split("/")} else text

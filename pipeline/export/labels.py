@@ -35,7 +35,7 @@ class ImageInfo(NamedTuple):
     Attributes:
         id: as the output has it.
         uri: where it came from; ``None`` for images that came as bytes.
-        path: relative, for formats that know images by their files.
+        path: what formats know images by: relative to the source's root, or a whole URI (see `image_path`).
         size: (H, W) in pixels.
     """
 

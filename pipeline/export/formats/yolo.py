@@ -107,7 +107,7 @@ class _LabelFiles:
 
 def _places(image: ImageInfo, taken: TakenPaths) -> tuple[str, str]:
     """Where an image and its label file belong in the folder; nothing else is there."""
-    for path in alternatives(safe_path(image.path), image.id):
+    for path in alternatives(safe_path(image.path.partition("://")[2] or image.path), image.id):
         place = f"images/{path}"
         if split_suffix(place)[1].lower() not in _SUFFIXES:
             place += _ADDED_SUFFIX

@@ -17,6 +17,8 @@ from pycocotools.coco import COCO
 
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.export.formats.coco import to_json, write_coco, write_coco_results
+from pipeline.storage.uris import Uri
+from pipeline.train.data.coco_source import read_coco
 from tests.export.export_cases import (
     CATEGORIES,
     EMPTY,
@@ -147,13 +149,23 @@ class TestDataset:
         ("uri", "fields"),
         [
             (None, {"file_name": "1"}),
-            ("https://h/a/1.png", {"file_name": "h/a/1.png", "coco_url": "https://h/a/1.png"}),
+            ("https://h/a/1.png", {"file_name": "https://h/a/1.png", "coco_url": "https://h/a/1.png"}),
         ],
     )
     def test_uris(self, tmp_path: Path, uri: str | None, fields: dict[str, str]) -> None:
         (image,) = dataset(write_output(tmp_path / "out", [Picture(1, [], uri=uri)]))["images"]
         assert image.items() >= fields.items()
         assert image.get("image_uri") == uri
+
+    def test_odd_keys_are_found_again(self, tmp_path: Path) -> None:
+        """By whoever joins the file name with the root, training here: one name an object."""
+        keys = ["a/b.jpg", "a//b.jpg", "./x.jpg", "../x.jpg", "x?y#z.jpg", "c%20d.jpg", "ü b.jpg", "s3://inner/k.jpg"]
+        uris = [f"s3://pictures/{key}" for key in keys]
+        found = write_output(tmp_path / "out", [Picture(n, [FULL], uri=uri) for n, uri in enumerate(uris)])
+        with (tmp_path / "labels.json").open("wb") as file:
+            write_coco(labels_of(found), file)
+        images, _, _ = read_coco(Uri(str(tmp_path / "labels.json")), Uri("s3://pictures"))
+        assert [image.uri.secret_text for image in images] == uris
 
     def test_pycocotools_indexes_it(self, tmp_path: Path) -> None:
         pictures = awkward_pictures()
