@@ -19,12 +19,14 @@ from PIL import Image
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories
 from pipeline.drawing.draw import DrawOptions, draw
 from pipeline.drawing.file_names import PictureNames
+from pipeline.errors import UserError
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.left_out import LeftOut
 from pipeline.model.detections import Detections
 from pipeline.model.predictor import Predictor
 from pipeline.provenance import package_versions
 from pipeline.storage.uris import UriText
+from pipeline.storage.whole_file import named
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +129,8 @@ class PredictRun:
         categories, rles = self.predictor.categories, found.rle()
         objects = found.boxes, found.labels, found.scores, rles
         drawn = draw(picture.pixels, *objects, categories, options=self.options)
-        Image.fromarray(drawn).save(self.out / picture.output_name)
+        with named(self.out / picture.output_name):
+            Image.fromarray(drawn).save(self.out / picture.output_name)
         self.annotations += coco_annotations(found, picture.id, categories, len(self.annotations) + 1, rles)
         self.images.append(
             {
@@ -161,7 +164,7 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
         skip: folders are not searched below this one: where the results go.
 
     Raises:
-        ValueError: there is not one file.
+        UserError: there is not one file.
     """
     found: dict[Path, Path] = {}
     for name in named:
@@ -171,7 +174,7 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
             for file in (_below(match, skip) if match.is_dir() else [match]) or [match]:
                 found.setdefault(file.resolve(), file)
     if not any(file.is_file() for file in found.values()):
-        raise ValueError(f"no image files: {', '.join(str(UriText(name)) for name in named)}")
+        raise UserError(f"no image files: {', '.join(str(UriText(name)) for name in named)}")
     return list(found.values())
 
 
