@@ -102,7 +102,7 @@ class DataConfig(Section):
     def read_by_workers(self) -> dict[str, Uri | None]:
         """The folders of pictures, which are read where the work is done, by the setting."""
         learnt = {f"data.train.{i}.image_root": source.image_root for i, source in enumerate(self.train)}
-        return {**learnt, "data.validation.image_root": self.validation and self.validation.image_root}
+        return {**learnt, "data.validation.image_root": self.validation.image_root if self.validation else None}
 
 
 class TrainModelConfig(Section):
