@@ -3,7 +3,7 @@
 Reads detectors (official ``.pth``, ModelScope ``.pt``, mmdet 3.x ``.pth``, our own) and ImageNet backbones
 (microsoft ``.pth``, timm); a backbone gives a file that training starts from, not one that predicts.
 
-Exit code: 0, or 2 if the source cannot be used or the file cannot be written.
+Exit code: 0, 2 if the source cannot be used or the file cannot be written, 1 if trying again may help.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from jobs.ending import ends_in_order
+from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
 from pipeline.model.files.backbones import convert_backbone
 from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.storage.uris import UriText, hide_secrets
+from pipeline.storage.uris import UriText
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
@@ -36,20 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        _convert(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"convert_checkpoint: error: {hide_secrets(str(error))}", file=sys.stderr)
-        return 2
+    _convert(args)
     return 0
 
 
 def _convert(args: argparse.Namespace) -> None:
     out = Path(args.out)
     if out.suffix != ".safetensors":
-        raise ValueError(f"{out}: the output is a safetensors file; end its name in .safetensors")
+        raise UserError(f"{out}: the output is a safetensors file; end its name in .safetensors")
     if out.exists() and not args.force:
-        raise ValueError(f"{out} exists; --force replaces it")
+        raise UserError(f"{out} exists; --force replaces it")
     changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     categories = read_categories(args.classes) if args.classes else None
     source = resolve_checkpoint(UriText(args.source))
@@ -57,10 +54,10 @@ def _convert(args: argparse.Namespace) -> None:
         checkpoint = load_checkpoint(source, categories)
     except BackboneOnlyError:
         if categories or changes:
-            raise ValueError(f"{source} is a backbone alone: classes and test settings mean nothing for it") from None
+            raise UserError(f"{source} is a backbone alone: classes and test settings mean nothing for it") from None
         _convert_backbone(source, out)
         return
-    checkpoint = replace(checkpoint, settings=replace(checkpoint.settings, **changes))
+    checkpoint = replace(checkpoint, settings=checkpoint.settings.changed(changes))
     save_checkpoint(checkpoint, out)
     _report(_detector_facts(checkpoint), out)
 

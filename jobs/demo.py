@@ -26,8 +26,10 @@ from pipeline.annotations.rows import OutputRows
 from pipeline.cluster.connect import connect
 from pipeline.drawing.draw import DrawOptions, grid
 from pipeline.drawing.rows import draw_rows
+from pipeline.errors import UserError
 from pipeline.evaluate.run import METRICS
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import named
 from pipeline.synthetic.scenes import holds_scenes, is_taken, write_scenes
 
 MODEL = Path(__file__).with_name("demo_model.safetensors")
@@ -47,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = Path(parser.parse_args(argv).out)
     scenes, results, evaluation = out / "scenes", out / "annotations", out / "evaluation"
     if is_taken(out) and not holds_scenes(scenes):
-        print(f"demo: error: {out} is not empty, and not of an earlier demo: give --out another", file=sys.stderr)
-        return 2
+        raise UserError(f"{out} is not empty, and not of an earlier demo: give --out another")
     truth = write_scenes(scenes, NUM_SCENES, SEED)
     damaged = scenes / f"images/{DAMAGED:06d}.jpg"
-    damaged.write_bytes(damaged.read_bytes()[:1000])
+    with named(damaged):
+        damaged.write_bytes(damaged.read_bytes()[:1000])
     configs: dict[str, dict[str, Any]] = {
         "annotate": {
             "manifest": {"uri": str(truth), "format": "coco", "image_root": str(scenes)},
@@ -73,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if code:
                 return code
     sheet = out / "contact_sheet.png"
-    Image.fromarray(_contact_sheet(results)).save(sheet)
+    with named(sheet):
+        Image.fromarray(_contact_sheet(results)).save(sheet)
     metrics = json.loads((evaluation / METRICS).read_text())["mmdet"]
     print(
         f"\nOn {NUM_SCENES - 1} scenes that the model has never seen: "
@@ -91,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _written(out: Path, job: str, configs: dict[str, dict[str, Any]]) -> str:
     path = out / f"{job}.yaml"
-    path.write_text(yaml.safe_dump(configs[job], sort_keys=False))
+    with named(path):
+        path.write_text(yaml.safe_dump(configs[job], sort_keys=False))
     print(f"python -m jobs.{job} --config {path}", flush=True)
     return str(path)
 

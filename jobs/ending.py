@@ -9,8 +9,9 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from pipeline.cluster import signals
 from pipeline.cluster.cause import Cause, cause_of
@@ -19,8 +20,18 @@ from pipeline.storage.uris import hide_secrets
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE}
-_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+_ALLOWED = "it must be there, and user {user} (or the keys in use) allowed to use it"
+_CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), (FAILED, "make room there, then run the same command again")),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), (FAILED, "allow more open files (ulimit -n), then run it again")),
+    **dict.fromkeys((errno.EIO, errno.ESTALE), (FAILED, "the disk or the mount failed; run the same command again")),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT), (BAD_INPUT, _ALLOWED)),
+    **dict.fromkeys(
+        (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
+        (BAD_INPUT, "something else is at this path: give another one"),
+    ),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), (BAD_INPUT, "give another path")),
+}
 _MENDED_ELSEWHERE = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
@@ -53,16 +64,32 @@ def run(logger: logging.Logger, work: Callable[[], int], advice: str) -> int:
             code, name = _signal_code()
             return end(logger, code, f"stopped by {name}; {advice}")
         except Exception as error:
-            cause = cause_of(error)
-            if issubclass(cause.kind, RunError):
-                return end(logger, FAILED, f"{cause.name}: {cause.message}")
-            if issubclass(cause.kind, UserError):
-                return end(logger, BAD_INPUT, f"{cause.name}: {cause.message}")
-            if issubclass(cause.kind, OSError):
-                logger.debug("the job failed; %s", advice, exc_info=True)
-                return end(logger, *_of_system(cause))
-            logger.exception("the job failed; %s", advice)
-            return end(logger, FAILED, hide_secrets(cause.line()))
+            logger.debug("the job failed; %s", advice, exc_info=True)
+            verdict = _judged(error, advice)
+            if verdict.above:
+                logger.error("%s", verdict.above)
+            return end(logger, verdict.code, verdict.line)
+
+
+class _Verdict(NamedTuple):
+    """On an error: the exit code, the last line, and what stands above it where a line cannot say all."""
+
+    code: int
+    line: str
+    above: str = ""
+
+
+def _judged(error: Exception, advice: str) -> _Verdict:
+    cause = cause_of(error)
+    said = hide_secrets(f"{cause.name}: {cause.message}")
+    first, *more = said.splitlines()
+    if issubclass(cause.kind, RunError | UserError):
+        code = FAILED if issubclass(cause.kind, RunError) else BAD_INPUT
+        return _Verdict(code, f"{first}, listed above", said) if more else _Verdict(code, said)
+    if issubclass(cause.kind, OSError):
+        return _Verdict(*_of_system(cause))
+    trace = "".join(traceback.format_exception(error)).rstrip()
+    return _Verdict(FAILED, f"{first}; {advice}", hide_secrets(trace))
 
 
 def _of_system(cause: Cause) -> tuple[int, str]:
@@ -71,11 +98,12 @@ def _of_system(cause: Cause) -> tuple[int, str]:
     code = int(number[1]) if number else None
     # A file is written under a hidden name beside its place, which nobody knows.
     line = re.sub(r"/\.[^/]*\.[0-9a-f]{32}\.tmp\b", "", hide_secrets(cause.line()))
-    if code in _FULL:
-        return FAILED, f"{line}; make room there, then run the same command again"
-    if code in _FORBIDDEN or (code is None and issubclass(cause.kind, _MENDED_ELSEWHERE)):
-        return BAD_INPUT, f"{line}; it must be there, and user {os.geteuid()} (or the keys in use) allowed to use it"
-    return FAILED, line
+    if code is None and issubclass(cause.kind, _MENDED_ELSEWHERE):
+        code = errno.EACCES
+    if code not in _CURES:
+        return FAILED, line
+    exit_code, cure = _CURES[code]
+    return exit_code, f"{line}; {cure.format(user=os.geteuid())}"
 
 
 class Main(Protocol):
@@ -85,10 +113,10 @@ class Main(Protocol):
 
 
 def ends_in_order(advice: str) -> Callable[[Main], Main]:
-    """For the ``main`` of a command that keeps no log: SIGINT and SIGTERM end it as they end a job.
+    """For the ``main`` of a command that keeps no log: errors and signals end it as they end a job.
 
     Args:
-        advice: what is left, and what to do.
+        advice: after a signal, and an error that nobody foresaw: what is left, and what to do.
     """
 
     def decorate(main: Main) -> Main:
@@ -99,8 +127,12 @@ def ends_in_order(advice: str) -> Callable[[Main], Main]:
                     return main(argv)
                 except KeyboardInterrupt:
                     code, name = _signal_code()
-                    print(f"exit code {code}: stopped by {name}; {advice}", file=sys.stderr)
-                    return code
+                    return say_end(code, f"stopped by {name}; {advice}")
+                except Exception as error:
+                    verdict = _judged(error, advice)
+                    if verdict.above:
+                        print(verdict.above, file=sys.stderr)
+                    return say_end(verdict.code, verdict.line)
 
         return in_order
 
@@ -111,6 +143,12 @@ def _signal_code() -> tuple[int, str]:
     """The exit code of shells for what is ended by a signal, and the signal's name."""
     number = signals.received() or signal.SIGINT
     return 128 + number, number.name
+
+
+def say_end(code: int, message: str) -> int:
+    """The last line of a command that keeps no log."""
+    print(f"exit code {code}: {message}", file=sys.stderr, flush=True)
+    return code
 
 
 def end(logger: logging.Logger, code: int, message: str) -> int:

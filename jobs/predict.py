@@ -3,7 +3,8 @@
 Writes DIR/predictions.json (COCO style, all detections) and a drawn picture for each image. The pictures go
 through in batches; the annotations alone are held until the end.
 
-Exit code: 0 if every image was segmented, 1 if some failed, 2 if nothing could be started or written.
+Exit code: 0 if every image was segmented, 1 if some failed or trying again may help, 2 if nothing could be started or
+written.
 """
 
 from __future__ import annotations
@@ -12,21 +13,19 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jobs.arguments import positive
-from jobs.ending import ends_in_order
+from jobs.ending import FAILED, OK, ends_in_order, say_end
 from pipeline.coco.results import write_json
 from pipeline.drawing.draw import DrawOptions
-from pipeline.drawing.file_names import InTheWay
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import PRECISIONS, Predictor, load_model
 from pipeline.predict.run import RESULT, PredictRun, find_images
-from pipeline.storage.uris import UriText, hide_secrets
+from pipeline.storage.uris import UriText
 
 
 @ends_in_order("pictures that were drawn are kept, predictions.json was not written")
@@ -35,33 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     out = Path(args.out)
-    try:
-        files = find_images(args.images, skip=out)
-        out.mkdir(parents=True, exist_ok=True)
-        predictor = _load(args)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"predict: error: {hide_secrets(str(error))}", file=sys.stderr)
-        return 2
+    files = find_images(args.images, skip=out)
+    out.mkdir(parents=True, exist_ok=True)
+    predictor = _load(args)
     options = DrawOptions(args.boxes, args.labels, args.scores, args.masks, min_score=args.draw_threshold)
     job = PredictRun(predictor, options, out)
-    try:
-        job.run(files, args.batch_size)
-        write_json(job.content(args.model), out / RESULT)
-    except InTheWay as error:
-        print(f"predict: error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"predict: error: {out} cannot be written: {error}", file=sys.stderr)
-        return 2
+    job.run(files, args.batch_size)
+    write_json(job.content(args.model), out / RESULT)
     print(job.summary(), f"{out / RESULT}", sep="\n")
-    return 1 if job.failed else 0
+    if job.failed:
+        return say_end(FAILED, f"{len(job.failed)} of {len(files)} images failed, each named above")
+    return OK
 
 
 def _load(args: argparse.Namespace) -> Predictor:
     categories = read_categories(args.classes) if args.classes else None
     checkpoint = load_checkpoint(resolve_checkpoint(UriText(args.model)), categories)
     wanted = {"short_side": args.short_side, "long_side": args.long_side}
-    settings = replace(checkpoint.settings, **{k: v for k, v in wanted.items() if v is not None})
+    settings = checkpoint.settings.changed({k: v for k, v in wanted.items() if v is not None})
     return load_model(checkpoint, args.device, args.precision, settings)
 
 

@@ -4,7 +4,8 @@ Reads the pictures as the run did (its limits, its access policy, its EXIF setti
 and masks, into a file for each image or into contact sheets. Where a file cannot be called like its image,
 ``images.csv`` beside the files says which is which, of earlier runs' files too as long as they are there.
 
-Exit code: 0 if every chosen image was drawn, 1 if some could not be, 2 if there was nothing to draw or to write to.
+Exit code: 0 if every chosen image was drawn, 1 if some could not be or trying again may help, 2 if there was
+nothing to draw or to write to.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.arguments import positive, score
-from jobs.ending import ends_in_order
+from jobs.ending import FAILED, OK, ends_in_order, say_end
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
@@ -30,8 +31,9 @@ from pipeline.annotations.run_json import RunJson
 from pipeline.drawing.draw import DrawOptions, Picture, grid
 from pipeline.drawing.file_names import PictureNames, check_free, save_picture
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
+from pipeline.errors import UserError
 from pipeline.storage.file_names import split_suffix
-from pipeline.storage.uris import Uri, hide_secrets
+from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import write_whole
 from pipeline.tables.csv_text import csv_line, csv_rows
 
@@ -47,28 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     out = Path(args.out)
     options = DrawOptions(args.boxes, args.labels, args.scores, args.masks, min_score=args.min_score)
-    try:
-        annotations = Uri(args.annotations)
-        run = _run(annotations)
-        _check_categories(args.categories, run.detections_per_category)
-        source = PictureSource.of_run(run, Uri(args.image_root) if args.image_root else None)
-        rows = _chosen(OutputRows(annotations), args, options)
-        out.mkdir(parents=True, exist_ok=True)
-        check_free(out / TABLE, _HEADER)
-        book = _Book()
-        drawn = book.keep(draw_rows(rows, source, options, args.categories))
-        if args.grid is None:
-            _write_files(drawn, out)
-        else:
-            _write_sheets(drawn, args.grid, out)
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"visualize: error: {hide_secrets(str(error))}", file=sys.stderr)
-        return 2
+    annotations = Uri(args.annotations)
+    run = _run(annotations)
+    _check_categories(args.categories, run.detections_per_category)
+    source = PictureSource.of_run(run, Uri(args.image_root) if args.image_root else None)
+    rows = _chosen(OutputRows(annotations), args, options)
+    out.mkdir(parents=True, exist_ok=True)
+    check_free(out / TABLE, _HEADER)
+    book = _Book()
+    drawn = book.keep(draw_rows(rows, source, options, args.categories))
+    if args.grid is None:
+        _write_files(drawn, out)
+    else:
+        _write_sheets(drawn, args.grid, out)
     if book.drawn + book.failed == 0:
-        print("visualize: error: nothing to draw: no annotated image matches", file=sys.stderr)
-        return 2
+        raise UserError("nothing to draw: no annotated image matches")
     print(f"{book.drawn} images drawn, {book.objects} objects, {book.failed} images could not be drawn: {out}")
-    return 1 if book.failed else 0
+    if book.failed:
+        return say_end(FAILED, f"{book.failed} of {book.drawn + book.failed} images not drawn, each named above")
+    return OK
 
 
 class GridSize(NamedTuple):
@@ -145,14 +144,14 @@ def _fitted(picture: Picture) -> Picture:
 def _run(uri: Uri) -> RunJson:
     run = RunJson.read(uri)
     if run is None:
-        raise ValueError(f"{uri} has no run.json: is it the output of an annotate job?")
+        raise UserError(f"{uri} has no run.json: is it the output of an annotate job?")
     return run
 
 
 def _check_categories(names: Sequence[str], known: Collection[str]) -> None:
     for name in names:
         if known and name not in known:
-            raise ValueError(f"there are no detections of {name!r} in this output, only of: {', '.join(known)}")
+            raise UserError(f"there are no detections of {name!r} in this output, only of: {', '.join(known)}")
 
 
 def _chosen(rows: OutputRows, args: argparse.Namespace, options: DrawOptions) -> Iterable[Row]:

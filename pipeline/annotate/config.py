@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, Strict, field_validator, model_validator
@@ -144,7 +144,7 @@ class ModelConfig(Section):
         Raises:
             ConfigError: the two do not go together.
         """
-        settings = replace(base, **self._overrides())
+        settings = base.changed(self._overrides())
         if settings.short_side > settings.long_side:
             raise ConfigError(f"short_side {settings.short_side} exceeds long_side {settings.long_side}: set both")
         self._check_thresholds(settings.score_threshold)

@@ -27,6 +27,7 @@ from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import check_address, connect, describe_cluster
+from pipeline.cluster.shared import check_shared
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
@@ -48,8 +49,8 @@ Looked = TypeVar("Looked")
 def dry_run(config: AnnotateConfig) -> str:
     """Check weights, manifest, output, a sample of the images and resources; say what a run would do.
 
-    It may be asked beside a run at work: nothing in the output is changed but for a file under a hidden name that
-    nobody else has, which shows that the output can be written, and is removed again.
+    It may be asked beside a run at work: nothing in the output is changed but for files under hidden names that
+    nobody else has, which show that the output can be written, here and on the nodes of a cluster, and are removed.
 
     Returns:
         Some lines for people.
@@ -58,10 +59,10 @@ def dry_run(config: AnnotateConfig) -> str:
         What `annotate` raises before it starts; OSError where the output cannot be written.
     """
     check_address(config.resources.ray_address)
-    checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
-    settings = model_settings(config, checkpoint)
     store = OutputStore(config.output.uri)
     check_own(store.uri, ANNOTATIONS)
+    checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
+    settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, "dry-run")
     _steady(lambda: store.check_identity(identity))
     _write_probe(store)
@@ -70,6 +71,7 @@ def dry_run(config: AnnotateConfig) -> str:
         pending = _steady(lambda: _find_pending(store, manifest, identity))
         decoded = _decode_sample(config, settings, manifest, pending)
     with connect(config.resources.ray_address):
+        check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, settings, decoded, pool)

@@ -78,11 +78,11 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     """
     run_id = new_run_id()
     check_address(config.resources.ray_address)
+    store = OutputStore(config.output.uri)
+    check_own(store.uri, ANNOTATIONS)
     checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, run_id)
-    store = OutputStore(config.output.uri)
-    check_own(store.uri, ANNOTATIONS)
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
         fence = lock.fence()

@@ -284,6 +284,9 @@ def _expected_at(kind: Any, name: str) -> tuple[tuple[Any, ...], KeyPath]:
                 field = one.model_fields.get(part)
                 kind = str if field is None else field.annotation
                 break
+            if get_origin(one) in (list, tuple) and part.isdecimal():
+                kind = get_args(one)[0]
+                break
             if get_origin(one) is dict:
                 return tuple(_alternatives(get_args(one)[1])), (*path[:i], ".".join(parts[i:]).strip())
         else:
@@ -309,14 +312,28 @@ def _is_text(kind: Any) -> bool:
 
 
 def _put(values: dict[str, Any], path: KeyPath, value: Any, text: str) -> None:
-    for i, part in enumerate(path[:-1]):
-        below = values.get(part)
+    name = f"--set {text.partition('=')[0]}"
+    inside: dict[str, Any] | list[Any] = values
+    for i, part in enumerate(path):
+        at = _key_in(inside, part, f"{name}: {'.'.join(path[:i])}")
+        if i == len(path) - 1:
+            inside[at] = value
+            return
+        below = inside[at] if isinstance(inside, list) else inside.get(at)
         if below is None:
-            below = values[part] = {}
-        if not isinstance(below, dict):
-            raise ConfigError(f"--set {text.partition('=')[0]}: {'.'.join(path[: i + 1])} holds a value, not keys")
-        values = below
-    values[path[-1]] = value
+            below = inside[at] = {}
+        if not isinstance(below, dict | list):
+            raise ConfigError(f"{name}: {'.'.join(path[: i + 1])} holds a value, not keys")
+        inside = below
+
+
+def _key_in(inside: dict[str, Any] | list[Any], part: str, subject: str) -> Any:
+    """A key; of a list the number of an element that the file has."""
+    if isinstance(inside, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(inside):
+        raise ConfigError(f"{subject} is a list of {len(inside)}, numbered from 0: it has no {part!r}")
+    return int(part)
 
 
 def _report(kind: type[Section], path: str, error: ValidationError, sources: Mapping[KeyPath, str]) -> str:

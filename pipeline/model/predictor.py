@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.errors import UserError
 from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
@@ -42,10 +43,10 @@ def load_model(
 
     Raises:
         CheckpointError: the file cannot be used.
-        ValueError: unknown precision or device.
+        UserError: unknown precision or device.
     """
     if precision not in PRECISIONS:
-        raise ValueError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, categories)
@@ -158,9 +159,9 @@ def _usable_device(device: str | torch.device) -> torch.device:
     try:
         device = torch.device(device)
     except RuntimeError as error:
-        raise ValueError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
+        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {device}: this machine has {torch.cuda.device_count()} usable CUDA devices")
+        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} usable CUDA devices")
     return device
 
 

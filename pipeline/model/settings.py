@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pydantic import Field
 
-from pipeline.config.base import PositiveInt, Section
+from pipeline.config.base import ConfigError, PositiveInt, Section
 
 # ImageNet statistics of RGB in 0..255, as in every published config.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -59,6 +59,17 @@ class TestSettings:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 <= value <= 1:
                 raise ValueError(f"test settings: {name} must lie in [0, 1], not {value!r:.60}")
+
+    def changed(self, changes: Mapping[str, Any]) -> TestSettings:
+        """These with some that a user gave.
+
+        Raises:
+            ConfigError: one of them cannot be.
+        """
+        try:
+            return replace(self, **changes)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> TestSettings:

@@ -18,6 +18,7 @@ import torch
 from pipeline.coco.results import CocoAnnotation, coco_annotations, coco_categories
 from pipeline.drawing.draw import DrawOptions, draw
 from pipeline.drawing.file_names import PictureNames, check_free, save_picture
+from pipeline.errors import UserError
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.left_out import LeftOut
 from pipeline.model.detections import Detections
@@ -171,7 +172,7 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
         skip: folders are not searched below this one: where the results go.
 
     Raises:
-        ValueError: there is not one file.
+        UserError: there is not one file.
     """
     found: dict[Path, Path] = {}
     for name in named:
@@ -181,7 +182,7 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
             for file in (_below(match, skip) if match.is_dir() else [match]) or [match]:
                 found.setdefault(file.resolve(), file)
     if not any(file.is_file() for file in found.values()):
-        raise ValueError(f"no image files: {', '.join(str(UriText(name)) for name in named)}")
+        raise UserError(f"no image files: {', '.join(str(UriText(name)) for name in named)}")
     return list(found.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -9,6 +10,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_OF_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 
 
 def temporary_name(name: str) -> str:
@@ -56,9 +59,21 @@ def temporary_file(path: str | Path) -> Iterator[Path]:
     temporary = Path(temporary_name(os.path.abspath(path)))
     temporary.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
+        with named(path):
+            yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Writing a file: errors of a disk that is full or fails, which the system raises without a name, get this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OF_DISK and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: str | Path) -> None:

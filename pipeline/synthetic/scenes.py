@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.errors import UserError
 from pipeline.model.categories import Category
+from pipeline.storage.whole_file import named
 from pipeline.synthetic.shapes import CLASSES, Placed, shape_at
 from pipeline.synthetic.surfaces import background, paint, photograph
 
@@ -105,13 +106,15 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: tuple[int, int
     for number in range(count):
         scene = render_scene((seed, number), size)
         name = f"images/{number:06d}.jpg"
-        Image.fromarray(scene.pixels).save(folder / name, quality=_JPEG_QUALITY)
+        with named(folder / name):
+            Image.fromarray(scene.pixels).save(folder / name, quality=_JPEG_QUALITY)
         images.append({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
         for found in _annotations(scene):
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **found})
     categories = [{"id": category.id, "name": category.name} for category in CATEGORIES]
     path = folder / _TRUTH
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    with named(path):
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return path
 
 

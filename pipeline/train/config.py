@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, Strict, model_validator
@@ -100,6 +99,11 @@ class DataConfig(Section):
             raise ValueError("train: give a weight to all sources or to none")
         return self
 
+    def read_by_workers(self) -> dict[str, Uri | None]:
+        """The folders of pictures, which are read where the work is done, by the setting."""
+        learnt = {f"data.train.{i}.image_root": source.image_root for i, source in enumerate(self.train)}
+        return {**learnt, "data.validation.image_root": self.validation.image_root if self.validation else None}
+
 
 class TrainModelConfig(Section):
     """What is trained. Test settings left null are those of the file it starts from, else the published ones."""
@@ -154,7 +158,7 @@ class TrainModelConfig(Section):
         given = {key: value for key in keys if (value := getattr(self, key)) is not None}
         if self.proposals is not None:
             given["proposals_per_level"] = self.proposals
-        settings = replace(base, **given)
+        settings = base.changed(given)
         if settings.short_side > settings.long_side:
             raise ConfigError(f"short_side {settings.short_side} exceeds long_side {settings.long_side}: set both")
         return settings

@@ -100,8 +100,7 @@ def train(config: TrainConfig) -> Trained:
         else:
             del saved  # workers read it themselves
             stack.enter_context(connect(config.resources.ray_address))
-            roots = {f"data.train.{i}.image_root": source.image_root for i, source in enumerate(config.data.train)}
-            check_shared({"output.uri": config.output.uri}, roots)
+            check_shared({"output.uri": config.output.uri}, config.data.read_by_workers())
             try:
                 result = _fit(config, inputs, start, draws, per_epoch, fence)
             except RayActorError as error:  # the node died that Ray's own helpers ran on

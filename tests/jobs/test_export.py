@@ -61,12 +61,12 @@ def test_bad_input(
     assert not (tmp_path / "out.json").exists()
 
 
-def test_a_storage_that_fails(annotations: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_place_in_which_a_file_lies(annotations: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     out = str(tmp_path / "file" / "out.json")
     with caplog.at_level(logging.INFO):
-        assert export.main(["--annotations", annotations, "--format", "coco", "--out", out]) == 1
-    assert caplog.records[-1].getMessage().startswith("exit code 1: ")
+        assert export.main(["--annotations", annotations, "--format", "coco", "--out", out]) == 2
+    assert caplog.records[-1].getMessage().startswith("exit code 2: FileExistsError: ")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--annotations", "x", "--format", "voc", "--out", "y"]])

@@ -27,7 +27,7 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], argu
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert render_scenes.main(["--out", str(tmp_path / "file" / "scenes"), "--count", "1"]) == 2
-    assert f"{tmp_path}/file/scenes cannot be written: " in capsys.readouterr().err
+    assert f"'{tmp_path}/file/scenes/images'" in capsys.readouterr().err
 
 
 def test_a_data_set_of_the_user_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

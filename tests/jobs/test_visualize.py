@@ -154,7 +154,7 @@ def test_nothing_to_draw(
     output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert run(output, tmp_path / "out", *options) == 2
-    assert re.match(f"visualize: error: .*{message}", capsys.readouterr().err)
+    assert re.match(f"exit code 2: .*{message}", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import pickle
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +32,8 @@ from pipeline.model.categories import COCO_CATEGORIES, Category
 from pipeline.model.files.state_dict import LayoutError, StateDict, check_keys, strip_prefix
 from pipeline.model.settings import TestSettings
 from pipeline.storage.whole_file import write_whole
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 logger = logging.getLogger(__name__)
 
@@ -230,9 +234,19 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, header: dict[str, str]) -> None:
-    """Write a safetensors file; it appears whole or not at all."""
+    """Write a safetensors file; it appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     with write_whole(path) as temporary:
-        save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata=header)
+        try:
+            save_file({k: v.contiguous() for k, v in weights.items()}, temporary, metadata=header)
+        except SafetensorError as error:
+            number = _OS_ERROR.search(str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def file_sha256(path: str | Path) -> str:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+from pipeline.errors import UserError
 from pipeline.model.categories import Category
 
 
@@ -17,22 +18,22 @@ def read_categories(path: str | Path) -> tuple[Category, ...]:
             a line, which get the ids 1, 2, ... .
 
     Raises:
-        ValueError: no such file, no categories, or two with the same name or id.
+        UserError: no such file, no categories, or two with the same name or id.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
         categories = _from_coco(text) if text.lstrip().startswith("{") else _from_lines(text)
     except (OSError, ValueError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error})") from error
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a COCO file: no 'categories' with 'id' and 'name' ({error!r})") from error
+        raise UserError(f"{path}: not a COCO file: no 'categories' with 'id' and 'name' ({error!r})") from error
     if not categories:
-        raise ValueError(f"{path}: no class names in it")
+        raise UserError(f"{path}: no class names in it")
     for kind in ("name", "id"):
         ((value, count),) = Counter(getattr(category, kind) for category in categories).most_common(1)
         if count > 1:
-            raise ValueError(f"{path}: the {kind} {value!r} stands for {count} classes")
+            raise UserError(f"{path}: the {kind} {value!r} stands for {count} classes")
     return categories
 
 
