@@ -17,11 +17,13 @@ from pipeline.config.base import (
     Place,
     PositiveFloat,
     PositiveInt,
+    RayAddress,
     Score,
     Section,
     Text,
     check_writable,
     did_you_mean,
+    is_local_folder,
     unique,
 )
 from pipeline.config.images import ImagesConfig
@@ -71,7 +73,7 @@ class ManifestConfig(Section):
     def read_by_workers(self) -> dict[str, Uri | None]:
         """What is read where the work is done, by the setting; other manifests are copied into the output first."""
         is_parquet = self.format == "parquet" or (self.format == "auto" and str(self.uri).endswith((".parquet", ".pq")))
-        read = {"manifest.uri": self.uri} if is_parquet or self.format == "folder" else {}
+        read = {"manifest.uri": self.uri} if is_parquet or is_local_folder(self.uri) else {}
         return {**read, "manifest.image_root": self.image_root}
 
 
@@ -180,7 +182,7 @@ class ModelConfig(Section):
 class ResourcesConfig(Section):
     """What the job takes of the cluster. None of it changes results."""
 
-    ray_address: UriText | None = Field(
+    ray_address: RayAddress | None = Field(
         default=None,
         description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
         "null: RAY_ADDRESS where it is set, else Ray in this process.",

@@ -41,10 +41,16 @@ class Address:
 
     @classmethod
     def find(cls, setting: UriText | None) -> Address | None:
-        """That of the setting, else of ``RAY_ADDRESS``; ``None``: Ray in this process."""
+        """That of the setting, else of ``RAY_ADDRESS``; ``None``: Ray in this process.
+
+        Raises:
+            ClusterError: the variable holds a user, whom nobody asked for and whose password would be shown.
+        """
         if setting is not None:
             return cls(setting, SETTING)
         variable = os.environ.get(VARIABLE)
+        if variable and "@" in str(UriText(variable)):
+            raise ClusterError(f"{VARIABLE} holds a user or password: give host:6379, ray://host:10001 or auto")
         return cls(UriText(variable), VARIABLE) if variable else None
 
     def __str__(self) -> str:

@@ -13,13 +13,14 @@ training (image roots, the data of a training) stay as they are written, and are
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.errors import UserError
-from pipeline.storage.uris import Uri
+from pipeline.storage.uris import Uri, UriText
 
 _LONGEST_WORD = 100
 
@@ -28,10 +29,21 @@ class ConfigError(UserError):
     """A config that cannot be used. The message says where and what to do, and holds no secrets."""
 
 
+def is_local_folder(uri: Uri) -> bool:
+    """Whether it is a folder of this machine."""
+    return uri.local_path is not None and os.path.isdir(uri.local_path)
+
+
 def check_writable(uri: Uri) -> None:
     """ValueError if nothing can be written to an output."""
     if uri.is_http:
         raise ValueError("output.uri: nothing can be written to http(s): give a local path or an object store")
+
+
+def _without_user(address: UriText) -> UriText:
+    if "@" in str(address):  # where a scheme tells what it is, it is not shown
+        raise ValueError("an address of Ray holds no user or password: give host:6379, ray://host:10001 or auto")
+    return address
 
 
 def unique(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -48,6 +60,7 @@ Count = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Place = Annotated[Uri, AfterValidator(Uri.absolute)]
+RayAddress = Annotated[UriText, AfterValidator(_without_user)]
 LimitSeconds = Annotated[float, Field(gt=0, le=86_400)]  # a day: no thread can wait for ever
 
 

@@ -6,16 +6,29 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from pipeline.config.base import Place, PositiveInt, Score, Section, check_writable, unique
+from pipeline.config.base import (
+    Place,
+    PositiveInt,
+    RayAddress,
+    Score,
+    Section,
+    check_writable,
+    is_local_folder,
+    unique,
+)
 from pipeline.config.images import ImagesConfig
 from pipeline.metrics.protocol import COCO_MAX_DETS, IOU_TYPES, CocoProtocol, IouType
-from pipeline.storage.uris import UriText
+from pipeline.storage.uris import Uri
 
 
 class PredictionsConfig(Section):
     """What is evaluated."""
 
     uri: Place = Field(description="Output folder of the annotate job, or a COCO results file (.json).")
+
+    def read_by_workers(self) -> dict[str, Uri | None]:
+        """What is read where the work is done, by the setting; a results file is read once, where the job runs."""
+        return {"predictions.uri": self.uri} if is_local_folder(self.uri) else {}
 
 
 class GroundTruthConfig(Section):
@@ -84,7 +97,7 @@ class GalleryConfig(Section):
 class EvaluateResourcesConfig(Section):
     """What the job takes of the cluster. None of it changes results."""
 
-    ray_address: UriText | None = Field(
+    ray_address: RayAddress | None = Field(
         default=None,
         description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
         "null: RAY_ADDRESS where it is set, else Ray in this process.",

@@ -87,7 +87,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     with ExitStack() as stack:
         fence = stack.enter_context(OutputLock(output, run_id)).fence()
         stack.enter_context(connect(config.resources.ray_address))
-        check_shared({"output.uri": output}, {"predictions.uri": config.predictions.uri})
+        check_shared({"output.uri": output}, config.predictions.read_by_workers())
         scratch = stack.enter_context(scratch_of(output, run_id, fence))
         report = _reporter()
         measured = measure(

@@ -18,8 +18,10 @@ from typing import Any, BinaryIO
 
 import fsspec
 
+from pipeline.errors import RunError, UserError
 from pipeline.export.errors import ExportError
 from pipeline.storage.filesystems import fsspec_class
+from pipeline.storage.objects.base import ReadFailed
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, UriError
 from pipeline.storage.whole_file import temporary_name, write_whole
@@ -28,6 +30,7 @@ MARKER = "export.json"
 _BUFFER_BYTES = 1 << 20
 _MAX_MARKER_BYTES = 64 << 20
 _STATES = ("unfinished", "finished")
+_CLIENTS = {"botocore", "aiobotocore", "aiohttp"}
 
 
 class Folder(ABC):
@@ -61,8 +64,9 @@ def whole_file(uri: Uri, overwrite: bool) -> Iterator[BinaryIO]:
         writing = _local_file(path)
     else:
         filesystem, path = _remote(uri)
-        _refuse(not overwrite and filesystem.exists(path), uri)
-        writing = _remote_file(filesystem, path)
+        with _named(uri):
+            _refuse(not overwrite and filesystem.exists(path), uri)
+        writing = _remote_file(filesystem, path, uri)
     with writing as file:
         yield file
 
@@ -182,24 +186,43 @@ def _remote(uri: Uri) -> tuple[Any, str]:
 
 
 @contextmanager
-def _remote_file(filesystem: Any, path: str) -> Iterator[BinaryIO]:
-    with filesystem.transaction, filesystem.open(path, "wb") as file:
+def _named(uri: Uri) -> Iterator[None]:
+    """Errors of an object store's client, which come without the place and partly without a class of Python's own."""
+    try:
+        yield
+    except (UserError, RunError, ReadFailed):
+        raise
+    except OSError as error:
+        if error.filename is not None or str(uri) in str(error):
+            raise
+        raise type(error)(f"{uri} cannot be written: {uri.hide_in(str(error))}") from None
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in _CLIENTS:
+            raise
+        raise ConnectionError(f"{uri} cannot be written: {uri.hide_in(str(error))}") from None
+
+
+@contextmanager
+def _remote_file(filesystem: Any, path: str, uri: Uri) -> Iterator[BinaryIO]:
+    with _named(uri), filesystem.transaction, filesystem.open(path, "wb") as file:
         yield file
 
 
 @contextmanager
 def _remote_folder(uri: Uri, overwrite: bool) -> Iterator[Folder]:
     filesystem, path = _remote(uri)
-    if filesystem.exists(path):
-        _refuse_foreign(uri, overwrite)
-        filesystem.rm(path, recursive=True)
-    folder = _RemoteFolder(uri, filesystem, path)
-    folder.put(MARKER, _marker("unfinished", {}))
+    with _named(uri):
+        if filesystem.exists(path):
+            _refuse_foreign(uri, overwrite)
+            filesystem.rm(path, recursive=True)
+        folder = _RemoteFolder(uri, filesystem, path)
+        folder.put(MARKER, _marker("unfinished", {}))
     yield folder
 
 
 class _RemoteFolder(Folder):
     def __init__(self, uri: Uri, filesystem: Any, path: str) -> None:
+        self._uri = uri
         self._objects = open_objects(uri)
         self._filesystem = filesystem
         self._path = path
@@ -208,7 +231,7 @@ class _RemoteFolder(Folder):
         self._objects.put(name, content)
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        return _remote_file(self._filesystem, f"{self._path}/{name}")
+        return _remote_file(self._filesystem, f"{self._path}/{name}", self._uri / name)
 
 
 def _marker(state: str, report: dict[str, Any]) -> bytes:

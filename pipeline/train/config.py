@@ -11,6 +11,7 @@ from pipeline.config.base import (
     Place,
     PositiveFloat,
     PositiveInt,
+    RayAddress,
     Score,
     Section,
     Text,
@@ -167,7 +168,7 @@ class TrainModelConfig(Section):
 class TrainResourcesConfig(Section):
     """What the job takes of the cluster. Workers are part of what is computed; the rest changes no result."""
 
-    ray_address: UriText | None = Field(
+    ray_address: RayAddress | None = Field(
         default=None,
         description="Address of a Ray cluster (host:port, ray://host:10001, auto). "
         "null: RAY_ADDRESS where it is set, else Ray in this process.",

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 import ray
+from pydantic import ValidationError
 from ray._private.authentication_test_utils import (
     authentication_env_guard,
     reset_auth_token_state,
@@ -257,6 +258,16 @@ class TestCheck:
         with pytest.raises(ClusterError, match=message) as error, connect(given):
             pass
         assert f"at {address} ({origin}): " in str(error.value)
+
+    def test_a_password_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Without a scheme nothing tells it from a host."""
+        monkeypatch.setenv("RAY_ADDRESS", "me:SECRET@host:6379")
+        with pytest.raises(ClusterError, match="RAY_ADDRESS holds a user or password") as error:
+            check_address(None)
+        assert "SECRET" not in str(error.value)
+        with pytest.raises(ValidationError, match="holds no user or password") as refused:
+            ResourcesConfig(ray_address=UriText("me:SECRET@host:6379"))
+        assert "SECRET" not in str(refused.value)
 
     def test_no_ray_for_auto(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("ray._private.services.find_gcs_addresses", set)

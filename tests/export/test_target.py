@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -41,7 +42,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(f"memory://{uuid.uuid4().hex}/root")
 
 
-def write_half(uri: str, overwrite: bool) -> None:
+def write_half(uri: str, overwrite: bool = False) -> None:
     with whole_file(Uri(uri), overwrite) as file:
         file.write(b"half")
         raise RuntimeError("stop")
@@ -51,6 +52,21 @@ def write_half_a_folder(uri: str) -> None:
     with whole_folder(Uri(uri), overwrite=False) as folder:
         folder.put("a", b"a")
         raise RuntimeError("stop")
+
+
+@pytest.mark.parametrize("write", [write_half, write_half_a_folder])
+class TestStoresThatFail:
+    """s3fs and botocore say neither where nor, some of them, that it is about the storage."""
+
+    def test_no_bucket(self, s3: object, write: Callable[[str], None]) -> None:
+        with pytest.raises(OSError, match="s3://not-there/a/b"):
+            write("s3://not-there/a/b")
+
+    def test_away(self, monkeypatch: pytest.MonkeyPatch, s3: object, write: Callable[[str], None]) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+        with pytest.raises(OSError, match="s3://bucket/a/b cannot be written: "):
+            write("s3://bucket/a/b")
 
 
 class TestFile:
