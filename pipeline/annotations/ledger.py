@@ -227,10 +227,9 @@ class OutputStore:
         footer = self._files.common_footer(self._open())
         changed = differences(footer, identity, schema) if footer else []
         if changed:
-            lines = "\n".join(f"  {line}" for line in changed)
             message = (
-                f"{self.uri} holds results that were made with other settings (there -> now):\n{lines}\n"
-                "Write to another output, or run with the settings that it was made with."
+                f"{self.uri} holds results that were made with other settings (there -> now): {'; '.join(changed)}. "
+                "Write to another output, or run with the settings that it was made with"
             )
             raise IdentityMismatch(message, changed)
 
