@@ -1,7 +1,7 @@
 """Annotate every image of a manifest: ``python -m jobs.annotate --config configs/annotate_laptop.yaml``.
 
 Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
-configuration or input (nothing was started), 3 done, with more failed images than allowed, 4 ended early because
+configuration or input, 3 done, with more failed images than allowed, 4 ended early because
 almost all images failed, 130 and 143 stopped by SIGINT and SIGTERM with everything written that was ready.
 """
 

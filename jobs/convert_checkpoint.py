@@ -3,7 +3,8 @@
 Reads detectors (official ``.pth``, ModelScope ``.pt``, mmdet 3.x ``.pth``, our own) and ImageNet backbones
 (microsoft ``.pth``, timm); a backbone gives a file that training starts from, not one that predicts.
 
-Exit code: 0, 2 if the source cannot be used or the file cannot be written, 1 if trying again may help.
+Exit codes: 0 done, 1 trying again may help, 2 the source cannot be used or the file cannot be written, 130 and 143
+stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def _report(facts: dict[str, str], out: Path) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.convert_checkpoint", description="Turn any known checkpoint into safetensors."
+        prog="python -m jobs.convert_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "source", metavar="SOURCE", help=f"a file, or one of: {', '.join(KNOWN_MODELS)} (downloaded once)"

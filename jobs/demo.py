@@ -2,7 +2,8 @@
 
 Renders scenes that the model has never seen (and damages one file), annotates them through Ray into Parquet, compares
 that with what was rendered, and draws what was found: the jobs, configs and outputs of a real run. The model is a small
-one that the training job made of such scenes; docs/training.md has the command.
+one that the training job made of such scenes; docs/training.md has the command. Exit codes are those of the jobs: 0
+done, 1 failed, 2 bad input, 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ _SHOWN_SCORE = 0.5
 @ends_in_order("run it again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns an exit code."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.demo", description="A small run with rendered scenes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", default="demo-output", metavar="DIR")
     out = Path(parser.parse_args(argv).out)
     scenes, results, evaluation = out / "scenes", out / "annotations", out / "evaluation"

@@ -3,8 +3,8 @@
 Writes DIR/predictions.json (COCO style, all detections) and a drawn picture for each image. The pictures go
 through in batches; the annotations alone are held until the end.
 
-Exit code: 0 if every image was segmented, 1 if some failed or trying again may help, 2 if nothing could be started or
-written.
+Exit codes: 0 every image was segmented, 1 some failed or trying again may help, 2 nothing could be started or written,
+130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _load(args: argparse.Namespace) -> Predictor:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m jobs.predict", description="Segment pictures: COCO-style JSON and drawn pictures."
+        prog="python -m jobs.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
     parser.add_argument(

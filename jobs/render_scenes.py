@@ -1,6 +1,7 @@
 """Render scenes with exact masks to train and test on: ``python -m jobs.render_scenes --out scenes --count 1000``.
 
-Writes pictures to ``images/`` and their annotations, COCO's format, to ``instances.json``.
+Writes pictures to ``images/`` and their annotations, COCO's format, to ``instances.json``. Exit codes: 0 done,
+1 failed (a full disk), 2 they cannot be written there, 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pipeline.synthetic.scenes import SMALLEST_SIDE, write_scenes
 
 @ends_in_order("instances.json was not written; run it again")
 def main(argv: Sequence[str] | None = None) -> int:
-    """Render them; returns an exit code: 0, 2 where they cannot be written, 1 where the disk is full."""
+    """Render them; returns an exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, metavar="DIR")
     parser.add_argument("--count", required=True, type=int, metavar="N", help="scenes")

@@ -2,7 +2,7 @@
 
 Writes best.safetensors and last.safetensors (for ``model.checkpoint`` of the annotate job), training.json and
 tensorboard/ to ``output.uri``. Run the same command again after any crash: it goes on from last.safetensors, exactly.
-Exit codes: 0 done, 1 failed, 2 bad configuration or input (nothing was started), 130 and 143 stopped by SIGINT and
+Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 and 143 stopped by SIGINT and
 SIGTERM: the steps since the last checkpoint are done again.
 """
 

@@ -4,8 +4,8 @@ Reads the pictures as the run did (its limits, its access policy, its EXIF setti
 and masks, into a file for each image or into contact sheets. Where a file cannot be called like its image,
 ``images.csv`` beside the files says which is which, of earlier runs' files too as long as they are there.
 
-Exit code: 0 if every chosen image was drawn, 1 if some could not be or trying again may help, 2 if there was
-nothing to draw or to write to.
+Exit codes: 0 every chosen image was drawn, 1 some could not be or trying again may help, 2 there was nothing to draw
+or to write to, 130 and 143 stopped by SIGINT and SIGTERM.
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ def _chosen(rows: OutputRows, args: argparse.Namespace, options: DrawOptions) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m jobs.visualize", description="Draw the rows of an output.")
+    parser = argparse.ArgumentParser(
+        prog="python -m jobs.visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--annotations", required=True, metavar="URI", help="output folder of an annotate job")
     add("--out", required=True, metavar="DIR", help="where the drawn pictures go (PNG)")

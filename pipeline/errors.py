@@ -10,7 +10,7 @@
       ManifestError, DuplicateIdError   a manifest
       OutputError, IdentityMismatch,    an output folder; a file in it that is none of ours, or not as it was written
         NotParquet, TooLarge, Damaged
-      ForeignFolder                     a folder to write in that is somebody else's
+      ForeignFolder, InTheWay           a folder to write in that is somebody else's; a file there that is
       InputError, BadRow, DataError     COCO files; one element of them; what training learns from
       ExportError                       an export
       ClusterError                      a cluster that has no room for the job, or is not there
@@ -22,7 +22,8 @@
         DeviceLost
       LockHeld, LockLost                another run is at work in the folder
       RayNotStarted                     Ray did not start in time
-      FetchError, Changed               one picture that could not be fetched; a file that another writer replaced
+      FetchError, NoRoom, Changed       one picture that could not be fetched, or not yet; a file that another writer
+                                        replaced
 
 Each class stands in the module that raises it. Messages say where, why and what to do, and hold no secrets.
 """

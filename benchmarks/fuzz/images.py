@@ -95,7 +95,7 @@ class Images:
     """See `Kind`."""
 
     name: ClassVar[str] = "images"
-    # Decoding takes at most ten times what the pixels take: docs/architecture.md.
+    # Decoding takes up to 16 bytes a pixel (docs/benchmarks.md); the rest is for the encoded file and the checks.
     limits: ClassVar[Limits] = Limits(seconds=5.0, memory_bytes=10 * 3 * MAX_PIXELS)
 
     def __init__(self, folder: Path) -> None:

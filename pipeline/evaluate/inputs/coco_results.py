@@ -145,7 +145,7 @@ def have_string_ids(uri: Uri) -> bool:
 
     Raises:
         InputError: not a results file.
-        ManifestError: the file cannot be opened.
+        StorageError: the file cannot be read.
     """
     first = next(iter(JsonLists(uri)), None)
     value = None if first is None else first.value
@@ -164,7 +164,7 @@ def deal_results(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = Fa
 
     Raises:
         InputError: not a results file, or a row of it is wrong.
-        ManifestError: the file cannot be opened.
+        StorageError: the file cannot be read.
     """
     num_parts = count_parts(uri)
     dealer, kind, num_without_box = Dealer(store, "results", num_parts), IdKind(uri), 0

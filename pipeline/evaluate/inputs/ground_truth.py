@@ -107,7 +107,7 @@ def deal_truth(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = Fals
     Raises:
         InputError: not COCO ground truth, or a row of it is wrong. What only shows when rows are compared (ids
             that occur twice, annotations of unknown images) is for ``pairing`` to find.
-        ManifestError: the file cannot be opened.
+        StorageError: the file cannot be read.
     """
     reader = _TruthReader(uri, store, count_parts(uri), masks, string_ids)
     elements = JsonLists(uri)
