@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jobs.arguments import positive
+from jobs.arguments import positive, score
 from jobs.ending import FAILED, OK, ends_in_order, say_end
 from pipeline.coco.results import write_json
 from pipeline.drawing.draw import DrawOptions
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--classes", metavar="FILE", help="names, one a line, or a COCO JSON file")
     parser.add_argument(
         "--draw-threshold",
-        type=float,
+        type=score,
         default=0.3,
         metavar="SCORE",
         help="lowest score that is drawn; the JSON gets all detections (default: 0.3)",

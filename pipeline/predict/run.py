@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.left_out import LeftOut
 from pipeline.model.detections import Detections
+from pipeline.model.detector import NotFinite
 from pipeline.model.predictor import Predictor
 from pipeline.provenance import package_versions
 from pipeline.storage.uris import UriText
@@ -126,10 +127,11 @@ class PredictRun:
         """One result for each picture, None where the model failed (most likely for want of memory)."""
         try:
             return self.predictor.predict([picture.pixels for picture in batch], batch_size=max(1, len(batch)))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, NotFinite) as error:
             if len(batch) > 1:
                 return [self._predict([picture])[0] for picture in batch]
-            self._fail(batch[0].file, "model_error", str(error).partition("\n")[0][:300])
+            code = "not_finite" if isinstance(error, NotFinite) else "model_error"
+            self._fail(batch[0].file, code, str(error).partition("\n")[0][:300])
             return [None]
 
     def _keep(self, picture: _Picture, found: Detections, seconds: float) -> None:
@@ -187,13 +189,16 @@ def find_images(named: Sequence[str], skip: Path | None = None) -> list[Path]:
 
 
 def _below(folder: Path, skip: Path | None) -> list[Path]:
-    """The pictures in a folder, told by their names; others are counted, and the log says so."""
+    """The pictures in a folder, told by their names; others are counted, and the log says so. None is hidden."""
     left_out = LeftOut()
     outside = skip.resolve() if skip and skip.resolve() != folder.resolve() else None
     found = [
         file
         for file in sorted(folder.rglob("*"))
-        if file.is_file() and not (outside and outside in file.resolve().parents) and not left_out.takes(file.name)
+        if file.is_file()
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and not (outside and outside in file.resolve().parents)
+        and not left_out.takes(file.name)
     ]
     if left_out.count:
         logger.warning("%s: %s", folder, left_out)

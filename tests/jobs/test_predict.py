@@ -12,6 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from jobs import predict
+from pipeline.model.detector import NotFinite
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from testing.small_model import TINY_SETTINGS
@@ -139,25 +140,39 @@ def test_second_run_does_not_read_the_first_ones_pictures(photos: Path, tiny_mod
         assert len(content["images"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "code_of_row", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "model_error", "CUDA out of memory."),
+        (NotFinite("NaN in the proposals"), "not_finite", "NaN in the proposals"),
+    ],
+    ids=["memory", "not finite"],
+)
 def test_one_image_that_the_model_fails_on(
-    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code_of_row: str,
+    message: str,
 ) -> None:
     predict_images = Predictor.predict
 
-    def without_memory_for_portraits(self: Predictor, images: list[np.ndarray], batch_size: int = 8) -> Any:
+    def failing_on_portraits(self: Predictor, images: list[np.ndarray], batch_size: int = 8) -> Any:
         if any(image.shape[0] > image.shape[1] for image in images):
-            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+            raise error
         return predict_images(self, images, batch_size)
 
-    monkeypatch.setattr(Predictor, "predict", without_memory_for_portraits)
+    monkeypatch.setattr(Predictor, "predict", failing_on_portraits)
     code, content = run(tmp_path, photos / "a.png", photos / "b.png", photos / "grey.jpg", "--model", tiny_model)
     assert code == 1
     assert [i["picture"] for i in content["images"]] == ["a.png", "grey.png"]
     assert content["failed"] == [
         {
             "file_name": (photos / "b.png").as_posix(),
-            "error_code": "model_error",
-            "error_message": "CUDA out of memory.",
+            "error_code": code_of_row,
+            "error_message": message,
         }
     ]
 

@@ -9,7 +9,7 @@ from pipeline.predict.run import find_images, shown
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("b.JPG", "a.png", "notes.txt", "deep/er/c.webp", "out/a.png", "odd[1].jpg"):
+    for name in ("b.JPG", "a.png", "notes.txt", "deep/er/c.webp", "out/a.png", "odd[1].jpg", ".h.jpg", ".trash/a.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     return tmp_path
