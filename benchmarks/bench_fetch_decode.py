@@ -89,7 +89,7 @@ def stage_loop(stage: FetchDecode, blocks: Sequence[pa.Table]) -> None:
 def fetch_loop(fetcher: Fetcher, batches: Sequence[Sequence[str]]) -> None:
     """The fetcher alone."""
     for uris in batches:
-        for data in fetcher.fetch_many([UriText(uri) for uri in uris]):
+        for _, data in fetcher.fetch_in_turn([UriText(uri) for uri in uris]):
             if isinstance(data, FetchError):
                 raise data
 

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="YAML file; see configs/")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.batch_size=16")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check all, print the plan, leave the output as it is")
     parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
     args = parser.parse_args(argv)
     set_up_log()

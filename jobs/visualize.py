@@ -99,12 +99,14 @@ class _Book:
 def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
     """A file for each picture; and a table of which is which, where not every file is called like its image."""
     names, owners = PictureNames(), _earlier_owners(out)
-    for row, picture in drawn:
-        name = names.of_id(row.image_id)
-        save_picture(picture, out / name)
-        owners[name] = str(row.image_id)
-        print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
-    _write_table(owners, out / TABLE)
+    try:
+        for row, picture in drawn:
+            name = names.of_id(row.image_id)
+            save_picture(picture, out / name)
+            owners[name] = str(row.image_id)
+            print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
+    finally:  # however it ends, the files that are there stay
+        _write_table(owners, out / TABLE)
 
 
 def _earlier_owners(out: Path) -> dict[str, str]:

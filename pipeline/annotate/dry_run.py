@@ -22,12 +22,14 @@ from pipeline.annotate.pool import Pool, choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.segment import model_not_finite
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import check_address, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
+from pipeline.model.detector import NotFinite
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.model.predictor import load_model
@@ -181,5 +183,7 @@ def _seconds_per_image(
         started = time.perf_counter()
         model.predict(images, config.model.batch_size, sizes)
         return (time.perf_counter() - started) / len(images), True
+    except NotFinite as error:
+        raise model_not_finite(error, config.model.precision) from error
     finally:
         torch.set_num_threads(threads)

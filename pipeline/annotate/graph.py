@@ -291,7 +291,8 @@ def _write(stage: Write, *blocks: pa.Table) -> DataFile:
 def _set_context(config: AnnotateConfig) -> None:
     context = quiet(DataContext.get_current())
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
-    context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * config.model.call_timeout_s)
+    longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
         context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)

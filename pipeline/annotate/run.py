@@ -143,26 +143,30 @@ class _Run:
                     report.state = RunState.NOTHING_TO_DO
                     self._close_books(report, self.store.counts(), pending)
                     logger.info("the output is complete; nothing to do")
-                    self._finish_report(report)
+                    self._finish_report(parts, report)
                     return report
-                self._begin(report)
+                self._begin(parts, report)
                 self._annotate_all(parts, pending, report, work)
-                report.write(self.store.uri)
+                self._write_report(parts, report)
             except (KeyboardInterrupt, Exception) as error:
                 if self.begun:
                     self._report_end(parts, report, todo, error)
                 raise
         return report
 
-    def _begin(self, report: RunJson) -> None:
+    def _begin(self, parts: RunParts, report: RunJson) -> None:
         self.begun = True
+        self._write_report(parts, report)
+
+    def _write_report(self, parts: RunParts, report: RunJson) -> None:
+        parts.fence()  # without the lock, the report is another run's
         report.write(self.store.uri)
 
     def _queue_again(self, parts: RunParts, report: RunJson, retry_failed: bool) -> None:
         """Remove rows of images that are to be done again, of which an earlier report says that they are done."""
         failed = retry_failed and self.store.counts().failed
         if failed or self.store.in_the_way(parts.identity, parts.schema):
-            self._begin(report)
+            self._begin(parts, report)
         if corrected := self.store.make_way(parts.identity, parts.schema, parts.fence):
             logger.info("all %d images there had failed under other settings; they are queued again", corrected)
         if retry_failed:
@@ -174,10 +178,9 @@ class _Run:
             report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
             report.this_run = self._figures(parts, todo)
         if report.state is RunState.FAILED:
-            report.this_run.error = str(error) if isinstance(error, RunFailed) else type(error).__name__
+            report.this_run.error = str(error) if isinstance(error, RunFailed) else cause_of(error).name
         with suppress(OSError, LockLost):
-            parts.fence()  # without the lock, the report is another run's
-            report.write(self.store.uri)
+            self._write_report(parts, report)
 
     def _annotate_all(self, parts: RunParts, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
@@ -213,14 +216,14 @@ class _Run:
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
         )
 
-    def _finish_report(self, report: RunJson) -> None:
+    def _finish_report(self, parts: RunParts, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""
         try:
             old = RunJson.read(self.store.uri)
         except OutputError:
             old = None  # damaged: written anew
         if old is None or not old.state.closed:
-            report.write(self.store.uri)
+            self._write_report(parts, report)
 
     def _pending(self) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""

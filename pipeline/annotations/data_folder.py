@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from pipeline.annotations.data_file import Damaged, Footer, NotParquet, OutputError, open_data_file, read_footer
 from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
-from pipeline.storage.objects.base import Entry, ObjectFolder, is_of_content
+from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed, is_of_content
 from pipeline.storage.uris import Uri, hide_secrets
 from pipeline.storage.whole_file import temporary_names
 
@@ -186,7 +186,8 @@ class DataFolder:
             raise
         except (Damaged, pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and not is_of_content(error):
-                raise type(error)(f"{place} cannot be read: {hide_secrets(str(error))}") from None
+                kind = ReadFailed if type(error) is OSError else type(error)
+                raise kind(f"{place} cannot be read: {hide_secrets(str(error))}") from None
             reason = hide_secrets(" ".join(str(error).split()))[:300]
             raise OutputError(
                 f"{place} is damaged ({reason}). Move it away and run annotate again, which makes its images anew; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 
 import grpc  # type: ignore[import-untyped]
@@ -44,13 +45,13 @@ class Address:
         """That of the setting, else of ``RAY_ADDRESS``; ``None``: Ray in this process.
 
         Raises:
-            ClusterError: the variable holds a user, whom nobody asked for and whose password would be shown.
+            ClusterError: the variable holds a password, which nobody asked for and which would be shown.
         """
         if setting is not None:
             return cls(setting, SETTING)
         variable = os.environ.get(VARIABLE)
-        if variable and "@" in str(UriText(variable)):
-            raise ClusterError(f"{VARIABLE} holds a user or password: give host:6379, ray://host:10001 or auto")
+        if variable and re.match("[^/]*:.*@", str(UriText(variable))):
+            raise ClusterError(f"{VARIABLE} holds a password: give host:6379, ray://host:10001 or auto")
         return cls(UriText(variable), VARIABLE) if variable else None
 
     def __str__(self) -> str:

@@ -32,7 +32,7 @@ def check_shared(writes: Mapping[str, Uri | None], reads: Mapping[str, Uri | Non
         OSError: this machine may not write there.
     """
     folders, files = _local(writes), _local(reads)
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2 or not (folders or files):
         return
     probes = [(name, path, False) for name, path in files.items() if os.path.exists(path)]
@@ -45,6 +45,8 @@ def check_shared(writes: Mapping[str, Uri | None], reads: Mapping[str, Uri | Non
             made.append(path)
             probes.append((name, path, True))
         for node in nodes:
+            if not node["Resources"].get("CPU"):
+                continue  # a head that only leads
             _ask(node["NodeID"], node["NodeManagerAddress"], probes, {**folders, **files})
     finally:
         for path in made:

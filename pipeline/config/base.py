@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -41,8 +42,8 @@ def check_writable(uri: Uri) -> None:
 
 
 def _without_user(address: UriText) -> UriText:
-    if "@" in str(address):  # where a scheme tells what it is, it is not shown
-        raise ValueError("an address of Ray holds no user or password: give host:6379, ray://host:10001 or auto")
+    if re.match("[^/]*:.*@", str(address)):  # where a scheme tells what it is, it is not shown
+        raise ValueError("an address of Ray holds no password: give host:6379, ray://host:10001 or auto")
     return address
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
-from pipeline.cluster.connect import connect
+from pipeline.cluster.connect import check_address, connect
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.analysis import AnalysisPlan
@@ -83,6 +83,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     run_id = new_run_id()
     output = config.output.uri
     check_own(output, _EVALUATION)
+    check_address(config.resources.ray_address)
     started = time.monotonic()
     with ExitStack() as stack:
         fence = stack.enter_context(OutputLock(output, run_id)).fence()
@@ -169,9 +170,11 @@ def _write(config: EvaluateConfig, measured: Measured, metrics: dict[str, Any], 
             metrics["decisions"].append(f"{THRESHOLDS} was not written: {error}")
     logger.info("drawing the report")
     gallery = gallery_images(config.gallery, measured)
-    fence()
-    objects.put(REPORT, render_report(metrics, gallery).encode())
-    objects.put(METRICS, json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    page = render_report(metrics, gallery).encode()  # it fetches the pictures
+    content = json.dumps(metrics, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    for name, written in ((REPORT, page), (METRICS, content)):
+        fence()
+        objects.put(name, written)
 
 
 def _thresholds(measured: Measured, analysis: Analysis) -> str:

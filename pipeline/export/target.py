@@ -193,7 +193,7 @@ def _named(uri: Uri) -> Iterator[None]:
     except (UserError, RunError, ReadFailed):
         raise
     except OSError as error:
-        if error.filename is not None or str(uri) in str(error):
+        if error.filename is not None or "://" in str(error):  # it names a place, which may be that of the labels
             raise
         raise type(error)(f"{uri} cannot be written: {uri.hide_in(str(error))}") from None
     except Exception as error:

@@ -1,8 +1,8 @@
 """Encoded image bytes of unknown origin -> RGB uint8 pixels, or an :class:`ImageError` with a stable code.
 
 The pixels are those of ``cv2.imdecode(..., IMREAD_COLOR)`` (the reader the model was trained with), in RGB
-order. Pillow decodes, because it is the one decoder here that reports damage as exceptions instead of
-dying, printing or guessing.
+order. Pillow decodes all but Netpbm's formats, which it reads in Python (`pipeline.images.essentials`): it is the
+one decoder here that reports damage as exceptions instead of dying, printing or guessing.
 
 Formats (chosen by the first bytes, never by a name): JPEG, PNG, WebP, BMP, TIFF, GIF, PBM/PGM/PPM. Pillow's
 other plugins are not even asked: some start programs (EPS starts Ghostscript), most have few users and

@@ -1,9 +1,9 @@
-"""What a decoder needs of a file, and what the file would cost it: found by walking the file's parts, without decoding.
+"""What a decoder needs of a file, and what the file would cost it: found by walking the file's parts.
 
 Readers stumble over parts that have nothing to do with the pixels: a text that inflates to gigabytes, a colour profile
 cut short, a checksum of a comment. They are left out before the decoder sees the file. Parts that the pixels depend on
 stay as they are, damage included, and so does everything from where the walk loses its way: that is the decoder's to
-judge.
+judge. Netpbm's formats (PBM, PGM, PPM) are plain enough that their samples are read here as well.
 """
 
 from __future__ import annotations

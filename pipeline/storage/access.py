@@ -26,6 +26,7 @@ _NOT_PUBLIC_V4 = tuple(map(ipaddress.IPv4Network, _V4_NETWORKS.split()))
 _NOT_PUBLIC_V6 = tuple(map(ipaddress.IPv6Network, _V6_NETWORKS.split()))
 _PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")  # but for the above
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_MOST_DECODERS = 8  # proxies and servers on the way; the time that decoding takes goes with their number
 _NAME_AND_PORT = re.compile(r"(\[.*\]|[^:]*)(?::\d*)?")
 
 
@@ -95,8 +96,12 @@ def _has_dot_segments(uri: Uri) -> bool:
     if uri.is_http:
         # URL parsers on the way resolve encoded dots too, one after the other perhaps, and servers cut off what
         # follows a semicolon. Keys and others are taken literally.
-        while (decoded := unquote(path)) != path:
-            path = decoded
+        for _ in range(_MOST_DECODERS):
+            path, before = unquote(path), path
+            if path == before:
+                break
+        else:
+            return True  # nobody encodes a path so often but to hide what is in it
         path = re.sub(r";[^/\\]*", "", path).replace("\\", "/")
     return any(segment in (".", "..") for segment in path.split("/"))
 

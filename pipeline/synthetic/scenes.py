@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 
 from pipeline.errors import UserError
 from pipeline.model.categories import Category
-from pipeline.storage.whole_file import named
+from pipeline.storage.whole_file import named, write_whole
 from pipeline.synthetic.shapes import CLASSES, Placed, shape_at
 from pipeline.synthetic.surfaces import background, paint, photograph
 
@@ -100,7 +100,9 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: tuple[int, int
     folder = Path(folder)
     if not holds_scenes(folder) and is_taken(folder):
         raise UserError(f"{folder} is not empty, and holds no rendered scenes: give a folder of its own")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    path = folder / _TRUTH
+    _write_truth(path, [], [])  # first: it says whose the folder is, should this be cut short
+    (folder / "images").mkdir(exist_ok=True)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(count):
@@ -111,11 +113,17 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: tuple[int, int
         images.append({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
         for found in _annotations(scene):
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **found})
-    categories = [{"id": category.id, "name": category.name} for category in CATEGORIES]
-    path = folder / _TRUTH
-    with named(path):
-        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    _write_truth(path, images, annotations)
     return path
+
+
+def _write_truth(path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> None:
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps({"images": images, "annotations": annotations, "categories": _categories()}))
+
+
+def _categories() -> list[dict[str, Any]]:
+    return [{"id": category.id, "name": category.name} for category in CATEGORIES]
 
 
 def is_taken(folder: Path) -> bool:
@@ -129,7 +137,7 @@ def holds_scenes(folder: Path) -> bool:
         categories = json.loads((folder / _TRUTH).read_text())["categories"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return False
-    return bool(categories == [{"id": category.id, "name": category.name} for category in CATEGORIES])
+    return bool(categories == _categories())
 
 
 def _annotations(scene: Scene) -> list[dict[str, Any]]:

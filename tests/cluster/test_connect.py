@@ -262,10 +262,10 @@ class TestCheck:
     def test_a_password_is_not_shown(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without a scheme nothing tells it from a host."""
         monkeypatch.setenv("RAY_ADDRESS", "me:SECRET@host:6379")
-        with pytest.raises(ClusterError, match="RAY_ADDRESS holds a user or password") as error:
+        with pytest.raises(ClusterError, match="RAY_ADDRESS holds a password") as error:
             check_address(None)
         assert "SECRET" not in str(error.value)
-        with pytest.raises(ValidationError, match="holds no user or password") as refused:
+        with pytest.raises(ValidationError, match="holds no password") as refused:
             ResourcesConfig(ray_address=UriText("me:SECRET@host:6379"))
         assert "SECRET" not in str(refused.value)
 

@@ -22,11 +22,19 @@ def nodes(*cpus: float) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("cpus", [(4.0,), (4.0, 0.0)], ids=["one node", "a head that does not work"])
-def test_a_single_node_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cpus: tuple[float, ...]) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: nodes(*cpus))
+def test_a_single_node_is_not_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(4.0))
     check_shared({"output.uri": Uri(str(tmp_path / "out"))}, {})
     assert not (tmp_path / "out").exists()
+
+
+def test_the_one_node_that_works_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The job may run on a head without CPUs."""
+    asked = []
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(0.0, 4.0))
+    monkeypatch.setattr(shared, "_ask", lambda node, *_: asked.append(node))
+    check_shared({"output.uri": Uri(str(tmp_path / "out"))}, {})
+    assert asked == ["id1"]
 
 
 def test_object_stores_are_not_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture[str], argu
 def test_a_place_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert render_scenes.main(["--out", str(tmp_path / "file" / "scenes"), "--count", "1"]) == 2
-    assert f"'{tmp_path}/file/scenes/images'" in capsys.readouterr().err
+    assert f"'{tmp_path}/file/scenes'" in capsys.readouterr().err
 
 
 def test_a_data_set_of_the_user_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,3 +44,14 @@ def test_a_data_set_of_the_user_is_not_overwritten(tmp_path: Path, capsys: pytes
     assert (tmp_path / "images" / "000000.jpg").read_bytes() == b"the user's"
     assert render_scenes.main(["--out", str(tmp_path / "own"), "--count", "2"]) == 0
     assert render_scenes.main(["--out", str(tmp_path / "own"), "--count", "1"]) == 0  # replaces its own
+
+
+def test_a_set_that_was_cut_short_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.synthetic.scenes.render_scene", fails)
+        assert render_scenes.main(["--out", str(tmp_path), "--count", "2"]) == 130
+    assert render_scenes.main(["--out", str(tmp_path), "--count", "2"]) == 0
+    assert len(list((tmp_path / "images").iterdir())) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from pathlib import Path
 
 import fsspec
@@ -213,3 +214,10 @@ def test_resolved_address_is_judged_too() -> None:
             AccessPolicy().check_address(Uri(uri), address)
         with pytest.raises(AccessDenied):
             policy_of("https://other.example/").check_address(Uri(uri), address)
+
+
+def test_a_path_that_is_encoded_over_and_over_takes_no_time() -> None:
+    started = time.process_time()
+    with pytest.raises(AccessDenied, match="have no place"):
+        AccessPolicy().check(Uri("https://host/%" + "25" * 500_000))
+    assert time.process_time() - started < 2  # decoding until nothing changes: hours

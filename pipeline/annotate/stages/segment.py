@@ -96,14 +96,7 @@ class Segment:
             self._raise_if_device_lost(error)
             if len(images) == 1:
                 if isinstance(error, NotFinite) and not self._has_worked:
-                    precision = self._predictor.precision
-                    cure = (
-                        "no precision of the model is finer: run with another checkpoint"
-                        if precision == "fp32"
-                        else f"model.precision {precision} may be too coarse for these weights; run with "
-                        "model.precision=fp32, or with another checkpoint"
-                    )
-                    raise ModelNotFinite(f"{error}, the first that this replica got: {cure}") from error
+                    raise model_not_finite(error, self._predictor.precision) from error
                 codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
                 code = next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
                 return [ImageFailure(SEGMENT, code, f"{type(error).__name__}: {error}")]
@@ -114,6 +107,17 @@ class Segment:
     def _raise_if_device_lost(self, error: Exception) -> None:
         if not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error):
             raise DeviceLost(str(error)) from error
+
+
+def model_not_finite(error: NotFinite, precision: str) -> ModelNotFinite:
+    """The error of a model that works on none of the first images, with what to do."""
+    cure = (
+        "no precision of the model is finer: run with another checkpoint"
+        if precision == "fp32"
+        else f"model.precision {precision} may be too coarse for these weights; run with "
+        "model.precision=fp32, or with another checkpoint"
+    )
+    return ModelNotFinite(f"{error}, the first that this replica got: {cure}")
 
 
 def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | ImageFailure]) -> pa.Table:

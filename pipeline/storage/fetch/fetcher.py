@@ -105,10 +105,6 @@ class Fetcher:
             time.sleep(wait_s)
         raise AssertionError("unreachable")
 
-    def fetch_many(self, uris: Sequence[UriText]) -> list[bytes | FetchError]:
-        """Fetch concurrently; one entry per URI, in order, failures as values. All are in memory together."""
-        return [data for _, data in sorted(self.fetch_in_turn(uris), key=lambda found: found[0])]
-
     def fetch_in_turn(self, uris: Sequence[UriText]) -> Iterator[tuple[int, bytes | FetchError]]:
         """Fetch concurrently, failures as values, as many at a time as go into `FetchSettings.max_bytes_at_once`.
 

@@ -15,10 +15,12 @@ from pipeline.metrics.ap.figures import coco_stats, evaluate_blocks, mmdet_metri
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol
 from pipeline.model.detections import Detections
+from pipeline.model.detector import NotFinite
 from pipeline.model.predictor import Predictor
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.tables.ragged import offsets_of, positions_in
 from pipeline.train.distributed import from_first, gather_to_first, num_workers, worker_rank
+from pipeline.train.loop.finite import NonFiniteLoss
 from pipeline.train.sample.sample import Sample
 
 _THREADS = 4  # that read pictures while the device computes
@@ -73,7 +75,10 @@ def _blocks(
     for start in range(0, len(own), batch_size):
         part = own[start : start + batch_size]
         samples = list(islice(ahead, len(part)))
-        detections = predictor.predict([sample.pixels for sample in samples], batch_size)
+        try:
+            detections = predictor.predict([sample.pixels for sample in samples], batch_size)
+        except NotFinite as error:
+            raise NonFiniteLoss(f"validation: {error}: the training diverged; lower optimizer.lr") from error
         yield truth_block(samples, list(part)), detection_block(detections)
 
 

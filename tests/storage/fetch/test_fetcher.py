@@ -53,6 +53,10 @@ BAD_DAYS = [
 ]
 
 
+def in_order(fetcher: Fetcher, uris: list[UriText]) -> list[bytes | FetchError]:
+    return [data for _, data in sorted(fetcher.fetch_in_turn(uris), key=lambda found: found[0])]
+
+
 @pytest.mark.parametrize("protocol", ["s3", "http"])
 class TestBothProtocols:
     def uri(self, flaky: FlakyServer, protocol: str, name: str) -> str:
@@ -107,14 +111,14 @@ class TestBothProtocols:
     def test_many(self, flaky: FlakyServer, protocol: str) -> None:
         names = ["ok", "404", "reset", "ok.2", "silent", "503-then-ok-1", "huge", "ok.3"]
         impatient = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S)
-        results = impatient.fetch_many([UriText(uri) for uri in [self.uri(flaky, protocol, name) for name in names]])
+        results = in_order(impatient, [UriText(uri) for uri in [self.uri(flaky, protocol, name) for name in names]])
         codes = [result.code if isinstance(result, FetchError) else result == BODY for result in results]
         assert codes == [True, "not_found", "unavailable", True, "timeout", True, "too_large", True]
         assert all(e.__traceback__ is None and e.__context__ is None for e in results if isinstance(e, FetchError))
 
     def test_many_keep_their_order_and_share_one_client(self, flaky: FlakyServer, protocol: str) -> None:
         uris = [self.uri(flaky, protocol, f"ok.{index}") for index in range(100)]
-        assert fetcher(flaky, fetch_concurrency=16).fetch_many([UriText(uri) for uri in uris]) == [BODY] * 100
+        assert in_order(fetcher(flaky, fetch_concurrency=16), [UriText(uri) for uri in uris]) == [BODY] * 100
         assert set(flaky.requests.values()) == {1}
         assert len(flaky.requests) == 100
 
@@ -126,7 +130,7 @@ class TestS3:
         s3.put("bucket", "denied/x", b"x")
         s3.deny("bucket", "denied/")
         uris += ["s3://bucket/none", "s3://no-such-bucket/x", "s3://bucket/denied/x", "s3a://bucket/a.jpg"]
-        results = Fetcher().fetch_many([UriText(uri) for uri in uris])
+        results = in_order(Fetcher(), [UriText(uri) for uri in uris])
         assert results[: len(names)] == [name.encode() for name in names]
         codes = [result.code if isinstance(result, FetchError) else result for result in results[len(names) :]]
         assert codes == ["not_found", "not_found", "access_denied", b"a.jpg"]
@@ -229,8 +233,9 @@ class TestLocal:
         link = tmp_path / "link"
         link.symlink_to(path)
         (tmp_path / "empty").touch()
-        assert Fetcher().fetch_many(
-            [UriText(str(path)), UriText(path.as_uri()), UriText(str(link)), UriText(str(tmp_path / "empty"))]
+        assert in_order(
+            Fetcher(),
+            [UriText(str(path)), UriText(path.as_uri()), UriText(str(link)), UriText(str(tmp_path / "empty"))],
         ) == [
             BODY,
             BODY,
@@ -258,7 +263,7 @@ class TestLocal:
                 f"{tmp_path}/a\0b": "bad_uri",
                 "": "bad_uri",
             }
-            results = fetcher(max_object_bytes=len(BODY) - 1).fetch_many([UriText(uri) for uri in list(expected)])
+            results = in_order(fetcher(max_object_bytes=len(BODY) - 1), [UriText(uri) for uri in list(expected)])
         codes = [result.code if isinstance(result, FetchError) else result for result in results]
         assert codes == list(expected.values())
 
@@ -419,7 +424,7 @@ def test_large_objects_come_in_turn(flaky: FlakyServer, tmp_path: Path, protocol
     (tmp_path / "a").write_bytes(BODY)
     uris = [str(tmp_path / "a") if protocol == "file" else TestBothProtocols().uri(flaky, protocol, "ok")] * 5
     some = fetcher(*([] if protocol == "file" else [flaky]), max_bytes_at_once=2 * len(BODY))
-    assert some.fetch_many([UriText(uri) for uri in uris]) == [BODY] * 5
+    assert in_order(some, [UriText(uri) for uri in uris]) == [BODY] * 5
 
 
 def test_an_object_of_unknown_length_has_room_alone() -> None:
