@@ -250,6 +250,8 @@ def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # else the one of the other tests ends
+    monkeypatch.setattr("pipeline.cluster.connect._PAUSE_S", 0.0)
 
 
 @pytest.mark.usefixtures("_no_ray")

@@ -58,15 +58,15 @@ def annotated(ray_cluster: None, request: pytest.FixtureRequest, tmp_path_factor
     save_checkpoint(
         Checkpoint(weights, SMALL, SMALL_CATEGORIES, settings, {"file": "made up"}), home / "model.safetensors"
     )
-    config = AnnotateConfig.model_validate(
-        {
-            "manifest": MANIFESTS[request.param],
-            "model": {"checkpoint": str(home / "model.safetensors"), "batch_size": 1},
-            "output": {"uri": str(home / "out")},
-        }
-    )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
+        config = AnnotateConfig.model_validate(
+            {
+                "manifest": MANIFESTS[request.param],
+                "model": {"checkpoint": str(home / "model.safetensors"), "batch_size": 1},
+                "output": {"uri": str(home / "out")},
+            }
+        )
         assert annotate(config).state == "finished"
     return Annotated(home, str(home / "out"))
 
