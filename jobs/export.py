@@ -12,7 +12,6 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.arguments import score
 from jobs.ending import OK, end, run, set_up_log
 from pipeline.export.run import FORMATS, Export, export, read_selection
 from pipeline.storage.uris import Uri, UriText
@@ -50,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "--class-thresholds", metavar="FILE", help="YAML {class name: lowest score}, as the annotate config takes it"
     )
     parser.add_argument(
-        "--min-score", type=score, default=0.0, metavar="S", help="lowest score of the other classes (default: 0)"
+        "--min-score", type=float, default=0.0, metavar="S", help="lowest score of the other classes (default: 0)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     return parser

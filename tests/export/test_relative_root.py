@@ -76,8 +76,8 @@ def coco_names(out: Path) -> list[str]:
 
 
 def coco_results_names(out: Path) -> list[str]:
-    """The manifests have no ids, so the URIs as they stand there are the ids."""
-    return [result["image_id"] for result in json.loads(out.read_text())]
+    """The manifests have no ids, so the URIs as they stand there are the ids, beside the numbers that COCO has."""
+    return [result["maskfleet_image_id"] for result in json.loads(out.read_text())]
 
 
 def cvat_names(out: Path) -> list[str]:

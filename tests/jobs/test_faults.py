@@ -153,7 +153,10 @@ def test_a_model_that_cannot_be_used(world: World, last_line: Callable[[], str],
 
 
 @pytest.mark.parametrize("command", WITH_RAY)
-def test_no_cluster_there(world: World, last_line: Callable[[], str], command: str) -> None:
+def test_no_cluster_there(
+    world: World, last_line: Callable[[], str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # whatever other tests have started
     main, arguments = COMMANDS[command]
     address = ["--set", "resources.ray_address=127.0.0.1:1"]
     assert main([*arguments(world, f"{world.folder}/new", str(world.model)), *address]) == 2
