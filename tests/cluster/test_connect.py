@@ -307,9 +307,11 @@ class TestCheck:
     def test_tokens(self) -> None:
         with serving(Head(ray.__version__, "right" * 8)) as port:
             address = UriText(f"127.0.0.1:{port}")
-            with pytest.raises(ClusterError, match="without a token; set RAY_AUTH_MODE=token"):
-                check_address(address)
             with authentication_env_guard():
+                set_auth_mode("disabled")  # a Ray of this process may have set another
+                reset_auth_token_state()
+                with pytest.raises(ClusterError, match="without a token; set RAY_AUTH_MODE=token"):
+                    check_address(address)
                 set_auth_mode("token")
                 set_env_auth_token("right" * 8)
                 reset_auth_token_state()
