@@ -236,7 +236,7 @@ class Checkpoints:
         return _saved(self._few, weights, stem, f"{value} in {name}", rng)
 
     def _other_type(self, rng: random.Random, stem: Path) -> CheckpointCase:
-        kind = rng.choice((torch.float16, torch.bfloat16, torch.float64, torch.int8))
+        kind = rng.choice((torch.float16, torch.bfloat16, torch.float64))
         floats = {name: weight.to(kind) for name, weight in self._few.weights.items() if weight.is_floating_point()}
         weights = {**self._few.weights, **floats}
         return _saved(self._few, weights, stem, f"weights of {kind}", rng)

@@ -196,8 +196,11 @@ class Uri(UriText):
         return self.place == other.place
 
     def absolute(self) -> Uri:
-        """A local path made absolute, so that it means the same in every process; any other URI as it is."""
-        return self if self.local_path is None else Uri(self.local_path)
+        """A local path made absolute, so that it means the same in every process; any other URI as it is.
+
+        So is ``//host/x?sig=...``: without its first slash nothing would tell that it holds a secret.
+        """
+        return self if self.local_path is None or self.holds_secrets else Uri(self.local_path)
 
     def __truediv__(self, name: str) -> Uri:
         """A file or folder in this one, under a name that needs no check."""

@@ -267,6 +267,7 @@ class TestPlace:
         monkeypatch.chdir(tmp_path)
         assert Uri("a/../b").absolute() == Uri(str(tmp_path / "b"))
         assert Uri("s3://bucket/a").absolute() == Uri("s3://bucket/a")
+        assert "SECRET" not in str(Uri("//host/x?sig=SECRET").absolute())
 
 
 @pytest.mark.parametrize(
