@@ -56,7 +56,7 @@ class CascadeVariant:
         for key, value in asdict(self).items():
             if key == "name":
                 continue
-            values = value if isinstance(value, tuple) else (value,)
+            values = value if key in ("depths", "num_heads") and isinstance(value, tuple) else (value,)
             least, most = (0 if key.endswith("_convs") else 1), _LARGEST.get(key, _LARGEST_WIDTH)
             if not all(type(v) is int and least <= v <= most for v in values):
                 raise ValueError(f"variant: {key} must be whole numbers from {least} to {most:,}, not {value!r:.60}")

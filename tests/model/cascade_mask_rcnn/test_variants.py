@@ -30,6 +30,7 @@ NO_VARIANTS: dict[str, tuple[dict[str, Any], str]] = {
     "three stages": ({"depths": (2, 1, 2)}, "one value for each of 4 stages"),
     "heads do not divide": ({"num_heads": (1, 2, 5, 8)}, "stage 2 has 64 channels, which do not split over 5 heads"),
     "fewer than no convolutions": ({"mask_convs": -1}, "mask_convs must be whole numbers from 0 to 64, not -1"),
+    "a list for a number": ({"window_size": ()}, "window_size must be whole numbers from 1 to 32"),
     "absurd": ({"depths": (2, 2, 1_000_000, 2)}, "depths must be whole numbers from 1 to 128"),
     "true": ({"box_fc": True}, "not True"),
 }
