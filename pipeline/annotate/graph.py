@@ -218,7 +218,11 @@ class Gatherer(Generic[Ref]):
 
 
 class Writes:
-    """Tasks that write a file each, a few at a time."""
+    """Tasks that write a file each, a few at a time.
+
+    Attributes:
+        num_written: rows of the files that were seen to be written.
+    """
 
     def __init__(self, parts: RunParts) -> None:
         output = parts.config.output
@@ -227,13 +231,14 @@ class Writes:
         self._task = ray.remote(_write).options(num_cpus=LIGHT_CPUS, name="write")
         self._gathered: Gatherer[Any] = Gatherer(output.images_per_file, output.write_interval_s)
         self._in_flight: dict[Any, int] = {}
+        self.num_written = 0
 
     def add(self, block: Block) -> None:
         """Rows to be written, now or later."""
         self._gathered.add(*block)
 
-    def go_on(self, everything: bool = False) -> int:
-        """Start what is due, and see what is done; rows of files that were written since the last call.
+    def go_on(self, everything: bool = False) -> None:
+        """Start what is due, and see what is done.
 
         Args:
             everything: whatever waits is due.
@@ -246,7 +251,7 @@ class Writes:
             if not refs:
                 break
             self._in_flight[self._task.remote(self._stage, *refs)] = rows
-        return self._collect(timeout_s=0)
+        self._collect(timeout_s=0)
 
     @property
     def full(self) -> bool:
@@ -258,16 +263,15 @@ class Writes:
         """Files at work."""
         return len(self._in_flight)
 
-    def wait(self, timeout_s: float) -> int:
-        """Wait for a file; rows of those that were written meanwhile, see `go_on`."""
-        return self._collect(timeout_s)
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a file, and see what is done; raises what `go_on` does."""
+        self._collect(timeout_s)
 
-    def _collect(self, timeout_s: float) -> int:
+    def _collect(self, timeout_s: float) -> None:
         if not self._in_flight:
-            return 0
+            return
         enough = 1 if timeout_s else len(self._in_flight)
         done, _ = ray.wait(list(self._in_flight), num_returns=enough, timeout=timeout_s)
-        written = 0
         for ref in done:
             rows = self._in_flight.pop(ref)
             try:
@@ -280,8 +284,7 @@ class Writes:
                 logger.warning("%d rows were lost before they were written: %s", rows, type(reason).__name__)
             else:
                 logger.debug("wrote %s: %d images", file.name, file.num_rows)
-                written += file.num_rows
-        return written
+                self.num_written += file.num_rows
 
 
 def _write(stage: Write, *blocks: pa.Table) -> DataFile:

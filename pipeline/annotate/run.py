@@ -262,25 +262,27 @@ class _Run:
             try:
                 while not (running.ended or stopping() or (reason := failing())):
                     if writes.full:
-                        self.written += writes.wait(_POLL_S)
+                        writes.wait(_POLL_S)
                     elif (block := running.take(_POLL_S)) is not None:
                         writes.add(block)
-                    self.written += writes.go_on()
+                    writes.go_on()
                     self.lock.check()
                 self._write_rest(running, writes)
             except (KeyboardInterrupt, Exception):
                 self._save_rest(running, writes)
                 raise
+            finally:
+                self.written += writes.num_written
         return reason
 
     def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
         """Write all that came out and waits."""
         while (block := running.take(0)) is not None:
             writes.add(block)
-        self.written += writes.go_on(everything=True)
+        writes.go_on(everything=True)
         while writes.num_open and time.monotonic() < give_up_at:
-            self.written += writes.wait(_POLL_S)
-            self.written += writes.go_on(everything=True)
+            writes.wait(_POLL_S)
+            writes.go_on(everything=True)
             self.lock.check()
 
     def _save_rest(self, running: Running, writes: Writes) -> None:

@@ -112,8 +112,9 @@ class DataFolder:
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
-        self._agreed(self.footers(objects))
-        return self.settled(objects)
+        footers = dict(self.footers(objects))
+        self._agreed(footers.items())
+        return _settled(footers)
 
     def settled(self, objects: ObjectFolder) -> dict[Entry, Footer]:
         """The files that count, with their footers: without those that `Superfluous` finds.
@@ -121,10 +122,7 @@ class DataFolder:
         Raises:
             OutputError: see `footers`.
         """
-        footers = dict(self.footers(objects))
-        superfluous = Superfluous.among(footers)
-        left_out = {*superfluous.replaced, *superfluous.doubled}
-        return {entry: footer for entry, footer in footers.items() if entry not in left_out}
+        return _settled(dict(self.footers(objects)))
 
     def common_footer(self, objects: ObjectFolder) -> Footer | None:
         """What all files agree in, as the footer of one of them; ``None`` if there is no file.
@@ -227,6 +225,12 @@ class Superfluous:
             stays = max(entries, key=lambda entry: (footers[entry].counts.annotated, entry.name))
             doubled.update({entry: stays for entry in entries if entry != stays and entry not in replaced})
         return cls(replaced, doubled)
+
+
+def _settled(footers: Mapping[Entry, Footer]) -> dict[Entry, Footer]:
+    superfluous = Superfluous.among(footers)
+    left_out = {*superfluous.replaced, *superfluous.doubled}
+    return {entry: footer for entry, footer in footers.items() if entry not in left_out}
 
 
 def stem(name: str) -> str:

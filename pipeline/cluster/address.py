@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 
 import grpc  # type: ignore[import-untyped]
@@ -16,7 +15,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError
 
 from pipeline.errors import UserError
-from pipeline.storage.uris import UriText
+from pipeline.storage.uris import UriText, shows_password
 
 ANSWER_S = 5.0
 SETTING, VARIABLE = "resources.ray_address", "RAY_ADDRESS"
@@ -49,10 +48,10 @@ class Address:
         """
         if setting is not None:
             return cls(setting, SETTING)
-        variable = os.environ.get(VARIABLE)
-        if variable and re.match("[^/]*:.*@", str(UriText(variable))):
+        variable = UriText(os.environ.get(VARIABLE, ""))
+        if shows_password(variable):
             raise ClusterError(f"{VARIABLE} holds a password: give host:6379, ray://host:10001 or auto")
-        return cls(UriText(variable), VARIABLE) if variable else None
+        return cls(variable, VARIABLE) if variable.secret_text else None
 
     def __str__(self) -> str:
         return f"{self.text} ({self._origin})"

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.errors import UserError
-from pipeline.storage.uris import Uri, UriText
+from pipeline.storage.uris import Uri, UriText, shows_password
 
 _LONGEST_WORD = 100
 
@@ -42,7 +41,7 @@ def check_writable(uri: Uri) -> None:
 
 
 def _without_user(address: UriText) -> UriText:
-    if re.match("[^/]*:.*@", str(address)):  # where a scheme tells what it is, it is not shown
+    if shows_password(address):
         raise ValueError("an address of Ray holds no password: give host:6379, ray://host:10001 or auto")
     return address
 

@@ -258,6 +258,11 @@ def hide_column(uris: pa.Array | pa.ChunkedArray) -> pa.Array:
     return pa.array([None if text is None else redact(text) for text in uris.to_pylist()], pa.string())
 
 
+def shows_password(text: UriText) -> bool:
+    """Whether ``user:password@host`` stands where no scheme tells that it is that, so that it is shown."""
+    return re.match("[^/]*:.*@", str(text)) is not None
+
+
 def hide_secrets(text: str) -> str:
     """A text of others with the secrets of every URI in it hidden."""
 

@@ -123,6 +123,7 @@ def test_a_file_that_cannot_be_written_costs_no_other(work: Any) -> None:
     with pytest.raises(OSError, match="No space left"):
         begin(run)
     assert store.files == [("a", "b"), ("e", "f"), ("g",)]
+    assert run.written == 20  # those that were done together with the one that failed as well
 
 
 def test_a_disk_that_is_full_ends_the_run(work: Any) -> None:

@@ -659,6 +659,20 @@ def _gallery(picture: bytes | None, at_once: int, opens: Callable[[], bool]) -> 
         server.shutdown()
 
 
+def _pictures_of(root: str, count: int, manifest: Path) -> dict[str, Any]:
+    """Write a manifest of so many pictures of a gallery; the settings to annotate them."""
+    pq.write_table(
+        pa.table({"image_id": range(count), "image_uri": [f"{root}{i}.png" for i in range(count)]}), manifest
+    )
+    return {
+        "manifest__uri": str(manifest),
+        "manifest__carry": [],
+        "images__allowed_roots": [root],
+        "images__attempt_timeout_s": GATE_S + 20,
+        "resources__images_per_block": 2,
+    }
+
+
 class TestOtherRuns:
     """Each of these starts replicas."""
 
@@ -748,14 +762,8 @@ class TestOtherRuns:
         """The replica and one fetch task take all CPUs; what is finished must not wait until all is fetched."""
         out, images, at_once = tmp_path / "out", 24, 8
         with _gallery(GOOD_FILES["a.png"], at_once, lambda: (out / "data").is_dir() and bool(data_files(out))) as root:
-            table = pa.table({"image_id": range(images), "image_uri": [f"{root}{i}.png" for i in range(images)]})
-            pq.write_table(table, tmp_path / "manifest.parquet")
             changes = {
-                "manifest__uri": str(tmp_path / "manifest.parquet"),
-                "manifest__carry": [],
-                "images__allowed_roots": [root],
-                "images__attempt_timeout_s": GATE_S + 20,
-                "resources__images_per_block": 2,
+                **_pictures_of(root, images, tmp_path / "manifest.parquet"),
                 "resources__cpus_per_actor": 2.0,
                 "output__images_per_file": 1000,
                 "output__write_interval_s": 0.5,
@@ -772,14 +780,8 @@ class TestOtherRuns:
             return str(json.loads((out / "run.json").read_text())["state"])
 
         with _gallery(None, at_once, lambda: state() != "running") as root:
-            table = pa.table({"image_id": range(images), "image_uri": [f"{root}{i}.png" for i in range(images)]})
-            pq.write_table(table, tmp_path / "manifest.parquet")
             changes = {
-                "manifest__uri": str(tmp_path / "manifest.parquet"),
-                "manifest__carry": [],
-                "images__allowed_roots": [root],
-                "images__attempt_timeout_s": GATE_S + 20,
-                "resources__images_per_block": 2,
+                **_pictures_of(root, images, tmp_path / "manifest.parquet"),
                 "output__stop": {"failed_fraction": 1.0, "after": 10},
             }
             ended = command(tmp_path, world.values(out, **changes))

@@ -25,6 +25,14 @@ def output(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+def write_run(folder: Path, ids: list[str]) -> None:
+    """An output below ``run`` with a picture for each id."""
+    uris = [str(folder / f"{number}.png") for number in range(len(ids))]
+    for uri in uris:
+        write_picture(Path(uri))
+    write_output(folder / "run", ids, uris)
+
+
 def run(output: Path, out: Path, *options: str) -> int:
     return visualize.main(["--annotations", str(output), "--out", str(out), *options])
 
@@ -60,11 +68,8 @@ def test_which_images(output: Path, tmp_path: Path, options: list[str], expected
 
 
 def test_a_table_says_which_picture_is_whose_where_names_do_not(tmp_path: Path) -> None:
-    ids = ["=a/b", "a.jpg", "b", "NUL"]
-    for number in range(4):
-        write_picture(tmp_path / f"{number}.png")
-    write_output(tmp_path / "run", ids, [str(tmp_path / f"{number}.png") for number in range(4)])
     out = tmp_path / "out"
+    write_run(tmp_path, ["=a/b", "a.jpg", "b", "NUL"])
     assert run(tmp_path / "run", out, "--ids", "b,a.jpg") == 0
     assert not (out / "images.csv").exists()
     assert run(tmp_path / "run", out) == 0
@@ -84,11 +89,8 @@ def _table(out: Path) -> dict[str, str]:
 
 def test_a_table_is_of_the_pictures_that_are_there(tmp_path: Path) -> None:
     """Whatever runs they are of; and there is none where none is needed any more."""
-    ids = ["=a/b", "a.jpg", "x/y", "x_y"]
-    for number in range(4):
-        write_picture(tmp_path / f"{number}.png")
-    write_output(tmp_path / "run", ids, [str(tmp_path / f"{number}.png") for number in range(4)])
     out = tmp_path / "out"
+    write_run(tmp_path, ["=a/b", "a.jpg", "x/y", "x_y"])
     assert run(tmp_path / "run", out, "--ids", "=a/b,x/y") == 0
     assert _table(out) == {"'=a_b.png": "'=a/b", "x_y.png": "x/y"}
     assert run(tmp_path / "run", out, "--ids", "a.jpg") == 0
