@@ -52,6 +52,8 @@ MAX_ROUNDS = 3
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
+# Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
+_ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
 _SAVE_S = 120.0
 _SAVE_ERRORS = 2 * MAX_WRITES
@@ -276,8 +278,9 @@ class _Run:
         return reason
 
     def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
-        """Write all that came out and waits."""
-        while (block := running.take(0)) is not None:
+        """Write all that came out and waits, and what is on its way here: it may count as done already."""
+        arrived_at = time.monotonic() + _ARRIVAL_S
+        while block := running.take(0 if running.ended or time.monotonic() > arrived_at else _POLL_S):
             writes.add(block)
         writes.go_on(everything=True)
         while writes.num_open and time.monotonic() < give_up_at:

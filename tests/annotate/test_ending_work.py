@@ -215,3 +215,24 @@ def test_a_signal_after_the_last_row_finds_the_run_finished(
     (report,) = seen
     assert report is not None
     assert (report.state, report.images.manifest) == (("finished", 10) if closed else ("stopped", 0))
+
+
+class Late(Stages):
+    """Gives the last block to those only who wait for it."""
+
+    def take(self, timeout_s: float) -> Block | None:
+        return None if len(self._coming) == 1 and not timeout_s else super().take(timeout_s)
+
+
+def test_rows_on_their_way_are_written_when_a_run_is_stopped(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, store = work("", None)
+    stages = Late(list("abc"), None)
+
+    @contextlib.contextmanager
+    def failing(*_: Any) -> Iterator[Callable[[], str]]:
+        yield lambda: "all fail"
+
+    monkeypatch.setattr(job, "Running", lambda _: stages)
+    monkeypatch.setattr(job, "_progress", failing)
+    begin(run, rows_per_file=1000)
+    assert store.files == [tuple("abc")]
