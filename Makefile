@@ -1,9 +1,11 @@
 # Set-up, tests and the demo. Needs Python 3.10 or newer and make; everything else lands in .venv.
+# make setup TORCH=cpu takes PyTorch's builds for CPUs from its own index, and no CUDA: 6 GB less.
 PYTHON ?= python3
+TORCH ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup test test-all lint lock demo demo-model clean
+.PHONY: setup test test-all lint docs lock demo demo-model clean
 
 setup: $(VENV)/.installed
 
@@ -12,7 +14,12 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
+ifeq ($(TORCH),)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+else
+	grep -Ev '^(nvidia-|cuda-|triton)' requirements.lock > $(VENV)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend $(TORCH) -r $(VENV)/requirements.txt
+endif
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
 
@@ -28,6 +35,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.checks.house
+
+# The site of the docs, in build/site; a link that leads nowhere is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # Pins for every supported Python; run it after a change of the dependencies in pyproject.toml.
 lock:
