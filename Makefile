@@ -14,11 +14,11 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
-ifeq ($(TORCH),)
+ifneq ($(TORCH),cpu)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
 else
 	grep -Ev '^(nvidia-|cuda-|triton)' requirements.lock > $(VENV)/requirements.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend $(TORCH) -r $(VENV)/requirements.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --torch-backend cpu -r $(VENV)/requirements.txt
 endif
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	touch $@
