@@ -76,5 +76,5 @@ def _see_no_others() -> None:
 
 
 def _holds_namesake(folder: str) -> bool:
-    places = [Path(folder, name) for name in _OURS]
-    return Path(folder) != _ROOT and any(place.is_dir() or place.with_suffix(".py").is_file() for place in places)
+    files = [Path(folder, file) for name in _OURS for file in (f"{name}/__init__.py", f"{name}.py")]
+    return Path(folder) != _ROOT and any(file.is_file() for file in files)
