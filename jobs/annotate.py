@@ -1,4 +1,4 @@
-"""Annotate every image of a manifest: ``python -m jobs.annotate --config configs/annotate_laptop.yaml``.
+"""Annotate every image of a manifest: ``python -m jobs.annotate --config my.yaml``.
 
 Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
 configuration or input, 3 done, with more failed images than allowed, 4 ended early because
@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.arguments import job_parser
+from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, set_up_log
 
 TOO_MANY_FAILURES, STOPPED_BY_FAILURES = 3, 4
@@ -23,8 +23,7 @@ logger = logging.getLogger("jobs.annotate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and say in the last line how it ended."""
     parser = job_parser("annotate", __doc__)
-    parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.batch_size=16")
+    add_config(parser, "model.batch_size=16")
     parser.add_argument("--dry-run", action="store_true", help="check all, print the plan, leave the output as it is")
     parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
     args = parser.parse_args(argv)

@@ -59,6 +59,17 @@ def job_parser(job: str, description: str | None, epilog: str | None = None) -> 
     )
 
 
+def add_config(parser: argparse.ArgumentParser, example: str) -> None:
+    """``--config`` and ``--set``.
+
+    Args:
+        parser: of a job that has a config.
+        example: of a setting, as a shell takes it.
+    """
+    parser.add_argument("--config", required=True, metavar="FILE", help=f"YAML; `{typed('config')}` has ready ones")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=f"e.g. {example}")
+
+
 def positive(text: str) -> int:
     """A count of at least 1."""
     value = int(text)

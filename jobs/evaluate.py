@@ -1,4 +1,4 @@
-"""Evaluate annotations against ground truth: ``python -m jobs.evaluate --config configs/evaluate.yaml``.
+"""Evaluate annotations against ground truth: ``python -m jobs.evaluate --config my.yaml``.
 
 Writes metrics.json, report.html, thresholds.yaml and matches/ (Parquet) to ``output.uri``, and prints COCO's figures.
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 and 143 stopped by SIGINT and SIGTERM.
@@ -11,7 +11,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from jobs.arguments import job_parser
+from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, set_up_log
 
 logger = logging.getLogger("jobs.evaluate")
@@ -20,8 +20,7 @@ logger = logging.getLogger("jobs.evaluate")
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, evaluate, and say in the last line how it ended."""
     parser = job_parser("evaluate", __doc__)
-    parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. metrics.iou_types=[bbox]")
+    add_config(parser, "'metrics.iou_types=[bbox]'")
     args = parser.parse_args(argv)
     set_up_log()
     return run(logger, lambda: _evaluate(args), "nothing of it counts; run it again")
