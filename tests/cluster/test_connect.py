@@ -176,6 +176,13 @@ def test_only_a_checkout_is_on_the_path_of_workers(
         assert [start["job_config"]._client_job for start in fake.starts] == [folder == tmp_path]
 
 
+def test_the_client_makes_a_job_config_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch)
+    with connect(UriText("ray://head:10001")):
+        pass
+    assert [start.keys() for start in fake.starts] == [{"address", "log_to_driver", "logging_level"}]
+
+
 def test_a_ray_that_runs_is_used_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay(monkeypatch, running=True)
     with connect(UriText("head:6379")):
