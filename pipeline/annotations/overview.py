@@ -15,7 +15,7 @@ from enum import Enum
 import pyarrow.compute as pc
 
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, map_files
+from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Survey, map_files
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import FAILED
@@ -102,13 +102,11 @@ class Overview:
         run: what ``run.json`` says; ``None`` if there is none, or it cannot be read.
         reported_at: when that was written, by the storage's clock; ``None`` where that does not tell.
         lock: ``None`` if there is none, or it makes no sense.
+        survey: of the data files.
         counts: rows by kind in all files that count.
         written: of these, those that the run wrote that ``run`` speaks of.
         failures: by error code, most frequent first.
         classes: detections by category name, most frequent first.
-        identities: what made the rows: one for each run and code version that wrote some.
-        num_files: data files that count.
-        num_bytes: of all data files, on the disk or in the store.
         problems: what cannot be read, or should not be there: why, and what to do.
     """
 
@@ -117,13 +115,11 @@ class Overview:
     run: RunJson | None
     reported_at: datetime | None
     lock: Lock | None
+    survey: Survey
     counts: Counts
     written: int
     failures: tuple[FailureKind, ...]
     classes: Mapping[str, int]
-    identities: tuple[Identity, ...]
-    num_files: int
-    num_bytes: int
     problems: tuple[str, ...]
 
     @property
@@ -166,6 +162,22 @@ class Overview:
             return self.run.images.manifest
         return None if self.pending is None else self.counts.rows + self.pending
 
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """What made the rows: one for each run and code version that wrote some."""
+        return tuple(dict.fromkeys(footer.identity for footer in self.survey.footers.values()))
+
+    @property
+    def num_files(self) -> int:
+        """Data files that count."""
+        return len(self.survey.footers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all data files, damaged and superfluous ones too, on the disk or in the store."""
+        files = (*self.survey.footers, *self.survey.superfluous, *self.survey.problems)
+        return sum(entry.size_bytes for entry in files)
+
     def _has_state(self, state: RunState) -> bool:
         return self.run is not None and self.run.state is state
 
@@ -207,37 +219,30 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     if survey.disagreement:
         problems.append(survey.disagreement)
     counts = Counts.total(footer.counts for footer in survey.footers.values())
-    entries = (*survey.footers, *survey.superfluous, *survey.problems)
     return Overview(
         uri=uri,
         looked_at=datetime.now(timezone.utc),
         run=run,
         reported_at=_reported_at(objects) if run else None,
         lock=lock,
+        survey=survey,
         counts=counts,
         written=_written_by(run, survey.footers),
         failures=_failures(folder, objects, survey.footers, counts, num_examples),
         classes=_classes(folder, objects, survey.footers, counts, run),
-        identities=tuple(dict.fromkeys(footer.identity for footer in survey.footers.values())),
-        num_files=len(survey.footers),
-        num_bytes=sum(entry.size_bytes for entry in entries),
         problems=tuple(problems),
     )
 
 
-def failed_rows(uri: Uri, problems: list[str]) -> Iterator[FailedRow]:
-    """All failed rows of an output, a file at a time, in the order of the file names.
+def failed_rows(overview: Overview, problems: list[str]) -> Iterator[FailedRow]:
+    """All failed rows of the files that were looked over, a file at a time, in the order of the file names.
 
     Args:
-        uri: of the output folder.
+        overview: of the output.
         problems: gets why files cannot be read, whose rows are left out.
-
-    Raises:
-        OSError: the folder cannot be listed.
     """
-    objects, folder = open_objects(uri), DataFolder(uri, _CONCURRENCY)
-    survey = folder.survey(objects)
-    problems += survey.problems.values()
+    objects, folder = open_objects(overview.uri), DataFolder(overview.uri, _CONCURRENCY)
+    problems += overview.survey.problems.values()
 
     def read(entry: Entry) -> list[FailedRow] | str:
         try:
@@ -245,7 +250,7 @@ def failed_rows(uri: Uri, problems: list[str]) -> Iterator[FailedRow]:
         except (OutputError, OSError) as error:
             return str(error)
 
-    with_failures = [entry for entry, footer in survey.footers.items() if footer.counts.failed]
+    with_failures = [entry for entry, footer in overview.survey.footers.items() if footer.counts.failed]
     for rows in map_files(read, with_failures, _CONCURRENCY):
         if isinstance(rows, str):
             problems.append(rows)

@@ -112,7 +112,7 @@ def test_first_failures_and_all_of_them(out: Path) -> None:
         for n in failed
     ]
     problems: list[str] = []
-    assert [tuple(vars(row).values()) for row in failed_rows(Uri(str(out)), problems)] == wanted
+    assert [tuple(vars(row).values()) for row in failed_rows(look_over(Uri(str(out))), problems)] == wanted
     assert problems == []
     examples = {kind.code: kind.examples for kind in overview.failures}
     assert examples["rare"] == ((0, "why 0"),)
@@ -204,7 +204,7 @@ class TestDamage:
         [problem] = overview.problems
         assert cut_off.name in problem
         problems: list[str] = []
-        assert len(list(failed_rows(Uri(str(out)), problems))) == 5
+        assert len(list(failed_rows(look_over(Uri(str(out))), problems))) == 5
         assert problems == [problem]
 
     def test_rows_that_are_damaged(self, out: Path) -> None:
@@ -217,7 +217,7 @@ class TestDamage:
         overview = look_over(Uri(str(out)))
         assert (overview.counts.rows, overview.counts.failed) == (40, 10)
         problems: list[str] = []
-        assert len(list(failed_rows(Uri(str(out)), problems))) == 5
+        assert len(list(failed_rows(look_over(Uri(str(out))), problems))) == 5
         assert file.name in problems[0]
 
     def test_all_files_are_damaged(self, out: Path) -> None:
@@ -267,7 +267,7 @@ class TestDamage:
         overview = look_over(Uri(str(out)))
         assert (overview.counts.rows, overview.problems) == (40, ())
         problems: list[str] = []
-        rows = list(failed_rows(Uri(str(out)), problems))
+        rows = list(failed_rows(look_over(Uri(str(out))), problems))
         assert ({row.stage for row in rows}, len(rows), problems) == ({""}, 10, [])
 
     def test_a_lock_that_makes_no_sense(self, out: Path) -> None:
