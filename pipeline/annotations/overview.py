@@ -219,6 +219,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     if survey.disagreement:
         problems.append(survey.disagreement)
     counts = Counts.total(footer.counts for footer in survey.footers.values())
+    rows = _Rows(folder, objects, survey.footers, counts, problems)
     return Overview(
         uri=uri,
         looked_at=datetime.now(timezone.utc),
@@ -228,9 +229,9 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
         survey=survey,
         counts=counts,
         written=_written_by(run, survey.footers),
-        failures=_failures(folder, objects, survey.footers, counts, num_examples),
-        classes=_classes(folder, objects, survey.footers, counts, run),
-        problems=tuple(problems),
+        failures=rows.failures(num_examples),
+        classes=rows.classes(run),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
@@ -243,19 +244,25 @@ def failed_rows(overview: Overview, problems: list[str]) -> Iterator[FailedRow]:
     """
     objects, folder = open_objects(overview.uri), DataFolder(overview.uri, _CONCURRENCY)
     problems += overview.survey.problems.values()
+    with_failures = [entry for entry, footer in overview.survey.footers.items() if footer.counts.failed]
+    for rows in _read_failed(folder, objects, with_failures, problems):
+        yield from rows
 
+
+def _read_failed(
+    folder: DataFolder, objects: ObjectFolder, entries: Sequence[Entry], problems: list[str]
+) -> Iterator[list[FailedRow]]:
     def read(entry: Entry) -> list[FailedRow] | str:
         try:
             return _failed_rows(folder, objects, entry)
         except (OutputError, OSError) as error:
             return str(error)
 
-    with_failures = [entry for entry, footer in overview.survey.footers.items() if footer.counts.failed]
-    for rows in map_files(read, with_failures, _CONCURRENCY):
+    for rows in map_files(read, entries, _CONCURRENCY):
         if isinstance(rows, str):
             problems.append(rows)
         else:
-            yield from rows
+            yield rows
 
 
 def _failed_rows(folder: DataFolder, objects: ObjectFolder, entry: Entry) -> list[FailedRow]:
@@ -318,44 +325,43 @@ def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:
     return sum(footer.counts.rows for footer in footers.values() if footer.identity.run_id == run.run_id)
 
 
-def _failures(
-    folder: DataFolder, objects: ObjectFolder, footers: Mapping[Entry, Footer], counts: Counts, num_examples: int
-) -> tuple[FailureKind, ...]:
-    """The first failures of each kind, from no more files than hold them."""
-    wanted = dict.fromkeys(counts.failures_by_code, num_examples)
-    chosen = []
-    for entry, footer in footers.items():
-        here = {code: n for code, n in footer.counts.failures_by_code.items() if wanted[code] > 0}
-        if here:
-            chosen.append(entry)
-            wanted.update({code: wanted[code] - n for code, n in here.items()})
+@dataclass(frozen=True)
+class _Rows:
+    """What the footers do not tell. Where rows cannot be read, it stays unknown, and ``problems`` says why."""
 
-    def read(entry: Entry) -> list[FailedRow]:
-        with suppress(OutputError, OSError):  # its footer is whole; whoever reads its rows is told
-            return _failed_rows(folder, objects, entry)
-        return []
+    folder: DataFolder
+    objects: ObjectFolder
+    footers: Mapping[Entry, Footer]
+    counts: Counts
+    problems: list[str]
 
-    found: dict[str, list[tuple[int | str, str]]] = {code: [] for code in wanted}
-    for rows in map_files(read, chosen, _CONCURRENCY):
-        for row in rows:
-            found.setdefault(row.error_code, []).append((row.image_id, row.error_message))
-    return tuple(FailureKind(code, n, tuple(found[code][:num_examples])) for code, n in counts.failures_by_code.items())
+    def failures(self, num_examples: int) -> tuple[FailureKind, ...]:
+        """The first failures of each kind, from no more files than hold them."""
+        wanted = dict.fromkeys(self.counts.failures_by_code, num_examples)
+        chosen = []
+        for entry, footer in self.footers.items():
+            here = {code: n for code, n in footer.counts.failures_by_code.items() if wanted[code] > 0}
+            if here:
+                chosen.append(entry)
+                wanted.update({code: wanted[code] - n for code, n in here.items()})
+        found: dict[str, list[tuple[int | str, str]]] = {code: [] for code in wanted}
+        for rows in _read_failed(self.folder, self.objects, chosen, self.problems):
+            for row in rows:
+                found.setdefault(row.error_code, []).append((row.image_id, row.error_message))
+        counts = self.counts.failures_by_code.items()
+        return tuple(FailureKind(code, n, tuple(found[code][:num_examples])) for code, n in counts)
 
-
-def _classes(
-    folder: DataFolder,
-    objects: ObjectFolder,
-    footers: Mapping[Entry, Footer],
-    counts: Counts,
-    run: RunJson | None,
-) -> dict[str, int]:
-    """By name: as the report lists the names, or else as they stand in the rows."""
-    names = {category.id: category.name for category in run.categories} if run else {}
-    if not counts.detections_by_category.keys() <= names.keys():
-        with suppress(OutputError, OSError):  # of rows; see `_failures`
-            names = {**folder.category_names(objects, footers), **names}
-    by_name: dict[str, int] = {}
-    for category_id, n in counts.detections_by_category.items():
-        name = names.get(category_id, f"category {category_id}")
-        by_name[name] = by_name.get(name, 0) + n
-    return by_name
+    def classes(self, run: RunJson | None) -> dict[str, int]:
+        """By name: as the report lists the names, or else as they stand in the rows."""
+        counts = self.counts.detections_by_category
+        names = {category.id: category.name for category in run.categories} if run else {}
+        if not counts.keys() <= names.keys():
+            try:
+                names = {**self.folder.category_names(self.objects, self.footers), **names}
+            except (OutputError, OSError) as error:
+                self.problems.append(str(error))
+        by_name: dict[str, int] = {}
+        for category_id, n in counts.items():
+            name = names.get(category_id, f"category {category_id}")
+            by_name[name] = by_name.get(name, 0) + n
+        return by_name
