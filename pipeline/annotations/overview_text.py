@@ -203,8 +203,9 @@ def _files(overview: Overview) -> str:
 def _model(overview: Overview) -> Iterator[str]:
     says = overview.run.identity if overview.run else {}
     made = {(identity.model_name, identity.weights_sha256) for identity in overview.identities}
-    made = made or {(says.get("model_name"), says.get("weights_sha256"))}
-    for name, digest in sorted((str(name), str(digest)) for name, digest in made if name):
+    if not made and says.get("model_name"):
+        made = {(str(says["model_name"]), str(says.get("weights_sha256")))}
+    for name, digest in sorted(made):
         yield f"{name}, weights {digest[:_DIGEST_LENGTH]}"
     source = says.get("source")
     if isinstance(source, dict) and source.get("file"):
