@@ -24,6 +24,9 @@ _NAME = r"part-[0-9a-f]{20}(-[0-9a-f]{8})?\.parquet"
 DATA_NAME = re.compile(_NAME)
 _TEMPORARY_NAME = temporary_names(_NAME)
 _STEM_LENGTH = len("part-") + 20
+_CATEGORY_COLUMNS = [f"detections.list.element.{name}" for name in ("category_id", "category_name")]
+_ROWS_PER_BATCH = 256
+_LOOKS = 3  # at a folder whose files are being replaced
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -106,6 +109,35 @@ class DataFolder:
                 raise OutputError(self._cut_off(entry))
             yield entry, footer
 
+    def survey(self, objects: ObjectFolder) -> Survey:
+        """What there is, whatever state it is in, and though a run may be writing and replacing files meanwhile."""
+        for _ in range(_LOOKS):
+            files, folders = objects.list(DATA_FOLDER)
+            visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
+            entries = [entry for entry in visible if DATA_NAME.fullmatch(entry.name)]
+            found = list(map_files(lambda entry: self._footer_or_problem(objects, entry), entries, self._concurrency))
+            problems = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, str)}
+            if not problems or problems.keys() <= set(objects.list(DATA_FOLDER).files):
+                break
+        footers = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, Footer)}
+        settled = _settled(footers)
+        foreign = [entry.name for entry in visible if entry not in set(entries)]
+        foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
+        disagreement = ""
+        try:
+            self._agreed(footers.items())
+        except OutputError as error:
+            disagreement = str(error)
+        superfluous = tuple(entry for entry in footers if entry not in settled)
+        return Survey(settled, superfluous, problems, tuple(foreign), disagreement)
+
+    def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | str:
+        try:
+            footer = self.footer_or_none(objects, entry)
+        except (OutputError, OSError) as error:
+            return str(error)
+        return self._cut_off(entry) if footer is None else footer
+
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
         """The files that count, see `settled`, which belong together.
 
@@ -174,6 +206,26 @@ class DataFolder:
             table = file.read(None if columns is None else list(columns), use_threads=False)
         return table.replace_schema_metadata(None)
 
+    def category_names(self, objects: ObjectFolder, footers: Mapping[Entry, Footer]) -> dict[int, str]:
+        """Names of the categories of which the footers count detections, from the rows: no more files than tell them.
+
+        Raises:
+            OutputError, OSError: see `open`.
+        """
+        missing = {i for footer in footers.values() for i in footer.counts.detections_by_category}
+        names: dict[int, str] = {}
+        for entry, footer in footers.items():
+            if missing.isdisjoint(footer.counts.detections_by_category):
+                continue
+            with self.open(objects, entry) as file:
+                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=_CATEGORY_COLUMNS, use_threads=False):
+                    detections = batch.column("detections").flatten()
+                    pairs = pa.table({name: detections.field(name) for name in ("category_id", "category_name")})
+                    unique = pairs.group_by(["category_id", "category_name"]).aggregate([]).to_pylist()
+                    names.update((pair["category_id"], pair["category_name"]) for pair in unique)
+            missing -= names.keys()
+        return names
+
     @contextmanager
     def _named(self, entry: Entry) -> Iterator[None]:
         """What is wrong with a file, with its name and what to do."""
@@ -194,6 +246,25 @@ class DataFolder:
 
     def _cut_off(self, entry: Entry) -> str:
         return f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder of data files as it was found, for those who look and change nothing.
+
+    Attributes:
+        footers: the files that count, with their footers; they need not belong together.
+        superfluous: files whose rows others hold as well, see `Superfluous`; the next run removes them.
+        problems: files that cannot be read, with why and what to do.
+        foreign: names of what this pipeline did not write.
+        disagreement: which files do not belong together, or "".
+    """
+
+    footers: Mapping[Entry, Footer]
+    superfluous: tuple[Entry, ...]
+    problems: Mapping[Entry, str]
+    foreign: tuple[str, ...]
+    disagreement: str
 
 
 @dataclass(frozen=True)
