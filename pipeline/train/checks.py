@@ -82,22 +82,30 @@ def check_pictures(config: TrainConfig, inputs: Inputs, read_elsewhere: bool) ->
     """
     data = config.data
     pictures = picture_source(data)
-    said: list[str] = []
-    for i, (source, table) in enumerate(zip(data.train, inputs.sources, strict=True)):
-        missing = _Missing.of(table, pictures)
-        problem = f"data.train.{i}: {missing.of_root(source.image_root)}"
-        if missing.are_all and not read_elsewhere:
-            raise DataError(f"{problem}. Is image_root right, and the storage within reach?")
-        if missing.failures:
-            said.append(f"{problem}; others take the places of such pictures")
+    found = [
+        (f"data.train.{i}", _Missing.of(table, pictures), source.image_root)
+        for i, (source, table) in enumerate(zip(data.train, inputs.sources, strict=True))
+    ]
+    some = [f"{_cannot(*one)}; others take the places of such pictures" for one in found if one[1].are_some]
+    none = [_cannot(*one) for one in found if one[1].are_all]
     if data.validation is not None and inputs.validation is not None:
         missing = _Missing.of(inputs.validation, pictures)
-        problem = f"data.validation: {missing.of_root(data.validation.image_root)}, and figures need all of them"
-        if missing.failures and not read_elsewhere:
-            raise DataError(f"{problem}. Is image_root right, and the storage within reach?")
         if missing.failures:
-            said.append(problem)
-    return said
+            problem = _cannot("data.validation", missing, data.validation.image_root)
+            none.append(f"{problem}, and figures need all of them")
+    if none and not read_elsewhere:
+        raise DataError(f"{none[0]}. Is image_root right, and the storage within reach?")
+    return [*some, *(f"{problem}; from this machine, perhaps not from those that read them" for problem in none)]
+
+
+def _cannot(setting: str, missing: _Missing, image_root: Uri | None) -> str:
+    """How many, out of how many, an example, and the setting that it depends on."""
+    out_of = f" of {missing.num_images:,}" if missing.num_images > missing.num_drawn else ""
+    root = "" if image_root is None else f" (image_root is {image_root})"
+    return (
+        f"{setting}: {len(missing.failures)} of {missing.num_drawn} pictures tried{out_of} cannot be read, such as "
+        f"{missing.failures[0]}{root}"
+    )
 
 
 @dataclass(frozen=True)
@@ -126,13 +134,10 @@ class _Missing:
         """Whether not one picture could be read."""
         return len(self.failures) == self.num_drawn
 
-    def of_root(self, image_root: Uri | None) -> str:
-        """How many, out of how many, an example, and the setting that it depends on."""
-        tried = f"{self.num_drawn} pictures tried" + (
-            f" of {self.num_images:,}" if self.num_images > self.num_drawn else ""
-        )
-        root = "" if image_root is None else f" (image_root is {image_root})"
-        return f"{len(self.failures)} of {tried} cannot be read, such as {next(iter(self.failures), '')}{root}"
+    @property
+    def are_some(self) -> bool:
+        """Whether some could not, and others could."""
+        return 0 < len(self.failures) < self.num_drawn
 
 
 def _failure(image: LabelledImage, pictures: PictureSource) -> str | None:
@@ -152,6 +157,7 @@ def oddities(config: TrainConfig, inputs: Inputs, steps_per_epoch: int) -> list[
         *_of_schedule(config.schedule, config.optimizer.lr, steps_per_epoch),
         *_of_step_size(config, sum(map(len, inputs.sources))),
         *_of_classes(inputs),
+        *_of_both_sets(inputs),
     ]
 
 
@@ -207,6 +213,18 @@ def _of_classes(inputs: Inputs) -> Iterator[str]:
         yield f"no object to learn from, of {_some(absent, names)}: model.classes with the other names leaves them out"
     if absent := [name for name, a, b in zip(names, learnt, validated, strict=True) if b and not a]:
         yield f"no object to learn from, of {_some(absent, names)}: the validation set has some, and none will be found"
+
+
+def _of_both_sets(inputs: Inputs) -> Iterator[str]:
+    if inputs.validation is None:
+        return
+    learnt = {uri for table in inputs.sources for uri in table.rows["image_uri"].to_pylist()}
+    both = [Uri(uri) for uri in inputs.validation.rows["image_uri"].to_pylist() if uri in learnt]
+    if both:
+        yield (
+            f"{len(both):,} of {len(inputs.validation):,} pictures to validate with are learnt from, too "
+            f"({Examples.of(both)}): the figures are too good"
+        )
 
 
 def _some(some: Sequence[str], classes: Sequence[str]) -> str:

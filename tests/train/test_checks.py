@@ -19,7 +19,7 @@ from pipeline.train.checks import check_pictures, check_places, oddities
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.labelled import DataError
 from pipeline.train.inputs import Inputs, read_inputs
-from tests.train.test_run import training_values
+from tests.train.test_run import training_values, write_set
 
 HEAVY = ("ray", "torch", "torchvision", "timm", "matplotlib", "pandas")
 
@@ -141,6 +141,15 @@ class TestClasses:
         del values["data"]["validation"]
         (said,) = warnings(values)
         assert "no best.safetensors" in said
+
+
+def test_learnt_and_validated(values: dict[str, Any], tmp_path: Path) -> None:
+    """Whatever the files are called, and whatever the ids in them."""
+    uri = write_set(tmp_path, "other.json", range(6, 12))
+    values["data"]["validation"]["uri"] = uri
+    (said,) = warnings(values)
+    pictures = ", ".join(f"{tmp_path}/images/{number}.png" for number in (6, 7))
+    assert said.startswith(f"2 of 6 pictures to validate with are learnt from, too ({pictures})")
 
 
 class TestPictures:
