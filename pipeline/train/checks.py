@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import FETCH, PictureSource
 from pipeline.messages.examples import Examples
-from pipeline.model.files.resolve import UnknownModelError, find_checkpoint
+from pipeline.model.files.resolve import UnknownModelError, find_model
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
@@ -47,7 +47,7 @@ def check_places(config: TrainConfig) -> None:
         _check_there("data.validation.uri", data.validation.uri)
     if config.model.start is not None:
         try:
-            find_checkpoint(config.model.start)
+            find_model(config.model.start)
         except UnknownModelError:
             # What a training goes on from has all its weights.
             if not any(entry.name == LAST for entry in open_objects(config.output.uri).list("").files):
