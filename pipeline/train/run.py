@@ -193,7 +193,7 @@ def _fit(
         )
         workers = config.resources.workers
         logger.info(
-            "starting %d worker%s: a process of its own, which loads torch and the weights in a minute or less",
+            "starting %d worker%s, as processes that load torch and the weights: that takes about a minute",
             *(workers, "" if workers == 1 else "s"),
         )
         try:

@@ -73,7 +73,7 @@ def test_a_few_steps(ray_cluster: None, here: Path, caplog: pytest.LogCaptureFix
     assert "schedule.warmup_iterations is 100, and there are 4 steps" in warm_up
     assert "schedule.steps has 18, 22, and schedule.epochs is 2" in late
     assert "of 1 of 6 classes (shapes)" in unused
-    for words in ("starting 1 worker:", "the worker is up on cpu", "4 steps of 4 to go", "the first step is done"):
+    for words in ("starting 1 worker,", "the worker is up on cpu", "4 steps of 4 to go", "the first step is done"):
         assert any(words in line for line in caplog.messages), words
     names = ["shapes", *(category.name for category in CATEGORIES)]
     assert [category.name for category in load_model(here / "training" / "best.safetensors", "cpu").categories] == names
