@@ -17,7 +17,6 @@ from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, set_up_log
 from pipeline.config.loading import load_config
 from pipeline.train.config import TrainConfig
-from pipeline.train.run import summary, train
 
 logger = logging.getLogger("jobs.train")
 
@@ -34,6 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     config = load_config(TrainConfig, args.config, args.set)
+    # Here and not above: the model's packages and Ray take seconds to import. A wrong config and files that are missing
+    # are told before that.
+    from pipeline.train.checks import check_places
+
+    check_places(config)
+    from pipeline.train.run import summary, train
+
     print(summary(config, train(config)))
     return end(logger, OK, f"finished: {config.output.uri}")
 

@@ -549,13 +549,20 @@ def run_job(ears: Ears, main: Callable[[list[str]], int], values: dict[str, Any]
 
 @pytest.mark.usefixtures("_no_ray")
 def test_no_training_data_tells(served: tuple[str, dict[str, bytes]], ears: Ears) -> None:
-    """As far as training goes without workers: all annotations are read and counted."""
+    """As far as training goes without workers: all annotations are read and counted, and pictures are tried."""
     here, content = served
     values = train_values(ears.folder, ears.folder)
+    content["/1.png"] = (ears.folder / "1.png").read_bytes()
+    values["data"]["images"] = {"max_attempts": 1, "allowed_roots": [here]}
     content["/truth.json"] = ears.wrote(write_truth(ears.folder, f"{here}/1.png?sig={SECRET}")).read_bytes()
     for source in (values["data"]["train"][0], values["data"]["validation"]):
         source |= {"uri": f"{here}/truth.json?sig={SECRET}", "image_root": here}
     ears.wrote(ears.folder / "config.yaml").write_text(yaml.safe_dump(values))
     assert train.main(["--config", str(ears.folder / "config.yaml")]) == 1
     assert any(f"source {here}/truth.json: 1 images" in message for message in ears.caplog.messages)
+    assert any(f"are learnt from, too ({here}/1.png)" in message for message in ears.caplog.messages)
+    ears.check()
+    del content["/1.png"]
+    assert train.main(["--config", str(ears.folder / "config.yaml")]) == 2
+    assert f"1 of 1 pictures tried cannot be read, such as {here}/1.png: " in ears.caplog.messages[-1]
     ears.check()

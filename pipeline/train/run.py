@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,7 +19,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from pipeline.cluster.address import ClusterError
+from pipeline.cluster.address import Address, ClusterError
 from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import check_address, connect
 from pipeline.cluster.shared import check_shared
@@ -32,11 +32,13 @@ from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.claim import OutputKind, check_own
 from pipeline.storage.lock.lease import Fence, OutputLock
 from pipeline.storage.objects.open import open_objects
+from pipeline.train.checks import check_pictures, oddities
 from pipeline.train.config import TrainConfig
 from pipeline.train.data.draws import Draws
 from pipeline.train.inputs import Inputs, draws_of, read_inputs, validation_of
-from pipeline.train.loop.checkpoint_folder import BEST, LAST, CheckpointFolder, Position, Saved, holds_training
+from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position, Saved, holds_training
 from pipeline.train.loop.finite import NonFiniteLoss
+from pipeline.train.loop.settings import BEST, LAST
 from pipeline.train.loop.start import Start, build_for_training, start_from
 from pipeline.train.worker import Result, Work
 
@@ -89,13 +91,19 @@ def train(config: TrainConfig) -> Trained:
         inputs = read_inputs(config.data, config.model.classes)
         for name, books in zip(_names(config), inputs.reports, strict=True):
             logger.info("%s: %s", name, books)
+        draws = draws_of(config.data, inputs, config.augment, config.seed)
+        per_epoch = draws.steps_of(config.data.batch_size * config.resources.workers)
         saved = CheckpointFolder(config.output.uri).load_last()
+        is_over = saved is not None and saved.position.iteration >= config.schedule.epochs * per_epoch
+        warnings = oddities(config, inputs, per_epoch)
+        if not is_over:
+            warnings += check_pictures(config, inputs, Address.find(config.resources.ray_address) is not None)
+        for line in warnings:
+            logger.warning("%s", line)
         start = _fresh(config, inputs) if saved is None else _continued(config, inputs, saved)
         for line in start.said:
             logger.info("%s", line)
-        draws = draws_of(config.data, inputs, config.augment, config.seed)
-        per_epoch = draws.steps_of(config.data.batch_size * config.resources.workers)
-        if saved is not None and saved.position.iteration >= config.schedule.epochs * per_epoch:
+        if saved is not None and is_over:
             result = Result(saved.position, {})
         else:
             del saved  # workers read it themselves
@@ -109,7 +117,7 @@ def train(config: TrainConfig) -> Trained:
                 ) from error
         trained = Trained(result.position, round(time.monotonic() - started, 3), result.unreadable)
         fence()
-        _write_report(config, inputs, trained)
+        _write_report(config, inputs, trained, warnings)
     return trained
 
 
@@ -183,6 +191,11 @@ def _fit(
             # Nothing is stored through Ray: the loop writes its checkpoints itself, and goes on from them.
             run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=0)),
         )
+        workers = config.resources.workers
+        logger.info(
+            "starting %d worker%s, as processes that load torch and the weights: that takes about a minute",
+            *(workers, "" if workers == 1 else "s"),
+        )
         try:
             trainer.fit()
         except WorkerGroupError as error:
@@ -228,7 +241,7 @@ def _reason(error: WorkerGroupError) -> Exception:
     return TrainingFailed(f"worker: {cause_of(first).line()}; the same command goes on from the last checkpoint")
 
 
-def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None:
+def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained, warnings: Sequence[str]) -> None:
     content = {
         "iterations": trained.position.iteration,
         "best": trained.position.best,
@@ -236,6 +249,7 @@ def _write_report(config: TrainConfig, inputs: Inputs, trained: Trained) -> None
         "seconds": trained.seconds,
         "categories": [asdict(category) for category in inputs.categories],
         "data": {name: asdict(books) for name, books in zip(_names(config), inputs.reports, strict=True)},
+        "warnings": warnings,
         "unreadable": [{"image_id": image_id, "reason": reason} for image_id, reason in trained.unreadable.items()],
         "code": code_version(),
         "packages": package_versions(),

@@ -23,6 +23,8 @@ from pipeline.train.feed import Feed
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position
 from pipeline.train.loop.loop import train
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -83,6 +85,7 @@ class Work:
             cpus_per_task=config.resources.data_cpus_per_task,
             device=device,
         )
+        logger.info("the worker is up on %s and takes over the weights", device)
         position = train(
             ray.get(self.start),
             feed,

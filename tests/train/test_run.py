@@ -169,7 +169,7 @@ def test_fine_tune_a_detector_on_other_classes(
     values["resources"]["workers"] = 1
     assert run(tmp_path, values, "--set", "schedule.epochs=1", "--set", "schedule.steps=[]") == 0
     said = "\n".join(caplog.messages)
-    assert "it has 3 classes and the data 2 others; initial weights for box_heads.stages.0.classify.weight" in said
+    assert "it has 3 classes and the data 2 others; initial weights for box_heads.stages.*.classify, " in said
     assert "image 5 is skipped: " in said
     written = json.loads((tmp_path / "out" / "training.json").read_text())
     assert written["iterations"] == 4

@@ -135,6 +135,8 @@ class _Reader:
         self.images[row.image_id] = row
 
     def _take_object(self, element: Element) -> None:
+        if isinstance(element.value, Mapping) and not element.value.get("segmentation"):
+            raise BadRow("it has no segmentation, and masks are learnt here: add its outline, or leave it out")
         row = object_row(element.value, element.text, masks=True)
         self._id_kind.check(row.image_id)
         self._used.add(row.category_id)

@@ -12,6 +12,7 @@ from typing import overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
@@ -105,6 +106,12 @@ class LabelledTable(Sequence[LabelledImage]):
 
     def __len__(self) -> int:
         return self.rows.num_rows
+
+    def objects_of_classes(self, num_classes: int) -> list[int]:
+        """How many objects there are to be found of each label; ignored ones are not counted."""
+        labels, ignored = (pc.list_flatten(self.rows[name]).to_numpy() for name in ("labels", "ignored"))
+        counts: list[int] = np.bincount(labels[~ignored], minlength=num_classes).tolist()
+        return counts
 
     @overload
     def __getitem__(self, index: int) -> LabelledImage: ...

@@ -37,8 +37,8 @@ from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_names
+from pipeline.train.loop.settings import BEST, LAST
 
-LAST, BEST = "last.safetensors", "best.safetensors"
 _STATE = re.compile(r"state-\d{8,}\.safetensors")
 _MAX_HEADER_BYTES = 100 << 20  # safetensors' own limit
 # Of a training that was killed while it wrote; the lock says that nobody else writes now.

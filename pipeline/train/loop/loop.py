@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recomputed
 
+from pipeline.messages.timing import duration
 from pipeline.model.architectures import network_of
 from pipeline.model.batch import Batch
 from pipeline.model.detector import Detector
@@ -98,8 +100,13 @@ def train(
             curves = Curves(curves_uri, first)
             stack.callback(curves.close)
         trainer.telemetry = Telemetry(curves, settings.log_every, last, data.iterations_per_epoch, device)
+        logger.info("%s steps of %s to go; waiting for the first pictures", f"{last - first:,}", f"{last:,}")
+        started = time.perf_counter()
         for batch in _batches(data, first, last):
             step = trainer.step(batch)
+            if step.iteration == first:
+                seconds = duration(time.perf_counter() - started)
+                logger.info("the first step is done, %s after that; a line every %d", seconds, settings.log_every)
             if on_step:
                 on_step(step)
             trainer.after(step, validation, last, save_every)

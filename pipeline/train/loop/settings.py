@@ -13,13 +13,18 @@ from pydantic import Field, Strict, model_validator
 from pipeline.config.base import Count, PositiveFloat, PositiveInt, Section
 from pipeline.model.settings import PUBLISHED_SAMPLING, SamplingConfig
 
+# What a training leaves in its folder: the model as it is now, and the one with the best validation figure.
+LAST, BEST = "last.safetensors", "best.safetensors"
+# Of the published detectors: 8 GPUs with 2 images each.
+PUBLISHED_LR, PUBLISHED_STEP_SIZE = 1e-4, 16
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
     """AdamW, and how the learning rate goes. Defaults are the published ones."""
 
-    lr: PositiveFloat = Field(default=1e-4, description="Learning rate after the warm-up.")
+    lr: PositiveFloat = Field(default=PUBLISHED_LR, description="Learning rate after the warm-up.")
     betas: Annotated[tuple[Fraction, Fraction], Strict(False)] = Field(
         default=(0.9, 0.999), description="Decay of the two moments."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def _from_detector(
             names = network_of(own).initialise_class_layers(detector)
         said = (
             f"starting from {Path(path).name}: it has {own.num_classes} classes and the data {len(categories)} "
-            f"others; initial weights for {', '.join(names)}; every other weight is the file's"
+            f"others; initial weights for {', '.join(_layers(names))}; every other weight is the file's"
         )
     kept = {name: tensor for name, tensor in checkpoint.weights.items() if name not in names}
     missing, unexpected = detector.load_state_dict(kept, strict=False)
@@ -127,6 +128,12 @@ def _from_detector(
 
 def _detector(variant: Variant, categories: tuple[Category, ...], drop_path_rate: float | None) -> Detector:
     return build_for_training(replace(variant, num_classes=len(categories)), drop_path_rate)
+
+
+def _layers(names: Sequence[str]) -> list[str]:
+    """What weights belong to, those that differ in a number as one: ``heads.*.classify``."""
+    layers = (re.sub(r"\.\d+(?=\.)", ".*", name.rpartition(".")[0]) for name in names)
+    return list(dict.fromkeys(layers))
 
 
 def _names(categories: Sequence[Category]) -> list[str]:

@@ -115,7 +115,7 @@ def test_a_class_that_is_not_trained_is_an_error_that_names_both_lists(tmp_path:
 
 
 BROKEN: list[tuple[str, Json, str]] = [
-    ("no mask", {"segmentation": []}, r"annotations\[0\] \(id 1\): it has no segmentation"),
+    ("no mask", {"segmentation": []}, r"annotations\[0\] \(id 1\): it has no segmentation, and masks"),
     ("polygon of two points", {"segmentation": [[1, 2, 3, 4]]}, "annotation 1 of image 1: a polygon must be"),
     (
         "mask of another size",
