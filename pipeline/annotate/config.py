@@ -40,12 +40,13 @@ _COMPILE_S = 1800.0
 
 
 class ManifestConfig(Section):
-    """Which images: a table with one row an image, a COCO file, or a folder."""
+    """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
-    format: Literal["auto", "parquet", "csv", "jsonl", "coco", "folder"] = Field(
+    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder"] = Field(
         default="auto",
-        description="How to read it. auto: by the suffix; 'folder' takes every image file below the URI.",
+        description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
+        "image file below the URI.",
     )
     image_root: Uri | None = Field(
         default=None,

@@ -17,6 +17,9 @@ from pipeline.errors import UserError
 from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
+# What to do about URIs that cannot be ids.
+TABLE_CURE = "give the manifest an id column"
+LIST_CURE = "write a table instead of a list: CSV with the columns image_id and image_uri"
 NUMBER = "number in the source"  # of a row; a column of copies
 _ABSOLUTE = r"\A(?:/|[^/]+://)"
 _PERHAPS_REFUSED = r"\.\.|:|%3[Aa]|\\"  # of relative paths: those that climb, and URLs with a typing error
@@ -157,7 +160,7 @@ def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str])
             raise ManifestError(f"{name_row(index)}: {error}{'; set image_root' if root is None else ''}") from None
 
 
-def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
+def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str], cure: str = TABLE_CURE) -> None:
     """Refuse as ids what is not shown whole (`UriText`): queries and credentials are secrets, and ids are written out.
 
     So two different ids are different where they are shown, too.
@@ -166,6 +169,7 @@ def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int]
         uris: where a manifest has no ids; null stays for others to judge.
         root: what relative ones are relative to.
         name_row: gives an index in the array its name in the message.
+        cure: what people can do about it.
     """
     suspects = pc.fill_null(pc.match_substring_regex(uris, _PERHAPS_SECRET), False)
     for index in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
@@ -176,7 +180,7 @@ def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int]
         if uri.holds_secrets or resolved.holds_secrets:
             raise ManifestError(
                 f"{name_row(index)}: {str(uri if uri.holds_secrets else resolved)!r} has a query or credentials, or is "
-                "no proper URI, and as the row's id it would be written to the output; give the manifest an id column"
+                f"no proper URI, and as the row's id it would be written to the output; {cure}"
             )
 
 
