@@ -56,7 +56,11 @@ class ManifestConfig(Section):
         default="image_id", description="Column with the unique id. If missing, ids come from the URIs."
     )
     uri_column: Text = Field(default="image_uri", description="Column with the image's path or URI.")
-    bytes_column: Text = Field(default="image_bytes", description="Column with encoded images, used instead of URIs.")
+    bytes_column: Text = Field(
+        default="image_bytes",
+        description="Column with encoded images, used instead of URIs; or with structs of bytes and path, as Hugging "
+        "Face's datasets write them.",
+    )
     carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
         default=(), description="Further columns to copy into the output, in this order."
     )

@@ -34,7 +34,7 @@ from pipeline.annotate.manifest.rules import (
     check_carry,
     is_relative,
 )
-from pipeline.annotate.manifest.units import open_unit, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.units import open_unit, pick, read_id_column, unit_row_namer
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
@@ -142,7 +142,8 @@ class Manifest:
             for batch in batches:
                 first, last = np.searchsorted(chosen, [start, start + batch.num_rows])
                 if last > first:
-                    some = without_views(batch).take(pa.array(chosen[first:last] - start))
+                    used = pa.record_batch({name: pick(batch, name) for name in self._column_names})
+                    some = without_views(used).take(pa.array(chosen[first:last] - start))
                     waiting = pa.concat_tables([waiting, self._finish(some)])
                 if waiting.num_rows >= batch_rows:
                     yield waiting.slice(0, batch_rows).combine_chunks()

@@ -42,7 +42,11 @@ class ReadUnit:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names in the source; ``None`` where it has no such column. Copies have ``number``: the row's in the source."""
+    """Names in the source; ``None`` where it has no such column. Copies have ``number``: the row's in the source.
+
+    Of an image that is a struct, as Hugging Face's datasets have it, ``uri`` and ``bytes`` are the fields, called as
+    Parquet calls them: ``image.path``, ``image.bytes`` (`pick` takes them).
+    """
 
     id: str | None
     uri: str | None
@@ -133,14 +137,14 @@ def check_carry(carry: Collection[str]) -> None:
             )
 
 
-def check_ids(ids: pa.Array, name_row: Callable[[int], str]) -> None:
+def check_ids(ids: pa.Array, name_row: Callable[[int], str], cure: str = "give the row an id or remove it") -> None:
     """Refuse null and empty ids; ``name_row`` gives an index in the array its name in the message."""
     unusable = pc.is_null(ids)
     if not pa.types.is_integer(ids.type):
         unusable = pc.or_(unusable, pc.fill_null(pc.equal(pc.binary_length(ids), 0), True))
     index = pc.index(unusable, True).as_py()
     if index >= 0:
-        raise ManifestError(f"{name_row(index)}: the id is null or empty; give the row an id or remove it")
+        raise ManifestError(f"{name_row(index)}: the id is null or empty; {cure}")
 
 
 def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
