@@ -158,6 +158,15 @@ class Manifest:
         if waiting.num_rows:
             yield waiting.combine_chunks()
 
+    def num_rows_within(self, unit: ReadUnit, num_bytes: int) -> int:
+        """How many of a unit's first rows `read_rows` gets out of about so many bytes, going by the file's footer."""
+        with open_unit(unit) as file:
+            group = file.metadata.row_group(unit.row_group)
+            chunks = [group.column(index) for index in range(group.num_columns)]
+        names = tuple(f"{name}." for name in self._column_names)
+        size = sum(chunk.total_compressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(names))
+        return unit.num_rows * num_bytes // max(1, size)
+
     @property
     def _column_names(self) -> list[str]:
         names = (self.columns.id, self.columns.uri, self.columns.bytes, *self.carried.names)
