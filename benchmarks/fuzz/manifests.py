@@ -15,6 +15,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import quote
@@ -308,19 +309,21 @@ def _csv(rng: random.Random, folder: Path) -> ManifestCase:
     table = _random_table(rng)
     sink = io.StringIO()
     dialect = csv.unix_dialect if rng.random() < 0.5 else csv.excel  # every field in quotes, or those that need them
-    writer = csv.writer(sink, dialect, lineterminator=rng.choice(("\n", "\r\n")))
+    format, delimiter = rng.choice((("csv", ","), ("csv", ","), ("tsv", "\t")))
+    writer = csv.writer(sink, dialect, delimiter=delimiter, lineterminator=rng.choice(("\n", "\r\n")))
     writer.writerow(table.columns)
     writer.writerows(zip(*table.columns.values(), strict=True))
     content = sink.getvalue().encode()
-    story, path, found, whole = _text_file(rng, folder, ".csv", content, _ids_of_csv)
-    return _as_case(story, path, folder, _fields(rng, table, "csv"), _expected(table) if whole else found)
+    count = partial(_ids_of_csv, delimiter=delimiter)
+    story, path, found, whole = _text_file(rng, folder, f".{format}", content, count)
+    return _as_case(story, path, folder, _fields(rng, table, format), _expected(table) if whole else found)
 
 
-def _ids_of_csv(content: bytes) -> list[str] | str | None:
+def _ids_of_csv(content: bytes, delimiter: str) -> list[str] | str | None:
     """As the csv module reads them, strictly."""
     csv.field_size_limit(1 << 30)
     try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""), delimiter=delimiter, strict=True)
         rows = [row for row in reader if row]
     except csv.Error as error:
         return "a quote that never closes is taken" if "unexpected end of data" in str(error) else None
@@ -330,6 +333,24 @@ def _ids_of_csv(content: bytes) -> list[str] | str | None:
         return None
     at = rows[0].index(_ID)
     return [row[at] for row in rows[1:]]
+
+
+def _list(rng: random.Random, folder: Path) -> ManifestCase:
+    table = _random_table(rng, ("none",))
+    end = rng.choice(("\n", "\r\n"))
+    content = "".join(f"{uri}{end}" for uri in dict.fromkeys(table.uris)).encode()
+    story, path, found, _ = _text_file(rng, folder, ".txt", content, _lines_of_text)
+    fields = {name: value for name, value in _fields(rng, table, "list").items() if name != "carry"}
+    return _as_case(story, path, folder, fields, found)
+
+
+def _lines_of_text(content: bytes) -> list[str] | str | None:
+    """As Python's text files have them, which end at any of the three usual ends."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return "text that is not UTF-8 is taken"
+    return [line for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n") if line.strip()]
 
 
 def _jsonl(rng: random.Random, folder: Path) -> ManifestCase:
@@ -403,6 +424,11 @@ def _parquet(rng: random.Random, folder: Path) -> ManifestCase:
     if rng.random() < 0.2:
         contents = [rng.choice((b"\xff\xd8", b"", None)) for _ in table.uris]
         columns["image_bytes"] = pa.array(contents, pa.binary())
+    elif pa.types.is_string(columns[_URI].type) and rng.random() < 0.25:  # as Hugging Face's datasets have images
+        paths = [None if rng.random() < 0.05 else uri for uri in columns.pop(_URI).to_pylist()]
+        images = [{"bytes": rng.choice((b"\xff\xd8", None)), "path": path} for path in paths]
+        columns["image"] = pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+        stories.append("images as structs")
     if columns.get(_ID) is not None and not _is_plain(columns[_ID].type):
         expected = None
     whole = pa.table(columns)
@@ -514,7 +540,7 @@ def _wrong_format(rng: random.Random, folder: Path) -> ManifestCase:
             b"\0" * 5000,
         )
     )
-    suffix = rng.choice((".csv", ".jsonl", ".json", ".parquet", ".csv.gz", ".json.zst", ".txt", ""))
+    suffix = rng.choice((".csv", ".jsonl", ".json", ".parquet", ".csv.gz", ".json.zst", ".txt", ".tsv", ".tar", ""))
     path = folder / f"{_STEM}{suffix}"
     path.write_bytes(content)
     format = rng.choice(("auto", "auto", "csv", "jsonl", "coco", "parquet", "folder"))
@@ -525,6 +551,7 @@ _FORMATS: tuple[Callable[[random.Random, Path], ManifestCase], ...] = (
     *(_csv,) * 5,
     *(_jsonl,) * 4,
     *(_coco,) * 3,
+    *(_list,) * 3,
     *(_parquet,) * 5,
     _folder,
     _wrong_format,

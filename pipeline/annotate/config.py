@@ -40,12 +40,13 @@ _COMPILE_S = 1800.0
 
 
 class ManifestConfig(Section):
-    """Which images: a table with one row an image, a COCO file, or a folder."""
+    """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
-    format: Literal["auto", "parquet", "csv", "jsonl", "coco", "folder"] = Field(
+    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder"] = Field(
         default="auto",
-        description="How to read it. auto: by the suffix; 'folder' takes every image file below the URI.",
+        description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
+        "image file below the URI.",
     )
     image_root: Uri | None = Field(
         default=None,
@@ -55,7 +56,11 @@ class ManifestConfig(Section):
         default="image_id", description="Column with the unique id. If missing, ids come from the URIs."
     )
     uri_column: Text = Field(default="image_uri", description="Column with the image's path or URI.")
-    bytes_column: Text = Field(default="image_bytes", description="Column with encoded images, used instead of URIs.")
+    bytes_column: Text = Field(
+        default="image_bytes",
+        description="Column with encoded images, used instead of URIs; or with structs of bytes and path, as Hugging "
+        "Face's datasets write them.",
+    )
     carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
         default=(), description="Further columns to copy into the output, in this order."
     )

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from itertools import islice
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import ray
 import torch
+from numpy.typing import NDArray
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.pool import Pool, choose_pool
@@ -29,6 +32,7 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.connect import check_address, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
+from pipeline.messages.examples import Examples
 from pipeline.model.detector import NotFinite
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.files.resolve import resolve_checkpoint
@@ -36,14 +40,17 @@ from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
 from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.holder import is_dead, read_holder
+from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_name
 from pipeline.tables.binary import binary_views
 
-SAMPLE_IMAGES = 8
+SAMPLE_IMAGES = 32
 TIMED_IMAGES = 2
 _LOOKS = 3
+_READ_BYTES = 8 << 20  # of a row group with images in it: what stands before a row is read with it
+_READERS = 8
 
 Looked = TypeVar("Looked")
 
@@ -67,13 +74,15 @@ def dry_run(config: AnnotateConfig) -> str:
     settings = model_settings(config, checkpoint)
     identity = make_identity(config, checkpoint, "dry-run")
     _steady(lambda: store.check_identity(identity))
-    _write_probe(store)
+    with _no_folder_left(store.uri):
+        _write_probe(store)
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
         pending = _steady(lambda: _find_pending(store, manifest, identity))
-        decoded = _decode_sample(config, settings, manifest, pending)
+        decoded = _decode_sample(config, settings, draw_sample(manifest, pending))
     with connect(config.resources.ray_address):
-        check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
+        with _no_folder_left(store.uri):
+            check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, settings, decoded, pool)
@@ -83,7 +92,7 @@ def dry_run(config: AnnotateConfig) -> str:
         f"cluster    {cluster['nodes']} nodes, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs "
         f"{', '.join(cluster['gpu_kinds'])}",
         f"output     {config.output.uri}: writable{_at_work(store.uri)}",
-        f"sample     {_sample_line(decoded)}",
+        f"sample     {_sample_line(decoded, pending.num_pending)}",
     ]
     if seconds is None:
         lines.append(
@@ -121,6 +130,22 @@ def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) ->
     return find_pending(manifest, (table["image_id"] for table in done))
 
 
+@contextmanager
+def _no_folder_left(uri: Uri) -> Iterator[None]:
+    """Removes the local folders on the way to a place that were not there before, as far as they are empty."""
+    made = []
+    path = uri.local_path
+    while path is not None and not os.path.lexists(path):
+        made.append(path)
+        path = os.path.dirname(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for folder in made:
+                os.rmdir(folder)
+
+
 def _write_probe(store: OutputStore) -> None:
     objects, name = open_objects(store.uri, store.timeout_s), temporary_name(PROBE)
     objects.put(name, b"written by a dry run, to see whether it can be")
@@ -135,8 +160,42 @@ def _at_work(uri: Uri) -> str:
     return f"; {holder} has its lock: it is writing there now, unless it was killed"
 
 
-def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Manifest, pending: Pending) -> pa.Table:
-    """The first few pending images, fetched and decoded as a run would; failures are rows."""
+def draw_sample(manifest: Manifest, pending: Pending) -> pa.Table:
+    """Some of the pending rows, from the whole manifest: one from each of as many equal parts, the same every time.
+
+    Of a row group that holds the images themselves the first part is looked at, so that it need not be read whole.
+
+    Returns:
+        At most `SAMPLE_IMAGES` rows, in the order of the manifest, with its schema.
+    """
+
+    def read(drawn: tuple[ReadUnit, NDArray[np.int64], NDArray[np.int64]]) -> list[pa.Table]:
+        unit, rows, places = drawn
+        if manifest.columns.bytes is not None:
+            within = int(np.searchsorted(rows, manifest.num_rows_within(unit, _READ_BYTES)))
+            if (near := max(within, len(places))) < len(rows):
+                places = np.arange(len(places)) * near // len(places)
+        return list(manifest.read_rows(unit, rows[places], len(places)))
+
+    tables = map_ahead(read, _drawn(pending), _READERS, SAMPLE_IMAGES)
+    return pa.concat_tables([manifest.schema.empty_table(), *chain.from_iterable(tables)])
+
+
+def _drawn(pending: Pending) -> Iterator[tuple[ReadUnit, NDArray[np.int64], NDArray[np.int64]]]:
+    """Units, their pending rows, and which of those were drawn."""
+    count = min(SAMPLE_IMAGES, pending.num_pending)
+    edges = np.arange(count + 1) * pending.num_pending // max(1, count)
+    drawn = np.random.default_rng(pending.num_pending).integers(edges[:-1], edges[1:])
+    start = 0
+    for unit, rows in pending.iter_units():
+        first, last = np.searchsorted(drawn, [start, start + len(rows)])
+        if last > first:
+            yield unit, rows, drawn[first:last] - start
+        start += len(rows)
+
+
+def _decode_sample(config: AnnotateConfig, settings: TestSettings, rows: pa.Table) -> pa.Table:
+    """Fetched and decoded as a run would; failures are rows."""
     stage = FetchDecode(
         PictureSource.of_config(config.images),
         settings.short_side,
@@ -144,19 +203,21 @@ def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Man
         InProcessGuard(),
         report=lambda counts: None,
     )
-    tables = (
-        table
-        for unit, rows in islice(pending.iter_units(), 1)
-        for table in manifest.read_rows(unit, rows[:SAMPLE_IMAGES], SAMPLE_IMAGES)
-    )
-    rows = next(tables, manifest.schema.empty_table())
     return stage(rows)
 
 
-def _sample_line(decoded: pa.Table) -> str:
-    failed = [(row["image_id"], row["error_code"]) for row in decoded.to_pylist() if row["error_code"]]
-    line = f"{len(decoded) - len(failed)} of {len(decoded)} images fetched and decoded"
-    return line + "".join(f"; {image_id}: {code}" for image_id, code in failed)
+def _sample_line(decoded: pa.Table, num_pending: int) -> str:
+    rows = decoded.select(["image_id", "error_code", "width", "height"]).to_pylist()
+    good, failed = [row for row in rows if not row["error_code"]], [row for row in rows if row["error_code"]]
+    parts = [f"{len(good)} of {len(rows)} images fetched and decoded, drawn from all {num_pending:,} to do"]
+    if good:
+        sizes = sorted((row["width"] * row["height"], f"{row['width']} x {row['height']}") for row in good)
+        smallest, largest = sizes[0][1], sizes[-1][1]
+        parts.append(f"{smallest} pixels" if smallest == largest else f"{smallest} to {largest} pixels")
+    if failed:
+        examples = Examples.of(f"{row['image_id']}: {row['error_code']}" for row in failed)
+        parts.append(f"failed: {examples}")
+    return "; ".join(parts)
 
 
 def _seconds_per_image(

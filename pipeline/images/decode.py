@@ -28,6 +28,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from PIL import (
@@ -91,6 +92,8 @@ _CLOSED_FORMATS: tuple[tuple[int, bytes, str], ...] = (
 )
 # Modes whose conversion to RGB is exact or defined. Others (LAB, F, 32-bit I) have no agreed picture.
 _CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
+_EXIF_START = b"Exif\0\0"
+_BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
 _PHOTOMETRIC_TAG = 262
@@ -331,16 +334,29 @@ def _tiff_orientation(image: Image.Image) -> int:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """From the EXIF block only: unlike ``Image.getexif``, and like cv2, XMP has no say."""
-    block = image.info.get("exif")
-    if not block:
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(block + bytes(2))  # the unused half of a last value may be cut
-        return _valid_orientation(exif.get(_ORIENTATION_TAG))
-    except Exception:  # a broken EXIF block must not cost the picture
-        return 1
+    """As cv2 finds it: of the first EXIF block that has one, and never from XMP.
+
+    Every segment of a JPEG is a block of its own. Pillow joins them, and what follows a broken one is lost.
+    """
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        blocks = [body for name, body in image.applist if name == "APP1" and body.startswith(_EXIF_START)]
+    else:
+        blocks = [image.info.get("exif") or b""]
+    found = (_orientation_in(block.removeprefix(_EXIF_START)) for block in blocks)
+    return _valid_orientation(next((value for value in found if value is not None), 1))
+
+
+def _orientation_in(block: bytes) -> int | None:
+    """The orientation in a TIFF header with its first directory, whatever else in it is broken or cut."""
+    order = _BYTE_ORDERS.get(block[:4])
+    if order is None:
+        return None
+    start = int.from_bytes(block[4:8], order)
+    num_entries = int.from_bytes(block[start : start + 2], order)
+    for at in range(start + 2, min(start + 2 + 12 * num_entries, len(block) - 9), 12):
+        if int.from_bytes(block[at : at + 2], order) == _ORIENTATION_TAG:
+            return int.from_bytes(block[at + 8 : at + 10], order)
+    return None
 
 
 def _valid_orientation(value: object) -> int:

@@ -102,7 +102,7 @@ class JpegEssentials(NamedTuple):
 def jpeg_essentials(data: bytes) -> JpegEssentials:
     """A JPEG without comments and application segments, but for those that say how colours and orientation are meant.
 
-    Several EXIF segments stay, as one block may be spread over them.
+    All EXIF segments stay: a broken one may stand before the one that is meant.
     """
     spans, position = [[0, _SOI_BYTES]], _SOI_BYTES  # of what is kept, joined where they meet
     for _ in range(_MOST_PARTS):

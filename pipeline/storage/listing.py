@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from pipeline.storage.errors import StorageError, cannot_read, explained
+from pipeline.storage.errors import StorageError, cannot_read, explained, not_there
 from pipeline.storage.filesystems import open_aws_client, open_filesystem
 from pipeline.storage.uris import Uri, hide_secrets
 
@@ -83,7 +83,7 @@ def is_folder(uri: Uri) -> bool:
     except OSError as error:
         raise cannot_read(uri, error) from None
     if info.type == pafs.FileType.NotFound:
-        raise StorageError(f"{uri} does not exist")
+        raise not_there(uri, filesystem, path)
     return info.type == pafs.FileType.Directory
 
 

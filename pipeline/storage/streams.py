@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.storage.errors import cannot_read, explained
+from pipeline.storage.errors import cannot_read, explained, not_there
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import Uri
 
@@ -30,6 +30,8 @@ def open_stream(uri: Uri) -> Iterator[io.RawIOBase]:
             filesystem, path = open_filesystem(uri)
             stream = filesystem.open_input_stream(path, compression=compression)
     except OSError as error:
+        if uri.is_http and isinstance(error, FileNotFoundError):
+            raise not_there(uri, filesystem, path) from None
         raise cannot_read(uri, error) from None
     with stream, _Explained(stream, uri) as reader:
         yield reader

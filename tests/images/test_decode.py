@@ -252,6 +252,48 @@ def test_broken_exif_costs_no_picture(format: str) -> None:
             assert decoded.stored_size == (HEIGHT, WIDTH)
 
 
+def tiff_block(*entries: tuple[int, int, int], order: str = ">", magic: int = 42) -> bytes:
+    """An EXIF block, as of entries with tag, type and value."""
+    packed = b"".join(struct.pack(f"{order}HHIHH", tag, kind, 1, value, 0) for tag, kind, value in entries)
+    header = {">": b"MM", "<": b"II"}[order] + struct.pack(f"{order}HI", magic, 8)
+    return b"Exif\0\0" + header + struct.pack(f"{order}H", len(entries)) + packed + bytes(4)
+
+
+TURNED, UPRIGHT = tiff_block((0x0112, 3, 8)), tiff_block((0x0112, 3, 1))
+XMP = b'http://ns.adobe.com/xap/1.0/\0<x:xmpmeta tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [
+        pytest.param([b"Exif\0\0l\xc2", TURNED], id="behind one that is broken"),
+        pytest.param([b"Exif\0\0", TURNED], id="behind an empty one"),
+        pytest.param([b"Exif\0\0MM\0*\0\0\xff\xff", TURNED], id="behind one that points nowhere"),
+        pytest.param([tiff_block(), TURNED], id="behind one without it"),
+        pytest.param([XMP, TURNED], id="behind XMP"),
+        pytest.param([TURNED, b"Exif\0\0l\xc2"], id="before one that is broken"),
+        pytest.param([TURNED, UPRIGHT], id="the first counts"),
+        pytest.param([UPRIGHT, TURNED], id="the first counts, upright"),
+        pytest.param([tiff_block((0x0112, 3, 9)), TURNED], id="the first counts, out of range"),
+        pytest.param([TURNED[:20], b"Exif\0\0" + TURNED[20:]], id="spread over two"),
+        pytest.param([TURNED[:-6]], id="cut behind its value"),
+        pytest.param([TURNED[:-7]], id="cut in its value"),
+        pytest.param([tiff_block((0x0112, 3, 8), magic=43)], id="no TIFF"),
+        pytest.param([tiff_block((0x0112, 3, 1), (0x0112, 3, 8))], id="twice"),
+        *(
+            pytest.param([tiff_block((0x0112, kind, 8), order=order)], id=f"type {kind}{order}")
+            for kind in (0, 1, 3, 4)
+            for order in "<>"
+        ),
+    ],
+)
+def test_exif_segments_of_a_jpeg_count_as_for_opencv(segments: list[bytes]) -> None:
+    jpeg = encode(RGB, "JPEG")
+    packed = b"".join(b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body for body in segments)
+    data = jpeg[:2] + packed + jpeg[2:]
+    np.testing.assert_array_equal(decode_image(data).pixels, cv2_rgb(data))
+
+
 def png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.rules import (
+    BYTES,
+    URI,
     Columns,
     ManifestError,
     ManifestParts,
@@ -26,6 +28,7 @@ from pipeline.annotate.manifest.rules import (
 from pipeline.annotate.manifest.units import (
     open_file,
     open_unit,
+    pick,
     read_column,
     read_id_column,
     read_statistics,
@@ -145,11 +148,11 @@ def _read_footer(config: ManifestConfig, uri: Uri) -> _Footer:
         raise StorageError(f"{refused}{cure}") from None
     if min(num_rows, default=0) < 0 or sum(num_rows) != metadata.num_rows or len(statistics) != len(num_rows):
         raise ManifestError(f"{uri} is damaged: its row groups have not the {metadata.num_rows} rows of the file")
-    columns = find_columns(config, schema.names, uri, bytes_allowed=True)
+    columns = _find_columns(config, schema, uri)
     id_type = _id_type(schema.field(columns.id), uri) if columns.id else pa.string()
-    if columns.uri and not is_text(schema.field(columns.uri).type):
+    if columns.uri and not is_text(pick(schema.empty_table(), columns.uri).type):
         raise _wrong_type(schema.field(columns.uri), uri, "image URIs must be strings")
-    if columns.bytes and not is_binary(schema.field(columns.bytes).type):
+    if columns.bytes and not is_binary(pick(schema.empty_table(), columns.bytes).type):
         raise _wrong_type(schema.field(columns.bytes), uri, "image bytes must be binary")
     units = []
     for index, known in enumerate(statistics):
@@ -162,6 +165,34 @@ def _read_footer(config: ManifestConfig, uri: Uri) -> _Footer:
     return _Footer(uri, columns, id_type, carried, tuple(units))
 
 
+def _find_columns(config: ManifestConfig, schema: pa.Schema, uri: Uri) -> Columns:
+    """As `find_columns`; an image may also be a struct of bytes and path, as Hugging Face's datasets write it.
+
+    It is the column that `bytes_column` names; or the only such one of a file that has no columns of the usual names.
+    """
+    structs = [field.name for field in schema if _is_image(field.type)]
+    name = config.bytes_column
+    if (config.uri_column, name) == (URI, BYTES) and not {URI, BYTES} & set(schema.names) and structs:
+        if len(structs) > 1:
+            raise ManifestError(
+                f"{uri} has {len(structs)} columns of images ({', '.join(structs)}): set manifest.bytes_column to "
+                "one of them"
+            )
+        name = structs[0]
+    if name not in structs:
+        return find_columns(config, schema.names, uri, bytes_allowed=True)
+    path = f"{name}.path" if config.uri_column == URI and URI not in schema.names else config.uri_column
+    described = config.model_copy(update={"bytes_column": f"{name}.bytes", "uri_column": path})
+    return find_columns(described, [*schema.names, f"{name}.bytes", f"{name}.path"], uri, bytes_allowed=True)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return False
+    fields = {field.name: field.type for field in kind}
+    return fields.keys() == {"bytes", "path"} and is_binary(fields["bytes"]) and is_text(fields["path"])
+
+
 def _id_type(field: pa.Field, file: Uri) -> pa.DataType:
     if pa.types.is_integer(field.type):
         return pa.int64()
@@ -171,7 +202,8 @@ def _id_type(field: pa.Field, file: Uri) -> pa.DataType:
 
 
 def _wrong_type(field: pa.Field, file: Uri, rule: str) -> ManifestError:
-    return ManifestError(f"{file}, column {field.name!r}: {rule}, not {field.type}; cast the column")
+    cure = "name it as manifest.bytes_column" if _is_image(field.type) else "cast the column"
+    return ManifestError(f"{file}, column {field.name!r}: {rule}, not {field.type}; {cure}")
 
 
 def _check_same(first: _Footer, other: _Footer) -> None:
@@ -201,7 +233,7 @@ def _check_unit(opened: ManifestParts, unit: ReadUnit, has_all_ids: bool, has_al
         uris = _read_uris(unit, opened.columns.uri)
         if id_column is None:
             if bytes_column is not None:  # otherwise no URI may be null anyway
-                check_ids(uris, namer)
+                check_ids(uris, namer, "without a column of ids its path or URI is the id: set manifest.id_column")
             check_uris_as_ids(uris, root, namer)
         if has_all_bytes:
             return
@@ -227,5 +259,5 @@ def _rows_without_bytes(unit: ReadUnit, column: str) -> NDArray[np.int64]:
     masks = []
     with open_unit(unit, stream=True) as file:
         for batch in file.iter_batches(256, row_groups=[unit.row_group], columns=[column]):
-            masks.append(batch[column].is_null().to_numpy(zero_copy_only=False))
+            masks.append(pick(batch, column).is_null().to_numpy(zero_copy_only=False))
     return np.flatnonzero(np.concatenate(masks))

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.annotate.config import ManifestConfig
-from pipeline.annotate.manifest.from_csv import read_csv
+from pipeline.annotate.manifest.from_csv import read_csv, read_list, read_tsv
 from pipeline.annotate.manifest.from_folder import read_folder
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
@@ -34,7 +34,7 @@ from pipeline.annotate.manifest.rules import (
     check_carry,
     is_relative,
 )
-from pipeline.annotate.manifest.units import open_unit, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.units import open_unit, pick, read_id_column, unit_row_namer
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
@@ -45,13 +45,21 @@ from pipeline.tables.arrow_types import without_views
 _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "parquet": read_parquet,
     "csv": read_csv,
+    "tsv": read_tsv,
+    "list": read_list,
     "jsonl": read_jsonl,
     "coco": read_coco,
     "folder": read_folder,
 }
-_SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "coco"} | dict.fromkeys(
-    PARQUET_SUFFIXES, "parquet"
-)
+_SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "list",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "coco",
+}
+_ARCHIVES = (".tar", ".tgz", ".tbz2", ".zip", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,8 @@ class Manifest:
             for batch in batches:
                 first, last = np.searchsorted(chosen, [start, start + batch.num_rows])
                 if last > first:
-                    some = without_views(batch).take(pa.array(chosen[first:last] - start))
+                    used = pa.record_batch({name: pick(batch, name) for name in self._column_names})
+                    some = without_views(used).take(pa.array(chosen[first:last] - start))
                     waiting = pa.concat_tables([waiting, self._finish(some)])
                 if waiting.num_rows >= batch_rows:
                     yield waiting.slice(0, batch_rows).combine_chunks()
@@ -148,6 +157,15 @@ class Manifest:
                 )
         if waiting.num_rows:
             yield waiting.combine_chunks()
+
+    def num_rows_within(self, unit: ReadUnit, num_bytes: int) -> int:
+        """How many of a unit's first rows `read_rows` gets out of about so many bytes, going by the file's footer."""
+        with open_unit(unit) as file:
+            group = file.metadata.row_group(unit.row_group)
+            chunks = [group.column(index) for index in range(group.num_columns)]
+        names = tuple(f"{name}." for name in self._column_names)
+        size = sum(chunk.total_compressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(names))
+        return unit.num_rows * num_bytes // max(1, size)
 
     @property
     def _column_names(self) -> list[str]:
@@ -189,6 +207,8 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
         if config.image_root is not None:
             config.image_root.join("x")
         kind = config.format if config.format != "auto" else _guess_format(config.uri)
+        if config.format != "auto" and not config.uri.is_http:  # which has no folders, and may answer to GET alone
+            _check_place(config.uri, kind)
         found = _READERS[kind](config, scratch_uri)
     except UriError as error:
         raise ManifestError(f"manifest: {error}") from None
@@ -201,6 +221,15 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
     return manifest
 
 
+def _check_place(uri: Uri, kind: str) -> None:
+    """Whether a file is where one is wanted, and a folder where that is."""
+    if kind == "parquet":
+        return
+    if is_folder(uri) != (kind == "folder"):
+        found = "file" if kind == "folder" else "folder"
+        raise ManifestError(f"{uri} is a {found}, and manifest.format is {kind}: set manifest.format: auto")
+
+
 def _guess_format(uri: Uri) -> str:
     path = uri.path.lower()
     for compression in COMPRESSIONS:
@@ -209,13 +238,29 @@ def _guess_format(uri: Uri) -> str:
         if path.endswith(suffix) and not is_folder(uri):
             return kind
     if not is_folder(uri):
-        raise ManifestError(f"{uri}: its suffix does not tell its format; set the manifest's format")
+        raise ManifestError(f"{uri}: {_why_unknown(path)}")
     for name in list_files(uri):
         if is_parquet(name):
             return "parquet"
         if name.lower().endswith(IMAGE_SUFFIXES):
             break
     return "folder"
+
+
+def _why_unknown(path: str) -> str:
+    """Of a file with a suffix that is not known, and what there is instead; ``path`` in lower case, not compressed."""
+    if path.endswith(_ARCHIVES):
+        return (
+            "archives (WebDataset's too) are not read: unpack it and name the folder of pictures, or write them to "
+            "Parquet, with the columns image_id and image_bytes"
+        )
+    if path.endswith(IMAGE_SUFFIXES):
+        return "a picture is no manifest: name its folder"
+    kinds: dict[str, list[str]] = {}
+    for suffix, kind in _SUFFIXES.items():
+        kinds.setdefault(kind, []).append(suffix)
+    known = ", ".join(f"{kind} ({' '.join(suffixes)})" for kind, suffixes in kinds.items())
+    return f"its suffix does not tell its format: set manifest.format to one of {known}; or name a folder of pictures"
 
 
 def _as_indices(rows: NDArray[np.bool_] | NDArray[np.integer], num_rows: int) -> NDArray[np.int64]:

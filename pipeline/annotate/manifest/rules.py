@@ -17,6 +17,9 @@ from pipeline.errors import UserError
 from pipeline.storage.uris import Uri, UriError, UriText, resolve
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
+# What to do about URIs that cannot be ids.
+TABLE_CURE = "give the manifest an id column"
+LIST_CURE = "write a table instead of a list: CSV with the columns image_id and image_uri"
 NUMBER = "number in the source"  # of a row; a column of copies
 _ABSOLUTE = r"\A(?:/|[^/]+://)"
 _PERHAPS_REFUSED = r"\.\.|:|%3[Aa]|\\"  # of relative paths: those that climb, and URLs with a typing error
@@ -39,7 +42,11 @@ class ReadUnit:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names in the source; ``None`` where it has no such column. Copies have ``number``: the row's in the source."""
+    """Names in the source; ``None`` where it has no such column. Copies have ``number``: the row's in the source.
+
+    Of an image that is a struct, as Hugging Face's datasets have it, ``uri`` and ``bytes`` are the fields, called as
+    Parquet calls them: ``image.path``, ``image.bytes`` (`pick` takes them).
+    """
 
     id: str | None
     uri: str | None
@@ -130,14 +137,14 @@ def check_carry(carry: Collection[str]) -> None:
             )
 
 
-def check_ids(ids: pa.Array, name_row: Callable[[int], str]) -> None:
+def check_ids(ids: pa.Array, name_row: Callable[[int], str], cure: str = "give the row an id or remove it") -> None:
     """Refuse null and empty ids; ``name_row`` gives an index in the array its name in the message."""
     unusable = pc.is_null(ids)
     if not pa.types.is_integer(ids.type):
         unusable = pc.or_(unusable, pc.fill_null(pc.equal(pc.binary_length(ids), 0), True))
     index = pc.index(unusable, True).as_py()
     if index >= 0:
-        raise ManifestError(f"{name_row(index)}: the id is null or empty; give the row an id or remove it")
+        raise ManifestError(f"{name_row(index)}: the id is null or empty; {cure}")
 
 
 def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
@@ -157,7 +164,7 @@ def check_uris(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str])
             raise ManifestError(f"{name_row(index)}: {error}{'; set image_root' if root is None else ''}") from None
 
 
-def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str]) -> None:
+def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int], str], cure: str = TABLE_CURE) -> None:
     """Refuse as ids what is not shown whole (`UriText`): queries and credentials are secrets, and ids are written out.
 
     So two different ids are different where they are shown, too.
@@ -166,6 +173,7 @@ def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int]
         uris: where a manifest has no ids; null stays for others to judge.
         root: what relative ones are relative to.
         name_row: gives an index in the array its name in the message.
+        cure: what people can do about it.
     """
     suspects = pc.fill_null(pc.match_substring_regex(uris, _PERHAPS_SECRET), False)
     for index in np.flatnonzero(suspects.to_numpy(zero_copy_only=False)).tolist():
@@ -176,7 +184,7 @@ def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int]
         if uri.holds_secrets or resolved.holds_secrets:
             raise ManifestError(
                 f"{name_row(index)}: {str(uri if uri.holds_secrets else resolved)!r} has a query or credentials, or is "
-                "no proper URI, and as the row's id it would be written to the output; give the manifest an id column"
+                f"no proper URI, and as the row's id it would be written to the output; {cure}"
             )
 
 

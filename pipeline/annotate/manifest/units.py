@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit, check_ids, row_namer
@@ -47,13 +48,21 @@ def open_file(uri: Uri, stream: bool = False) -> pq.ParquetFile:
     return pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True, **options)
 
 
+def pick(rows: pa.Table | pa.RecordBatch, name: str) -> pa.Array | pa.ChunkedArray:
+    """A column; or, under the name that Parquet has for it (``image.bytes``), a field of a struct."""
+    if name in rows.schema.names:
+        return rows[name]
+    outer, _, inner = name.rpartition(".")
+    return pc.struct_field(rows[outer], inner)
+
+
 def read_column(file: pq.ParquetFile, unit: ReadUnit, name: str, kind: pa.DataType) -> pa.Array:
     """A column of a unit's rows, cast.
 
     Raises:
         ManifestError: it has not as many values as there are rows: the file is damaged.
     """
-    values = file.read_row_group(unit.row_group, columns=[name])[name].cast(kind).combine_chunks()
+    values = pick(file.read_row_group(unit.row_group, columns=[name]), name).cast(kind).combine_chunks()
     if len(values) != unit.num_rows:
         raise ManifestError(
             f"{unit.file} is damaged: row group {unit.row_group} has {len(values)} values of {name!r} for "

@@ -170,8 +170,9 @@ class _Result:
         cure = "name another id_column"
         if self._manifest.columns.id is None:
             cure = "give the manifest a column of ids (id_column): without one the URIs are the ids"
+        occur = "id occurs" if self._num_twice == 1 else "ids occur"
         raise DuplicateIdError(
-            f"{self._manifest.uri}: {self._num_twice} image ids occur more than once: "
+            f"{self._manifest.uri}: {self._num_twice:,} image {occur} more than once: "
             f"{Examples.of(named, self._num_twice)}. Every image needs an id of its own: remove the repeated rows or "
             f"{cure}"
         )

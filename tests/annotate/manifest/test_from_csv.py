@@ -135,6 +135,57 @@ class TestQuotes:
         assert len(pandas.read_csv(path, dtype=str, keep_default_na=False)) == len(found)
 
 
+class TestTsv:
+    @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(cells=st.lists(st.text('ab",\t \n\ufeff\0é', max_size=8), max_size=6))
+    def test_what_pandas_writes_comes_back(self, tmp_path: Path, cells: list[str]) -> None:
+        table = pandas.DataFrame({"image_id": range(len(cells)), "image_uri": "/a b,c.jpg", "k": cells}, dtype=str)
+        table.to_csv(path := tmp_path / "m.tsv", sep="\t", index=False)
+        if not cells:
+            return
+        manifest = open_manifest(ManifestConfig(uri=str(path), carry=("k",)), Uri(str(tmp_path / "scratch")))
+        found = [(row["image_id"], row["image_uri"], row["k"]) for row in read_all(manifest)]
+        assert found == [(index, "/a b,c.jpg", cell) for index, cell in enumerate(cells)]
+
+    def test_a_row_of_too_few_fields(self, tmp_path: Path, scratch: Uri) -> None:
+        path = write(tmp_path / "m.tsv.gz", gzip.compress(b"image_uri\tk\n/a,b\t1\n/b\n"))
+        with pytest.raises(ManifestError, match=r"m\.tsv\.gz, line 3: 1 fields .* hold tabs in quotes"):
+            open_manifest(ManifestConfig(uri=path), scratch)
+
+
+class TestList:
+    LINES = ("a.jpg", "  ", "# b.jpg", "", 'sub/c "d", e.jpg', "/f g.jpg ", "s3://bucket/h?#%20.jpg", "ünï.jpg")
+    IDS = ("a.jpg", "# b.jpg", 'sub/c "d", e.jpg', "/f g.jpg ", "s3://bucket/h?#%20.jpg", "ünï.jpg")
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize("start", ["", "\ufeff"], ids=["", "BOM"])
+    @pytest.mark.parametrize("last", ["", "end"])
+    def test_a_line_is_the_id_and_the_uri(self, tmp_path: Path, scratch: Uri, end: str, start: str, last: str) -> None:
+        path = write(tmp_path / "train.txt", start + end.join(self.LINES) + (end if last else ""))
+        manifest = open_manifest(ManifestConfig(uri=path, image_root="/root"), scratch)
+        assert [(row["image_id"], row["image_uri"], row["image_bytes"]) for row in read_all(manifest)] == [
+            (name, name if name.startswith(("/", "s3://")) else f"/root/{name}", None) for name in self.IDS
+        ]
+        assert [manifest.name_row(manifest.units[0], index) for index in range(6)] == [
+            f"{path}, line {line}" for line in (1, 3, 5, 6, 7, 8)
+        ]
+
+    @pytest.mark.parametrize("name", ["LIST.TXT.GZ", "m.lst", "m"])
+    def test_by_its_format_where_the_suffix_does_not_tell(self, tmp_path: Path, scratch: Uri, name: str) -> None:
+        content = gzip.compress(b"/a\n/b") if name.endswith("GZ") else b"/a\n/b"
+        path = write(tmp_path / name, content)
+        manifest = open_manifest(ManifestConfig(uri=path, format="auto" if "TXT" in name else "list"), scratch)
+        assert read_all_ids(manifest) == ["/a", "/b"]
+
+    def test_over_many_row_groups(self, tmp_path: Path, scratch: Uri, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(parquet_copy, "ROW_GROUP_ROWS", 7)
+        monkeypatch.setattr(from_csv, "ROW_GROUP_ROWS", 7)
+        names = [f"/{index}.jpg" for index in range(100)]
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.txt", "\n".join(names))), scratch)
+        assert read_all_ids(manifest) == names
+        assert len(manifest.units) == 15
+
+
 class TestLongRows:
     """Such as masks or texts that stand beside the images."""
 
@@ -162,6 +213,7 @@ class TestDoubledIds:
         ("name", "content", "place"),
         [
             ("m.csv", b'image_id,image_uri,k\n1,/a,"x\ny"\n\n2,/b,\n1,/c,\n2,/d,\n', ("line 2", "line 5")),
+            ("m.tsv", b'image_id\timage_uri\tk\n1\t/a\t"x\ny"\n\n2\t/b\t\n1\t/c\t\n2\t/d\t\n', ("line 2", "line 5")),
             ("m.jsonl", b'{"image_id":1,"image_uri":"/a"}\n\n{"image_id":2,"image_uri":"/b"}\n'
              b'{"image_id":1,"image_uri":"/c"}\n{"image_id":2,"image_uri":"/c"}\n', ("line 1", "line 3")),
             ("m.json", b'{"images":[{"id":1,"file_name":"/a"},{"id":2,"file_name":"/a"},{"id":2,"file_name":"/a"},'
@@ -169,7 +221,7 @@ class TestDoubledIds:
             ("m.parquet", parquet(image_id=[1, 2, 1, 2], image_uri=["/a"] * 4),
              ("row group 0, row 1", "row group 0, row 2")),
         ],
-        ids=["csv", "jsonl", "coco", "parquet"],
+        ids=["csv", "tsv", "jsonl", "coco", "parquet"],
     )  # fmt: skip
     @pytest.mark.parametrize("memory_rows", [1, 1000], ids=["spilled", "in memory"])
     def test_are_named_where_the_user_finds_them(
@@ -182,9 +234,11 @@ class TestDoubledIds:
             assert f"{number} 2 times (first in {tmp_path / name}, {where})" in str(raised.value)
         assert scratch.path not in str(raised.value)
 
-    def test_uris_as_ids_need_a_column(self, tmp_path: Path, scratch: Uri) -> None:
-        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / "m.csv", "image_uri\n/a\n/b\n/a\n")), scratch)
-        with pytest.raises(DuplicateIdError, match=r"'/a' 2 times \(first in .*m\.csv, line 2\).*column of ids"):
+    @pytest.mark.parametrize(("name", "head"), [("m.csv", "image_uri\n"), ("m.txt", "\n")])
+    def test_uris_as_ids_need_a_column(self, tmp_path: Path, scratch: Uri, name: str, head: str) -> None:
+        manifest = open_manifest(ManifestConfig(uri=write(tmp_path / name, f"{head}/a\n/b\n/a\n")), scratch)
+        said = rf"1 image id occurs more than once: '/a' 2 times \(first in .*{name}, line 2\).*column of ids"
+        with pytest.raises(DuplicateIdError, match=said):
             find_pending(manifest, [])
 
 
@@ -202,6 +256,20 @@ BAD_MANIFESTS: BadManifests = {
     "empty id": ("m.csv", b"image_id,image_uri\n1,/a\n,/b\n", {}, "line 3: the id is null or empty"),
     "not UTF-8": ("m.csv", b"image_uri\n/\xff\n", {}, "line 2: not UTF-8"),
     "no root": ("m.csv", b"image_uri\na\n", {}, "line 2: .* set image_root"),
+    "tabs": ("m.csv", b"image_id\timage_uri\n1\t/a\n", {}, "tabs stand between .*manifest.format: tsv"),
+    "commas": ("m.tsv", b"image_id,image_uri\n1,/a\n", {}, "commas stand between .*manifest.format: csv"),
+    "header of CSV": ("m.txt", b"k,image_uri\n1,/a\n", {}, "a table with a header.*manifest.format: csv"),
+    "header of TSV": ("m.txt", b"k\tx\n1\t/a\n", {"uri_column": "x"}, "a table with a header.*manifest.format: tsv"),
+    "empty list": ("m.txt", b"\n  \n", {}, "is empty"),
+    "list, no root": ("m.txt", b"/a\n\nb.jpg\n", {}, "line 3: .*'b.jpg'.* set image_root"),
+    "list, out of root": ("m.txt", b"../b.jpg\n", {"image_root": "/r"}, "line 1: .*climbs out"),
+    "list in UTF-16": ("m.txt", "/a\n".encode("utf-16"), {}, "line 1: not UTF-8; save"),
+    "list in Latin-1": ("m.txt", b"/a\n\n/\xfc.jpg\n", {}, "line 3: not UTF-8; save"),
+    "list, columns": ("m.txt", b"/a\n", {"carry": ("k",)}, "no column 'k'"),
+    "list, ids": ("m.txt", b"/a\n", {"id_column": "k"}, "no column 'k'"),
+    "list, bytes": ("m.txt", b"/a\n", {"bytes_column": "k"}, "from Parquet only"),
+    "list, one line": ("m.txt", b"/" + b"a" * 65_535 + b"\n/" + b"a" * 65_536, {}, "line 2: more than 65,536"),
+    "list, signed": ("m.txt", b"/a\nhttps://h/a.jpg?sig=x\n", {}, "line 2: 'https://h/a.jpg' .*CSV with the columns"),
     "bytes": ("m.csv", b"image_uri,jpg\n/a,x\n", {"bytes_column": "jpg"}, "from Parquet only"),
 }
 

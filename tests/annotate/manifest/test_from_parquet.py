@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +18,7 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.annotate.manifest.units import read_statistics, surely_filled
+from pipeline.annotate.pending.antijoin import DuplicateIdError, find_pending
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
@@ -185,6 +187,111 @@ class TestParquet:
         with pytest.raises(ManifestError, match=message) as raised:
             open_manifest(ManifestConfig(uri=str(tmp_path / "m"), carry=("k",)), scratch)
         assert "b.parquet" in str(raised.value)
+
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def hugging_face(images: list[dict[str, Any] | None], name: str = "image", kind: pa.DataType = IMAGE) -> pa.Table:
+    """Schema and metadata as `datasets.Dataset.to_parquet` (5.2) writes them for the features Image and ClassLabel."""
+    features = {name: {"_type": "Image"}, "label": {"names": ["a", "b"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = {name: pa.array(images, kind), "label": pa.array([0] * len(images), pa.int64())}
+    return pa.table(columns).replace_schema_metadata(metadata)
+
+
+def written(path: Path, table: pa.Table, **options: Any) -> ManifestConfig:
+    pq.write_table(table, path)
+    return ManifestConfig(uri=str(path), **options)
+
+
+class TestHuggingFace:
+    ROWS: ClassVar[list[dict[str, Any] | None]] = [
+        {"bytes": b"one", "path": "one.jpg"},
+        {"bytes": None, "path": "a/two.jpg"},
+        {"bytes": b"", "path": "/three.jpg"},
+    ]
+
+    @pytest.mark.parametrize(
+        ("kind", "row_group_size"),
+        [
+            (IMAGE, 9),
+            (IMAGE, 1),
+            (pa.struct([("path", pa.large_string()), ("bytes", pa.large_binary())]), 2),
+            (pa.struct([("bytes", pa.binary_view()), ("path", pa.string_view())]), 9),
+        ],
+        ids=["datasets", "row groups", "large types", "views"],
+    )
+    @pytest.mark.parametrize("options", [{}, {"bytes_column": "image"}], ids=["found", "named"])
+    def test_bytes_where_there_are_any_else_the_path(
+        self, tmp_path: Path, scratch: Uri, kind: pa.DataType, options: dict[str, Any], row_group_size: int
+    ) -> None:
+        path = tmp_path / "train-00000-of-00001.parquet"
+        pq.write_table(hugging_face(self.ROWS, kind=kind), path, row_group_size=row_group_size)
+        config = ManifestConfig(uri=str(path), image_root="s3://bucket/root", carry=("label",), **options)
+        manifest = open_manifest(config, scratch)
+        assert read_all_ids(manifest) == ["one.jpg", "a/two.jpg", "/three.jpg"]
+        assert [tuple(row.values()) for row in read_all(manifest)] == [
+            ("one.jpg", "s3://bucket/root/one.jpg", b"one", 0),
+            ("a/two.jpg", "s3://bucket/root/a/two.jpg", None, 0),
+            ("/three.jpg", "/three.jpg", b"", 0),
+        ]
+
+    def test_embedded_ones_need_no_root(self, tmp_path: Path, scratch: Uri) -> None:
+        table = hugging_face([{"bytes": b"one", "path": "one.jpg"}]).append_column("image_id", pa.array([7]))
+        manifest = open_manifest(written(tmp_path / "m.parquet", table), scratch)
+        assert read_all(manifest) == [{"image_id": 7, "image_uri": "one.jpg", "image_bytes": b"one"}]
+
+    def test_without_paths(self, tmp_path: Path, scratch: Uri) -> None:
+        """As of pictures that were made, and not read."""
+        table = hugging_face([{"bytes": b"one", "path": None}]).append_column("key", pa.array(["k"]))
+        config = written(tmp_path / "m.parquet", table)
+        with pytest.raises(ManifestError, match=r"row group 0, row 1: the id is null .*set manifest\.id_column"):
+            open_manifest(config, scratch)
+        manifest = open_manifest(config.model_copy(update={"id_column": "key"}), scratch)
+        assert read_all(manifest) == [{"image_id": "k", "image_uri": None, "image_bytes": b"one"}]
+
+    def test_paths_that_occur_twice(self, tmp_path: Path, scratch: Uri) -> None:
+        manifest = open_manifest(written(tmp_path / "m.parquet", hugging_face(self.ROWS[:1] * 2)), scratch)
+        with pytest.raises(
+            DuplicateIdError, match=r"'one\.jpg' 2 times \(first in .*row 1\).*column of ids \(id_column\)"
+        ):
+            find_pending(manifest, [])
+
+    @pytest.mark.parametrize("image", [None, {"bytes": None, "path": None}, {"bytes": None, "path": ""}], ids=str)
+    def test_rows_without_an_image(self, tmp_path: Path, scratch: Uri, image: dict[str, Any] | None) -> None:
+        table = hugging_face([self.ROWS[0], image]).append_column("image_id", pa.array([1, 2]))
+        with pytest.raises(ManifestError, match="row group 0, row 2: the image URI is null or empty"):
+            open_manifest(written(tmp_path / "m.parquet", table), scratch)
+
+    def test_two_columns_of_images(self, tmp_path: Path, scratch: Uri) -> None:
+        table = hugging_face(self.ROWS[:1]).append_column("mask", pa.array([{"bytes": b"m", "path": "m.png"}], IMAGE))
+        config = written(tmp_path / "m.parquet", table)
+        with pytest.raises(ManifestError, match=r"2 columns of images \(image, mask\): set manifest\.bytes_column"):
+            open_manifest(config, scratch)
+        manifest = open_manifest(config.model_copy(update={"bytes_column": "mask"}), scratch)
+        assert read_all(manifest) == [{"image_id": "m.png", "image_uri": "m.png", "image_bytes": b"m"}]
+
+    def test_with_a_column_of_addresses(self, tmp_path: Path, scratch: Uri) -> None:
+        table = hugging_face(self.ROWS[:1]).append_column("url", pa.array(["https://host/1.jpg"]))
+        config = written(tmp_path / "m.parquet", table, bytes_column="image", uri_column="url")
+        rows = read_all(open_manifest(config, scratch))
+        assert rows == [{"image_id": "https://host/1.jpg", "image_uri": "https://host/1.jpg", "image_bytes": b"one"}]
+
+    def test_columns_of_the_usual_names_come_first(self, tmp_path: Path, scratch: Uri) -> None:
+        table = hugging_face(self.ROWS[:1]).append_column("image_uri", pa.array(["/1.jpg"]))
+        rows = read_all(open_manifest(written(tmp_path / "m.parquet", table), scratch))
+        assert rows == [{"image_id": "/1.jpg", "image_uri": "/1.jpg", "image_bytes": None}]
+
+    def test_named_as_the_column_of_uris(self, tmp_path: Path, scratch: Uri) -> None:
+        config = written(tmp_path / "m.parquet", hugging_face(self.ROWS), uri_column="image")
+        with pytest.raises(ManifestError, match=r"'image': .*struct.*name it as manifest\.bytes_column"):
+            open_manifest(config, scratch)
+
+    def test_a_column_called_like_a_field(self, tmp_path: Path, scratch: Uri) -> None:
+        table = hugging_face(self.ROWS).append_column("image.path", pa.array(["/1", "/2", "/3"]))
+        with pytest.raises(ManifestError, match=r"2 columns named 'image\.path'"):
+            open_manifest(written(tmp_path / "m.parquet", table), scratch)
 
 
 class TestFoldersOfOthers:

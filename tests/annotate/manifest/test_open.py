@@ -79,6 +79,7 @@ class TestS3:
         parquet = Path(write_parquet(tmp_path / "m.parquet", {"image_id": [1, 2], "image_uri": ["a?#.jpg", "b.jpg"]}))
         files = {
             "t/m.csv": b"image_id,image_uri\n1,a?#.jpg\n2,b.jpg\n",
+            "t/m.tsv": b"image_id\timage_uri\n1\ta?#.jpg\n2\tb.jpg\n",
             "t/m.jsonl": b'{"image_id":1,"image_uri":"a?#.jpg"}\n{"image_id":2,"image_uri":"b.jpg"}\n',
             "t/m.json": b'{"images":[{"id":1,"file_name":"a?#.jpg"},{"id":2,"file_name":"b.jpg"}]}',
             "t/m.parquet": parquet.read_bytes(),
@@ -86,7 +87,7 @@ class TestS3:
         }
         for key, content in files.items():
             s3.put("bucket", key, content)
-        for name in ("m.csv", "m.jsonl", "m.json", "m.parquet", "folder"):
+        for name in ("m.csv", "m.tsv", "m.jsonl", "m.json", "m.parquet", "folder"):
             scratch = Uri(f"s3://bucket/t/scratch-{name}")
             manifest = open_manifest(
                 ManifestConfig(uri=f"s3://bucket/t/{name}", image_root="s3://bucket/images"), scratch
@@ -107,13 +108,28 @@ class TestS3:
 BAD_MANIFESTS: BadManifests = {
     "carried column missing": ("m.csv", b"image_uri\n/a\n", {"carry": ("k",)}, "no column 'k'; it has: image_uri"),
     "carried column clashes": ("m.csv", b"image_uri,height\n/a,1\n", {"carry": ("height",)}, "'height' cannot be"),
-    "unknown suffix": ("m.txt", b"", {}, "suffix does not tell"),
+    "unknown suffix": (
+        "m.xlsx",
+        b"",
+        {},
+        r"suffix does not tell .*parquet \(\.parquet \.pq\), .* tsv \(\.tsv\), list \(\.txt\), jsonl .* folder",
+    ),
+    "archive": ("train-00000.tar", b"", {}, "archives .*are not read: unpack it .*image_bytes"),
+    "packed archive": ("train.tar.gz", b"", {}, "archives .*are not read"),
+    "picture": ("a.JPG", b"", {}, "a picture is no manifest: name its folder"),
+    "file as folder": ("m.parquet", b"", {"format": "folder"}, "is a file, and .*set manifest.format: auto"),
 }
 
 
 @each_of(BAD_MANIFESTS)
 def test_bad_manifests(tmp_path: Path, case: Any) -> None:
     check_refused(tmp_path, case)
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "list", "jsonl", "coco"])
+def test_a_folder_where_a_file_is_wanted(tmp_path: Path, scratch: Uri, kind: str) -> None:
+    with pytest.raises(ManifestError, match=rf"is a folder, and manifest\.format is {kind}: .*auto"):
+        open_manifest(ManifestConfig.model_validate({"uri": str(tmp_path), "format": kind}), scratch)
 
 
 PRESIGNED = "https://host/a.jpg?X-Amz-Signature=secret"

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from pipeline.annotate import dry_run as module
+from pipeline.annotate.config import AnnotateConfig, ManifestConfig
+from pipeline.annotate.dry_run import SAMPLE_IMAGES, draw_sample, dry_run
+from pipeline.annotate.manifest.open import Manifest, open_manifest
+from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
+from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.messages.examples import Examples
+from pipeline.model.categories import Category
+from pipeline.model.files.checkpoints import save_checkpoint
+from pipeline.model.settings import TestSettings
+from pipeline.storage.uris import Uri
+from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from tests.annotate.manifest.manifest_cases import write, write_parquet
+
+
+def sample_ids(manifest: Manifest, done: pa.Array | None = None) -> list[int]:
+    pending = find_pending(manifest, [] if done is None else [done])
+    table = draw_sample(manifest, pending)
+    assert table.schema == manifest.schema
+    ids: list[int] = table["image_id"].to_pylist()
+    return ids
+
+
+class TestSample:
+    def manifest(self, folder: Path, num_rows: int, row_group_size: int) -> Manifest:
+        columns = {"image_id": np.arange(num_rows), "image_uri": [f"/{index}.jpg" for index in range(num_rows)]}
+        half = num_rows // 2
+        for name, part in {"a": slice(0, half), "b": slice(half, None)}.items():
+            some = {key: values[part] for key, values in columns.items()}
+            write_parquet(folder / "m" / f"{name}.parquet", some, row_group_size=row_group_size)
+        return open_manifest(ManifestConfig(uri=str(folder / "m")), Uri(str(folder / "scratch")))
+
+    @pytest.mark.parametrize("row_group_size", [7, 1000])
+    def test_one_of_each_part_of_the_whole_manifest(self, tmp_path: Path, row_group_size: int) -> None:
+        manifest = self.manifest(tmp_path, 1600, row_group_size)
+        ids = sample_ids(manifest)
+        assert [index * SAMPLE_IMAGES // 1600 for index in ids] == list(range(SAMPLE_IMAGES))
+        assert len(set(np.array(ids) % (1600 // SAMPLE_IMAGES))) > SAMPLE_IMAGES // 4  # in no step with the rows
+        assert sample_ids(manifest) == ids
+
+    def test_of_what_is_pending_alone(self, tmp_path: Path) -> None:
+        manifest = self.manifest(tmp_path, 1600, 100)
+        done = np.setdiff1d(np.arange(1600), np.arange(3, 1600, 160))
+        assert sample_ids(manifest, pa.array(done)) == list(range(3, 1600, 160))
+        assert sample_ids(manifest, pa.array(np.arange(1600))) == []
+
+    @settings(max_examples=100, deadline=None)
+    @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=12), seed=st.integers(0, 1000))
+    def test_as_many_as_there_are_up_to_the_sample(self, sizes: list[int], seed: int) -> None:
+        draw = np.random.default_rng(seed)
+        masks = [draw.random(size) < 0.7 for size in sizes]
+        num_pending = sum(int(mask.sum()) for mask in masks)
+        units = [ReadUnit(Uri(f"/{index}"), 0, size) for index, size in enumerate(sizes)]
+        packed = tuple((unit, np.packbits(mask)) for unit, mask in zip(units, masks, strict=True) if mask.any())
+        nothing = Examples()
+        pending = Pending(packed, sum(sizes), num_pending, sum(sizes) - num_pending, nothing, nothing)
+        drawn = [(unit, int(row)) for unit, rows, places in module._drawn(pending) for row in rows[places]]
+        assert len(set(drawn)) == len(drawn) == min(SAMPLE_IMAGES, num_pending)
+        assert all(masks[units.index(unit)][row] for unit, row in drawn)
+
+    def test_of_images_in_the_file_no_more_is_read_than_is_needed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_READ_BYTES", 1 << 20)
+        images = [os.urandom(1 << 16) for _ in range(400)]
+        sink = io.BytesIO()
+        schema = pa.schema([("image_id", pa.int64()), ("image_bytes", pa.binary())])
+        with pa.parquet.ParquetWriter(sink, schema, use_dictionary=False, write_batch_size=1) as writer:
+            table = pa.table({"image_id": pa.array(range(400)), "image_bytes": images}, schema)
+            writer.write_table(table, row_group_size=200)
+        MemoryFileSystem().pipe("/sampled/m.parquet", sink.getvalue())
+        unit_rows = (200, 200)
+        file = Uri("memory://sampled/m.parquet")
+        units = tuple(ReadUnit(file, index, num_rows) for index, num_rows in enumerate(unit_rows))
+        manifest = Manifest(file, units, Columns("image_id", None, "image_bytes"), pa.int64(), pa.schema([]), None)
+        pending = find_pending(manifest, [])
+        num_read = 0
+        plain_read = MemoryFile.read
+
+        def counted(self: MemoryFile, *args: int) -> bytes:
+            nonlocal num_read
+            content: bytes = plain_read(self, *args)
+            num_read += len(content)
+            return content
+
+        monkeypatch.setattr(MemoryFile, "read", counted)
+        table = draw_sample(manifest, pending)
+        assert len(set(table["image_id"].to_pylist())) == len(table) == SAMPLE_IMAGES
+        assert table["image_bytes"].to_pylist() == [images[index] for index in table["image_id"].to_pylist()]
+        assert min(table["image_id"].to_pylist()[SAMPLE_IMAGES // 2 :]) >= 200  # of both row groups
+        assert num_read < 8 << 20  # of 26 MB
+
+
+def test_the_line_about_the_sample(tmp_path: Path) -> None:
+    for index, (width, height) in enumerate([(64, 48), (300, 200), (30, 20)]):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{index}.png")
+    names = [*(f"/{index}.png" for index in range(3)), *(f"/gone-{index}.jpg" for index in range(7))]
+    path = write(tmp_path / "m.txt", "".join(f"{tmp_path}{name}\n" for name in names))
+    config = AnnotateConfig.model_validate(
+        {"manifest": {"uri": path}, "model": {"checkpoint": "x"}, "output": {"uri": str(tmp_path / "out")}}
+    )
+    manifest = open_manifest(config.manifest, Uri(str(tmp_path / "scratch")))
+    rows = draw_sample(manifest, find_pending(manifest, []))
+    settings = TestSettings(short_side=32, long_side=64)
+    line = module._sample_line(module._decode_sample(config, settings, rows), 10)
+    assert line.startswith(
+        "3 of 10 images fetched and decoded, drawn from all 10 to do; 30 x 20 to 300 x 200 pixels; "
+        f"failed: {tmp_path}/gone-0.jpg: not_found, "
+    )
+    assert line.endswith("gone-4.jpg: not_found and 2 more")
+
+
+@pytest.mark.parametrize("there", ["", "out", "out/pics"])
+def test_no_folder_is_left_where_there_was_none(tmp_path: Path, there: str) -> None:
+    model = tmp_path / "tiny.safetensors"
+    categories = tuple(Category(number, f"kind {number}") for number in (1, 2, 3))
+    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), model)
+    (tmp_path / there).mkdir(parents=True, exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    config = AnnotateConfig.model_validate(
+        {
+            "manifest": {"uri": str(tmp_path / "none.csv")},
+            "model": {"checkpoint": str(model)},
+            "output": {"uri": str(tmp_path / "out" / "pics")},
+        }
+    )
+    with pytest.raises(ManifestError, match="does not exist"):
+        dry_run(config)
+    assert sorted(tmp_path.rglob("*")) == before
