@@ -11,7 +11,8 @@ from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.run_json import RunState
 from pipeline.export.errors import ExportError
 from pipeline.export.formats.base import FolderFormat
-from pipeline.export.run import FORMATS, Export, export
+from pipeline.export.formats.table import FORMATS
+from pipeline.export.run import Export, export
 from pipeline.storage.uris import Uri
 from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
 

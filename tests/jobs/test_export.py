@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import export
-from pipeline.export.run import FORMATS
+from pipeline.export.formats.table import FORMATS
 from tests.export.export_cases import MASKS, Picture, write_output
 
 ROOT = Path(__file__).parents[2]
