@@ -11,10 +11,12 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jobs.arguments import job_parser
 from jobs.ending import OK, end, run, set_up_log
-from pipeline.export.run import FORMATS, Export, export, read_selection
+from pipeline.export.formats.base import IMAGES, Options, flag
+from pipeline.export.formats.table import FORMATS, check_options, takers
 from pipeline.storage.uris import Uri, UriText
 
 logger = logging.getLogger("jobs.export")
@@ -28,10 +30,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
+    options = Options(
+        images=args.images,
+        val_fraction=args.val_fraction,
+        image_prefix=None if args.image_prefix is None else UriText(args.image_prefix),
+        images_per_file=args.images_per_file,
+        polygons=args.polygons,
+    )
+    check_options(args.format, options)
+    # Here and not above: what reads and writes takes longer to import than all that is said without it.
+    from pipeline.export.run import Export, export, read_selection
+
     thresholds = None if args.class_thresholds is None else UriText(args.class_thresholds)
     selection = read_selection(thresholds, args.min_score)
     annotations, out = Uri(args.annotations), Uri(args.out)
-    print(export(Export(annotations, args.format, out, selection, args.overwrite)).text())
+    print(export(Export(annotations, args.format, out, selection, args.overwrite, options)).text())
     return end(logger, OK, f"{args.format}: {out}")
 
 
@@ -48,6 +61,21 @@ def _parser() -> argparse.ArgumentParser:
         "--min-score", type=float, default=0.0, metavar="S", help="lowest score of the other classes (default: 0)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    group = parser.add_argument_group("for some formats")
+
+    def add(option: str, about: str, **settings: Any) -> None:
+        group.add_argument(flag(option), help=f"{takers(option)}: {about}", **settings)
+
+    add(
+        "images",
+        "put the images beside their labels, as links to local files or as copies (default: none)",
+        choices=IMAGES,
+        default="none",
+    )
+    add("val_fraction", "share of the images for validation, by a hash of their ids", type=float, metavar="F")
+    add("image_prefix", "what stands before an image's path, such as /data/local-files/?d=", metavar="TEXT")
+    add("images_per_file", "OUT is a folder of files of at most N images", type=int, metavar="N")
+    add("polygons", "masks as polygons, for tools without run lengths; lossy", action="store_true")
     return parser
 
 

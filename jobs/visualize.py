@@ -41,6 +41,7 @@ DEFAULT_LIMIT = 16
 CELL = (360, 480)  # height, width of a picture in a contact sheet
 TABLE = "images.csv"
 _HEADER = csv_line("picture", "image_id")
+_SORTED_AT_ONCE = 512  # rows with their detections in memory
 
 
 @ends_in_order("pictures that were drawn are kept")
@@ -163,7 +164,15 @@ def _chosen(rows: OutputRows, args: argparse.Namespace, options: DrawOptions) ->
     found = rows.annotated()
     if args.categories:
         found = (row for row in found if drawable(row, options, args.categories))
-    return islice(found, limit)
+    chosen = islice(found, limit)
+    return _sorted(chosen) if args.grid else chosen
+
+
+def _sorted(rows: Iterable[Row]) -> Iterator[Row]:
+    """By id, so many at a time: the order of the output's files says nothing to who looks at a sheet."""
+    rest = iter(rows)
+    while some := list(islice(rest, _SORTED_AT_ONCE)):
+        yield from sorted(some, key=lambda row: row["image_id"])
 
 
 def _parser() -> argparse.ArgumentParser:

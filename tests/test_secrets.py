@@ -32,7 +32,7 @@ from pipeline.config.base import ConfigError, Section
 from pipeline.config.loading import load_config
 from pipeline.errors import UserError
 from pipeline.evaluate.config import EvaluateConfig
-from pipeline.export.run import FORMATS
+from pipeline.export.formats.table import FORMATS
 from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage import filesystems

@@ -87,6 +87,16 @@ class PictureSource:
         for turn, blob in self.fetcher.fetch_in_turn([place for _, place in places]):
             yield places[turn][0], _fetched(blob)
 
+    def find_local(self, uri: UriText | None) -> str | ImageFailure | None:
+        """The path of a picture in a local file, absolute and without links; ``None`` for what lies elsewhere."""
+        place = self._place(uri)
+        if isinstance(place, ImageFailure):
+            return place
+        try:
+            return self.fetcher.find_local(place)
+        except FetchError as error:
+            return _failure(error)
+
     def decode(self, data: bytes | ImageFailure) -> DecodedImage | ImageFailure:
         """An encoded picture decoded. One that could not be fetched stays the failure that it is."""
         if isinstance(data, ImageFailure):
@@ -106,4 +116,8 @@ class PictureSource:
 
 
 def _fetched(blob: bytes | FetchError) -> bytes | ImageFailure:
-    return ImageFailure(FETCH, blob.code, f"{blob.uri}: {blob.detail}") if isinstance(blob, FetchError) else blob
+    return _failure(blob) if isinstance(blob, FetchError) else blob
+
+
+def _failure(error: FetchError) -> ImageFailure:
+    return ImageFailure(FETCH, error.code, f"{error.uri}: {error.detail}")

@@ -23,7 +23,7 @@ from pipeline.masks.rle import DamagedRle
 from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import code_version
 
-_IMAGE_COLUMNS = ("image_id", "image_uri", "height", "width", "status")
+_IMAGE_COLUMNS = ("image_id", "image_uri", "height", "width", "exif_orientation", "status")
 _PROGRESS_EVERY_S = 30.0
 
 logger = logging.getLogger(__name__)
@@ -37,12 +37,14 @@ class ImageInfo(NamedTuple):
         uri: where it came from; ``None`` for images that came as bytes.
         path: what formats know images by: relative to the source's root, or a whole URI (see `image_path`).
         size: (H, W) in pixels.
+        exif_orientation: 1 to 8 as the file says; 1 where it says nothing.
     """
 
     id: int | str
     uri: str | None
     path: str
     size: tuple[int, int]
+    exif_orientation: int = 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class ExportCounts:
     labels: int = 0
     below_threshold: int = 0
     empty_masks: int = 0
+    unread_pictures: int = 0
 
 
 class Labels:
@@ -151,10 +154,17 @@ class Labels:
             if line.is_due():
                 logger.info("%s of %s images", f"{self.tally.images:,}", f"{self.source.counts.annotated:,}")
 
+    def leave_out(self, image: ImageLabels) -> None:
+        """Count an image that `images` gave and a format cannot write, for want of its picture."""
+        self.tally.images -= 1
+        self.tally.labels -= len(image)
+        self.tally.unread_pictures += 1
+
     def _infos(self, rows: pa.RecordBatch) -> Iterator[ImageInfo]:
-        columns = (rows.column(name).to_pylist() for name in _IMAGE_COLUMNS[:4])
-        for image_id, uri, height, width in zip(*columns, strict=True):
-            yield ImageInfo(image_id, uri, image_path(image_id, uri, self.source.image_root), (height, width))
+        columns = (rows.column(name).to_pylist() for name in _IMAGE_COLUMNS[:5])
+        for image_id, uri, height, width, orientation in zip(*columns, strict=True):
+            path = image_path(image_id, uri, self.source.image_root)
+            yield ImageInfo(image_id, uri, path, (height, width), orientation or 1)
 
     def _labels(self, rows: pa.RecordBatch) -> Iterator[ImageLabels]:
         infos = list(self._infos(rows))

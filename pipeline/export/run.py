@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.annotations.class_thresholds import Selection, read_class_thresholds
 from pipeline.annotations.reader import open_source
 from pipeline.export.errors import ExportError
-from pipeline.export.formats.base import Format
-from pipeline.export.formats.coco import COCO, COCO_RESULTS
-from pipeline.export.formats.cvat import CVAT
-from pipeline.export.formats.label_studio import LABEL_STUDIO
-from pipeline.export.formats.yolo import YOLO_SEG
+from pipeline.export.formats.base import Format, Options
+from pipeline.export.formats.table import FORMATS, check_options
 from pipeline.export.labels import ExportCounts, Labels
 from pipeline.storage.uris import Uri, UriText
-
-# All there are, in the order of the help.
-FORMATS: Mapping[str, Format] = {format.name: format for format in (COCO, COCO_RESULTS, YOLO_SEG, LABEL_STUDIO, CVAT)}
 
 
 @dataclass(frozen=True)
@@ -30,6 +23,7 @@ class Export:
         out: the file or folder.
         selection: which detections become labels.
         overwrite: replace what is there.
+        options: what else is asked for.
     """
 
     annotations: Uri
@@ -37,6 +31,7 @@ class Export:
     out: Uri
     selection: Selection
     overwrite: bool = False
+    options: Options = field(default_factory=Options)
 
 
 @dataclass(frozen=True)
@@ -49,10 +44,11 @@ class Summary:
     def text(self) -> str:
         """Some lines for people."""
         tally = self.tally
+        pictures = f", {tally.unread_pictures:,} images whose pictures cannot be read" if tally.unread_pictures else ""
         return "\n".join(
             [
                 f"{tally.images:,} images, {tally.labels:,} labels; left out: {tally.failed_images:,} failed images, "
-                f"{tally.below_threshold:,} detections below their threshold",
+                f"{tally.below_threshold:,} detections below their threshold{pictures}",
                 *self.notes,
             ]
         )
@@ -65,10 +61,11 @@ def export(job: Export) -> Summary:
         ExportError, OutputError, UriError: it cannot be made as asked for.
         OSError: a storage fails.
     """
+    check_options(job.format, job.options)
     _check_place(job)
     format = FORMATS[job.format]
     labels = Labels(open_source(job.annotations), job.selection, keep_empty=format.is_results)
-    remarks = format.write_whole(labels, job.out, job.overwrite)
+    remarks = format.write_whole(labels, job.out, job.overwrite, job.options)
     return Summary(labels.tally, (*_notes(labels, format), *remarks))
 
 
@@ -89,9 +86,11 @@ def read_selection(thresholds_file: UriText | None, min_score: float) -> Selecti
 
 
 def _check_place(job: Export) -> None:
-    """An export inside the output would count as part of it."""
+    """An export inside the output would count as part of it; links are something that only disks have."""
     if job.out.is_below(job.annotations):
         raise ExportError(f"{job.out} lies in the annotations themselves: choose another place")
+    if job.options.images == "link" and job.out.local_path is None:
+        raise ExportError(f"{job.out} is no local folder, and has no links: --images copy puts the pictures there")
 
 
 def _notes(labels: Labels, format: Format) -> list[str]:

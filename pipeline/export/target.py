@@ -42,7 +42,15 @@ class Folder(ABC):
 
     @abstractmethod
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        """Write a file bit by bit."""
+        """Write a file bit by bit; several may be open."""
+
+    def link(self, name: str, path: str) -> None:
+        """Make a symbolic link to a local file, ``path``; several threads may call it.
+
+        Raises:
+            ExportError: there are no links here, or the file lies in what is to be replaced.
+        """
+        raise ExportError(f"{name} cannot be a link in an object store")
 
     def finish(self, report: dict[str, Any]) -> None:
         """Write the file that says that all others are there."""
@@ -128,7 +136,7 @@ def _local_folder(path: str, uri: Uri, overwrite: bool) -> Iterator[Folder]:
     staging = temporary_name(path)
     os.makedirs(staging)
     try:
-        yield _LocalFolder(staging)
+        yield _LocalFolder(staging, path)
         _put_in_place(staging, path, uri, overwrite)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -157,8 +165,9 @@ def _put_in_place(staging: str, path: str, uri: Uri, overwrite: bool) -> None:
 
 
 class _LocalFolder(Folder):
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, place: str) -> None:
         self._path = path
+        self._place = place
 
     def put(self, name: str, content: bytes) -> None:
         with self.open(name) as file:
@@ -166,10 +175,19 @@ class _LocalFolder(Folder):
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
+        with open(self._made(name), "xb") as file:
+            yield file
+
+    def link(self, name: str, path: str) -> None:
+        if os.path.commonpath([self._place, path]) == self._place:
+            raise ExportError(f"{path} lies in {self._place}, which this export replaces: choose another place")
+        os.symlink(path, self._made(name))
+
+    def _made(self, name: str) -> str:
+        """The path of a file, whose folder is there."""
         path = os.path.join(self._path, *name.split("/"))
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "xb") as file:
-            yield file
+        return path
 
 
 def _remote(uri: Uri) -> tuple[Any, str]:
@@ -215,23 +233,22 @@ def _remote_folder(uri: Uri, overwrite: bool) -> Iterator[Folder]:
         if filesystem.exists(path):
             _refuse_foreign(uri, overwrite)
             filesystem.rm(path, recursive=True)
-        folder = _RemoteFolder(uri, filesystem, path)
+        folder = _RemoteFolder(uri)
         folder.put(MARKER, _marker("unfinished", {}))
     yield folder
 
 
 class _RemoteFolder(Folder):
-    def __init__(self, uri: Uri, filesystem: Any, path: str) -> None:
+    def __init__(self, uri: Uri) -> None:
         self._uri = uri
         self._objects = open_objects(uri)
-        self._filesystem = filesystem
-        self._path = path
 
     def put(self, name: str, content: bytes) -> None:
         self._objects.put(name, content)
 
     def open(self, name: str) -> AbstractContextManager[BinaryIO]:
-        return _remote_file(self._filesystem, f"{self._path}/{name}", self._uri / name)
+        uri = self._uri / name
+        return _remote_file(*_remote(uri), uri)  # a client of its own: two open files of one would share a transaction
 
 
 def _marker(state: str, report: dict[str, Any]) -> bytes:

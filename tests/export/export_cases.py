@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from numpy.typing import NDArray
+from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.annotations.class_thresholds import Selection
@@ -84,6 +87,7 @@ class Picture:
     scores: Sequence[float] = ()
     labels: Sequence[int] = ()
     uri: str | None = ""
+    exif_orientation: int | None = None
 
     def detections(self) -> ImageDetections | None:
         if self.masks is None:
@@ -113,7 +117,7 @@ def table_of(pictures: Sequence[Picture]) -> pa.Table:
         pa.array([picture.where() for picture in pictures], pa.string()),
         pa.array([height for height, _ in sizes], pa.int32()),
         pa.array([width for _, width in sizes], pa.int32()),
-        pa.array([None] * len(pictures), pa.int8()),
+        pa.array([picture.exif_orientation for picture in pictures], pa.int8()),
         pa.array([FAILED if bad else ANNOTATED for bad in failed]),
         detections_array(found, [c.id for c in CATEGORIES], [c.name for c in CATEGORIES]),
         *(pa.array([text if bad else None for bad in failed], pa.string()) for text in ("fetch", "not_found", "gone")),
@@ -126,13 +130,51 @@ def write_output(
     *files: Sequence[Picture],
     list_categories: bool = True,
     state: RunState = RunState.FINISHED,
+    image_root: str = IMAGE_ROOT,
+    images: Mapping[str, Any] | None = None,
 ) -> Uri:
-    """An output with these data files; its URI."""
+    """An output with these data files; its URI. ``images``: that section of the run's config, if it is to be known."""
     store = OutputStore(Uri(str(folder)))
     for number, pictures in enumerate(files):
         store.write_rows(table_of(pictures), replace(IDENTITY, run_id=f"20260101T00000{number}-run"))
-    RunJson(state=state, image_root=Uri(IMAGE_ROOT), categories=CATEGORIES if list_categories else ()).write(store.uri)
+    RunJson(
+        state=state,
+        image_root=Uri(image_root) if image_root else None,
+        categories=CATEGORIES if list_categories else (),
+        config={} if images is None else {"images": dict(images)},
+    ).write(store.uri)
     return store.uri
+
+
+def jpeg(width: int, height: int, orientation: int = 1) -> bytes:
+    """A picture of another shade at every place, stored as ``width`` x ``height``."""
+    pixels = np.indices((height, width)).sum(0).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    Image.fromarray(pixels).convert("RGB").save(content, "JPEG", exif=exif)
+    return content.getvalue()
+
+
+def blobs(height: int, width: int, num: int = 2) -> list[Mask]:
+    """Discs beside each other, the first with a hole and a part in that."""
+    y, x = np.mgrid[:height, :width]
+    radius = min(height, width / num) / 2 - 1
+    away = [np.hypot(x - width * (i + 0.5) / num, y - height / 2) for i in range(num)]
+    masks = [distance < radius for distance in away]
+    masks[0] &= (away[0] > radius / 2) | (away[0] < radius / 4)
+    return masks
+
+
+def output_with_files(folder: Path, num: int = 6, **options: Any) -> Uri:
+    """An output of ``num`` pictures of 40 x 64 pixels, files in ``folder / "pictures"``, two labels on all but one."""
+    root = folder / "pictures"
+    root.mkdir()
+    pictures = []
+    for number in range(num):
+        (root / f"{number}.jpg").write_bytes(jpeg(64, 40))
+        pictures.append(Picture(number, blobs(40, 64) if number else [], uri=str(root / f"{number}.jpg")))
+    return write_output(folder / "annotations", pictures, image_root=str(root), images={}, **options)
 
 
 def labels_of(uri: Uri, selection: Selection | None = None, keep_empty: bool = False) -> Labels:

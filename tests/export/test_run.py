@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from pipeline.annotations.class_thresholds import Selection
+from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.run_json import RunState
 from pipeline.export.errors import ExportError
-from pipeline.export.formats.base import FolderFormat
-from pipeline.export.run import FORMATS, Export, export
-from pipeline.storage.uris import Uri
-from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, write_output
+from pipeline.export.formats.base import FolderFormat, Options
+from pipeline.export.formats.table import FORMATS, takers
+from pipeline.export.run import Export, export
+from pipeline.storage.uris import Uri, UriText
+from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, output_with_files, write_output
 
 FULL = MASKS["full"]
 
@@ -69,6 +72,40 @@ def test_the_record_of_a_folder(tmp_path: Path, format: str) -> None:
         "weights_sha256": "a" * 64,
     }
     assert record.items() >= expected.items()
+
+
+ASKED = {
+    "images": Options(images="copy"),
+    "val_fraction": Options(val_fraction=0.5),
+    "image_prefix": Options(image_prefix=UriText("/data/")),
+    "images_per_file": Options(images_per_file=2),
+    "polygons": Options(polygons=True),
+}
+
+
+class TestOptions:
+    def test_each_is_some_format_s(self) -> None:
+        assert ASKED.keys() == {field.name for field in fields(Options)}
+        assert all(takers(option) for option in ASKED)
+
+    @pytest.mark.parametrize("option", ASKED)
+    @pytest.mark.parametrize("format", FORMATS)
+    def test_those_of_others_are_refused(self, tmp_path: Path, format: str, option: str) -> None:
+        job = Export(Uri("/not/there"), format, Uri(str(tmp_path / "out")), Selection(), options=ASKED[option])
+        flag = f"--{option.replace('_', '-')}"
+        if option in FORMATS[format].takes:
+            with pytest.raises(OutputError, match="holds no data"):
+                export(job)
+        else:
+            with pytest.raises(ExportError, match=f"^{flag} means nothing to {format}: it is for {takers(option)}$"):
+                export(job)
+
+    @pytest.mark.parametrize(("format", "option"), [(f.name, option) for f in FORMATS.values() for option in f.takes])
+    def test_taken_ones_change_the_export(self, tmp_path: Path, format: str, option: str) -> None:
+        annotations = output_with_files(tmp_path)
+        for name, options in (("without", Options()), ("with", ASKED[option])):
+            export(Export(annotations, format, Uri(str(tmp_path / name)), Selection(0.01), options=options))
+        assert contents(tmp_path / "with") != contents(tmp_path / "without")
 
 
 class TestSummary:

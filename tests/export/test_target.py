@@ -129,6 +129,16 @@ class TestFolder:
         assert json.loads(files.pop(f"out/{MARKER}")) == {"state": "finished", "images": 1}
         assert files == {"out/labels/deep/a.txt": b"a", "out/table.csv": b"1,2"}
 
+    def test_two_open_at_once(self, store: Store) -> None:
+        with whole_folder(Uri(f"{store.root}/out"), overwrite=False) as folder:
+            with folder.open("a") as one, folder.open("b") as other:
+                one.write(b"1")
+                other.write(b"2")
+            with folder.open("c") as file:
+                file.write(b"3")
+        files = store.files()
+        assert [files[f"out/{name}"] for name in "abc"] == [b"1", b"2", b"3"]
+
     def test_a_failure_shows(self, store: Store) -> None:
         with pytest.raises(RuntimeError, match="stop"):
             write_half_a_folder(f"{store.root}/out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobs import export
-from pipeline.export.run import FORMATS
-from tests.export.export_cases import MASKS, Picture, write_output
+from pipeline.export.formats.table import FORMATS
+from tests.export.export_cases import MASKS, Picture, output_with_files, write_output
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,3 +103,51 @@ def test_as_a_process(annotations: str, tmp_path: Path) -> None:
     assert ended.stdout.startswith("1 images, 2 labels")
     assert f"exit code 0: label-studio: {out}" in ended.stderr.splitlines()[-1]
     assert (tmp_path / "studio" / "labeling_config.xml").exists()
+
+
+def test_what_is_said_without_reading_is_said_at_once(tmp_path: Path) -> None:
+    """By the modules that are imported for it, one answer after the other: seconds of imports stand between."""
+    asked = {
+        "--help": "",
+        "--format coc": "",
+        "--annotations a --format coco --out o --val-fraction 0.1": "--val-fraction means nothing to coco",
+        "--annotations a --format yolo-seg --out o --val-fraction 1": "--val-fraction must be above 0 and below 1",
+        f"--annotations {tmp_path}/gone --format coco --out {tmp_path}/o": "holds no data",
+    }
+    program = (
+        "import contextlib, json, sys\n"
+        "from jobs import export\n"
+        "loaded = []\n"
+        f"for line in {list(asked)}:\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(None):\n"
+        "        assert export.main(line.split()) == 2\n"
+        "    loaded.append(sorted({name.partition('.')[0] for name in sys.modules}))\n"
+        "json.dump(loaded, sys.stdout)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert all(message in ended.stderr for message in asked.values())
+    never = {"ray", "torch", "torchvision", "timm", "matplotlib", "pandas", "cv2", "scipy", "pycocotools"}
+    *before_reading, last = map(set, json.loads(ended.stdout))
+    assert not last & never
+    for loaded in before_reading:
+        assert not loaded & {*never, "fsspec", "obstore", "PIL", "yaml", "sqlite3", "xml", "asyncio"}
+
+
+def test_the_options_of_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each reaches its format, and is written down."""
+    annotations = str(output_with_files(tmp_path))
+    asked = {
+        "yolo-seg": (["--images", "copy", "--val-fraction", "0.4"], {"images": "copy", "val_fraction": 0.4}),
+        "label-studio": (["--image-prefix", "/data/local-files/?d="], {"image_prefix": "/data/local-files/?d="}),
+        "coco": (["--images-per-file", "2", "--polygons"], {"images_per_file": 2, "polygons": True}),
+    }
+    for format, (options, record) in asked.items():
+        out = tmp_path / format
+        assert export.main(["--annotations", annotations, "--format", format, "--out", str(out), *options]) == 0
+        assert json.loads((out / "export.json").read_text("utf-8"))["options"] == record
+    with pytest.raises(SystemExit):
+        export.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for option, formats in {"images": "yolo-seg", "images-per-file": "coco, coco-results"}.items():
+        assert re.search(rf"--{option} \S+ {formats}: ", said)

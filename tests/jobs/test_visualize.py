@@ -125,6 +125,26 @@ def test_sheets(output: Path, tmp_path: Path) -> None:
     assert second.width < 2 * visualize.CELL[1]
 
 
+def test_a_sheet_is_in_the_order_of_the_ids(tmp_path: Path) -> None:
+    """Whatever the order of rows and files; as numbers, not as text. One that was asked for by its ids is in theirs."""
+    for ids in ([9, 10, 11], [3, 1, 2]):
+        for number in ids:
+            Image.new("RGB", SIZE[::-1], (0, 0, 20 * number)).save(tmp_path / f"{number}.png")
+        write_output(tmp_path / "numbers", ids, [str(tmp_path / f"{number}.png") for number in ids])
+
+    def drawn(*options: str) -> list[int]:
+        """The images of a sheet of one row, by the blue of their pictures, which nothing is drawn over."""
+        nothing = [f"--no-{part}" for part in ("boxes", "labels", "scores", "masks")]
+        assert run(tmp_path / "numbers", tmp_path / "out", "--grid", "1x6", *nothing, *options) == 0
+        pixels = np.asarray(Image.open(tmp_path / "out" / "sheet_001.png")).astype(int)
+        blue = np.where((pixels[..., :2] == 0).all(axis=2), pixels[..., 2], 0).max(axis=0)
+        found = blue[np.flatnonzero(blue)] // 20
+        return found[np.flatnonzero(np.diff(found, prepend=0))].tolist()
+
+    assert drawn() == [1, 2, 3, 9, 10, 11]
+    assert drawn("--ids", "9,2,10") == [9, 2, 10]
+
+
 def test_a_sheet_is_filled_by_default(output: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(output, tmp_path / "out", "--grid", "1x2") == 0
     assert "2 images drawn" in capsys.readouterr().out

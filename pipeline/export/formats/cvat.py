@@ -14,7 +14,6 @@ from xml.sax.saxutils import XMLGenerator
 
 import numpy as np
 
-from pipeline.export.formats.base import FileFormat
 from pipeline.export.labels import ImageLabels, Labels
 from pipeline.export.markup import css_colour, printable
 from pipeline.export.outlines.crops import Crop, row_major_toggles
@@ -35,9 +34,6 @@ def write_cvat(labels: Labels, file: BinaryIO) -> Sequence[str]:
     xml.close("annotations")
     xml.endDocument()
     return ()
-
-
-CVAT = FileFormat(name="cvat", about="CVAT for images 1.1, with masks", write=write_cvat)
 
 
 class _Xml(XMLGenerator):

@@ -28,6 +28,7 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -105,6 +106,23 @@ class Fetcher:
             time.sleep(wait_s)
         raise AssertionError("unreachable")
 
+    def find_local(self, uri: UriText) -> str | None:
+        """The path of a local file that could be fetched, absolute and without links; ``None`` for what is elsewhere.
+
+        Raises:
+            FetchError: and nothing else.
+        """
+        try:
+            parsed = Uri(uri.secret_text)
+            self.policy.check(parsed)
+        except UriError as error:
+            raise FetchError(error.code, uri, str(error)) from None
+        if parsed.scheme != "file":
+            return None
+        with _opened(parsed) as (_, size_bytes):
+            Allowance(uri, self.settings, ByteBudget(self.settings.max_object_bytes)).claim(size_bytes)
+        return os.path.realpath(parsed.path)
+
     def fetch_in_turn(self, uris: Sequence[UriText]) -> Iterator[tuple[int, bytes | FetchError]]:
         """Fetch concurrently, failures as values, as many at a time as go into `FetchSettings.max_bytes_at_once`.
 
@@ -171,7 +189,13 @@ def _threads(concurrency: int, process_id: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(concurrency, thread_name_prefix="fetch")
 
 
-def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+@contextmanager
+def _opened(uri: Uri) -> Iterator[tuple[int, int]]:
+    """The descriptor of a local file and its size in bytes.
+
+    Raises:
+        FetchError: it cannot be opened, is no regular file, or, in the block, cannot be read.
+    """
     try:
         # Non-blocking: the open of a FIFO without a writer would wait forever.
         descriptor = os.open(uri.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -179,16 +203,21 @@ def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> byte
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FetchError("not_a_file", uri, "not a regular file")
-            allowance.claim(status.st_size)
-            with open(descriptor, "rb", closefd=False) as file:
-                data = file.read(status.st_size + 1)
-                if len(data) > status.st_size:  # it grew, or its size was never told, as in /proc
-                    data += file.read(settings.max_object_bytes + 1 - len(data))
+            yield descriptor, status.st_size
         finally:
             os.close(descriptor)
     except OSError as error:
         code = _ERRNO_CODES.get(error.errno or 0, "unavailable")
         raise FetchError(code, uri, os.strerror(error.errno or 0)) from None
+
+
+def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+    with _opened(uri) as (descriptor, size_bytes):
+        allowance.claim(size_bytes)
+        with open(descriptor, "rb", closefd=False) as file:
+            data = file.read(size_bytes + 1)
+            if len(data) > size_bytes:  # it grew, or its size was never told, as in /proc
+                data += file.read(settings.max_object_bytes + 1 - len(data))
     allowance.claim(len(data))
     return data
 

@@ -16,7 +16,11 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 
 from pipeline.annotations.class_thresholds import Selection
+from pipeline.export.errors import ExportError
+from pipeline.export.formats.base import Options
 from pipeline.export.formats.coco import to_json, write_coco, write_coco_results
+from pipeline.export.run import Export
+from pipeline.export.run import export as run_export
 from pipeline.storage.uris import Uri
 from pipeline.train.data.coco_source import read_coco
 from tests.export.export_cases import (
@@ -34,6 +38,7 @@ from tests.export.export_cases import (
 )
 
 FULL = MASKS["full"]
+PARTED = Options(polygons=True, images_per_file=1)
 
 
 def results(uri: str, **options: Any) -> list[dict[str, Any]]:
@@ -207,3 +212,90 @@ def test_both_files_go_together(tmp_path: Path, strings: bool, min_score: float)
 def test_json_is_strict() -> None:
     with pytest.raises(ValueError, match="JSON"):
         to_json([float("nan")])
+
+
+def written(uri: Uri, out: Path, format: str, options: Options) -> tuple[list[Path], str]:
+    """Whole files of an export, and what it said."""
+    text = run_export(Export(uri, format, Uri(str(out)), Selection(0.01), options=options)).text()
+    return sorted(out.glob("*-of-*.json")), text
+
+
+class TestParts:
+    @pytest.mark.parametrize("strings", [False, True])
+    @pytest.mark.parametrize("per_file", [1, 3, 5, 100])
+    def test_together_they_are_the_whole(self, tmp_path: Path, per_file: int, strings: bool) -> None:
+        pictures = [replace(p, id=f"im/{p.id}.jpg" if strings else p.id) for p in awkward_pictures()]
+        uri = write_output(tmp_path / "out", pictures[:4], pictures[4:9], pictures[9:])
+        options = Options(images_per_file=per_file)
+        whole, whole_results = dataset(uri, selection=Selection(0.01)), results(uri, selection=Selection(0.01))
+        parts, _ = written(uri, tmp_path / "coco", "coco", options)
+        num_files = -(-len(whole["images"]) // per_file)
+        assert [part.name for part in parts] == [f"instances-{n:05d}-of-{num_files:05d}.json" for n in range(num_files)]
+        loaded = [json.loads(part.read_text("utf-8")) for part in parts]
+        for key in ("info", "categories"):
+            assert all(part[key] == whole[key] for part in loaded)
+        for key in ("images", "annotations"):
+            assert [entry for part in loaded for entry in part[key]] == whole[key], "unique ids too, as in the whole"
+        assert all(len(part["images"]) <= per_file for part in loaded)
+        result_parts, _ = written(uri, tmp_path / "results", "coco-results", options)
+        assert [entry for part in result_parts for entry in json.loads(part.read_text("utf-8"))] == whole_results
+        for part, result_part in zip(parts, result_parts, strict=True):
+            with contextlib.redirect_stdout(io.StringIO()):
+                coco = COCO(str(part))
+                found = coco.loadRes(str(result_part)) if json.loads(result_part.read_text("utf-8")) else None
+            assert len(found.anns if found else {}) == len(coco.anns)
+
+    def test_the_books_count_what_comes_last(self, tmp_path: Path) -> None:
+        """Rows behind the last annotated one, which no part needs."""
+        pictures = [Picture(1, [FULL]), Picture(2, [FULL])]
+        uri = write_output(tmp_path / "out", pictures, [Picture(number, None) for number in range(3, 600)])
+        parts, text = written(uri, tmp_path / "coco", "coco", Options(images_per_file=1))
+        assert len(parts) == 2
+        assert text.startswith("2 images, 2 labels; left out: 597 failed images")
+        assert json.loads((tmp_path / "coco" / "export.json").read_text())["options"] == {"images_per_file": 1}
+
+    def test_no_images(self, tmp_path: Path) -> None:
+        uri = write_output(tmp_path / "out", [Picture(2, None)])
+        (part,), _ = written(uri, tmp_path / "coco", "coco", Options(images_per_file=7))
+        assert (part.name, json.loads(part.read_text())["images"]) == ("instances-00000-of-00001.json", [])
+
+    def test_whole_or_not_at_all(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        uri = write_output(tmp_path / "out", [Picture(1, [FULL]), Picture(2, [FULL])])
+        monkeypatch.setattr("pipeline.export.formats.coco._results", lambda number, *_: [{}] if number == 1 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            written(uri, tmp_path / "coco", "coco", Options(images_per_file=1))
+        assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+    def test_no_number(self) -> None:
+        with pytest.raises(ExportError, match="--images-per-file must be at least 1, not 0"):
+            Options(images_per_file=0)
+
+
+class TestPolygons:
+    def test_pycocotools_makes_the_same_masks_of_them(self, tmp_path: Path) -> None:
+        pictures = awkward_pictures()
+        uri = write_output(tmp_path / "out", pictures[:5], pictures[5:])
+        file = tmp_path / "labels.json"
+        with file.open("wb") as out:
+            remarks = write_coco(labels_of(uri), out, Options(polygons=True))
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco = COCO(str(file))
+        for picture in pictures:
+            for annotation, mask in zip(coco.imgToAnns[picture.id], picture.masks or (), strict=True):
+                assert all(len(polygon) >= 8 for polygon in annotation["segmentation"])
+                np.testing.assert_array_equal(coco.annToMask(annotation), mask)
+                assert annotation["area"] == mask.sum()
+        assert remarks[0].startswith("LOSSY")
+        assert remarks[1] == f"IoU of polygons and masks, first {len(coco.anns)}: mean 1.000000, least 1.000000"
+        assert coco.dataset["info"]["masks"] == remarks[0]
+
+    def test_a_hole_by_hand(self, tmp_path: Path) -> None:
+        """Two parts, one of them with a hole of a pixel."""
+        mask = np.ones((3, 5), bool)
+        mask[1, 1] = mask[:, 3] = False
+        found = written(write_output(tmp_path / "out", [Picture(1, [mask])]), tmp_path / "p", "coco", PARTED)[0]
+        (annotation,) = json.loads(found[0].read_text())["annotations"]
+        ring, strip = sorted(annotation["segmentation"], key=len, reverse=True)
+        assert sorted(zip(strip[::2], strip[1::2], strict=True)) == [(4, 0), (4, 3), (5, 0), (5, 3)]
+        corners = {*zip(ring[::2], ring[1::2], strict=True)}
+        assert corners == {(0, 0), (3, 0), (3, 3), (0, 3), (1, 1), (2, 1), (2, 2), (1, 2)}

@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
-from pipeline.export.formats.yolo import LOSSY, PolygonLoss, write_yolo
+from pipeline.export.formats.yolo import LOSSY, pixels_of, write_yolo
+from pipeline.export.outlines.contours import PolygonLoss
 from pipeline.export.target import whole_folder
 from pipeline.storage.uris import Uri
 from tests.export.export_cases import (
@@ -221,7 +222,7 @@ def test_loss_by_hand() -> None:
     assert str(loss).endswith("no masks")
     mask = np.zeros((4, 4), bool)
     mask[:2, :2] = True
-    loss.add("0 0 0.25 0 0.25 0.5 0 0.5", counts_of(mask), (4, 4))
-    loss.add("0 0 0.5 0 0.5 0.5 0 0.5", counts_of(mask), (4, 4))
+    loss.add([pixels_of("0 0 0.25 0 0.25 0.5 0 0.5", (4, 4))], counts_of(mask), (4, 4))
+    loss.add([pixels_of("0 0 0.5 0 0.5 0.5 0 0.5", (4, 4))], counts_of(mask), (4, 4))
     assert loss.ious == [0.5, 1.0]
     assert str(loss) == "IoU of polygons and masks, first 2: mean 0.750000, least 0.500000"

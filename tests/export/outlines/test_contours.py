@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from pycocotools import mask as coco_mask
 
-from pipeline.export.outlines.contours import outline, rings
+from pipeline.export.outlines.contours import outline, outlines, rings
 from tests.export.export_cases import MASKS, Mask, any_mask, unhurried
 
 
@@ -49,6 +49,22 @@ def test_rings_are_the_parts_and_the_holes(mask: Mask) -> None:
     assert sum(area > 0 for area in areas) == num_parts
     assert sum(area < 0 for area in areas) == outside_and_holes[0] - 2
     assert sum(areas) == mask.sum()
+
+
+@unhurried
+@given(any_mask)
+def test_one_polygon_a_part(mask: Mask) -> None:
+    """Each is its part with its holes left out, whatever lies in these; parts by OpenCV, filled by pycocotools."""
+    num_parts, numbers = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    found = outlines(mask)
+    assert len(found) == num_parts - 1
+    left = set(range(1, num_parts))
+    for polygon in found:
+        (rle,) = coco_mask.frPyObjects([polygon.astype(float).reshape(-1).tolist()], *mask.shape)
+        filled = coco_mask.decode(rle).astype(bool)
+        (number,) = set(numbers[filled].tolist())
+        np.testing.assert_array_equal(filled, numbers == number)
+        left.remove(number)
 
 
 def test_corners_by_hand() -> None:
