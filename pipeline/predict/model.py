@@ -73,7 +73,7 @@ def load_model(
     Example:
         >>> model = maskfleet.load_model("model.safetensors", score_threshold=0.1)
         >>> [category.name for category in model.categories]
-        ['person', 'dog', 'kite']
+        ['person', 'dog', 'kite', 'cat', 'car']
     """
     checkpoint = load_checkpoint(resolve_checkpoint(UriText(os.fspath(model))), _categories(classes))
     wanted = {

@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import io
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
@@ -20,23 +23,37 @@ from jobs import predict as predict_job
 from pipeline.errors import UserError
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.masks.rle import Rle
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import CheckpointError, save_checkpoint
+from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.files.resolve import UnknownModelError
 from pipeline.model.predictor import Predictor
 from pipeline.predict import model as module
 from pipeline.predict.model import Detection, Detections, Model, load_model
-from testing.small_model import TINY, TINY_SETTINGS, picture, random_checkpoint
+from testing.small_model import SMALL, SMALL_SETTINGS, picture
+from tests.model.golden_weights import official_weights
+
+ROOT = Path(__file__).parents[2]
 
 # Ids out of order and with gaps, as COCO's are: neither labels nor labels + 1.
-CATEGORIES = (Category(7, "person"), Category(3, "dog"), Category(12, "kite"))
+CATEGORIES = tuple(map(Category, (7, 3, 12, 1, 90), ("person", "dog", "kite", "cat", "car")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For small tensors: several threads only wait for each other, for long where cores are shared."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model; a photo whose EXIF turns it by 90 degrees, and others."""
     folder = tmp_path_factory.mktemp("python")
-    save_checkpoint(random_checkpoint(TINY, CATEGORIES, TINY_SETTINGS), folder / "model.safetensors")
+    weights = to_native(official_weights(SMALL), "official")  # whose masks are neither empty nor full
+    save_checkpoint(Checkpoint(weights, SMALL, CATEGORIES, SMALL_SETTINGS), folder / "model.safetensors")
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(picture(640, 480)).save(folder / "photo.jpg", exif=exif)
@@ -168,6 +185,8 @@ def test_coco_rows_are_the_job_s(found: Detections, job: Path) -> None:
     written = json.loads((job / "predictions.json").read_bytes())["annotations"]
     rows = json.loads(json.dumps(found.to_coco(image_id=1), allow_nan=False))
     assert len(rows) == len(found) > 0
+    assert found.masks.any()
+    assert not found.masks.all()
     assert rows == [{key: annotation[key] for key in rows[0]} for annotation in written]
 
 
@@ -233,7 +252,7 @@ def test_repr_of_many_classes_is_short() -> None:
 
 
 def test_repr_of_a_model(model: Model) -> None:
-    assert repr(model) == "Model(3 classes: person, dog, kite; fp32 on cpu)"
+    assert repr(model) == "Model(5 classes: person, dog, kite, cat, car; fp32 on cpu)"
 
 
 @pytest.mark.parametrize(
@@ -318,12 +337,12 @@ def test_settings(folder: Path) -> None:
 
 def test_classes(folder: Path, tmp_path: Path) -> None:
     file = folder / "model.safetensors"
-    (tmp_path / "names.txt").write_text("a\nb\nc\n")
-    expected = (Category(1, "a"), Category(2, "b"), Category(3, "c"))
-    for classes in (["a", "b", "c"], tmp_path / "names.txt", str(tmp_path / "names.txt")):
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\ne\n")
+    expected = tuple(Category(i + 1, name) for i, name in enumerate("abcde"))
+    for classes in (["a", "b", "c", "d", "e"], tmp_path / "names.txt", str(tmp_path / "names.txt")):
         assert load_model(file, "cpu", classes=classes).categories == expected
-    for wrong in (["a", "b"], ["a", "b", "a"]):
-        with pytest.raises(CheckpointError):
+    for wrong, message in ((["a", "b"], "2 categories for a model of 5"), ([*"abcda"], "one name: a")):
+        with pytest.raises(UserError, match=message):
             load_model(file, "cpu", classes=wrong)
 
 
@@ -354,6 +373,25 @@ def test_examples_run(
     output = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     assert runner.run(example, out=output.write).failed == 0, output.getvalue()
+
+
+def test_what_the_documentation_shows_runs(
+    folder: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("supervision")
+    for name in ("photo.jpg", "other.jpg"):
+        (tmp_path / name).symlink_to(folder / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "maskfleet", SimpleNamespace(load_model=lambda name: model))
+    section = (ROOT / "docs/model.md").read_text(encoding="utf-8").partition("## In Python")[2].partition("\n## ")[0]
+    names: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", section, re.DOTALL):
+        exec(block, names)
+    assert capsys.readouterr().out == f"{model.predict('photo.jpg')}\n"
+    assert Image.open("drawn.png").size == (640, 480)
+    rows = json.loads(Path("results.json").read_text())
+    assert [row["image_id"] for row in rows] == [42] * (len(rows) // 2) + [43] * (len(rows) // 2)
+    assert names["detections"].mask.sum() == names["found"].masks.sum() > 0
 
 
 def test_what_people_call_has_an_example() -> None:
