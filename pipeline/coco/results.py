@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from operator import index
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict
 
 import numpy as np
 from pycocotools import mask as coco_mask
@@ -51,7 +51,7 @@ def coco_results(
     scores: np.ndarray,
     labels: np.ndarray,
     rles: Sequence[Rle],
-    image_id: int,
+    image_id: SupportsIndex,
     categories: Sequence[Category],
 ) -> list[CocoResult]:
     """One image's detections as results, in their order.
@@ -66,7 +66,7 @@ def coco_results(
         IndexError: a label without a category.
         TypeError: the id is no whole number.
     """
-    number = index(image_id)  # numpy's whole numbers too, which JSON does not know
+    number = index(image_id)  # of numpy's whole numbers too, which JSON does not know
     return [
         CocoResult(
             image_id=number,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, overload
+from typing import Any, NamedTuple, SupportsIndex, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -277,7 +277,7 @@ class Detections:
         """
         return [coco_rle(rle) for rle in self._rles]
 
-    def to_coco(self, image_id: int) -> list[CocoResult]:
+    def to_coco(self, image_id: SupportsIndex) -> list[CocoResult]:
         """Rows of a COCO results file, which ``json.dumps`` and ``COCO.loadRes`` take as they are.
 
         Args:

@@ -246,8 +246,10 @@ def test_repr(labels: list[int], shown: str) -> None:
 
 def test_repr_of_many_classes_is_short() -> None:
     categories = tuple(Category(i, f"class {i}") for i in range(80))
-    few = of_labels(0, 1, 2)
-    many = Detections(*[np.zeros((80, 4)), np.zeros(80), np.arange(80)], [few._rles[0]] * 80, categories, (20, 30))
+    labels = np.arange(80)
+    arrays = np.zeros((80, 4), np.float32), np.zeros(80, np.float32), labels
+    empty = coco_mask.encode(np.zeros((20, 30), np.uint8, order="F"))
+    many = Detections(*arrays, [empty] * 80, categories, (20, 30))
     assert repr(many) == ("Detections(80 objects: class 0 1, class 1 1, class 2 1, class 3 1, class 4 1, ...; 30x20)")
 
 
@@ -282,7 +284,7 @@ def test_a_choice_that_is_none() -> None:
     assert found[-1].name == "person"
     for key in (2, np.array([True]), (slice(None), None)):
         with pytest.raises(IndexError):
-            found[key]  # type: ignore[call-overload]
+            found[key]  # type: ignore[index]
 
 
 def test_nothing_found(folder: Path) -> None:
