@@ -124,7 +124,8 @@ class Model:
 
         Args:
             images: one picture, or any iterable of them.
-            batch_size: so many are read and segmented at a time. Of paths, no more are in memory; PIL images stay loaded.
+            batch_size: so many are read and segmented at a time. Of paths no more are in memory; PIL images stay
+                loaded.
 
         Returns:
             Of one picture its `Detections`, of several a list in their order, as long as what was given. A
