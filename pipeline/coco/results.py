@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from operator import index
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict
 
+import numpy as np
 from pycocotools import mask as coco_mask
 
 from pipeline.masks.rle import Rle
@@ -26,17 +28,55 @@ class CocoRle(TypedDict):
     counts: str
 
 
-class CocoAnnotation(TypedDict):
-    """One detected object. With ``score`` it serves as a result, with ``iscrowd`` as ground truth (pseudo-labels)."""
+class CocoResult(TypedDict):
+    """One detected object, as COCO's results files hold it."""
 
-    id: int
     image_id: int
     category_id: int
     bbox: list[float]  # x, y, width, height in pixels
     score: float
-    area: int  # pixels of the mask
     segmentation: CocoRle
+
+
+class CocoAnnotation(CocoResult):
+    """The same as an annotation: with ``score`` it serves as a result, with ``iscrowd`` as ground truth."""
+
+    id: int
+    area: int  # pixels of the mask
     iscrowd: int
+
+
+def coco_results(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    rles: Sequence[Rle],
+    image_id: SupportsIndex,
+    categories: Sequence[Category],
+) -> list[CocoResult]:
+    """One image's detections as results, in their order.
+
+    Args:
+        boxes, scores, labels: those of `Detections`.
+        rles: its masks.
+        image_id: id of the image; COCO's tools take whole numbers only.
+        categories: what the labels stand for.
+
+    Raises:
+        IndexError: a label without a category.
+        TypeError: the id is no whole number.
+    """
+    number = index(image_id)  # of numpy's whole numbers too, which JSON does not know
+    return [
+        CocoResult(
+            image_id=number,
+            category_id=categories[label].id,
+            bbox=_xywh(box),
+            score=score,
+            segmentation=coco_rle(rle),
+        )
+        for box, score, label, rle in zip(boxes.tolist(), scores.tolist(), labels.tolist(), rles, strict=True)
+    ]
 
 
 def coco_annotations(
@@ -58,20 +98,10 @@ def coco_annotations(
         IndexError: a label without a category.
     """
     rles = detections.rle() if rles is None else rles
+    results = coco_results(detections.boxes, detections.scores, detections.labels, rles, image_id, categories)
     return [
-        CocoAnnotation(
-            id=first_id + i,
-            image_id=image_id,
-            category_id=categories[label].id,
-            bbox=_xywh(box),
-            score=score,
-            area=int(coco_mask.area(rle)),
-            segmentation=coco_rle(rle),
-            iscrowd=0,
-        )
-        for i, (box, score, label, rle) in enumerate(
-            zip(detections.boxes.tolist(), detections.scores.tolist(), detections.labels.tolist(), rles, strict=True)
-        )
+        {"id": first_id + i, **result, "area": int(coco_mask.area(rle)), "iscrowd": 0}
+        for i, (result, rle) in enumerate(zip(results, rles, strict=True))
     ]
 
 

@@ -26,11 +26,13 @@ import ctypes
 import io
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -199,11 +201,46 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, apply_exif: bool
     """
     if len(data) == 0:
         raise ImageError("empty_object", "the object has no bytes")
-    try:
+    with _only_image_errors():
         if data.startswith(_PNM):
             return _decode_pnm(data, max_pixels)
         plugin = _plugin_for(data)
         return _decode(plugin, _essentials(plugin, data), max_pixels, apply_exif)
+
+
+def pillow_pixels(image: Image.Image, *, max_pixels: int = 100_000_000) -> NDArray[np.uint8]:
+    """The pixels of a picture that is open in Pillow: those that `decode_image` gives of its file, upright.
+
+    The orientation is that of ``image.info``: what was turned by ``ImageOps.exif_transpose`` is not turned again. Of a
+    TIFF, which Pillow turns itself, it may come from XMP too. Of several frames it is the one that the picture is at.
+
+    Args:
+        image: is loaded, and not changed otherwise.
+        max_pixels: the largest H * W; the size is checked before pixels are loaded.
+
+    Returns:
+        RGB ``(H, W, 3)``, C-contiguous, writable.
+
+    Raises:
+        ImageError: and nothing else.
+    """
+    with _only_image_errors():
+        if 0 in image.size:
+            raise ImageError("not_an_image", f"a picture of {image.height} x {image.width} pixels")
+        _check_size((image.height, image.width), max_pixels)
+        _check_mode(image)
+        was_tiff = isinstance(image, TiffImagePlugin.TiffImageFile)
+        high_byte = _high_byte(image)
+        image.load()
+        orientation = 1 if was_tiff else _exif_orientation(image)
+        upright = image if orientation == 1 else image.transpose(_TRANSPOSE[orientation])
+        return _rgb_pixels(upright, high_byte)
+
+
+@contextmanager
+def _only_image_errors() -> Iterator[None]:
+    try:
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -254,7 +291,12 @@ def _decode(plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels:
             turn = orientation
         elif turned_by_pillow and not apply_exif:
             turn = _INVERSE_ORIENTATION.get(orientation, orientation)
-        return DecodedImage(_rgb_pixels(image, turn), orientation, stored_size)
+        high_byte = _high_byte(image)
+        upright: Image.Image = image
+        if turn != 1:
+            upright = image.transpose(_TRANSPOSE[turn])
+            image.close()  # pictures may be as large as memory allows
+        return DecodedImage(_rgb_pixels(upright, high_byte), orientation, stored_size)
 
 
 def _decode_pnm(data: bytes, max_pixels: int) -> DecodedImage:
@@ -285,24 +327,19 @@ def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
     return height, width
 
 
-def _check_mode(image: ImageFile.ImageFile) -> None:
+def _check_mode(image: Image.Image) -> None:
     if image.mode not in _CONVERTIBLE and not image.mode.startswith("I;16"):
-        raise ImageError("unsupported_image", f"{image.format} with pixels of type {image.mode}")
+        raise ImageError("unsupported_image", f"{image.format or 'a picture'} with pixels of type {image.mode}")
 
 
-def _rgb_pixels(image: ImageFile.ImageFile, orientation: int) -> np.ndarray:
-    """Turned and converted, with as few copies at a time as can be: pictures may be as large as memory allows."""
-    high_byte = _high_byte(image) if image.mode.startswith("I") else None
-    # convert() maps a transparent colour into RGB and can stumble over a broken one; alpha is dropped anyway.
-    image.info.pop("transparency", None)
-    turned: Image.Image = image
-    if orientation != 1:
-        turned = image.transpose(_TRANSPOSE[orientation])
-        image.close()
-    pixels = np.empty((turned.height, turned.width, 3), np.uint8)
-    rows = max(1, _PIXELS_AT_ONCE // turned.width)
-    for top in range(0, turned.height, rows):
-        strip = turned.crop((0, top, turned.width, min(top + rows, turned.height)))
+def _rgb_pixels(image: Image.Image, high_byte: Callable[[np.ndarray], np.ndarray] | None) -> NDArray[np.uint8]:
+    """Converted strip by strip, so that no second copy of a large picture is needed."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, _PIXELS_AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        # convert() maps a transparent colour into RGB and can stumble over a broken one; alpha is dropped anyway.
+        strip.info.pop("transparency", None)
         if high_byte is not None:
             pixels[top : top + rows] = high_byte(np.asarray(strip))[..., None]
         else:
@@ -310,8 +347,10 @@ def _rgb_pixels(image: ImageFile.ImageFile, orientation: int) -> np.ndarray:
     return pixels
 
 
-def _high_byte(image: ImageFile.ImageFile) -> Callable[[np.ndarray], np.ndarray]:
-    """16-bit grey to 8-bit: Pillow's own conversion clips at 255 instead."""
+def _high_byte(image: Image.Image) -> Callable[[np.ndarray], np.ndarray] | None:
+    """16-bit grey to 8-bit: Pillow's own conversion clips at 255 instead. None for other pixels."""
+    if not image.mode.startswith("I"):
+        return None
     shift, white_is_zero = 8, False
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         if image.tag_v2.get(_BITS_PER_SAMPLE_TAG) == (12,):

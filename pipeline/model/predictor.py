@@ -1,4 +1,4 @@
-"""The one way in: `load_model` gives a `Predictor`, and that turns images of any size into detections."""
+"""The jobs' way in: `load_model` gives a `Predictor`, which turns decoded images of any size into detections."""
 
 from __future__ import annotations
 

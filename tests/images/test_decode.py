@@ -15,9 +15,9 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from pipeline.images.decode import IMAGE_SUFFIXES, ImageError, decode_image
+from pipeline.images.decode import IMAGE_SUFFIXES, ImageError, decode_image, pillow_pixels
 
 HEIGHT, WIDTH = 37, 54
 
@@ -150,6 +150,36 @@ def test_pixels_within_one_of_opencv(data: bytes) -> None:
     assert np.abs(difference).max() <= 1
 
 
+class TestOpenInPillow:
+    @pytest.mark.parametrize("name", sorted({*EQUAL_TO_CV2} - {"pgm 16 bit"}))
+    def test_pixels_are_those_of_the_file_and_the_picture_stays_as_it_is(self, name: str) -> None:
+        image = Image.open(io.BytesIO(EQUAL_TO_CV2[name]))
+        image.load()
+        mode, info, before = image.mode, dict(image.info), image.tobytes()
+        np.testing.assert_array_equal(pillow_pixels(image), cv2_rgb(EQUAL_TO_CV2[name]))
+        assert (image.mode, image.info, image.tobytes()) == (mode, info, before)
+
+    def test_pictures_made_in_memory(self) -> None:
+        for image in (RGB, RGBA, RGB.convert("L")):
+            np.testing.assert_array_equal(pillow_pixels(image), np.asarray(image.convert("RGB")))
+        np.testing.assert_array_equal(pillow_pixels(Image.fromarray(GREY16))[..., 1], GREY16 >> 8)
+
+    @pytest.mark.parametrize(
+        ("image", "code"),
+        [
+            pytest.param(Image.new("F", (4, 4)), "unsupported_image", id="floats"),
+            pytest.param(Image.open(io.BytesIO(EQUAL_TO_CV2["pgm 16 bit"])), "unsupported_image", id="32 bits"),
+            pytest.param(Image.new("RGB", (0, 4)), "not_an_image", id="no pixels"),
+            pytest.param(Image.new("1", (101, 100)), "too_many_pixels", id="large"),
+            pytest.param(Image.open(io.BytesIO(EQUAL_TO_CV2["jpeg"][:900])), "corrupt_image", id="cut off"),
+        ],
+    )
+    def test_what_gives_no_pixels(self, image: Image.Image, code: str) -> None:
+        with pytest.raises(ImageError) as refused:
+            pillow_pixels(image, max_pixels=10_000)
+        assert refused.value.code == code
+
+
 def test_ycck_jpeg() -> None:
     # Pillow writes CMYK as it is; the Adobe marker's transform flag 2 declares the same numbers to be YCCK.
     data = bytearray(WITHIN_ONE_OF_CV2["jpeg cmyk"])
@@ -203,6 +233,13 @@ class TestOrientation:
         assert decoded.stored_size == (HEIGHT, WIDTH)
         assert decoded.pixels.shape[:2] == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
         assert decoded.pixels.flags.c_contiguous
+
+    def test_applied_to_pictures_open_in_pillow(self, format: str, orientation: int) -> None:
+        data = self.data(format, orientation)
+        image = Image.open(io.BytesIO(data))
+        for _ in range(2):  # not loaded yet, and loaded
+            np.testing.assert_array_equal(pillow_pixels(image), cv2_rgb(data))
+        np.testing.assert_array_equal(pillow_pixels(ImageOps.exif_transpose(image)), cv2_rgb(data))
 
     def test_switched_off(self, format: str, orientation: int) -> None:
         decoded = decode_image(self.data(format, orientation), apply_exif=False)

@@ -286,16 +286,18 @@ def _read_pickle(path: Path) -> tuple[StateDict, Mapping[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error).upper():
             raise CheckpointError(
                 f"{path}: holds objects that are not weights, and unpickling them could run code; refused. "
                 "If you trust the file, load it in a sandbox with its own project installed and save its "
                 "'state_dict' alone."
             ) from error
-        raise CheckpointError(f"{path}: not a checkpoint, or damaged ({reason})") from error
+        # What torch says here is how to read the file all the same, whatever code it runs.
+        with path.open("rb") as file:
+            head = file.read(16)
+        raise CheckpointError(f"{path}: not a checkpoint, or damaged: it starts with {head!r}") from error
     except Exception as error:  # on damaged bytes the unpickler raises whatever its opcodes happen to run into
-        raise CheckpointError(f"{path}: not a readable checkpoint, truncated perhaps ({error!r})") from error
+        raise CheckpointError(f"{path}: not a readable checkpoint, truncated perhaps ({error!r:.120})") from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected a dict of weights")
     state = next((content[k] for k in ("state_dict", "model") if isinstance(content.get(k), Mapping)), content)

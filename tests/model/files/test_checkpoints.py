@@ -430,6 +430,28 @@ def test_refused_objects_are_named_as_the_reason(dump: Callable[[Any], bytes], t
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"# A project\n\nIts README.\n", id="text"),
+        pytest.param(b"<!DOCTYPE html><title>404</title>", id="a page in place of the download"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\noid sha256:0", id="a pointer of Git LFS"),
+        pytest.param(b"\xff\xd8\xff\xe0\x00\x10JFIF\x00", id="a picture"),
+        pytest.param(b"", id="nothing"),
+        pytest.param(pickled({"a": 1})[:-4], id="a pickle cut off"),
+        pytest.param(zipped({"a": 1})[:-4], id="an archive cut off"),
+        pytest.param(legacy({"a": 1})[:-40], id="an old file cut off"),
+    ],
+)
+def test_what_is_no_checkpoint_is_said_without_torch_s_advice(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"weights\.pth: not a (readable )?checkpoint") as refused:
+        load_checkpoint(path)
+    assert "weights_only" not in str(refused.value)
+    assert len(str(refused.value)) < 300
+
+
 # ------------------------------------------------------------------------------------------------------------ own file
 def test_round_trip(small_checkpoint: Checkpoint, tmp_path: Path) -> None:
     checkpoint = replace(small_checkpoint, source={"file": "x.pth", "layout": "official", "licence": "Apache-2.0"})
