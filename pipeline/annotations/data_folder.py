@@ -137,7 +137,7 @@ class DataFolder:
             OutputError: see `footers`; or the files disagree.
         """
         footers = dict(self.footers(objects))
-        self._agreed(footers.items())
+        self.agreed(footers.items())
         return _settled(footers)
 
     def settled(self, objects: ObjectFolder) -> dict[Entry, Footer]:
@@ -154,9 +154,10 @@ class DataFolder:
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
-        return self._agreed(self.footers(objects))
+        return self.agreed(self.footers(objects))
 
-    def _agreed(self, footers: Iterable[tuple[Entry, Footer]]) -> Footer | None:
+    def agreed(self, footers: Iterable[tuple[Entry, Footer]]) -> Footer | None:
+        """As `common_footer`, of these files."""
         first: tuple[Entry, Footer] | None = None
         odd: list[str] = []
         for entry, footer in footers:
