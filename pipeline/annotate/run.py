@@ -22,7 +22,8 @@ from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.overview import look_over
-from pipeline.annotations.run_json import ImageCounts, RunJson, RunState
+from pipeline.annotations.overview_text import failure_lines, printable
+from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
 from pipeline.errors import RunError
@@ -143,13 +144,15 @@ class _Run:
         report, todo = self._new_report(rounds.cluster), 0
         with ExitStack() as work:  # left when the report is written: ending work takes seconds
             try:
-                self._begin(report)
                 if pending is None:
+                    self._begin(report)
                     self._queue_again(redo)
                     pending = self.pending()
                     if not pending.num_pending:  # what failed was none of the manifest's any more
                         return self.nothing_to_do(pending)
                 todo = pending.num_pending
+                report.this_run = ThisRun(images=todo)
+                self._begin(report)
                 self._annotate_all(rounds, pending, report, work)
                 self._write_report(report)
             except (KeyboardInterrupt, Exception) as error:
@@ -299,8 +302,5 @@ def failed_lines(uri: Uri) -> list[str]:
     Args:
         uri: of the output folder.
     """
-    lines = []
-    for kind in look_over(uri).failures:
-        lines.append(f"  failed {kind.code}: {kind.count:,}")
-        lines += [f"    {image_id}: {' '.join(message.split())}" for image_id, message in kind.examples]
+    lines = [f"  {printable(line)}" for line in failure_lines(look_over(uri).failures)]
     return [*lines, f"  all of them: maskfleet show {uri} --failed failed.csv"] if lines else []

@@ -422,7 +422,7 @@ class TestFirstRun:
         lines = first.ended.said.splitlines()
         good, bad = len(world.good), len(world.bad)
         assert lines[0] == f"{good + bad} images = {good} annotated + {bad} failed ({bad / (good + bad):.2%})"
-        assert "  failed not_found: 2" in lines
+        assert "  2 not_found" in lines
         assert any(line.startswith(f"this run: {good + bad} images in ") for line in lines)
         total = sum(len(row["detections"] or []) for row in first.rows.values())
         assert any(line.startswith(f"{total:,} detections: ") for line in lines)

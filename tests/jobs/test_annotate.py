@@ -241,9 +241,9 @@ class TestWithoutRayAndTorch:
         assert annotate.main(["--config", write(tmp_path, finished)]) == 0
         rows = pq.read_table(tmp_path / "out" / "data").filter(pa.compute.field("status") == "failed").to_pylist()
         said = capsys.readouterr().out.splitlines()
-        at = said.index(f"  failed {rows[0]['error_code']}: 2")
+        at = said.index(f"  2 {rows[0]['error_code']}")
         assert said[at + 1 : at + 4] == [
-            *(f"    {row['image_id']}: {row['error_message']}" for row in rows),
+            *(f"      {row['image_id']}: {row['error_message']}" for row in rows),
             f"  all of them: maskfleet show {tmp_path / 'out'} --failed failed.csv",
         ]
 
