@@ -125,7 +125,7 @@ class DataFolder:
         foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
         disagreement = ""
         try:
-            self._agreed(footers.items())
+            self.agreed(footers.items())
         except OutputError as error:
             disagreement = str(error)
         superfluous = tuple(entry for entry in footers if entry not in settled)
