@@ -37,14 +37,11 @@ def _annotate(args: argparse.Namespace) -> int:
     # files that are missing are told before that.
     from pipeline.annotate.config import AnnotateConfig
     from pipeline.config.loading import load_config
-    from pipeline.model.files.resolve import find_model
-    from pipeline.storage.listing import check_there
 
     config = load_config(AnnotateConfig, args.config, args.set)
-    find_model(config.model.checkpoint)
-    check_there({"manifest.uri": config.manifest.uri})
+    # Here and not above: a config that is wrong is told at once.
     from pipeline.annotate.dry_run import dry_run
-    from pipeline.annotate.run import annotate, summary
+    from pipeline.annotate.run import annotate, failed_lines, summary
     from pipeline.annotations.run_json import RunState
 
     if args.dry_run:
@@ -52,13 +49,14 @@ def _annotate(args: argparse.Namespace) -> int:
         return OK
     report = annotate(config, retry_failed=args.retry_failed)
     if report.state is RunState.STOPPED_BY_FAILURES:
+        print("\n".join(failed_lines(config.output.uri)))
         return end(
             logger,
             STOPPED_BY_FAILURES,
             f"{report.this_run.error}, as output.stop forbids: mend the cause, and --retry-failed does them again; "
             f"what was written is kept: {config.output.uri}",
         )
-    print(summary(report))
+    print(summary(report, config.output.uri))
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(

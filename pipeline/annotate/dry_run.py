@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import chain
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
-import torch
 from numpy.typing import NDArray
 
 from pipeline.annotate.config import AnnotateConfig
@@ -21,30 +18,25 @@ from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
-from pipeline.annotate.pool import Pool, choose_pool
-from pipeline.annotate.prepare import make_identity, model_settings
-from pipeline.annotate.stages.fetch_decode import FetchDecode
-from pipeline.annotate.stages.guard import InProcessGuard
-from pipeline.annotate.stages.segment import model_not_finite
+from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import check_address, connect, describe_cluster
-from pipeline.cluster.shared import check_shared
+from pipeline.messages.counts import counted
 from pipeline.messages.examples import Examples
-from pipeline.model.detector import NotFinite
-from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
-from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
 from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.holder import is_dead, read_holder
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-from pipeline.storage.whole_file import temporary_name
+from pipeline.storage.whole_file import temporary_name, without_new_folders
 from pipeline.tables.binary import binary_views
+
+if TYPE_CHECKING:
+    from pipeline.annotate.pool import Pool
+    from pipeline.model.files.checkpoints import Checkpoint
 
 SAMPLE_IMAGES = 32
 TIMED_IMAGES = 2
@@ -67,30 +59,38 @@ def dry_run(config: AnnotateConfig) -> str:
     Raises:
         What `annotate` raises before it starts; OSError where the output cannot be written.
     """
-    check_address(config.resources.ray_address)
     store = OutputStore(config.output.uri)
     check_own(store.uri, ANNOTATIONS)
-    checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
-    settings = model_settings(config, checkpoint)
-    identity = make_identity(config, checkpoint, "dry-run")
+    model = choose_model(config)
+    identity = make_identity(config, model.header, "dry-run")
     _steady(lambda: store.check_identity(identity))
-    with _no_folder_left(store.uri):
+    with without_new_folders(store.uri.local_path):
         _write_probe(store)
+        return _look(config, store, model, identity)
+
+
+def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
         pending = _steady(lambda: _find_pending(store, manifest, identity))
-        decoded = _decode_sample(config, settings, draw_sample(manifest, pending))
+        decoded = _decode_sample(config, model.settings, draw_sample(manifest, pending))
+    checkpoint = model.load()
+    # Here and not above: Ray and the model's packages take ten seconds to import.
+    import ray
+
+    from pipeline.annotate.pool import choose_pool
+    from pipeline.cluster.connect import cluster_line, connect, describe_cluster
+    from pipeline.cluster.shared import check_shared
+
     with connect(config.resources.ray_address):
-        with _no_folder_left(store.uri):
-            check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
+        check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
-    seconds, measured = _seconds_per_image(config, checkpoint, settings, decoded, pool)
+    seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
-        f"model      {checkpoint.variant.name}, {len(checkpoint.categories)} categories, weights "
-        f"{checkpoint.weights_sha256[:12]}, {config.model.precision}",
-        f"cluster    {cluster['nodes']} nodes, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs "
-        f"{', '.join(cluster['gpu_kinds'])}",
+        f"model      {model.header.variant.name}, {counted(len(model.header.categories), 'category', 'categories')}, "
+        f"weights {model.header.weights_sha256[:12]}, {config.model.precision}",
+        f"cluster    {cluster_line(cluster)}",
         f"output     {config.output.uri}: writable{_at_work(store.uri)}",
         f"sample     {_sample_line(decoded, pending.num_pending)}",
     ]
@@ -128,22 +128,6 @@ def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) ->
     store.check_identity(identity, schema)
     done = () if store.in_the_way(identity, schema) else store.iter_ids()
     return find_pending(manifest, (table["image_id"] for table in done))
-
-
-@contextmanager
-def _no_folder_left(uri: Uri) -> Iterator[None]:
-    """Removes the local folders on the way to a place that were not there before, as far as they are empty."""
-    made = []
-    path = uri.local_path
-    while path is not None and not os.path.lexists(path):
-        made.append(path)
-        path = os.path.dirname(path)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            for folder in made:
-                os.rmdir(folder)
 
 
 def _write_probe(store: OutputStore) -> None:
@@ -196,6 +180,9 @@ def _drawn(pending: Pending) -> Iterator[tuple[ReadUnit, NDArray[np.int64], NDAr
 
 def _decode_sample(config: AnnotateConfig, settings: TestSettings, rows: pa.Table) -> pa.Table:
     """Fetched and decoded as a run would; failures are rows."""
+    from pipeline.annotate.stages.fetch_decode import FetchDecode
+    from pipeline.annotate.stages.guard import InProcessGuard
+
     stage = FetchDecode(
         PictureSource.of_config(config.images),
         settings.short_side,
@@ -209,7 +196,7 @@ def _decode_sample(config: AnnotateConfig, settings: TestSettings, rows: pa.Tabl
 def _sample_line(decoded: pa.Table, num_pending: int) -> str:
     rows = decoded.select(["image_id", "error_code", "width", "height"]).to_pylist()
     good, failed = [row for row in rows if not row["error_code"]], [row for row in rows if row["error_code"]]
-    parts = [f"{len(good)} of {len(rows)} images fetched and decoded, drawn from all {num_pending:,} to do"]
+    parts = [f"{len(good)} of {counted(len(rows), 'image')} fetched and decoded, drawn from all {num_pending:,} to do"]
     if good:
         sizes = sorted((row["width"] * row["height"], f"{row['width']} x {row['height']}") for row in good)
         smallest, largest = sizes[0][1], sizes[-1][1]
@@ -224,6 +211,12 @@ def _seconds_per_image(
     config: AnnotateConfig, checkpoint: Checkpoint, settings: TestSettings, decoded: pa.Table, pool: Pool
 ) -> tuple[float | None, bool]:
     """Measured where this machine has a device like the replicas', else assumed where figures are published."""
+    import torch
+
+    from pipeline.annotate.stages.segment import model_not_finite
+    from pipeline.model.detector import NotFinite
+    from pipeline.model.predictor import load_model
+
     good = decoded.filter(decoded["error_code"].is_null())[:TIMED_IMAGES]
     if len(good) == 0 or (pool.gpus and not torch.cuda.is_available()):
         guess = assumed_seconds_per_image(
