@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pipeline.evaluate.report.page import render_report
-from tests.evaluate.report.browser import complaints, open_browser, requests, show
 from tests.evaluate.report.sample_metrics import THREE, sample_gallery, sample_metrics
+from tests.page.browser import complaints, open_browser, requests, show
 
 NASTY = "<script>alert('x')</script>\" onload=\"alert(1)"
 SECTIONS = {

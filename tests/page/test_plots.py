@@ -7,7 +7,7 @@ from functools import cache
 import matplotlib as mpl
 import pytest
 
-from pipeline.evaluate.report.plots import recall_precision, reliability
+from pipeline.page.plots import recall_precision, reliability
 
 RECALL = [i / 100 for i in range(101)]
 EDGES = [i / 20 for i in range(21)]

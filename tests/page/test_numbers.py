@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.evaluate.report import numbers
+from pipeline.page import numbers
 
 NAN = float("nan")
 DASH = "\N{EN DASH}"
