@@ -24,6 +24,7 @@ _NAME = r"part-[0-9a-f]{20}(-[0-9a-f]{8})?\.parquet"
 DATA_NAME = re.compile(_NAME)
 _TEMPORARY_NAME = temporary_names(_NAME)
 _STEM_LENGTH = len("part-") + 20
+_LOOKS = 3  # at a folder whose files are being replaced
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -105,6 +106,29 @@ class DataFolder:
             if footer is None:
                 raise OutputError(self._cut_off(entry))
             yield entry, footer
+
+    def survey(self, objects: ObjectFolder) -> Survey:
+        """What there is, whatever state it is in, and though a run may be writing and replacing files meanwhile."""
+        for _ in range(_LOOKS):
+            files, folders = objects.list(DATA_FOLDER)
+            visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
+            entries = [entry for entry in visible if DATA_NAME.fullmatch(entry.name)]
+            found = list(map_files(lambda entry: self._footer_or_problem(objects, entry), entries, self._concurrency))
+            problems = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, str)}
+            if not problems or problems.keys() <= set(objects.list(DATA_FOLDER).files):
+                break
+        footers = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, Footer)}
+        settled = _settled(footers)
+        foreign = [entry.name for entry in visible if entry not in set(entries)]
+        foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
+        return Survey(settled, tuple(entry for entry in footers if entry not in settled), problems, tuple(foreign))
+
+    def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | str:
+        try:
+            footer = self.footer_or_none(objects, entry)
+        except (OutputError, OSError) as error:
+            return str(error)
+        return self._cut_off(entry) if footer is None else footer
 
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
         """The files that count, see `settled`, which belong together.
@@ -194,6 +218,23 @@ class DataFolder:
 
     def _cut_off(self, entry: Entry) -> str:
         return f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A folder of data files as it was found, for those who look and change nothing.
+
+    Attributes:
+        footers: the files that count, with their footers; they need not belong together.
+        superfluous: files whose rows others hold as well, see `Superfluous`; the next run removes them.
+        problems: files that cannot be read, with why and what to do.
+        foreign: names of what this pipeline did not write.
+    """
+
+    footers: Mapping[Entry, Footer]
+    superfluous: tuple[Entry, ...]
+    problems: Mapping[Entry, str]
+    foreign: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -331,6 +331,9 @@ class Crashing(ObjectFolder):
             raise Crash
         self.changes_left -= 1
 
+    def modified_at(self, name: str) -> Any:
+        raise NotImplementedError
+
     def put(self, name: str, content: Any) -> None:
         self._change()
         self.inner.put(name, content)

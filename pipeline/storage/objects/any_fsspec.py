@@ -7,12 +7,15 @@ One put where the service's puts are atomic, otherwise a temporary file and a mo
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import datetime, timezone
 from typing import Any
 
 import pyarrow as pa
 
 from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, check_seen, check_size, digest
 from pipeline.storage.whole_file import temporary_name
+
+_TIMES = ("mtime", "LastModified", "last_modified")
 
 
 class FsspecObjects(ObjectFolder):
@@ -55,6 +58,16 @@ class FsspecObjects(ObjectFolder):
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """See `ObjectFolder`."""
         return self._fs.cat_file(self._path(name), start=start, end=stop)
+
+    def modified_at(self, name: str) -> datetime | None:
+        """See `ObjectFolder`."""
+        path = self._path(name)
+        try:
+            found = self._fs.modified(path)
+        except NotImplementedError:
+            info = self._fs.info(path)
+            found = next((info[key] for key in _TIMES if isinstance(info.get(key), datetime)), None)
+        return found.replace(tzinfo=timezone.utc) if found is not None and found.tzinfo is None else found
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
         """See `ObjectFolder`."""

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 from abc import ABC, abstractmethod
+from datetime import datetime
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -61,6 +62,14 @@ class ObjectFolder(ABC):
     @abstractmethod
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """The bytes from ``start`` to before ``stop``."""
+
+    @abstractmethod
+    def modified_at(self, name: str) -> datetime | None:
+        """When a file was last written, by the storage's clock, with its time zone; ``None`` where that does not tell.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
 
     @abstractmethod
     def put(self, name: str, content: pa.Buffer | bytes) -> None:

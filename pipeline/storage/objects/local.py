@@ -11,6 +11,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pyarrow as pa
@@ -53,6 +54,10 @@ class LocalObjects(ObjectFolder):
         with open(self._path(name), "rb") as file:
             file.seek(start)
             return file.read(stop - start)
+
+    def modified_at(self, name: str) -> datetime:
+        """See `ObjectFolder`."""
+        return datetime.fromtimestamp(os.stat(self._path(name)).st_mtime, timezone.utc)
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
         """See `ObjectFolder`."""

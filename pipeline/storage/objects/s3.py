@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, TypeVar
 
 import obstore
@@ -66,6 +67,10 @@ class S3Objects(ObjectFolder):
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """See `ObjectFolder`."""
         return self._call(lambda store: bytes(obstore.get_range(store, self._key(name), start=start, end=stop)))
+
+    def modified_at(self, name: str) -> datetime:
+        """See `ObjectFolder`."""
+        return self._call(lambda store: obstore.head(store, self._key(name))["last_modified"])
 
     def put(self, name: str, content: pa.Buffer | bytes) -> None:
         """See `ObjectFolder`."""
