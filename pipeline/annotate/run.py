@@ -27,6 +27,7 @@ from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import choose_pool
 from pipeline.annotate.prepare import make_identity, model_settings
 from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
+from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
@@ -88,6 +89,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
         fence = lock.fence()
+        stack.enter_context(page_at_end(store.uri, run_id, fence))
         recovery = store.recover(fence)
         if recovery:
             logger.info("recovered the output: %s", recovery)

@@ -102,6 +102,40 @@ def reliability(edges: Sequence[float], counts: Sequence[int], scores: Values, p
         return _svg(figure, "reliability of the scores, and their histogram")
 
 
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    over: str,
+    of: str,
+    doubling: bool = False,
+    borders: Sequence[float] = (),
+) -> Markup:
+    """Bars.
+
+    Args:
+        edges: B + 1 borders of the bins, ascending.
+        counts: B numbers.
+        over: what the bins are of.
+        of: what is counted.
+        doubling: each step of the axis is twice the one before; the edges are above 0.
+        borders: where vertical lines part the bars.
+    """
+    with _figure((4.4, 2.6)) as figure:
+        axes = figure.subplots()
+        widths = [right - left for left, right in pairwise(edges)]
+        axes.bar(edges[:-1], counts, widths, align="edge", color=_SERIES[0], edgecolor=_LINE, linewidth=0.6)
+        for border in borders:
+            axes.axvline(border, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+        if doubling:
+            axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlim=(edges[0], edges[-1]), xlabel=over, ylabel=of)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        return _svg(figure, f"{of} by {over}")
+
+
 def _unit_axes(figure: Figure, small: bool) -> Axes:
     axes = figure.subplots()
     ticks = [0, 0.5, 1] if small else [0, 0.2, 0.4, 0.6, 0.8, 1]
