@@ -149,6 +149,7 @@ class _Run:
                     logger.info("the output is complete; nothing to do")
                     self._finish_report(parts, report)
                     return report
+                report.this_run = ThisRun(images=todo)
                 self._begin(parts, report)
                 self._annotate_all(parts, pending, report, work)
                 self._write_report(parts, report)

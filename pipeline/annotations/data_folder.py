@@ -24,6 +24,8 @@ _NAME = r"part-[0-9a-f]{20}(-[0-9a-f]{8})?\.parquet"
 DATA_NAME = re.compile(_NAME)
 _TEMPORARY_NAME = temporary_names(_NAME)
 _STEM_LENGTH = len("part-") + 20
+_CATEGORY_COLUMNS = [f"detections.list.element.{name}" for name in ("category_id", "category_name")]
+_ROWS_PER_BATCH = 256
 _LOOKS = 3  # at a folder whose files are being replaced
 
 Item = TypeVar("Item")
@@ -121,7 +123,13 @@ class DataFolder:
         settled = _settled(footers)
         foreign = [entry.name for entry in visible if entry not in set(entries)]
         foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
-        return Survey(settled, tuple(entry for entry in footers if entry not in settled), problems, tuple(foreign))
+        disagreement = ""
+        try:
+            self._agreed(footers.items())
+        except OutputError as error:
+            disagreement = str(error)
+        superfluous = tuple(entry for entry in footers if entry not in settled)
+        return Survey(settled, superfluous, problems, tuple(foreign), disagreement)
 
     def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | str:
         try:
@@ -198,6 +206,26 @@ class DataFolder:
             table = file.read(None if columns is None else list(columns), use_threads=False)
         return table.replace_schema_metadata(None)
 
+    def category_names(self, objects: ObjectFolder, footers: Mapping[Entry, Footer]) -> dict[int, str]:
+        """Names of the categories of which the footers count detections, from the rows: no more files than tell them.
+
+        Raises:
+            OutputError, OSError: see `open`.
+        """
+        missing = {i for footer in footers.values() for i in footer.counts.detections_by_category}
+        names: dict[int, str] = {}
+        for entry, footer in footers.items():
+            if missing.isdisjoint(footer.counts.detections_by_category):
+                continue
+            with self.open(objects, entry) as file:
+                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=_CATEGORY_COLUMNS, use_threads=False):
+                    detections = batch.column("detections").flatten()
+                    pairs = pa.table({name: detections.field(name) for name in ("category_id", "category_name")})
+                    unique = pairs.group_by(["category_id", "category_name"]).aggregate([]).to_pylist()
+                    names.update((pair["category_id"], pair["category_name"]) for pair in unique)
+            missing -= names.keys()
+        return names
+
     @contextmanager
     def _named(self, entry: Entry) -> Iterator[None]:
         """What is wrong with a file, with its name and what to do."""
@@ -229,12 +257,14 @@ class Survey:
         superfluous: files whose rows others hold as well, see `Superfluous`; the next run removes them.
         problems: files that cannot be read, with why and what to do.
         foreign: names of what this pipeline did not write.
+        disagreement: which files do not belong together, or "".
     """
 
     footers: Mapping[Entry, Footer]
     superfluous: tuple[Entry, ...]
     problems: Mapping[Entry, str]
     foreign: tuple[str, ...]
+    disagreement: str
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, map_files
+from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import FAILED
 from pipeline.messages.examples import Examples
@@ -45,13 +46,24 @@ class Lock:
 
     Attributes:
         holder: of the lock, or who released it.
-        renewed_at: its last sign of life, by the storage's clock; ``None`` where that does not tell.
-        stale: it is held by a process that is known to be dead, or that was silent for longer than its lease.
+        silent_s: seconds since its last sign of life, as the clocks of the storage and of this machine agree; ``None``
+            where the storage does not tell.
+        dead: the process that holds it is known to have ended.
     """
 
     holder: Holder
-    renewed_at: datetime | None
-    stale: bool
+    silent_s: float | None
+    dead: bool
+
+    @property
+    def held(self) -> bool:
+        """It was not released; see `stale`."""
+        return not self.holder.released
+
+    @property
+    def stale(self) -> bool:
+        """Nobody is behind it any more: the holder was silent for longer than it may be."""
+        return self.held and (self.dead or (self.silent_s is not None and self.silent_s > self.holder.lease_s))
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ class Overview:
         uri: of the output folder.
         looked_at: when, by this machine's clock, UTC.
         run: what ``run.json`` says; ``None`` if there is none, or it cannot be read.
+        reported_at: when that was written, by the storage's clock; ``None`` where that does not tell.
         lock: ``None`` if there is none, or it makes no sense.
         counts: rows by kind in all files that count.
         written: of these, those that the run wrote that ``run`` speaks of.
@@ -102,6 +115,7 @@ class Overview:
     uri: Uri
     looked_at: datetime
     run: RunJson | None
+    reported_at: datetime | None
     lock: Lock | None
     counts: Counts
     written: int
@@ -115,23 +129,45 @@ class Overview:
     @property
     def standing(self) -> Standing:
         """Whether a run is at work, as its lock shows; or else what it left."""
-        run, lock = self.run, self.lock
-        has_said = run is not None and lock is not None and run.run_id == lock.holder.run_id
-        if lock is not None and not lock.holder.released and (not has_said or run.state is RunState.RUNNING):
-            return Standing.DIED if lock.stale else Standing.RUNNING
-        if run is None:
+        if self.lock is not None and self.lock.held and (self.is_unheard or self._has_state(RunState.RUNNING)):
+            return Standing.DIED if self.lock.stale else Standing.RUNNING
+        if self.run is None:
             return Standing.UNREPORTED
-        return Standing.DIED if run.state is RunState.RUNNING else Standing.ENDED
+        return Standing.DIED if self._has_state(RunState.RUNNING) else Standing.ENDED
+
+    @property
+    def is_unheard(self) -> bool:
+        """Whether the run that holds the lock has not yet written a ``run.json``: the one there is an earlier run's."""
+        if self.lock is None or not self.lock.held:
+            return False
+        return self.run is None or self.run.run_id != self.lock.holder.run_id
+
+    @property
+    def run_id(self) -> str:
+        """Of the run that is at work, or of the last one; ``""`` if nothing tells."""
+        if self.lock is not None and (self.is_unheard or self.run is None):
+            return self.lock.holder.run_id
+        return self.run.run_id if self.run else ""
 
     @property
     def pending(self) -> int | None:
-        """Images of the manifest without a row; ``None`` where only the run's log tells."""
-        if self.run is None:
+        """Images of the manifest without a row, as far as the last run has counted them; ``None``: it has not."""
+        if self.run is None or self.is_unheard:
             return None
-        if self.run.state.closed:
-            return 0
+        if self.run.state.closed:  # rows that the books had, and that files no longer hold
+            return max(0, self.run.images.annotated + self.run.images.failed - self.counts.rows)
         todo = self.run.this_run.images
         return max(0, todo - self.written) if todo else None
+
+    @property
+    def manifest(self) -> int | None:
+        """Images in the manifest, as far as the last run has counted them; ``None``: it has not."""
+        if self.run is not None and self.run.images.manifest and not self.is_unheard:
+            return self.run.images.manifest
+        return None if self.pending is None else self.counts.rows + self.pending
+
+    def _has_state(self, state: RunState) -> bool:
+        return self.run is not None and self.run.state is state
 
 
 def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
@@ -148,11 +184,11 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     """
     objects = open_objects(uri)
     names = _names(uri, objects)
-    lock = _read_lock(uri, objects, names)
+    lock = _read_lock(uri, objects)
     problems: list[str] = []
     run = _read_report(uri, problems)
     if run is not None and run.state is RunState.RUNNING and (lock is None or lock.holder.run_id != run.run_id):
-        lock = _read_lock(uri, objects, names)  # a run that began between the two looks
+        lock = _read_lock(uri, objects)  # a run that began between the two looks
     folder = DataFolder(uri, _CONCURRENCY)
     survey = folder.survey(objects)
     if not survey.footers and not survey.problems and run is None and lock is None:
@@ -168,12 +204,15 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
             f"{uri}/{DATA_FOLDER} holds files that this pipeline did not write: {Examples.of(survey.foreign)}. "
             "Move them away"
         )
+    if survey.disagreement:
+        problems.append(survey.disagreement)
     counts = Counts.total(footer.counts for footer in survey.footers.values())
     entries = (*survey.footers, *survey.superfluous, *survey.problems)
     return Overview(
         uri=uri,
         looked_at=datetime.now(timezone.utc),
         run=run,
+        reported_at=_reported_at(objects) if run else None,
         lock=lock,
         counts=counts,
         written=_written_by(run, survey.footers),
@@ -186,17 +225,32 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     )
 
 
-def failed_rows(uri: Uri) -> Iterator[FailedRow]:
+def failed_rows(uri: Uri, problems: list[str]) -> Iterator[FailedRow]:
     """All failed rows of an output, a file at a time, in the order of the file names.
 
+    Args:
+        uri: of the output folder.
+        problems: gets why files cannot be read, whose rows are left out.
+
     Raises:
-        OutputError: a file is damaged, or not ours.
-        OSError: one cannot be read.
+        OSError: the folder cannot be listed.
     """
     objects, folder = open_objects(uri), DataFolder(uri, _CONCURRENCY)
-    with_failures = [entry for entry, footer in folder.settled(objects).items() if footer.counts.failed]
-    for rows in map_files(lambda entry: _failed_rows(folder, objects, entry), with_failures, _CONCURRENCY):
-        yield from rows
+    survey = folder.survey(objects)
+    problems += survey.problems.values()
+
+    def read(entry: Entry) -> list[FailedRow] | str:
+        try:
+            return _failed_rows(folder, objects, entry)
+        except (OutputError, OSError) as error:
+            return str(error)
+
+    with_failures = [entry for entry, footer in survey.footers.items() if footer.counts.failed]
+    for rows in map_files(read, with_failures, _CONCURRENCY):
+        if isinstance(rows, str):
+            problems.append(rows)
+        else:
+            yield from rows
 
 
 def _failed_rows(folder: DataFolder, objects: ObjectFolder, entry: Entry) -> list[FailedRow]:
@@ -234,16 +288,22 @@ def _read_report(uri: Uri, problems: list[str]) -> RunJson | None:
         return None
 
 
-def _read_lock(uri: Uri, objects: ObjectFolder, names: frozenset[str]) -> Lock | None:
+def _reported_at(objects: ObjectFolder) -> datetime | None:
+    with suppress(FileNotFoundError):
+        return objects.modified_at(REPORT_NAME)
+    return None
+
+
+def _read_lock(uri: Uri, objects: ObjectFolder) -> Lock | None:
     try:
         holder = read_holder(uri)
-        renewed_at = objects.modified_at(LOCK_NAME) if holder else None
-    except (TooLarge, FileNotFoundError):
+        if holder is None:
+            return None
+        at = objects.modified_at(LOCK_NAME)
+    except (TooLarge, FileNotFoundError, IsADirectoryError):
         return None
-    if holder is None:
-        return None
-    silent_s = (datetime.now(timezone.utc) - renewed_at).total_seconds() if renewed_at else 0.0
-    return Lock(holder, renewed_at, not holder.released and (is_dead(holder) or silent_s > holder.lease_s))
+    silent_s = None if at is None else max(0.0, (datetime.now(timezone.utc) - at).total_seconds())
+    return Lock(holder, silent_s, not holder.released and is_dead(holder))
 
 
 def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:
@@ -285,6 +345,9 @@ def _classes(
 ) -> dict[str, int]:
     """By name: as the report lists the names, or else as they stand in the rows."""
     names = {category.id: category.name for category in run.categories} if run else {}
+    if not counts.detections_by_category.keys() <= names.keys():
+        with suppress(OutputError, OSError):  # of rows; see `_failures`
+            names = {**folder.category_names(objects, footers), **names}
     by_name: dict[str, int] = {}
     for category_id, n in counts.detections_by_category.items():
         name = names.get(category_id, f"category {category_id}")

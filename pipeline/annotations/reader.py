@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +19,6 @@ from pipeline.storage.uris import Uri
 ROWS_PER_BATCH = 256
 
 _CONCURRENCY = 16
-_ID, _NAME = (f"detections.list.element.{name}" for name in ("category_id", "category_name"))
 
 
 @dataclass(frozen=True)
@@ -75,34 +74,18 @@ def open_source(uri: Uri) -> Source:
     schema = next(iter(footers.values())).schema
     run = RunJson.read(uri)
     listed = run.categories if run else ()
-    source = Source(
+    found = {} if listed else folder.category_names(objects, footers)
+    return Source(
         uri=uri,
         entries=tuple(footers),
         counts=Counts.total(footer.counts for footer in footers.values()),
-        categories=listed,
+        categories=listed or tuple(Category(i, name) for i, name in sorted(found.items())),
         all_categories=bool(listed),
         string_ids=pa.types.is_string(schema.field("image_id").type),
         image_root=run.image_root if run else None,
         finished=run is None or run.state.closed,
         provenance=_provenance(uri, list(footers.values())),
     )
-    return source if listed else _with_categories_found(source, footers)
-
-
-def _with_categories_found(source: Source, footers: dict[Entry, Footer]) -> Source:
-    """The footers tell the ids of what was found; the names stand in the rows."""
-    missing = set(source.counts.detections_by_category)
-    names: dict[int, str] = {}
-    for entry, footer in footers.items():
-        if missing.isdisjoint(footer.counts.detections_by_category):
-            continue
-        for batch in replace(source, entries=(entry,)).batches([_ID, _NAME]):
-            found = batch.column("detections").flatten()
-            pairs = pa.table({name: found.field(name) for name in ("category_id", "category_name")})
-            unique = pairs.group_by(["category_id", "category_name"]).aggregate([]).to_pylist()
-            names.update((pair["category_id"], pair["category_name"]) for pair in unique)
-        missing -= names.keys()
-    return replace(source, categories=tuple(Category(i, name) for i, name in sorted(names.items())))
 
 
 def _provenance(uri: Uri, footers: Sequence[Footer]) -> dict[str, Any]:

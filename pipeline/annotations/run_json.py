@@ -9,7 +9,8 @@
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
     images                               how many: manifest = annotated + failed; {} until the run has closed its books
     failures, detections_per_category    failed images by error code; detections by category name
-    this_run                             speed of the images of this run alone, {} if there were none; the error, if any
+    this_run                             speed of the images of this run alone, {} if there were none, how many they are
+                                         until it has ended; the error, if any
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class ImageCounts:
 
 @dataclass
 class ThisRun:
-    """The images that this run worked on, without those of earlier runs; no rounds if there were none.
+    """The images that this run worked on, without those of earlier runs; no rounds if there were none, or not yet.
 
     Attributes:
         images: that were pending when it began.
@@ -137,7 +138,9 @@ class RunJson:
             values["images"] = {}
         figures = values["this_run"]
         error = figures.pop("error")
-        values["this_run"] = {**(figures if self.this_run.rounds else {}), **({"error": error} if error else {})}
+        if not self.this_run.rounds:
+            figures = {"images": self.this_run.images} if self.this_run.images else {}
+        values["this_run"] = {**figures, **({"error": error} if error else {})}
         open_objects(uri).put(NAME, json.dumps(values, indent=2, default=str).encode())
 
     @property
