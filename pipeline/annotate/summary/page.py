@@ -22,10 +22,12 @@ from jinja2 import Environment
 from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, draw_sample
 from pipeline.annotations.ledger import PAGE_NAME
 from pipeline.annotations.overview import FailureKind, Overview, look_over
+from pipeline.annotations.overview_text import how_it_ended
 from pipeline.annotations.rows import sample_files
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.errors import UserError
+from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import duration
 from pipeline.page.shell import environment, rendered
 from pipeline.provenance import begun_at
@@ -48,15 +50,6 @@ _SCORE_EDGES = np.linspace(0, 1, 21)
 _SIDE_EDGES = 2.0 ** np.arange(1, 13.5, 0.5)  # pixels; what is beyond counts in the outermost bins
 _COCO_SIDES = (32, 96)
 _SCORE, _AREA = (f"detections.list.element.{name}" for name in ("score", "area"))
-_ENDINGS = {
-    RunState.RUNNING: "The run ended without a word: the same command goes on from there.",
-    RunState.FINISHED: "The run has finished: each image of the manifest has its row.",
-    RunState.NOTHING_TO_DO: "The run has finished: each image of the manifest has its row.",
-    RunState.TOO_MANY_FAILURES: "The run has finished, with more failed images than output.max_failed_fraction allows.",
-    RunState.STOPPED: "The run was stopped by a signal: the same command goes on from there.",
-    RunState.STOPPED_BY_FAILURES: "The run stopped itself, because almost all of the last images failed.",
-    RunState.FAILED: "The run failed: the same command goes on from there.",
-}
 
 
 @contextmanager
@@ -187,8 +180,7 @@ def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
         "title": "Annotations",
         "generator": _GENERATOR,
         "uri": str(overview.uri),
-        "ending": _ENDINGS[run.state] if run else "No run.json says how the run ended.",
-        "error": _clipped(run.this_run.error) if run else "",
+        "ending": _clipped(how_it_ended(run)) if run else "not known: no run.json says how it was made",
         "begun": _time(begun_at(run.run_id)) if run else "",
         "drawn": _time(overview.looked_at),
         "counts": counts,
@@ -203,8 +195,8 @@ def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
         "shapes": shapes,
         "sample": sample,
         "shown_score": SHOWN_SCORE,
-        "num_files": overview.num_files,
-        "megabytes": overview.num_bytes / 1e6,
+        "manifest": overview.manifest,
+        "files": f"{counted(overview.num_files, 'file')}, {size(overview.num_bytes)}",
         "problems": [_clipped(problem) for problem in overview.problems],
         "run": run,
         "speed": _speed(run) if run else {},
@@ -291,15 +283,15 @@ def _stages(run: RunJson) -> list[StageRow]:
 
 
 def _model(overview: Overview) -> dict[str, str]:
-    if overview.run is not None:
-        values = overview.run.identity
-        found = {"Model": values.get("model_name"), "Weights": values.get("source")}
-        found["Digest of the weights"] = values.get("weights_sha256")
-    elif overview.identities:
+    if overview.identities:
         identity = overview.identities[-1]
-        found = {"Model": identity.model_name, "Digest of the weights": identity.weights_sha256}
+        found: dict[str, Any] = {"Model": identity.model_name, "Digest of its weights": identity.weights_sha256}
     else:
-        return {}
+        says = overview.run.identity if overview.run else {}
+        found = {"Model": says.get("model_name"), "Digest of its weights": says.get("weights_sha256")}
+    source = overview.run.identity.get("source") if overview.run else None
+    if isinstance(source, dict):
+        found["File"] = source.get("file")
     return {name: hide_secrets(value) for name, value in found.items() if isinstance(value, str) and value}
 
 
