@@ -181,8 +181,8 @@ def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
         "generator": _GENERATOR,
         "uri": str(overview.uri),
         "ending": _clipped(how_it_ended(run)) if run else "not known: no run.json says how it was made",
-        "begun": _time(begun_at(run.run_id)) if run else "",
-        "drawn": _time(overview.looked_at),
+        "begun": begun_at(run.run_id) if run else None,
+        "drawn": overview.looked_at,
         "counts": counts,
         "pending": overview.pending,
         "detections": sum(overview.classes.values()),
@@ -230,10 +230,6 @@ def _histogram(edges: Sequence[float], counts: Sequence[int], over: str, **optio
     from pipeline.page.plots import histogram  # matplotlib takes a second, and many a run draws no page
 
     return histogram(edges, counts, over=over, of="detections", **options)
-
-
-def _time(moment: Any) -> str:
-    return f"{moment:%Y-%m-%d %H:%M} UTC" if moment else ""
 
 
 def _clipped(text: str) -> str:

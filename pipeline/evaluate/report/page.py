@@ -13,6 +13,7 @@ from pipeline.evaluate.report.cards import GalleryImage, gallery_cards
 from pipeline.metrics.protocol import COCO_MAX_DETS
 from pipeline.model.categories import Category
 from pipeline.page.shell import environment, rendered
+from pipeline.provenance import begun_at
 from pipeline.storage.uris import UriText
 
 _TEMPLATE = "report.html.jinja"
@@ -52,6 +53,7 @@ def _what_was_evaluated(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sources": {name: str(UriText(sources[name])) for name in ("predictions", "ground_truth") if sources.get(name)},
         "model": {name.replace("_", " "): value for name, value in (sources.get("model") or {}).items()},
+        "begun": begun_at((metrics.get("run") or {}).get("run_id", "")),
         "images": images,
         "books": sections.books(images or {}),
         "decisions": metrics.get("decisions", ()),

@@ -109,3 +109,20 @@ def test_classes_and_kinds_in_the_order_they_come() -> None:
     expected = {"worst": [0.0, 0.12], "best": [0.97, 0.95]}
     assert order == {"cat": expected, "dog": expected}
     assert list(order["cat"]) == ["worst", "best"]
+
+
+def objects(count: int) -> Overlay:
+    """Small boxes in rows of four, all of the second class."""
+    corners = np.array([[10 + 38 * (i % 4), 10 + 30 * (i // 4)] for i in range(count)], float)
+    return Overlay(np.concatenate([corners, corners + 20], axis=1), np.ones(count, int))
+
+
+@pytest.mark.parametrize(("count", "name", "labelled"), [(8, "brick", True), (16, "a class of a long name", False)])
+def test_labels_do_not_hide_a_small_picture(count: int, name: str, labelled: bool) -> None:
+    shown = image(np.full((160, 160, 3), 200, np.uint8), objects(count))
+    cards = gallery_cards([shown], (CATEGORIES[0], Category(9, name)))
+    pixels = decoded(cards["cat"]["worst"][0].truth)
+    covered = (np.abs(pixels - 200).max(axis=2) > 60).mean()
+    outlines = count * 4 * 40 / pixels[..., 0].size
+    assert covered < outlines + 0.2
+    assert bool(covered > outlines + 0.02) is labelled

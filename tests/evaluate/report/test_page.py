@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import re
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline.evaluate.report.page import render_report
 from tests.evaluate.report.sample_metrics import THREE, sample_gallery, sample_metrics
@@ -134,6 +137,11 @@ def test_names_that_are_no_text_can_still_be_written() -> None:
     assert "half a ?" in render_report(metrics).encode().decode()
 
 
+def test_when_it_was() -> None:
+    text = Page(render_report({"run": {"run_id": "20260102T030405-0123abcd"}})).text
+    assert "Evaluated2026-01-02 03:04 UTC" in text
+
+
 def test_secrets_in_sources_are_not_shown() -> None:
     metrics = {"sources": {"predictions": "https://host/r?X-Amz-Signature=secret", "ground_truth": None, "model": None}}
     assert "secret" not in render_report(metrics)
@@ -153,11 +161,29 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield driver
 
 
+def edge(driver: Any, element: Any, script: str, inwards: int = 2) -> np.ndarray:
+    """The pixels of a column near the right edge of an element after a script: (H, 3)."""
+    driver.execute_script(script, element)
+    picture = np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB")).astype(int)
+    return picture[:, -1 - inwards]
+
+
 class TestInABrowser:
     @pytest.mark.parametrize("width", [1280, 390])
     @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
     def test_fits_its_width_in_silence(self, full: str, browser: Any, tmp_path: Path, width: int, dark: bool) -> None:
         check_fits(browser, full, tmp_path, width, dark)
+
+    @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+    def test_a_shadow_says_where_there_is_more(self, full: str, browser: Any, tmp_path: Path, dark: bool) -> None:
+        file = tmp_path / "report.html"
+        file.write_text(full, encoding="utf-8")
+        show(browser, file, 390, 844, dark)
+        table = browser.find_element("css selector", "#thresholds .scroll")
+        scrolled, at_the_end = (edge(browser, table, f"arguments[0].scrollLeft = {left}") for left in (0, 100_000))
+        surface = np.median(at_the_end, axis=0)  # lines and letters are few
+        assert np.abs(np.median(scrolled, axis=0) - surface).max() > 8
+        assert np.abs(surface - edge(browser, table, "arguments[0].scrollLeft = 100000", inwards=60)).min() < 2
 
     def test_long_names_do_not_widen_it(self, browser: Any, tmp_path: Path) -> None:
         metrics = with_nasty_text(sample_metrics(THREE))
