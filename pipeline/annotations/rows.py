@@ -103,7 +103,7 @@ def sample_files(
     num_files: int,
     columns: Sequence[str],
     work: Callable[[pa.Table], Result],
-    concurrency: int = _CONCURRENCY,
+    concurrency: int,
 ) -> Iterator[Result]:
     """What ``work`` makes of the first row group of files drawn evenly over an output, always the same ones.
 

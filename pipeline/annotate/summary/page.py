@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 NUM_PICTURES = 12
 PICTURES_TIMEOUT_S = 20.0
-_FILES_SAMPLED = 64
+_FILES_SAMPLED, _FILES_AT_ONCE = 64, 8
 _MOST_CLASSES = 300
 _MOST_FAILURES = 50
 _MOST_LETTERS = 300
@@ -152,7 +152,7 @@ def read_shapes(uri: Uri) -> Shapes:
     Raises:
         OutputError: a file is damaged.
     """
-    return sum(sample_files(uri, _FILES_SAMPLED, ["status", _SCORE, _AREA], Shapes.of), Shapes())
+    return sum(sample_files(uri, _FILES_SAMPLED, ["status", _SCORE, _AREA], Shapes.of, _FILES_AT_ONCE), Shapes())
 
 
 class ClassRow(NamedTuple):

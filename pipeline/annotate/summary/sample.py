@@ -28,7 +28,7 @@ from pipeline.annotations.schema import ANNOTATED
 from pipeline.drawing.draw import DrawOptions
 from pipeline.drawing.rows import row_objects, row_uri
 from pipeline.page.thumbnails import Overlay, Thumbnail, thumbnail
-from pipeline.storage.uris import Uri
+from pipeline.storage.uris import Uri, hide_secrets
 
 SHOWN_SCORE = 0.3
 _FILES_AT_ONCE = 2  # their masks are in memory
@@ -135,7 +135,7 @@ def _annotated(table: pa.Table, most: int) -> list[Row]:
 def _card(row: Row, picture: Any) -> SampleCard:
     options = DrawOptions(min_score=SHOWN_SCORE)
     shown = sum(found["score"] >= SHOWN_SCORE for found in row["detections"])
-    card = SampleCard(str(row["image_id"]), shown, len(row["detections"]) - shown, None)
+    card = SampleCard(hide_secrets(str(row["image_id"])), shown, len(row["detections"]) - shown, None)
     objects = picture if isinstance(picture, ImageFailure) else row_objects(row, picture, options)
     if isinstance(objects, ImageFailure):
         return SampleCard(card.image_id, shown, card.weaker, None, f"{objects.code}: {objects.message}")
@@ -157,4 +157,4 @@ def _cards(out: IO[bytes]) -> list[SampleCard]:
 def _last_line(errors: IO[bytes]) -> str:
     errors.seek(0)
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else ""
+    return hide_secrets(lines[-1])[:300] if lines else ""
