@@ -127,8 +127,10 @@ def _row_failed(row: Row) -> ImageFailure:
 def _drawn(
     row: Row, picture: NDArray[np.uint8] | ImageFailure, options: DrawOptions, categories: Collection[str]
 ) -> DrawnRow:
-    found = picture if isinstance(picture, ImageFailure) else row_objects(row, picture, options, categories)
-    if isinstance(picture, ImageFailure) or isinstance(found, ImageFailure):
+    if isinstance(picture, ImageFailure):
+        return DrawnRow(row["image_id"], picture, 0)
+    found = row_objects(row, picture, options, categories)
+    if isinstance(found, ImageFailure):
         return DrawnRow(row["image_id"], found, 0)
     drawn = draw(picture, found.boxes, found.labels, found.scores, found.rles, found.categories, options=options)
     return DrawnRow(row["image_id"], drawn, len(found.boxes))

@@ -17,6 +17,7 @@ import matplotlib as mpl
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Values = Sequence[float | None]
 
@@ -132,7 +133,7 @@ def histogram(
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set(xlim=(edges[0], edges[-1]), xlabel=over, ylabel=of)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
         return _svg(figure, f"{of} by {over}")
 
 

@@ -410,7 +410,7 @@ class TestFirstRun:
             "summary.html",
         ]
         page = (first.out / "summary.html").read_text()
-        assert "The run: finished." in page
+        assert "The run: finished" in page
         assert "data:image/webp" in page
         assert json.loads((first.out / "_lock.json").read_text())["released"] is True
         rows = sorted(pq.read_metadata(path).num_rows for path in (first.out / "data").iterdir())
