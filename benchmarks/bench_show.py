@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.support.machine import describe
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
@@ -91,7 +90,11 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=5000)
     parser.add_argument("--rows", type=int, default=100, help="in each file")
     parser.add_argument("--s3", action="store_true", help="in an S3 server of this machine")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.make:
+        make_output(Uri(args.make), args.files, args.rows)
+        return
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-show-")))
         uri = Uri(str(folder / "out"))
@@ -100,8 +103,12 @@ def main() -> None:
             server.create_bucket("bucket")
             stack.enter_context(s3_environment_variables(server.endpoint))
             uri = Uri("s3://bucket/out")
-        make_output(uri, args.files, args.rows)
+        numbers = ("--files", str(args.files), "--rows", str(args.rows))
+        # In a process of its own: Linux lets a child inherit its parent's peak.
+        subprocess.run([sys.executable, "-m", "benchmarks.bench_show", *numbers, "--make", str(uri)], check=True)
         lines = [measure("show", str(uri)), measure("show --failed", str(uri), "--failed", str(folder / "failed.csv"))]
+    from benchmarks.support.machine import describe  # imports torch, whose memory the children would inherit
+
     print(f"{describe()}, pyarrow {pa.__version__}")
     print(f"{args.files:,} files of {args.rows:,} rows, {'S3 on this machine' if args.s3 else 'local'}\n")
     print("| command | s | CPU s | peak MB |")

@@ -13,6 +13,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jobs.ending import FAILED, OK, ends_in_order, say_end
 from pipeline.errors import UserError
@@ -20,6 +21,9 @@ from pipeline.messages.counts import counted
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import write_whole
 from pipeline.tables.csv_text import csv_line
+
+if TYPE_CHECKING:
+    from pipeline.annotations.overview import Overview
 
 COLUMNS = ("image_id", "image_uri", "stage", "error_code", "error_message")
 
@@ -34,8 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     output = Uri(args.output)
     out = None if args.failed is None else _free_place(args.failed, output)
-    print(overview_text(look_over(output)), flush=True)
-    return OK if out is None else _write_failed(output, out)
+    overview = look_over(output)
+    print(overview_text(overview), flush=True)
+    return OK if out is None else _write_failed(overview, out)
 
 
 def _free_place(text: str, output: Uri) -> Path:
@@ -56,7 +61,7 @@ def _free_place(text: str, output: Uri) -> Path:
     return path
 
 
-def _write_failed(output: Uri, path: Path) -> int:
+def _write_failed(overview: Overview, path: Path) -> int:
     """All failed images as CSV, whole or not at all; the exit code."""
     from pipeline.annotations.overview import failed_rows
 
@@ -64,7 +69,7 @@ def _write_failed(output: Uri, path: Path) -> int:
     num_rows = 0
     with write_whole(path) as temporary, temporary.open("wb") as file:
         file.write(csv_line(*COLUMNS))
-        for row in failed_rows(output, problems):
+        for row in failed_rows(overview, problems):
             file.write(csv_line(row.image_id, row.image_uri, row.stage, row.error_code, row.error_message))
             num_rows += 1
     print(f"\n{counted(num_rows, 'failed image')}: {path}")

@@ -15,7 +15,7 @@ from enum import Enum
 import pyarrow.compute as pc
 
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, map_files
+from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Survey, map_files
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import FAILED
@@ -102,13 +102,11 @@ class Overview:
         run: what ``run.json`` says; ``None`` if there is none, or it cannot be read.
         reported_at: when that was written, by the storage's clock; ``None`` where that does not tell.
         lock: ``None`` if there is none, or it makes no sense.
+        survey: of the data files.
         counts: rows by kind in all files that count.
         written: of these, those that the run wrote that ``run`` speaks of.
         failures: by error code, most frequent first.
         classes: detections by category name, most frequent first.
-        identities: what made the rows: one for each run and code version that wrote some.
-        num_files: data files that count.
-        num_bytes: of all data files, on the disk or in the store.
         problems: what cannot be read, or should not be there: why, and what to do.
     """
 
@@ -117,13 +115,11 @@ class Overview:
     run: RunJson | None
     reported_at: datetime | None
     lock: Lock | None
+    survey: Survey
     counts: Counts
     written: int
     failures: tuple[FailureKind, ...]
     classes: Mapping[str, int]
-    identities: tuple[Identity, ...]
-    num_files: int
-    num_bytes: int
     problems: tuple[str, ...]
 
     @property
@@ -166,6 +162,22 @@ class Overview:
             return self.run.images.manifest
         return None if self.pending is None else self.counts.rows + self.pending
 
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """What made the rows: one for each run and code version that wrote some."""
+        return tuple(dict.fromkeys(footer.identity for footer in self.survey.footers.values()))
+
+    @property
+    def num_files(self) -> int:
+        """Data files that count."""
+        return len(self.survey.footers)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all data files, damaged and superfluous ones too, on the disk or in the store."""
+        files = (*self.survey.footers, *self.survey.superfluous, *self.survey.problems)
+        return sum(entry.size_bytes for entry in files)
+
     def _has_state(self, state: RunState) -> bool:
         return self.run is not None and self.run.state is state
 
@@ -207,55 +219,56 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     if survey.disagreement:
         problems.append(survey.disagreement)
     counts = Counts.total(footer.counts for footer in survey.footers.values())
-    entries = (*survey.footers, *survey.superfluous, *survey.problems)
+    rows = _Rows(folder, objects, survey.footers, counts, problems)
     return Overview(
         uri=uri,
         looked_at=datetime.now(timezone.utc),
         run=run,
         reported_at=_reported_at(objects) if run else None,
         lock=lock,
+        survey=survey,
         counts=counts,
         written=_written_by(run, survey.footers),
-        failures=_failures(folder, objects, survey.footers, counts, num_examples),
-        classes=_classes(folder, objects, survey.footers, counts, run),
-        identities=tuple(dict.fromkeys(footer.identity for footer in survey.footers.values())),
-        num_files=len(survey.footers),
-        num_bytes=sum(entry.size_bytes for entry in entries),
-        problems=tuple(problems),
+        failures=rows.failures(num_examples),
+        classes=rows.classes(run),
+        problems=tuple(dict.fromkeys(problems)),
     )
 
 
-def failed_rows(uri: Uri, problems: list[str]) -> Iterator[FailedRow]:
-    """All failed rows of an output, a file at a time, in the order of the file names.
+def failed_rows(overview: Overview, problems: list[str]) -> Iterator[FailedRow]:
+    """All failed rows of the files that were looked over, a file at a time, in the order of the file names.
 
     Args:
-        uri: of the output folder.
+        overview: of the output.
         problems: gets why files cannot be read, whose rows are left out.
-
-    Raises:
-        OSError: the folder cannot be listed.
     """
-    objects, folder = open_objects(uri), DataFolder(uri, _CONCURRENCY)
-    survey = folder.survey(objects)
-    problems += survey.problems.values()
+    objects, folder = open_objects(overview.uri), DataFolder(overview.uri, _CONCURRENCY)
+    problems += overview.survey.problems.values()
+    with_failures = [entry for entry, footer in overview.survey.footers.items() if footer.counts.failed]
+    for rows in _read_failed(folder, objects, with_failures, problems):
+        yield from rows
 
+
+def _read_failed(
+    folder: DataFolder, objects: ObjectFolder, entries: Sequence[Entry], problems: list[str]
+) -> Iterator[list[FailedRow]]:
     def read(entry: Entry) -> list[FailedRow] | str:
         try:
             return _failed_rows(folder, objects, entry)
         except (OutputError, OSError) as error:
             return str(error)
 
-    with_failures = [entry for entry, footer in survey.footers.items() if footer.counts.failed]
-    for rows in map_files(read, with_failures, _CONCURRENCY):
+    for rows in map_files(read, entries, _CONCURRENCY):
         if isinstance(rows, str):
             problems.append(rows)
         else:
-            yield from rows
+            yield rows
 
 
 def _failed_rows(folder: DataFolder, objects: ObjectFolder, entry: Entry) -> list[FailedRow]:
     table = folder.read(objects, entry, _FAILURE_COLUMNS)
-    rows = table.filter(pc.equal(table["status"], FAILED)).to_pylist()
+    # Not pc.equal: where Arrow is given a text to compare with, it loads pandas.
+    rows = table.filter(pc.starts_with(table["status"], FAILED)).to_pylist()
     return [
         FailedRow(
             row["image_id"], *(row.get(name) or "" for name in ("image_uri", "stage", "error_code", "error_message"))
@@ -312,44 +325,43 @@ def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:
     return sum(footer.counts.rows for footer in footers.values() if footer.identity.run_id == run.run_id)
 
 
-def _failures(
-    folder: DataFolder, objects: ObjectFolder, footers: Mapping[Entry, Footer], counts: Counts, num_examples: int
-) -> tuple[FailureKind, ...]:
-    """The first failures of each kind, from no more files than hold them."""
-    wanted = dict.fromkeys(counts.failures_by_code, num_examples)
-    chosen = []
-    for entry, footer in footers.items():
-        here = {code: n for code, n in footer.counts.failures_by_code.items() if wanted[code] > 0}
-        if here:
-            chosen.append(entry)
-            wanted.update({code: wanted[code] - n for code, n in here.items()})
+@dataclass(frozen=True)
+class _Rows:
+    """What the footers do not tell. Where rows cannot be read, it stays unknown, and ``problems`` says why."""
 
-    def read(entry: Entry) -> list[FailedRow]:
-        with suppress(OutputError, OSError):  # its footer is whole; whoever reads its rows is told
-            return _failed_rows(folder, objects, entry)
-        return []
+    folder: DataFolder
+    objects: ObjectFolder
+    footers: Mapping[Entry, Footer]
+    counts: Counts
+    problems: list[str]
 
-    found: dict[str, list[tuple[int | str, str]]] = {code: [] for code in wanted}
-    for rows in map_files(read, chosen, _CONCURRENCY):
-        for row in rows:
-            found.setdefault(row.error_code, []).append((row.image_id, row.error_message))
-    return tuple(FailureKind(code, n, tuple(found[code][:num_examples])) for code, n in counts.failures_by_code.items())
+    def failures(self, num_examples: int) -> tuple[FailureKind, ...]:
+        """The first failures of each kind, from no more files than hold them."""
+        wanted = dict.fromkeys(self.counts.failures_by_code, num_examples)
+        chosen = []
+        for entry, footer in self.footers.items():
+            here = {code: n for code, n in footer.counts.failures_by_code.items() if wanted[code] > 0}
+            if here:
+                chosen.append(entry)
+                wanted.update({code: wanted[code] - n for code, n in here.items()})
+        found: dict[str, list[tuple[int | str, str]]] = {code: [] for code in wanted}
+        for rows in _read_failed(self.folder, self.objects, chosen, self.problems):
+            for row in rows:
+                found.setdefault(row.error_code, []).append((row.image_id, row.error_message))
+        counts = self.counts.failures_by_code.items()
+        return tuple(FailureKind(code, n, tuple(found[code][:num_examples])) for code, n in counts)
 
-
-def _classes(
-    folder: DataFolder,
-    objects: ObjectFolder,
-    footers: Mapping[Entry, Footer],
-    counts: Counts,
-    run: RunJson | None,
-) -> dict[str, int]:
-    """By name: as the report lists the names, or else as they stand in the rows."""
-    names = {category.id: category.name for category in run.categories} if run else {}
-    if not counts.detections_by_category.keys() <= names.keys():
-        with suppress(OutputError, OSError):  # of rows; see `_failures`
-            names = {**folder.category_names(objects, footers), **names}
-    by_name: dict[str, int] = {}
-    for category_id, n in counts.detections_by_category.items():
-        name = names.get(category_id, f"category {category_id}")
-        by_name[name] = by_name.get(name, 0) + n
-    return by_name
+    def classes(self, run: RunJson | None) -> dict[str, int]:
+        """By name: as the report lists the names, or else as they stand in the rows."""
+        counts = self.counts.detections_by_category
+        names = {category.id: category.name for category in run.categories} if run else {}
+        if not counts.keys() <= names.keys():
+            try:
+                names = {**self.folder.category_names(self.objects, self.footers), **names}
+            except (OutputError, OSError) as error:
+                self.problems.append(str(error))
+        by_name: dict[str, int] = {}
+        for category_id, n in counts.items():
+            name = names.get(category_id, f"category {category_id}")
+            by_name[name] = by_name.get(name, 0) + n
+        return by_name

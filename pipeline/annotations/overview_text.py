@@ -116,7 +116,11 @@ def _why_dead(lock: Lock | None) -> str:
 
 def _books(overview: Overview) -> Iterator[str]:
     counts, pending, manifest = overview.counts, overview.pending, overview.manifest
-    yield "how many are in the manifest is not known" if manifest is None else f"{manifest:,} in the manifest"
+    if manifest is not None:
+        yield f"{manifest:,} in the manifest"
+    else:
+        at_work = overview.standing is Standing.RUNNING
+        yield "the manifest is being counted" if at_work else "how many are in the manifest is not known"
     rows = [(counts.annotated, "annotated"), (counts.failed, f"failed{_share(counts.failed, counts.rows)}")]
     if pending is not None:
         rows.append((pending, f"pending{_share(pending, counts.rows + pending)}"))
@@ -145,6 +149,8 @@ def _failures(kinds: Sequence[FailureKind]) -> Iterator[str]:
 
 
 def _classes(overview: Overview) -> Iterator[str]:
+    if not overview.counts.annotated:
+        return
     found = list(overview.classes.items())
     total = sum(overview.classes.values())
     known = len(overview.run.categories) if overview.run else 0
@@ -197,8 +203,9 @@ def _files(overview: Overview) -> str:
 def _model(overview: Overview) -> Iterator[str]:
     says = overview.run.identity if overview.run else {}
     made = {(identity.model_name, identity.weights_sha256) for identity in overview.identities}
-    made = made or {(says.get("model_name"), says.get("weights_sha256"))}
-    for name, digest in sorted((str(name), str(digest)) for name, digest in made if name):
+    if not made and says.get("model_name"):
+        made = {(str(says["model_name"]), str(says.get("weights_sha256")))}
+    for name, digest in sorted(made):
         yield f"{name}, weights {digest[:_DIGEST_LENGTH]}"
     source = says.get("source")
     if isinstance(source, dict) and source.get("file"):
@@ -219,7 +226,7 @@ def _settings(overview: Overview) -> Iterator[str]:
         settings = {"precision": content.get("precision"), **_part(content, "settings")}
         thresholds = len(_part(content, "class_thresholds"))
         more = [counted(thresholds, "class threshold")] if thresholds else []
-        yield ", ".join([f"{name} {value}" for name, value in settings.items()] + more)
+        yield ", ".join([f"{name} {value}" for name, value in settings.items() if value is not None] + more)
     if "max_failed_fraction" in output:
         yield f"max_failed_fraction {output['max_failed_fraction']}"
 

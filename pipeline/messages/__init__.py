@@ -1,1 +1,1 @@
-"""What people read: examples out of many, durations, a line now and then. Standard library only."""
+"""What people read: examples out of many, counts, durations, a line now and then. Standard library only."""

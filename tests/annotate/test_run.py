@@ -39,6 +39,7 @@ from pipeline.annotate import run as job
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.overview import Overview, Standing, look_over
 from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.address import ClusterError
@@ -782,11 +783,17 @@ class TestOtherRuns:
 
     def test_a_run_in_which_all_fails_ends_early_and_goes_on(self, world: World, tmp_path: Path) -> None:
         out, images, at_once = tmp_path / "out", 40, 16
+        seen: list[Overview] = []
 
         def state() -> str:
             return str(json.loads((out / "run.json").read_text())["state"])
 
-        with _gallery(None, at_once, lambda: state() != "running") as root:
+        def has_ended() -> bool:
+            if not seen:
+                seen.append(look_over(Uri(str(out))))
+            return state() != "running"
+
+        with _gallery(None, at_once, has_ended) as root:
             changes = {
                 **_pictures_of(root, images, tmp_path / "manifest.parquet"),
                 "output__stop": {"failed_fraction": 1.0, "after": 10},
@@ -797,6 +804,10 @@ class TestOtherRuns:
             assert state() == "stopped_by_failures"
             written = json.loads((out / "run.json").read_text())["this_run"]["written"]
             assert 10 <= written == len(read_rows(out)) < images
+            while_at_work, ended_early = seen[0], look_over(Uri(str(out)))
+            assert (while_at_work.standing, while_at_work.manifest) == (Standing.RUNNING, images)
+            assert while_at_work.pending == images - while_at_work.counts.rows
+            assert (ended_early.standing, ended_early.pending) == (Standing.ENDED, images - written)
             assert json.loads((out / "_lock.json").read_text())["released"] is True
             ended = command(tmp_path, world.values(out, **{**changes, "output__stop": None}))
         assert ended.code == 3

@@ -20,6 +20,7 @@ import pytest
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import Counts, OutputError
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.overview import failed_rows, look_over
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.rows import OutputRows
 from pipeline.errors import UserError
@@ -77,6 +78,16 @@ def _train(uri: Uri) -> Any:
     return images, report
 
 
+def _show(uri: Uri) -> Any:
+    """What is damaged is named, not raised."""
+    overview = look_over(uri)
+    problems = list(overview.problems)
+    rows = list(failed_rows(overview, problems))
+    if problems:
+        raise OutputError(problems[0])
+    return overview.counts, overview.failures, overview.classes, rows
+
+
 READERS: dict[str, Callable[[Uri], Any]] = {
     "resume": _ids,
     "books": lambda uri: OutputStore(uri).counts(),
@@ -86,6 +97,7 @@ READERS: dict[str, Callable[[Uri], Any]] = {
     "rows by id": lambda uri: OutputRows(uri).by_id(["1", "3", "999"]),
     "evaluate": _evaluate,
     "train": _train,
+    "show": _show,
 }
 
 

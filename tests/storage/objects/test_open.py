@@ -4,9 +4,11 @@ import os
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from fsspec import AbstractFileSystem
 
 from pipeline.storage.objects.any_fsspec import FsspecObjects
 from pipeline.storage.objects.base import Changed, ObjectFolder
@@ -54,6 +56,15 @@ class TestEveryStore:
         assert [f.name for f in objects.list("data").files] == ["a"]
         with pytest.raises(FileNotFoundError):
             objects.read("data/b")
+
+    def test_when_a_file_was_written(self, objects: ObjectFolder) -> None:
+        before = datetime.now(timezone.utc) - timedelta(seconds=1)  # S3 tells whole seconds
+        objects.put("run.json", b"{}")
+        modified_at = objects.modified_at("run.json")
+        assert modified_at is not None
+        assert before <= modified_at <= datetime.now(timezone.utc) + timedelta(seconds=1)
+        with pytest.raises(FileNotFoundError):
+            objects.modified_at("none.json")
 
     def test_a_listing_tells_versions_apart(self, objects: ObjectFolder) -> None:
         objects.put("data/a", b"1")
@@ -110,3 +121,24 @@ class TestConcurrency:
             version = objects.read("lock")[1]
             with ThreadPoolExecutor(8) as pool:
                 assert sum(pool.map(lambda n, v=version: replace(v, n), range(8))) == 1
+
+
+@pytest.mark.parametrize(
+    ("info", "wanted"),
+    [
+        ({"mtime": datetime(2026, 1, 2, 3, 4, 5)}, datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)),
+        (
+            {"mtime": 1.5, "last_modified": datetime(2026, 1, 2, tzinfo=timezone.utc)},
+            datetime(2026, 1, 2, tzinfo=timezone.utc),
+        ),
+        ({"size": 3}, None),
+    ],
+)
+def test_a_file_system_that_has_no_word_for_when(info: dict[str, object], wanted: datetime | None) -> None:
+    """As SFTP, whose listing tells all the same, and as one that does not tell."""
+
+    class Wordless(AbstractFileSystem):
+        def info(self, path: str, **_: object) -> dict[str, object]:
+            return {"name": path, "type": "file", **info}
+
+    assert FsspecObjects(Wordless(), "/out", atomic_puts=True).modified_at("run.json") == wanted
