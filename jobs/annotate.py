@@ -37,23 +37,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _annotate(args: argparse.Namespace) -> int:
     config = load_config(AnnotateConfig, args.config, args.set)
-    # Here and not above: the model's packages and Ray take ten seconds to import, and a config that is wrong is told
-    # before that.
+    # Here and not above: a config that is wrong is told at once.
     from pipeline.annotate.dry_run import dry_run
-    from pipeline.annotate.run import annotate, summary
+    from pipeline.annotate.run import annotate, failed_lines, summary
 
     if args.dry_run:
         print(dry_run(config))
         return OK
     report = annotate(config, retry_failed=args.retry_failed)
     if report.state is RunState.STOPPED_BY_FAILURES:
+        print("\n".join(failed_lines(config.output.uri)))
         return end(
             logger,
             STOPPED_BY_FAILURES,
             f"{report.this_run.error}, as output.stop forbids: mend the cause, and --retry-failed does them again; "
             f"what was written is kept: {config.output.uri}",
         )
-    print(summary(report))
+    print(summary(report, config.output.uri))
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(

@@ -7,39 +7,32 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import ray
-import torch
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
-from pipeline.annotate.pool import Pool, choose_pool
-from pipeline.annotate.prepare import make_identity, model_settings
-from pipeline.annotate.stages.fetch_decode import FetchDecode
-from pipeline.annotate.stages.guard import InProcessGuard
-from pipeline.annotate.stages.segment import model_not_finite
+from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
-from pipeline.cluster.connect import check_address, connect, describe_cluster
-from pipeline.cluster.shared import check_shared
-from pipeline.model.detector import NotFinite
-from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
-from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.predictor import load_model
+from pipeline.messages.counts import counted
 from pipeline.model.settings import TestSettings
 from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.holder import is_dead, read_holder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-from pipeline.storage.whole_file import temporary_name
+from pipeline.storage.whole_file import temporary_name, without_new_folders
 from pipeline.tables.binary import binary_views
+
+if TYPE_CHECKING:
+    from pipeline.annotate.pool import Pool
+    from pipeline.model.files.checkpoints import Checkpoint
 
 SAMPLE_IMAGES = 8
 TIMED_IMAGES = 2
@@ -60,28 +53,38 @@ def dry_run(config: AnnotateConfig) -> str:
     Raises:
         What `annotate` raises before it starts; OSError where the output cannot be written.
     """
-    check_address(config.resources.ray_address)
     store = OutputStore(config.output.uri)
     check_own(store.uri, ANNOTATIONS)
-    checkpoint = load_checkpoint(resolve_checkpoint(config.model.checkpoint))
-    settings = model_settings(config, checkpoint)
-    identity = make_identity(config, checkpoint, "dry-run")
+    model = choose_model(config)
+    identity = make_identity(config, model.header, "dry-run")
     _steady(lambda: store.check_identity(identity))
-    _write_probe(store)
+    with without_new_folders(store.uri.local_path):
+        _write_probe(store)
+        return _look(config, store, model, identity)
+
+
+def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
         pending = _steady(lambda: _find_pending(store, manifest, identity))
-        decoded = _decode_sample(config, settings, manifest, pending)
+        decoded = _decode_sample(config, model.settings, manifest, pending)
+    checkpoint = model.load()
+    # Here and not above: Ray and the model's packages take ten seconds to import.
+    import ray
+
+    from pipeline.annotate.pool import choose_pool
+    from pipeline.cluster.connect import cluster_line, connect, describe_cluster
+    from pipeline.cluster.shared import check_shared
+
     with connect(config.resources.ray_address):
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
-    seconds, measured = _seconds_per_image(config, checkpoint, settings, decoded, pool)
+    seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
-        f"model      {checkpoint.variant.name}, {len(checkpoint.categories)} categories, weights "
-        f"{checkpoint.weights_sha256[:12]}, {config.model.precision}",
-        f"cluster    {cluster['nodes']} nodes, {cluster['cpus']:g} CPUs, {cluster['gpus']:g} GPUs "
-        f"{', '.join(cluster['gpu_kinds'])}",
+        f"model      {model.header.variant.name}, {counted(len(model.header.categories), 'category', 'categories')}, "
+        f"weights {model.header.weights_sha256[:12]}, {config.model.precision}",
+        f"cluster    {cluster_line(cluster)}",
         f"output     {config.output.uri}: writable{_at_work(store.uri)}",
         f"sample     {_sample_line(decoded)}",
     ]
@@ -137,6 +140,9 @@ def _at_work(uri: Uri) -> str:
 
 def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Manifest, pending: Pending) -> pa.Table:
     """The first few pending images, fetched and decoded as a run would; failures are rows."""
+    from pipeline.annotate.stages.fetch_decode import FetchDecode
+    from pipeline.annotate.stages.guard import InProcessGuard
+
     stage = FetchDecode(
         PictureSource.of_config(config.images),
         settings.short_side,
@@ -155,7 +161,7 @@ def _decode_sample(config: AnnotateConfig, settings: TestSettings, manifest: Man
 
 def _sample_line(decoded: pa.Table) -> str:
     failed = [(row["image_id"], row["error_code"]) for row in decoded.to_pylist() if row["error_code"]]
-    line = f"{len(decoded) - len(failed)} of {len(decoded)} images fetched and decoded"
+    line = f"{len(decoded) - len(failed)} of {counted(len(decoded), 'image')} fetched and decoded"
     return line + "".join(f"; {image_id}: {code}" for image_id, code in failed)
 
 
@@ -163,6 +169,12 @@ def _seconds_per_image(
     config: AnnotateConfig, checkpoint: Checkpoint, settings: TestSettings, decoded: pa.Table, pool: Pool
 ) -> tuple[float | None, bool]:
     """Measured where this machine has a device like the replicas', else assumed where figures are published."""
+    import torch
+
+    from pipeline.annotate.stages.segment import model_not_finite
+    from pipeline.model.detector import NotFinite
+    from pipeline.model.predictor import load_model
+
     good = decoded.filter(decoded["error_code"].is_null())[:TIMED_IMAGES]
     if len(good) == 0 or (pool.gpus and not torch.cuda.is_available()):
         guess = assumed_seconds_per_image(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -29,17 +30,26 @@ class RunMonitor(InProcessGuard):
         super().__init__()
         self._counts = StageCounts()
         self._first_segment: float | None = None
+        self._starting = self._ready = 0
+
+    def start_replica(self) -> None:
+        """A replica begins to load the model."""
+        self._starting += 1
+
+    def have_replica(self) -> None:
+        """A replica has loaded it."""
+        self._ready += 1
 
     def add(self, counts: StageCounts) -> None:
         """Add to the sum."""
         self._counts += counts
-        if self._first_segment is None and counts.segmented:
+        if self._first_segment is None and counts.segment_s:
             self._first_segment = time.monotonic() - counts.segment_s
 
     def snapshot(self) -> Snapshot:
         """The sum now, and the time since the first model call began."""
         elapsed = 0.0 if self._first_segment is None else time.monotonic() - self._first_segment
-        return Snapshot(self._counts, elapsed)
+        return Snapshot(self._counts, elapsed, self._starting, self._ready)
 
 
 def start_monitor() -> Any:
@@ -86,6 +96,13 @@ class MonitorClient:
         """See `pipeline.annotate.stages.guard.Guard`."""
         expired: bool = ray.get(self.monitor.has_expired.remote(stage, image_id))
         return expired
+
+    @contextmanager
+    def starting_replica(self) -> Iterator[None]:
+        """Tell of a replica that is ready when the block ends."""
+        self.monitor.start_replica.remote()
+        yield
+        self.monitor.have_replica.remote()
 
     def report(self, counts: StageCounts) -> None:
         """Add to the run's counts."""

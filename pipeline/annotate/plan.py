@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 from pipeline.model.architectures import giga_macs
 
@@ -71,7 +72,8 @@ class Plan:
         origin = "measured" if self.measured else "assumed: the real speed may differ by a lot"
         lines = [
             f"images     {self.images:,} in the manifest, {self.images - self.pending:,} done, {self.pending:,} to do",
-            f"work       at least {self.batches:,} batches in {self.blocks:,} blocks, {self.files:,} Parquet files",
+            f"work       at least {counted(self.batches, 'batch', 'batches')} in {counted(self.blocks, 'block')}, "
+            f"{counted(self.files, 'Parquet file')}",
             f"replicas   {actors}, {device}",
             f"speed      {self.seconds_per_image:.3g} s an image and replica ({origin}), "
             f"{self.images_per_second:.3g} images/s in all",
@@ -169,7 +171,9 @@ def _warnings(
 ) -> tuple[str, ...]:
     found = []
     if pending and blocks < actors:
-        found.append(f"{blocks} blocks for {actors} replicas: {actors - blocks} of them get no work")
+        idle = actors - blocks
+        gets = "gets" if idle == 1 else "get"
+        found.append(f"{counted(blocks, 'block')} for {counted(actors, 'replica')}: {idle:,} of them {gets} no work")
     if pending and images_per_second / images_per_block > DRIVER_BLOCKS_PER_SECOND:
         found.append(
             f"{images_per_second / images_per_block:.0f} blocks/s are more than one driver schedules "

@@ -9,6 +9,8 @@ from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.cluster.address import ClusterError
+from pipeline.cluster.connect import amount
+from pipeline.messages.counts import counted
 
 # Ray Data repartitions blocks in tasks of one CPU, whatever the stages around it ask for. Where replicas leave less
 # than that free, nothing ever moves.
@@ -68,9 +70,10 @@ def choose_pool(config: ResourcesConfig) -> Pool:
         gpus = 1.0 if cluster_gpus >= 1 else 0.0
     low, high = config.actor_range
     if cluster_gpus < gpus * low:
+        needed = f"{counted(low, 'replica')} of {amount(gpus, 'GPU')}: that takes {amount(gpus * low, 'GPU')}"
         raise ClusterError(
-            f"{low} replicas of {gpus:g} GPU need {gpus * low:g} GPUs and the cluster has {cluster_gpus:g}: "
-            "lower resources.actors, set resources.gpus_per_actor to 0 for the CPU, or start the GPU nodes first"
+            f"{needed}, and the cluster has {cluster_gpus:g}: lower resources.actors, set resources.gpus_per_actor to "
+            "0 for the CPU, or start the GPU nodes first"
         )
     cpus = config.cpus_per_actor
     if cpus is None:
@@ -81,7 +84,8 @@ def choose_pool(config: ResourcesConfig) -> Pool:
     others = max(config.fetch_cpus_per_task, _REPARTITION_CPUS)
     if cluster_cpus < cpus * low + others:
         raise ClusterError(
-            f"{low} replicas of {cpus:g} CPUs and {others:g} for fetching and moving images do not fit on "
-            f"{cluster_cpus:g} CPUs: lower resources.actors, cpus_per_actor or fetch_cpus_per_task"
+            f"{counted(low, 'replica')} of {amount(cpus, 'CPU')}, and {amount(others, 'CPU')} for fetching and moving "
+            f"images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, cpus_per_actor or "
+            "fetch_cpus_per_task"
         )
     return Pool(low, high, gpus, cpus, fetch_cpus)

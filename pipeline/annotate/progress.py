@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.annotate.config import StopConfig
 from pipeline.annotate.stages.stage import StageCounts
+from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 
 
@@ -17,10 +18,14 @@ class Snapshot:
     Attributes:
         counts: sum of what their stages reported.
         segmenting_s: seconds since the first model call began; 0 before it.
+        starting: replicas of the model that have begun to load it, those of a process that was killed as well.
+        ready: those that have loaded it.
     """
 
     counts: StageCounts = field(default_factory=StageCounts)
     segmenting_s: float = 0.0
+    starting: int = 0
+    ready: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,34 @@ class Progress:
             "write": counts.write_s,
         }
 
+    @property
+    def waiting(self) -> bool:
+        """Whether no image has come through the model's stage yet: there are no figures."""
+        return not self.so_far.counts.segmented
+
     def line(self) -> str:
-        """Written, segmented, failed, rate, time split, busy share, time to go."""
+        """Written, segmented, failed, rate, time split, busy share, time to go; before the first image, what is due."""
+        if self.waiting:
+            return self._waiting_line()
         split = self.time_split()
         work = sum(split.values()) or 1.0
         shares = " ".join(f"{name} {seconds / work:.0%}" for name, seconds in split.items())
-        left = f"{duration((self.total - self.segmented) / self.rate)} to go" if self.rate > 0 else "starting"
-        return (
-            f"{self.done:,}/{self.total:,} images written ({self.segmented:,} segmented, {self.failed:,} failed) | "
-            f"{self.rate:.1f} img/s | {shares} | replicas busy {self.busy_share:.0%} | {left}"
+        done = (
+            f"{self.done:,}/{counted(self.total, 'image')} written "
+            f"({self.segmented:,} segmented, {self.failed:,} failed)"
         )
+        if not self.rate:
+            return f"{done} | none for the model so far"
+        left = duration((self.total - self.segmented) / self.rate)
+        return f"{done} | {self.rate:.1f} img/s | {shares} | replicas busy {self.busy_share:.0%} | {left} to go"
+
+    def _waiting_line(self) -> str:
+        replicas = f"{min(self.actors, self.so_far.ready):,} of {counted(self.actors, 'replica')} ready"
+        if self.so_far.ready:
+            return f"the first images are with the model: {replicas}"
+        if self.so_far.starting:
+            return f"loading the model: {replicas}"
+        return f"starting the processes that hold the model: {replicas}"
 
 
 class FailureWatch:

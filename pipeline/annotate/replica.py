@@ -38,7 +38,8 @@ class SegmentActor:
         if device == "cpu":
             torch.set_num_threads(max(1, round(pool.cpus)))
         speed = SpeedOptions(compile=config.compile)
-        predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
+        with client.starting_replica():
+            predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
         thresholds = config.label_thresholds([c.name for c in predictor.categories])
         self._stage = Segment(predictor, config.batch_size, thresholds, client, client.report, config.call_timeout_s)
 

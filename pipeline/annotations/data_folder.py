@@ -125,7 +125,7 @@ class DataFolder:
         foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
         disagreement = ""
         try:
-            self._agreed(footers.items())
+            self.agreed(footers.items())
         except OutputError as error:
             disagreement = str(error)
         superfluous = tuple(entry for entry in footers if entry not in settled)
@@ -145,7 +145,7 @@ class DataFolder:
             OutputError: see `footers`; or the files disagree.
         """
         footers = dict(self.footers(objects))
-        self._agreed(footers.items())
+        self.agreed(footers.items())
         return _settled(footers)
 
     def settled(self, objects: ObjectFolder) -> dict[Entry, Footer]:
@@ -162,9 +162,10 @@ class DataFolder:
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
-        return self._agreed(self.footers(objects))
+        return self.agreed(self.footers(objects))
 
-    def _agreed(self, footers: Iterable[tuple[Entry, Footer]]) -> Footer | None:
+    def agreed(self, footers: Iterable[tuple[Entry, Footer]]) -> Footer | None:
+        """As `common_footer`, of these files."""
         first: tuple[Entry, Footer] | None = None
         odd: list[str] = []
         for entry, footer in footers:

@@ -224,9 +224,10 @@ class OutputStore:
             IdentityMismatch: showing what changed.
             OutputError: the files disagree among themselves.
         """
-        if not self.counts().annotated:
+        footers = dict(self._files.footers(self._open()))
+        if not any(footer.counts.annotated for footer in footers.values()):
             return
-        footer = self._files.common_footer(self._open())
+        footer = self._files.agreed(footers.items())
         changed = differences(footer, identity, schema) if footer else []
         if changed:
             message = (
@@ -295,21 +296,20 @@ class OutputStore:
             return {}
         return {entry: footer for entry, footer in footers.items() if differences(footer, identity, schema)}
 
-    def make_way(self, identity: Identity, schema: pa.Schema, fence: Callable[[], None]) -> int:
-        """Remove the rows that are `in_the_way`; how many there were.
+    def make_way(self, files: Mapping[Entry, Footer], fence: Callable[[], None]) -> int:
+        """Remove rows; how many there were.
 
         A wrong image root fails every image. Once it is corrected, the images are pending again, under the corrected
         settings. An output that holds an annotated row is left as it is.
 
         Args:
-            identity: of the run about to start.
-            schema: of its rows.
+            files: that are `in_the_way` of the run about to start.
             fence: see `strip_failed`.
 
         Raises:
-            OutputError, Changed: see `strip_failed`.
+            Changed: see `strip_failed`.
         """
-        objects, files = self._open(), self.in_the_way(identity, schema)
+        objects = self._open()
         for entry in files:
             self._remove(objects, entry, fence)
         return sum(footer.counts.rows for footer in files.values())

@@ -33,7 +33,7 @@ def overview_text(overview: Overview) -> str:
         "output": [str(overview.uri)],
         "state": list(_state(overview)),
         "images": list(_books(overview)),
-        "failures": list(_failures(overview.failures)),
+        "failures": list(failure_lines(overview.failures)),
         "classes": list(_classes(overview)),
         "speed": list(_speed(overview)),
         "files": [_files(overview)],
@@ -51,7 +51,7 @@ def _section(label: str, lines: Sequence[str]) -> Iterator[str]:
         begins = f"{label:<{_LABEL_WIDTH}}"
         indent = len(line) - len(line.lstrip())
         yield from textwrap.wrap(
-            _printable(line.lstrip()),
+            printable(line.lstrip()),
             WIDTH,
             initial_indent=begins + " " * indent,
             subsequent_indent=" " * (_LABEL_WIDTH + indent + 2),
@@ -135,7 +135,8 @@ def _share(n: int, total: int) -> str:
     return f" ({n / total:.2%})" if n else ""
 
 
-def _failures(kinds: Sequence[FailureKind]) -> Iterator[str]:
+def failure_lines(kinds: Sequence[FailureKind]) -> Iterator[str]:
+    """How many images failed by error code, and the first ones of each."""
     width = max((len(f"{kind.count:,}") for kind in kinds), default=0)
     for kind in kinds[:_MAX_CODES]:
         yield f"{kind.count:>{width},} {kind.code}"
@@ -261,6 +262,6 @@ def _at(moment: datetime) -> str:
     return f"{moment.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without characters that a terminal would obey."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

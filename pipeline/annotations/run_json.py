@@ -4,7 +4,8 @@
 
     run_id, state                        the run, and how it ended: see `RunState`
     config                               all settings, defaults included; URIs without their secrets
-    identity, code, cluster              the model and the content settings; versions; machines
+    identity, code, cluster              the model and the content settings; versions; machines, the driver alone where
+                                         nothing was to do and Ray not started
     categories                           what the model tells apart, in the order of its labels
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
     images                               how many: manifest = annotated + failed; {} until the run has closed its books
@@ -70,7 +71,7 @@ class ThisRun:
         images: that were pending when it began.
         written: of them, those whose rows it wrote.
         rounds: passes over what was pending; more than one if the audit found images missing.
-        seconds: from the first look at what is pending to the last round's audit.
+        seconds: from when Ray was there to the last round's audit.
         images_per_second: ``written`` divided by ``seconds``.
         replica_busy_share: of the replicas' time since the first model call, the share spent in their stage, 0 to 1.
         time_split_s: seconds of work by stage, added up over all tasks.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import ray
 from pipeline.cluster.address import Address
 from pipeline.cluster.signals import kept
 from pipeline.errors import RunError
+from pipeline.messages.counts import counted
 from pipeline.storage.uris import UriText
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def connect(address: UriText | None) -> Iterator[None]:
         else:
             _start()
     try:
-        logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", describe_cluster())
+        logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", cluster_line(describe_cluster()))
         yield
     finally:
         ray.shutdown()
@@ -109,3 +110,17 @@ def describe_cluster() -> dict[str, Any]:
         "object_store_gib": round(resources.get("object_store_memory", 0.0) / 2**30, 2),
         "ray": ray.__version__,
     }
+
+
+def cluster_line(cluster: Mapping[str, Any]) -> str:
+    """What `describe_cluster` gave, for people: ``1 node, 2 CPUs, 8 GPUs (H100), 0.5 GiB object store``."""
+    kinds = f" ({', '.join(cluster['gpu_kinds'])})" if cluster["gpu_kinds"] else ""
+    cpus, gpus = amount(cluster["cpus"], "CPU"), amount(cluster["gpus"], "GPU")
+    return (
+        f"{counted(cluster['nodes'], 'node')}, {cpus}, {gpus}{kinds}, {cluster['object_store_gib']:g} GiB object store"
+    )
+
+
+def amount(number: float, noun: str) -> str:
+    """So many of what Ray deals out in parts as well: ``1 CPU``, ``0.8 CPUs``."""
+    return counted(int(number), noun) if number == int(number) else f"{number:g} {noun}s"

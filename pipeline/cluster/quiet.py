@@ -1,12 +1,81 @@
-"""Ray Data without lines of its own: each job tells of its progress itself."""
+"""Ray Data without lines of its own: each job tells of its progress itself, and what looks like an error is one.
+
+Ray says on every run that a dataset has finished, that progress bars are off, and, at the level of errors, that actors
+get their arguments through the object store, which is how Ray Data makes them. These lines alone are left out here;
+all of them stay in Ray's own files, and whatever else Ray has to say is said.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ray._private.log import PlainRayHandler
 from ray.data import DataContext
+from ray.data._internal.execution.operators.actor_pool_map_operator import ActorPoolMapOperator
+
+_NO_NEWS = ("Progress bars disabled", "Progress bars for operators disabled")
+_NO_ERROR = re.compile(rb"[^\n]*has constructor arguments in the object store and max_restarts > 0[^\n]*\n")
+_STDERR = 2
+_redirecting = threading.Lock()
 
 
 def quiet(context: DataContext) -> DataContext:
-    """The same context, changed."""
+    """The same context, changed; and this process without the lines that say nothing."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, PlainRayHandler) and not any(isinstance(f, _News) for f in handler.filters):
+            handler.addFilter(_News())
+    _start_actors_quietly()
     return context
+
+
+class _News(logging.Filter):
+    """Of Ray Data's lines those that a person has to know of."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See `logging.Filter`."""
+        return record.levelno >= logging.WARNING and not record.getMessage().startswith(_NO_NEWS)
+
+
+@functools.cache
+def _start_actors_quietly() -> None:
+    """The line on arguments is C++'s, in the thread that starts an actor, and no setting leaves it out alone."""
+    start = getattr(ActorPoolMapOperator, "_start_actor", None)
+    if start is None:
+        return  # of another Ray: then the line is seen
+
+    @functools.wraps(start)
+    def start_quietly(*args: Any, **options: Any) -> Any:
+        with without_lines(_NO_ERROR):
+            return start(*args, **options)
+
+    setattr(ActorPoolMapOperator, "_start_actor", start_quietly)  # noqa: B010  # mypy: a method
+
+
+@contextmanager
+def without_lines(pattern: re.Pattern[bytes]) -> Iterator[None]:
+    """What is written to the standard error in the block is written at its end, without what matches.
+
+    Args:
+        pattern: of whole lines, with their end.
+    """
+    with _redirecting, tempfile.TemporaryFile() as held:
+        before = os.dup(_STDERR)
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(before, _STDERR)
+            os.close(before)
+            held.seek(0)
+            if rest := pattern.sub(b"", held.read()):
+                os.write(_STDERR, rest)

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
-from pipeline.cluster.connect import check_address, connect
-from pipeline.cluster.shared import check_shared
-from pipeline.cluster.tasks import RayTasks
+from pipeline.annotations.overview_text import printable
 from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.gallery import gallery_images
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
 from pipeline.evaluate.inputs.predictions import Predictions
-from pipeline.evaluate.measure import Analysis, Measured, Request, measure
+from pipeline.evaluate.measure import Analysis, Item, Measured, Request, Result, TaskRunner, measure
 from pipeline.evaluate.metrics_file import analysis_figures, figures
 from pipeline.evaluate.report.page import render_report
 from pipeline.evaluate.report.sections import IOU_LABELS, worst_first
@@ -86,17 +84,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     run_id = new_run_id()
     output = config.output.uri
     check_own(output, _EVALUATION)
-    check_address(config.resources.ray_address)
     started = time.monotonic()
     with ExitStack() as stack:
         fence = stack.enter_context(OutputLock(output, run_id)).fence()
-        stack.enter_context(connect(config.resources.ray_address))
-        check_shared({"output.uri": output}, config.predictions.read_by_workers())
         scratch = stack.enter_context(scratch_of(output, run_id, fence))
         report = _reporter()
-        measured = measure(
-            _request(config, scratch), RayTasks(report), report, before_results=lambda: _remove_old(output, fence)
-        )
+        on_ray = _OnRay(config, stack, report)
+        measured = measure(_request(config, scratch), on_ray, report, before_results=lambda: _remove_old(output, fence))
         metrics = _metrics(config, measured)
         metrics["run"] = {
             "run_id": run_id,
@@ -107,6 +101,30 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         }
         _write(config, measured, metrics, fence)
     return Evaluation(metrics, measured)
+
+
+class _OnRay:
+    """A `pipeline.evaluate.measure.TaskRunner` that starts Ray for the first tasks: the inputs are read before it.
+
+    Args:
+        stack: takes what ends it.
+        report: see `RayTasks`.
+    """
+
+    def __init__(self, config: EvaluateConfig, stack: ExitStack, report: Callable[[str], None]) -> None:
+        self._config, self._stack, self._report = config, stack, report
+        self._tasks: TaskRunner | None = None
+
+    def __call__(self, work: Callable[[Item], Result], items: Sequence[Item], verb: str) -> Iterator[Result]:
+        if self._tasks is None:
+            from pipeline.cluster.connect import connect
+            from pipeline.cluster.shared import check_shared
+            from pipeline.cluster.tasks import RayTasks
+
+            self._stack.enter_context(connect(self._config.resources.ray_address))
+            check_shared({"output.uri": self._config.output.uri}, self._config.predictions.read_by_workers())
+            self._tasks = RayTasks(self._report)
+        return self._tasks(work, items, verb)
 
 
 def _remove_old(output: Uri, fence: Fence) -> None:
@@ -225,7 +243,7 @@ def class_lines(per_class: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
     ap = {kind: {row["category_id"]: row["AP"] for row in per_class[kind]} for kind in kinds}
     rows = worst_first(per_class[kinds[0]])
     shown = rows[:_MOST_CLASSES]
-    names = [" ".join(row["name"].split()) for row in shown]
+    names = [printable(row["name"]) for row in shown]
     names = [name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…" for name in names]
     width = max(map(len, [*names, "class"]))
     heads = "".join(f"{IOU_LABELS[kind][:-1].lower() + ' AP':>9}" for kind in kinds)

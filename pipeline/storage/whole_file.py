@@ -8,7 +8,7 @@ import re
 import stat
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _OF_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
@@ -63,6 +63,23 @@ def temporary_file(path: str | Path) -> Iterator[Path]:
             yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def without_new_folders(path: str | None) -> Iterator[None]:
+    """Folders that the block makes on the way to a local path, and the path itself, are gone at its end if empty.
+
+    Args:
+        path: of a folder; ``None``: not on this machine, where folders are only names.
+    """
+    new = Path(os.path.abspath(path)) if path is not None else None
+    made = [] if new is None else [folder for folder in (new, *new.parents) if not os.path.lexists(folder)]
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # one that is not empty, and so are those above it
+            for folder in made:
+                folder.rmdir()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ray.exceptions import ObjectLostError, RayTaskError
 
-from pipeline.annotate import graph
+from pipeline.annotate import graph, rounds
 from pipeline.annotate import run as job
 from pipeline.annotate.graph import Block
 from pipeline.annotations.data_file import Counts
@@ -75,10 +75,10 @@ class Lock:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[job._Run, Store]]:
+def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, Store]]:
     def prepare(
         blocks: str, error: BaseException | None, broken: dict[str, Exception] | None = None, lost: bool = False
-    ) -> tuple[job._Run, Store]:
+    ) -> tuple[rounds.Rounds, Store]:
         store, lock = Store(broken or {}), Lock()
         stages = Stages(list(blocks), error)
         if lost:
@@ -90,22 +90,22 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[job._Run, Store
 
         monkeypatch.setattr(graph, "ray", store)
         monkeypatch.setattr(graph, "Write", lambda *_: None)
-        monkeypatch.setattr(job, "build", lambda *_: None)
-        monkeypatch.setattr(job, "Running", lambda _: stages)
-        monkeypatch.setattr(job, "_progress", silent)
+        monkeypatch.setattr(rounds, "build", lambda *_: None)
+        monkeypatch.setattr(rounds, "Running", lambda _: stages)
+        monkeypatch.setattr(rounds, "_progress", silent)
         anything: Any = None
-        return job._Run(anything, anything, anything, anything, anything, lock, "run"), store  # type: ignore[arg-type]
+        return rounds.Rounds(anything, lock), store  # type: ignore[arg-type]
 
     return prepare
 
 
-def begin(run: job._Run, rows_per_file: int = 8) -> None:
+def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
-    parts: Any = SimpleNamespace(
+    run.parts = SimpleNamespace(  # type: ignore[assignment]
         config=SimpleNamespace(output=output), monitor=None, store=None, identity=None, fence=None
     )
     with contextlib.ExitStack() as stack:
-        run._work(parts, SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
+        run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("error", [ValueError("a stage broke"), KeyboardInterrupt()])
@@ -173,15 +173,15 @@ def executed(
     monkeypatch: pytest.MonkeyPatch, store: Output, retry_failed: bool, work: Callable[..., None]
 ) -> Callable[[], RunJson]:
     """The job from where Ray is connected on, without Ray."""
-    monkeypatch.setattr(job._Run, "_new_report", lambda _: RunJson(run_id="second", state=RunState.RUNNING))
-    monkeypatch.setattr(job._Run, "_figures", lambda *_: ThisRun())
-    monkeypatch.setattr(job._Run, "_pending", lambda _: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(job._Run, "_new_report", lambda *_: RunJson(run_id="second", state=RunState.RUNNING))
+    monkeypatch.setattr(job._Run, "pending", lambda _: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
     monkeypatch.setattr(job._Run, "_annotate_all", work)
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
-    run = job._Run(anything, anything, anything, store, anything, anything, "second")  # type: ignore[arg-type]
-    parts: Any = SimpleNamespace(identity=None, schema=None, fence=lambda: None)
-    return lambda: run.execute(parts, retry_failed)
+    run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
+    started: Any = SimpleNamespace(cluster={}, figures=lambda todo: ThisRun())
+    redo = run.to_redo(anything, retry_failed)
+    return lambda: run.execute(started, redo, None if redo else run.pending())
 
 
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "stopped"), (OSError("no"), "failed")])
@@ -232,7 +232,7 @@ def test_rows_on_their_way_are_written_when_a_run_is_stopped(work: Any, monkeypa
     def failing(*_: Any) -> Iterator[Callable[[], str]]:
         yield lambda: "all fail"
 
-    monkeypatch.setattr(job, "Running", lambda _: stages)
-    monkeypatch.setattr(job, "_progress", failing)
+    monkeypatch.setattr(rounds, "Running", lambda _: stages)
+    monkeypatch.setattr(rounds, "_progress", failing)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("abc")]

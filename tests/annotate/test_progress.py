@@ -38,12 +38,31 @@ def test_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize("counts", [StageCounts(), StageCounts(decoded=8, fetch_s=1.0)])
-def test_before_the_first_model_call(counts: StageCounts) -> None:
-    progress = Progress(1234, Snapshot(counts), 12.0, 1)
+@pytest.mark.parametrize(
+    ("so_far", "line"),
+    [
+        (Snapshot(), "starting the processes that hold the model: 0 of 2 replicas ready"),
+        (
+            Snapshot(StageCounts(decoded=8, fetch_s=1.0)),
+            "starting the processes that hold the model: 0 of 2 replicas ready",
+        ),
+        (Snapshot(starting=1), "loading the model: 0 of 2 replicas ready"),
+        (Snapshot(starting=2, ready=1), "the first images are with the model: 1 of 2 replicas ready"),
+        (Snapshot(starting=5, ready=4), "the first images are with the model: 2 of 2 replicas ready"),
+    ],
+)
+def test_before_the_first_image_what_is_waited_for(so_far: Snapshot, line: str) -> None:
+    progress = Progress(1234, so_far, 12.0, 2)
     assert (progress.done, progress.failed, progress.rate, progress.busy_share) == (0, 0, 0.0, 0.0)
-    assert progress.line().startswith("0/1,234 images written (0 segmented, 0 failed) | 0.0 img/s")
-    assert progress.line().endswith("starting")
+    assert progress.waiting
+    assert progress.line() == line
+
+
+def test_a_run_in_which_no_image_reached_the_model_has_no_figures_of_it() -> None:
+    counts = StageCounts(segmented=1, encoded=1, written=1, failed=Counter(not_found=1))
+    progress = Progress(1, Snapshot(counts, starting=1, ready=1), 12.0, 1)
+    assert progress.line() == "1/1 image written (1 segmented, 1 failed) | none for the model so far"
+    assert progress.busy_share == 0.0
 
 
 def test_retried_tasks_do_not_count_beyond_the_total() -> None:

@@ -34,8 +34,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from jobs import annotate as cli
-from pipeline.annotate import graph
-from pipeline.annotate import run as job
+from pipeline.annotate import rounds
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
@@ -428,7 +427,7 @@ class TestFirstRun:
         lines = first.ended.said.splitlines()
         good, bad = len(world.good), len(world.bad)
         assert lines[0] == f"{good + bad} images = {good} annotated + {bad} failed ({bad / (good + bad):.2%})"
-        assert "  failed not_found: 2" in lines
+        assert "  2 not_found" in lines
         assert any(line.startswith(f"this run: {good + bad} images in ") for line in lines)
         total = sum(len(row["detections"] or []) for row in first.rows.values())
         assert any(line.startswith(f"{total:,} detections: ") for line in lines)
@@ -517,7 +516,7 @@ class TestSecondRun:
         pq.write_table(world.table.slice(3), tmp_path / "manifest.parquet")
         ended = command(tmp_path, world.values(out, manifest__uri=str(tmp_path / "manifest.parquet")))
         assert ended.code == 0
-        assert any("3 images of the output are not in the manifest" in line for line in ended.log)
+        assert any("3 images are in the output and not in the manifest" in line for line in ended.log)
         assert data_files(out) == data_files(first.out)
 
     @pytest.mark.parametrize(
@@ -594,7 +593,7 @@ class TestSecondRun:
         values = world.values(out, resources__actors=50)
         ended = command(tmp_path, values, "--retry-failed")
         assert ended.code == 2
-        assert "exit code 2: ClusterError: 50 replicas" in ended.log[-1]
+        assert "exit code 2: ClusterError: 50 replicas of 1 CPU, and 1 CPU for fetching" in ended.log[-1]
         assert data_files(out) == data_files(first.out)  # nothing was started, so nothing is queued again
 
 
@@ -607,7 +606,7 @@ class TestRounds:
         asked: list[int] = []
         files = sorted((first.out / "data").iterdir())
 
-        def lossy(run: job._Run, parts: graph.RunParts, pending: Any, work: Any) -> str:
+        def lossy(self: rounds.Rounds, pending: Any, work: Any) -> str:
             asked.append(pending.num_pending)
             kept = files[:1] if len(asked) == 1 else files
             (tmp_path / "out" / "data").mkdir(exist_ok=True)
@@ -615,20 +614,20 @@ class TestRounds:
                 shutil.copy(file, tmp_path / "out" / "data")
             return ""
 
-        monkeypatch.setattr(job._Run, "_work", lossy)
+        monkeypatch.setattr(rounds.Rounds, "run", lossy)
         report = annotate(world.config(tmp_path / "out"))
         assert asked == [len(world.table), len(world.table) - pq.read_metadata(files[0]).num_rows]
         assert (report.state, report.this_run.rounds) == ("finished", 2)
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
 
     def test_rounds_end(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        rounds: list[int] = []
-        monkeypatch.setattr(job._Run, "_work", lambda self, parts, pending, work: rounds.append(pending.num_pending))
+        asked: list[int] = []
+        monkeypatch.setattr(rounds.Rounds, "run", lambda self, pending, work: asked.append(pending.num_pending))
         ended = command(tmp_path, world.values(tmp_path / "out"))
         assert ended.code == 1
         message = f"{len(world.table)} images are still missing after 3 rounds"
         assert f"RunFailed: {message}" in ended.log[-1]
-        assert len(rounds) == 3
+        assert len(asked) == 3
         report = json.loads((tmp_path / "out" / "run.json").read_text())
         assert (report["state"], report["this_run"]["error"]) == ("failed", message)
 

@@ -73,18 +73,18 @@ def test_pool(
     ("cluster", "settings", "message"),
     [
         pytest.param(LAPTOP, {"gpus_per_actor": 1.0}, "need 1 GPUs and the cluster has 0", id="no GPU"),
-        pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU need 2 GPUs", id="one GPU too few"),
+        pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU: that takes 2 GPUs", id="one GPU too few"),
         pytest.param(GPU_BOX, {"actors": 3, "gpus_per_actor": 0.5}, "need 1.5 GPUs", id="shares too many"),
         pytest.param(CLUSTER, {"min_actors": 17, "max_actors": 20}, "need 17 GPUs", id="fewest do not fit"),
-        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPUs", id="no core left to fetch"),
+        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPU, and 1 CPU for", id="no core left to fetch"),
         pytest.param({"CPU": 1.0}, {}, "do not fit on 1 CPUs", id="one core"),
         pytest.param(
             {"CPU": 2.0},
             {"actors": 2, "cpus_per_actor": 0.8, "fetch_cpus_per_task": 0.4},
-            "2 replicas of 0.8 CPUs and 1 for fetching and moving",
+            "2 replicas of 0.8 CPUs, and 1 CPU for fetching and moving",
             id="no core left to move blocks",
         ),
-        pytest.param(GPU_BOX, {"cpus_per_actor": 64.0}, "1 replicas of 64 CPUs", id="all cores beside the GPU"),
+        pytest.param(GPU_BOX, {"cpus_per_actor": 64.0}, "1 replica of 64 CPUs", id="all cores beside the GPU"),
         pytest.param({}, {}, "do not fit on 0 CPUs", id="nothing"),
     ],
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ import pytest
 
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.reader import open_source
+from pipeline.cluster import connect
 from pipeline.coco.errors import InputError
 from pipeline.errors import UserError
 from pipeline.evaluate import measure
@@ -235,13 +235,33 @@ def test_metrics_are_plain_json(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        pytest.param({"ground_truth": "gone.json"}, "gone.json does not exist", id="no truth"),
+        pytest.param({"ground_truth": "."}, "is a folder", id="a folder as truth"),
+        pytest.param({"ground_truth": "results.json"}, "is a list", id="results as truth"),
+        pytest.param({"predictions": "gone"}, "gone", id="no predictions"),
+        pytest.param({"predictions": "gone.json"}, "gone.json", id="no results"),
+        pytest.param({"predictions": "truth.json"}, "truth.json", id="truth as results"),
+    ],
+)
+def test_what_the_inputs_tell_is_told_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str], message: str
+) -> None:
+    write(tmp_path, random_case(3))
+    monkeypatch.setattr(connect, "connect", lambda address: pytest.fail("Ray was started"))
+    places = {"predictions": "run", "ground_truth": "truth.json", "output": "out"} | wrong
+    values = {name: {"uri": str(tmp_path / place)} for name, place in places.items()}
+    with pytest.raises((UserError, OSError), match=message):
+        evaluate_job.evaluate(EvaluateConfig.model_validate(values))
+
+
 def test_inputs_that_cannot_be_evaluated_cost_no_earlier_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path, random_case(3))
-    monkeypatch.setattr(evaluate_job, "connect", lambda address: contextlib.nullcontext())
-    monkeypatch.setattr(evaluate_job, "check_shared", lambda writes, reads: None)
-    monkeypatch.setattr(evaluate_job, "RayTasks", lambda report: shuffled)
+    monkeypatch.setattr(evaluate_job, "_OnRay", lambda *_: shuffled)
     out = tmp_path / "out"
     values: dict[str, Any] = {
         "predictions": {"uri": str(tmp_path / "run")},

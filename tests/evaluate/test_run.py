@@ -316,5 +316,5 @@ def test_the_classes_on_a_terminal() -> None:
     assert lines[-1] == " and 13 more in metrics.json and report.html"
     assert len({len(line) for line in lines[1:-1]}) == 1
     few = class_lines({"bbox": rows[:3]})
-    assert few[-1].split() == ["no", "objects", DASH, "0", "7"]
+    assert few[-1].split() == ["no\\nobjects", DASH, "0", "7"]
     assert class_lines({}) == []

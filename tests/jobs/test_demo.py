@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow.dataset
@@ -15,6 +18,7 @@ from pipeline.synthetic.scenes import CATEGORIES
 
 # What the model was measured to reach on these scenes, less what other versions of torch may change.
 MASK_AP = 0.60
+ROOT = Path(__file__).parents[2]
 NUM_SCENES = 64
 
 
@@ -44,6 +48,21 @@ def test_demo(
     again = json.loads((out / "annotations/run.json").read_text())
     assert again == run
     assert json.loads((out / "evaluation/metrics.json").read_text())["mmdet"]["segm_mAP"] == mask_ap
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_its_log_has_no_line_but_ours(tmp_path: Path) -> None:
+    """Two jobs as a process, on a Ray of their own: what that says of runs without errors looks like errors."""
+    code = (
+        "import sys; from jobs import demo; demo.NUM_SCENES, demo.DAMAGED = 16, 15; sys.exit(demo.main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, "--out", str(tmp_path / "demo")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert ended.returncode == 0, ended.stderr
+    ours = re.compile(r"[\d-]{10} [\d:,]{12} (INFO|WARNING) (jobs|pipeline)[.\w]*: .*")
+    assert [line for line in ended.stderr.splitlines() if not ours.fullmatch(line)] == []
+    assert "jobs.evaluate: exit code 0" in ended.stderr.splitlines()[-1]
 
 
 def test_the_shipped_model_is_one_of_the_training_job() -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
+from pipeline.messages.counts import counted
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.uris import UriText
@@ -167,11 +168,12 @@ class _Result:
         for first_row, identifier, count in sorted(self._twice)[:NUM_EXAMPLES]:
             shown = repr(str(UriText(identifier))) if isinstance(identifier, str) else identifier
             named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
+        occur = "occurs" if self._num_twice == 1 else "occur"
         cure = "name another id_column"
         if self._manifest.columns.id is None:
             cure = "give the manifest a column of ids (id_column): without one the URIs are the ids"
         raise DuplicateIdError(
-            f"{self._manifest.uri}: {self._num_twice} image ids occur more than once: "
+            f"{self._manifest.uri}: {counted(self._num_twice, 'image id')} {occur} more than once: "
             f"{Examples.of(named, self._num_twice)}. Every image needs an id of its own: remove the repeated rows or "
             f"{cure}"
         )

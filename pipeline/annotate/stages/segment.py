@@ -77,7 +77,8 @@ class Segment:
 
         found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work, self._deadline)
         results: dict[int, Detections | ImageFailure] = dict(zip(waiting, found, strict=True))
-        self._report(StageCounts(segment_s=time.perf_counter() - started, segmented=len(rows)))
+        work_s = time.perf_counter() - started if waiting else 0.0
+        self._report(StageCounts(segment_s=work_s, segmented=len(rows)))
         return _segmented_rows(rows, results)
 
     def _predict(

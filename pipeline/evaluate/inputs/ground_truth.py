@@ -134,8 +134,10 @@ def count_parts(uri: Uri) -> int:
     """
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise InputError(f"{uri} does not exist")
     if info.type != pafs.FileType.File:
-        raise InputError(f"{uri} is no file, or there is none")
+        raise InputError(f"{uri} is a folder: give the file in it")
     if info.size is None:
         return MAX_PARTS
     size = info.size * (_COMPRESSION if path.endswith(_COMPRESSED_SUFFIXES) else 1)

@@ -17,17 +17,16 @@ from pipeline.model.architecture import BackboneLayouts, Variant
 from pipeline.model.architectures import architecture_named, architecture_of, build
 from pipeline.model.files.checkpoints import (
     BACKBONE_FORMAT,
-    CheckpointError,
     as_float32,
     check_digest,
     file_sha256,
-    header_object,
     is_backbone,
     read_weights,
     recognise,
     weights_digest,
     write_safetensors,
 )
+from pipeline.model.files.header import CheckpointError, header_object
 from pipeline.model.files.state_dict import LayoutError, StateDict, check_keys
 
 

@@ -24,11 +24,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.model.architecture import Layouts, Variant
-from pipeline.model.architectures import ARCHITECTURES, architecture_named, architecture_of, build
+from pipeline.model.architectures import ARCHITECTURES, architecture_of, build
 from pipeline.model.categories import COCO_CATEGORIES, Category
+from pipeline.model.files.header import FORMAT, CheckpointError, Header
 from pipeline.model.files.state_dict import LayoutError, StateDict, check_keys, strip_prefix
 from pipeline.model.settings import TestSettings
 from pipeline.storage.whole_file import write_whole
@@ -37,12 +37,7 @@ _OS_ERROR = re.compile(r"\(os error (\d+)\)")
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "maskfleet-1"
 BACKBONE_FORMAT = "maskfleet-backbone-1"
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used; the message names the file and says what to do."""
 
 
 class BackboneOnlyError(CheckpointError):
@@ -189,27 +184,6 @@ def read_weights(path: Path) -> tuple[StateDict, Mapping[str, str], Mapping[str,
     return state, header, meta
 
 
-def header_object(header: Mapping[str, str], key: str) -> dict[str, Any]:
-    """What a header of ours holds under a key: an object in JSON.
-
-    Raises:
-        CheckpointError: it does not.
-    """
-    value = _header_json(header, key)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"the header's {key} is no JSON object")
-    return value
-
-
-def _header_json(header: Mapping[str, str], key: str) -> Any:
-    try:
-        return json.loads(header[key])
-    except KeyError:
-        raise CheckpointError(f"the header lacks {key!r}") from None
-    except (ValueError, RecursionError) as error:  # no JSON, or lists in lists in lists
-        raise CheckpointError(f"the header's {key} is damaged: {str(error)[:100]}") from None
-
-
 def _check_tensors(path: Path, state: StateDict) -> None:
     """Weights that compute nothing but NaN find nothing, without an error: here they are one.
 
@@ -308,13 +282,13 @@ def _from_own_file(
     path: Path, state: StateDict, header: Mapping[str, str], categories: Sequence[Category] | None
 ) -> Checkpoint:
     try:
-        own = tuple(_own_category(*pair) for pair in _header_json(header, "categories"))
+        said = Header.parse(header)
         checkpoint = Checkpoint(
             weights=as_float32(state),
-            variant=architecture_named(header.get("architecture")).variant_from_dict(header_object(header, "variant")),
-            categories=own if categories is None else tuple(categories),
-            settings=TestSettings.from_dict(header_object(header, "settings")),
-            source=header_object(header, "source"),
+            variant=said.variant,
+            categories=said.categories if categories is None else tuple(categories),
+            settings=said.settings,
+            source=said.source,
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -345,12 +319,6 @@ def check_digest(
 def as_float32(state: StateDict) -> StateDict:
     """Half-precision files become float32: the reference precision is chosen at load time, not by the file."""
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-
-
-def _own_category(number: Any, name: Any) -> Category:
-    if type(number) is not int or not -(1 << 31) <= number < 1 << 31 or not isinstance(name, str):
-        raise ValueError(f"{str(number)[:30]!r}, {str(name)[:30]!r} are no id and name of a class")
-    return Category(number, name)
 
 
 def _categories(meta: Mapping[str, Any], num_classes: int, given: Sequence[Category] | None) -> tuple[Category, ...]:

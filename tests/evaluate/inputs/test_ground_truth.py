@@ -107,7 +107,7 @@ def test_what_cannot_be_evaluated(content: Any, message: str, tmp_path: Path) ->
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no file, or there is none"):
+    with pytest.raises(InputError, match="does not exist"):
         count_parts(Uri(str(tmp_path / "none.json")))
 
 

@@ -1,0 +1,224 @@
+"""The rounds of a run: what Ray does of it. What a run can say without Ray is said before this is imported."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.graph import MAX_WRITES, Running, RunParts, Writes, build
+from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.monitor import start_monitor
+from pipeline.annotate.pending.antijoin import Pending
+from pipeline.annotate.pool import choose_pool
+from pipeline.annotate.prepare import ChosenModel
+from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import ThisRun
+from pipeline.cluster.cause import cause_of
+from pipeline.cluster.connect import connect, describe_cluster
+from pipeline.cluster.shared import check_shared
+from pipeline.cluster.signals import deferred
+from pipeline.storage.lock.lease import LockLost, OutputLock
+
+logger = logging.getLogger(__name__)
+
+# How often the driver looks whether rows have waited long enough, and whether it is to stop.
+_POLL_S = 0.5
+_SNAPSHOT_TIMEOUT_S = 5.0
+# Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
+_ARRIVAL_S = 1.0
+# What is ready when a run fails is written, unless the same cause forbids that.
+_SAVE_S = 120.0
+_SAVE_ERRORS = 2 * MAX_WRITES
+# While replicas start nothing moves, and one line tells it all.
+_STILL_WAITING_S = 60.0
+
+
+@contextmanager
+def connected(
+    config: AnnotateConfig,
+    model: ChosenModel,
+    manifest: Manifest,
+    schema: pa.Schema,
+    store: OutputStore,
+    identity: Identity,
+    lock: OutputLock,
+) -> Iterator[Rounds]:
+    """Ray for the rounds of a run.
+
+    Raises:
+        CheckpointError: the weights cannot be used.
+        ClusterError: no cluster answers, or it cannot run this.
+        RayNotStarted: Ray does not start on this machine.
+    """
+    checkpoint = model.load()
+    with connect(config.resources.ray_address):
+        check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
+        pool = choose_pool(config.resources)
+        parts = RunParts(
+            config=config,
+            manifest=manifest,
+            settings=model.settings,
+            categories=checkpoint.categories,
+            checkpoint=ray.put(checkpoint),
+            schema=schema,
+            store=store,
+            identity=identity,
+            fence=lock.fence(),
+            monitor=start_monitor(),
+            pool=pool,
+        )
+        del checkpoint
+        yield Rounds(parts, lock, describe_cluster())
+
+
+@dataclass
+class Rounds:
+    """The rounds of a run, one after the other.
+
+    Attributes:
+        parts: what the graph is built from.
+        lock: that the run holds.
+        cluster: what they run on, for the report.
+        started: on the monotonic clock.
+        num: of rounds so far.
+        written: images whose rows they wrote.
+    """
+
+    parts: RunParts
+    lock: OutputLock
+    cluster: dict[str, Any] = field(default_factory=dict)
+    started: float = field(default_factory=time.monotonic)
+    num: int = 0
+    written: int = 0
+
+    def figures(self, todo: int) -> ThisRun:
+        """How fast the run was, for the report.
+
+        Args:
+            todo: images that were pending when it began.
+        """
+        seconds = time.monotonic() - self.started
+        snapshot = Snapshot()
+        with suppress(RayError):  # a Ray that is gone knows no figures
+            snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+        progress = Progress(todo, snapshot, seconds, self.parts.pool.max_actors)
+        return ThisRun(
+            images=todo,
+            written=self.written,
+            rounds=self.num,
+            seconds=round(seconds, 3),
+            images_per_second=round(self.written / seconds, 3),
+            replica_busy_share=round(progress.busy_share, 4),
+            time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+        )
+
+    def run(self, pending: Pending, work: ExitStack) -> str:
+        """A round; why it ended early, or "". However it ends, what is ready is written.
+
+        Args:
+            work: takes what ends the work that is still going on then.
+
+        Raises:
+            KeyboardInterrupt: a signal ended it early.
+        """
+        reason = ""
+        with deferred() as stopping, _progress(self.parts, pending.num_pending, self.started) as failing:
+            running, writes = Running(build(self.parts, pending)), Writes(self.parts)
+            work.callback(running.stop)
+            try:
+                while not (running.ended or stopping() or (reason := failing())):
+                    if writes.full:
+                        writes.wait(_POLL_S)
+                    elif (block := running.take(_POLL_S)) is not None:
+                        writes.add(block)
+                    writes.go_on()
+                    self.lock.check()
+                self._write_rest(running, writes)
+            except (KeyboardInterrupt, Exception):
+                self._save_rest(running, writes)
+                raise
+            finally:
+                self.written += writes.num_written
+        return reason
+
+    def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
+        """Write all that came out and waits, and what is on its way here: it may count as done already."""
+        arrived_at = time.monotonic() + _ARRIVAL_S
+        while block := running.take(0 if running.ended or time.monotonic() > arrived_at else _POLL_S):
+            writes.add(block)
+        writes.go_on(everything=True)
+        while writes.num_open and time.monotonic() < give_up_at:
+            writes.wait(_POLL_S)
+            writes.go_on(everything=True)
+            self.lock.check()
+
+    def _save_rest(self, running: Running, writes: Writes) -> None:
+        """The same after an error, which counts more than any that comes now: each of these costs a file at most."""
+        give_up_at = time.monotonic() + _SAVE_S
+        for _ in range(_SAVE_ERRORS):
+            try:
+                self.lock.check()
+                self._write_rest(running, writes, give_up_at)
+                return
+            except LockLost:
+                return
+            except Exception as error:
+                logger.warning("the run has failed, and some of its last rows are lost: %s", cause_of(error).line())
+
+
+@contextmanager
+def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[[], str]]:
+    """A line for each step until the first images are through, and then every so often; on a terminal it replaces the
+    one before.
+
+    Gives a function that says why it is not worth going on, or "".
+    """
+    live = sys.stderr.isatty()
+    stop = threading.Event()
+    failures = FailureWatch(parts.config.output.stop)
+    reason = ""
+
+    def loop() -> None:
+        nonlocal reason
+        said_at, said = -math.inf, ""
+        while not stop.wait(1.0):
+            try:
+                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
+            except RayError:  # of a keeper that is being started anew, or whose node is gone
+                continue
+            reason = reason or failures.see(snapshot.counts)
+            now = time.monotonic()
+            progress = Progress(total, snapshot, now - started, parts.pool.max_actors)
+            line, interval_s = progress.line(), parts.config.log_interval_s
+            if live:
+                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+                continue
+            if progress.waiting:
+                interval_s = 0.0 if line != said else max(interval_s, _STILL_WAITING_S)
+            if now - said_at >= interval_s:
+                said_at, said = now, line
+                logger.info(line)
+
+    thread = threading.Thread(target=loop, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield lambda: reason
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        if live:
+            print(file=sys.stderr)
