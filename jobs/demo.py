@@ -84,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Scenes         {scenes} (one picture is damaged: its row says so)\n"
         f"Configs        {out / 'annotate.yaml'}, {out / 'evaluate.yaml'}\n"
         f"Annotations    {results / 'data'} (Parquet), {results / 'run.json'}\n"
+        f"Their summary  {results / 'summary.html'}\n"
         f"Report         {evaluation / 'report.html'}\n"
         f"Contact sheet  {sheet}\n"
         "Run it again: nothing is left to annotate, and it says so. On your own pictures:\n"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 import uuid
+from datetime import datetime, timezone
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+_TIME = "%Y%m%dT%H%M%S"
 PACKAGES = ("maskfleet", "ray", "torch", "torchvision", "timm", "pyarrow", "numpy", "pillow", "pycocotools", "obstore")
 
 
@@ -43,4 +45,12 @@ def package_versions() -> dict[str, str]:
 
 def new_run_id() -> str:
     """For one run of a job: the time in UTC, and letters that no other run has."""
-    return f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{uuid.uuid4().hex[:8]}"
+    return f"{time.strftime(_TIME, time.gmtime())}-{uuid.uuid4().hex[:8]}"
+
+
+def begun_at(run_id: str) -> datetime | None:
+    """When a run began, as its id from `new_run_id` says, UTC; ``None`` for any other id."""
+    try:
+        return datetime.strptime(run_id.partition("-")[0], _TIME).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None

@@ -54,7 +54,7 @@ FLOORS = (
     ("coco",),
     ("annotations",),
     ("synthetic", "cluster", "drawing"),
-    ("metrics",),
+    ("metrics", "page"),
     ("annotate", "evaluate", "train", "export", "predict"),
 )
 # What each part of the project may import beside itself; the longest name that fits a module counts.

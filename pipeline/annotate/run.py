@@ -19,6 +19,7 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.prepare import choose_model, make_identity
+from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.overview import look_over
@@ -74,6 +75,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
         fence = lock.fence()
+        stack.enter_context(page_at_end(store.uri, run_id, fence))
         recovery = store.recover(fence)
         if recovery:
             logger.info("recovered the output: %s", recovery)

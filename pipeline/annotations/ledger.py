@@ -5,6 +5,7 @@
     <uri>/data/part-<digest>.parquet           all data
     <uri>/data/part-<digest>-<token>.parquet   likewise: what a file without its failed rows was rewritten to
     <uri>/run.json                             report of the last run (see ``run_json``)
+    <uri>/summary.html                         the same for people, drawn when a run has ended
     <uri>/_lock.json                           who may write (see ``lock``)
     <uri>/_scratch/<run id>/                   may be deleted when no run is active
 
@@ -65,11 +66,12 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
     return run is not None and bool(run.run_id and run.identity)
 
 
-_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{DATA_FOLDER}/")
+PAGE_NAME = "summary.html"
+_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{DATA_FOLDER}/")
 ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
 PROBE = "dry-run"  # a temporary name is made of it
 
-_LEFTOVER = temporary_names(rf"(run\.json|{PROBE})")
+_LEFTOVER = temporary_names(rf"({re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{PROBE})")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
 
 

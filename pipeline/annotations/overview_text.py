@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
@@ -13,13 +12,13 @@ from pipeline.annotations.overview import FailureKind, Lock, Overview, Standing
 from pipeline.annotations.run_json import RunJson, RunState, ThisRun
 from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import duration
+from pipeline.provenance import begun_at
 
 WIDTH = 80
 
 _LABEL_WIDTH = 11
 _MAX_CODES, _MAX_CLASSES = 12, 12
 _DIGEST_LENGTH = 12
-_RUN_ID_TIME = re.compile(r"(\d{8}T\d{6})-")
 _GO_ON = "the same command goes on where it ended"
 _ENDED = {
     RunState.FINISHED: "finished",
@@ -63,7 +62,7 @@ def _section(label: str, lines: Sequence[str]) -> Iterator[str]:
 
 
 def _state(overview: Overview) -> Iterator[str]:
-    began_at = _began_at(overview)
+    began_at = begun_at(overview.run_id)
     since = f" {_at(began_at)}" if began_at else " (when is not known)"
     standing, lock, run = overview.standing, overview.lock, overview.run
     if standing is Standing.RUNNING and lock is not None:
@@ -80,14 +79,15 @@ def _state(overview: Overview) -> Iterator[str]:
         has_rows = overview.counts.rows > 0
         yield "not known: no run.json says how it was made" if has_rows else "a run began here, and wrote nothing"
     else:
-        yield _ended(run)
+        yield how_it_ended(run)
     if overview.run_id:
         yield f"run {overview.run_id}, begun{since}"
     if standing is Standing.ENDED and overview.reported_at is not None:
         yield f"ended {_at(overview.reported_at)}"
 
 
-def _ended(run: RunJson) -> str:
+def how_it_ended(run: RunJson) -> str:
+    """In words, of a run that is no longer at work."""
     error = run.this_run.error
     if run.state is RunState.TOO_MANY_FAILURES:
         return f"finished, with more failed images than output.max_failed_fraction allows: {run.failed_fraction:.2%}"
@@ -175,7 +175,7 @@ def _speed(overview: Overview) -> Iterator[str]:
     if run is None:
         return
     if overview.standing is Standing.RUNNING and not overview.is_unheard:
-        began_at = _began_at(overview)
+        began_at = begun_at(overview.run_id)
         seconds = (overview.looked_at - began_at).total_seconds() if began_at else 0.0
         if seconds > 0 and overview.written:
             rate = overview.written / seconds
@@ -256,15 +256,6 @@ def _code(overview: Overview) -> Iterator[str]:
     runs = len({identity.run_id for identity in overview.identities})
     if runs > 1:
         yield f"rows of {runs:,} runs"
-
-
-def _began_at(overview: Overview) -> datetime | None:
-    """When the run began, as its id says."""
-    match = _RUN_ID_TIME.match(overview.run_id)
-    try:
-        return datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=timezone.utc) if match else None
-    except ValueError:
-        return None
 
 
 def _at(moment: datetime) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +17,8 @@ from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, UriText
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 COLUMNS = ("image_id", "image_uri", "height", "width", "status", "detections", "error_code", "error_message")
 _ROWS_PER_BATCH = 64
@@ -94,3 +96,41 @@ class OutputRows:
             return {int(text): text for text in ids}
         except ValueError as error:
             raise OutputError(f"the ids in {self._uri} are integers: {error}") from None
+
+
+def sample_files(
+    uri: Uri,
+    num_files: int,
+    columns: Sequence[str],
+    work: Callable[[pa.Table], Result],
+    concurrency: int,
+) -> Iterator[Result]:
+    """What ``work`` makes of the first row group of files drawn evenly over an output, always the same ones.
+
+    What it costs does not grow with the output. A file's name is a digest of its ids, so the order of the names has
+    nothing to do with what is on the images.
+
+    Args:
+        uri: of the output folder; an empty one has no files.
+        num_files: at most.
+        columns: to read.
+        work: is called in threads.
+        concurrency: files in memory.
+
+    Raises:
+        OutputError: a file is damaged, or not ours.
+    """
+    objects, folder = open_objects(uri), DataFolder(uri, concurrency)
+    entries, _ = folder.list(objects)
+
+    def read(entry: Entry) -> Result:
+        with folder.open(objects, entry) as file:
+            return work(file.read_row_group(0, list(columns), use_threads=False))
+
+    return map_files(read, evenly(entries, num_files), concurrency)
+
+
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many of them, at even distances, in their order."""
+    count = min(most, len(items))
+    return [items[(2 * i + 1) * len(items) // (2 * count)] for i in range(count)]

@@ -98,6 +98,26 @@ def draw(
     return np.array(canvas)
 
 
+def label_cover(
+    size: tuple[int, int],
+    labels: NDArray[Any],
+    scores: NDArray[Any] | None,
+    categories: Sequence[Category],
+    *,
+    options: DrawOptions | None = None,
+) -> float:
+    """The share of a picture of this size (height, width) that its labels would cover if none overlapped; may exceed 1.
+
+    The other arguments are those of `draw`.
+    """
+    options = options or DrawOptions()
+    font, height, padding = _tag_measures(*size)
+    order = _drawing_order(len(labels), scores, options.min_score)
+    texts = [_caption(categories[int(labels[i])].name, scores, i, options) for i in order]
+    widths = (min(size[1], math.ceil(font.getlength(text)) + 2 * padding) for text in texts if text)
+    return height * sum(widths) / (size[0] * size[1])
+
+
 def grid(
     images: Sequence[NDArray[Any]],
     columns: int,
@@ -255,8 +275,7 @@ class _Tag(NamedTuple):
 
 def _place_tags(objects: Sequence[tuple[Corners, str, Colour]], canvas: Image.Image) -> list[_Tag]:
     """A place for each object's label, the first objects choosing first: free of other labels if there is one."""
-    font = _font(round(min(max(0.016 * math.sqrt(canvas.width * canvas.height), 11), 36)))
-    height, padding = math.ceil(1.3 * font.size), math.ceil(0.25 * font.size)
+    font, height, padding = _tag_measures(canvas.height, canvas.width)
     placed: list[_Tag] = []
     for corners, text, colour in objects:
         text = _fitted(text, font, canvas.width - 2 * padding)
@@ -275,6 +294,12 @@ def _place_tags(objects: Sequence[tuple[Corners, str, Colour]], canvas: Image.Im
         assert best is not None
         placed.append(best)
     return placed
+
+
+def _tag_measures(height: int, width: int) -> tuple[ImageFont.FreeTypeFont, int, int]:
+    """The font of the labels in a picture of this size, their height, and the space beside their text."""
+    font = _font(round(min(max(0.016 * math.sqrt(width * height), 11), 36)))
+    return font, math.ceil(1.3 * font.size), math.ceil(0.25 * font.size)
 
 
 def _candidates(corners: Corners, width: int, height: int) -> Iterator[tuple[int, int]]:

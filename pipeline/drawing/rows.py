@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -54,7 +54,7 @@ def draw_rows(
     waiting = iter(rows)
     while block := list(islice(waiting, _ROWS_AT_ONCE)):
         usable = [row for row in block if row["status"] == ANNOTATED]
-        pictures = iter(source.read_many([_uri(row) for row in usable]))
+        pictures = iter(source.read_many([row_uri(row) for row in usable]))
         for row in block:
             picture = next(pictures) if row["status"] == ANNOTATED else _row_failed(row)
             yield _drawn(row, picture, options, categories)
@@ -69,7 +69,54 @@ def drawable(row: Row, options: DrawOptions, categories: Collection[str] = ()) -
     ]
 
 
-def _uri(row: Row) -> UriText | None:
+@dataclass(frozen=True)
+class RowObjects:
+    """What is to be drawn of a row, as `pipeline.drawing.draw.draw` takes it; N detections, best score first.
+
+    Attributes:
+        boxes: ``(N, 4)`` xyxy in pixels of the picture.
+        labels: ``(N,)`` index into ``categories``.
+        scores: ``(N,)``.
+        rles: N masks of the picture's size.
+        categories: of these detections.
+    """
+
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    rles: list[Rle]
+    categories: list[Category]
+
+
+def row_objects(
+    row: Row, picture: Picture, options: DrawOptions, categories: Collection[str] = ()
+) -> RowObjects | ImageFailure:
+    """The detections that these options and categories leave, or why they cannot be drawn on this picture."""
+    if picture.shape[:2] != (row["height"], row["width"]):
+        size = f"{picture.shape[0]} x {picture.shape[1]}"
+        reason = f"the picture is now {size} (height x width), and was {row['height']} x {row['width']} when annotated"
+        return ImageFailure("draw", "another_size", reason)
+    found = drawable(row, options, categories)
+    masks = pa.array([d["segmentation"] for d in found], SEGMENTATION)
+    try:
+        mask_strings(masks, np.array([picture.shape[:2]] * len(found)).reshape(-1, 2))
+    except DamagedRle as error:
+        return ImageFailure("draw", "damaged_mask", f"a mask is damaged: {error}")
+    boxes = np.array([d["bbox"] for d in found], np.float64).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    names = {d["category_id"]: d["category_name"] for d in found}
+    labels = {category_id: label for label, category_id in enumerate(names)}
+    return RowObjects(
+        boxes,
+        np.array([labels[d["category_id"]] for d in found], np.int64),
+        np.array([d["score"] for d in found], np.float32),
+        [Rle(size=d["segmentation"]["size"], counts=d["segmentation"]["counts"].encode()) for d in found],
+        [Category(category_id, name) for category_id, name in names.items()],
+    )
+
+
+def row_uri(row: Row) -> UriText | None:
+    """Where the row's picture is read from."""
     return None if row["image_uri"] is None else UriText(row["image_uri"])
 
 
@@ -82,30 +129,8 @@ def _drawn(
 ) -> DrawnRow:
     if isinstance(picture, ImageFailure):
         return DrawnRow(row["image_id"], picture, 0)
-    if picture.shape[:2] != (row["height"], row["width"]):
-        size = f"{picture.shape[0]} x {picture.shape[1]}"
-        reason = f"the picture is now {size} (height x width), and was {row['height']} x {row['width']} when annotated"
-        return DrawnRow(row["image_id"], ImageFailure("draw", "another_size", reason), 0)
-    found = drawable(row, options, categories)
-    masks = pa.array([d["segmentation"] for d in found], SEGMENTATION)
-    try:
-        mask_strings(masks, np.array([picture.shape[:2]] * len(found)).reshape(-1, 2))
-    except DamagedRle as error:
-        return DrawnRow(row["image_id"], ImageFailure("draw", "damaged_mask", f"a mask is damaged: {error}"), 0)
-    return DrawnRow(row["image_id"], _draw_detections(picture, found, options), len(found))
-
-
-def _draw_detections(picture: NDArray[np.uint8], found: Sequence[Row], options: DrawOptions) -> Picture:
-    boxes = np.array([d["bbox"] for d in found], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    names = {d["category_id"]: d["category_name"] for d in found}
-    labels = {category_id: label for label, category_id in enumerate(names)}
-    return draw(
-        picture,
-        boxes,
-        np.array([labels[d["category_id"]] for d in found], np.int64),
-        np.array([d["score"] for d in found], np.float32),
-        [Rle(size=d["segmentation"]["size"], counts=d["segmentation"]["counts"].encode()) for d in found],
-        [Category(category_id, name) for category_id, name in names.items()],
-        options=options,
-    )
+    found = row_objects(row, picture, options, categories)
+    if isinstance(found, ImageFailure):
+        return DrawnRow(row["image_id"], found, 0)
+    drawn = draw(picture, found.boxes, found.labels, found.scores, found.rles, found.categories, options=options)
+    return DrawnRow(row["image_id"], drawn, len(found.boxes))

@@ -17,9 +17,10 @@ from pipeline.evaluate.examples import Example, ExampleObjects
 from pipeline.evaluate.inputs.annotations import AnnotatedOutput
 from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.measure import Measured
-from pipeline.evaluate.report.cards import GalleryImage, Overlay
+from pipeline.evaluate.report.cards import GalleryImage
 from pipeline.evaluate.shuffle.chunks import Chunk
 from pipeline.metrics.analysis.top_images import CategoryImages
+from pipeline.page.thumbnails import Overlay
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, UriText
 from pipeline.tables.arrays import Uint8s

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.overview_text import printable
 from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.gallery import gallery_images
@@ -22,10 +23,12 @@ from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.measure import Analysis, Item, Measured, Request, Result, TaskRunner, measure
 from pipeline.evaluate.metrics_file import analysis_figures, figures
 from pipeline.evaluate.report.page import render_report
+from pipeline.evaluate.report.sections import IOU_LABELS, worst_first
 from pipeline.evaluate.thresholds_file import thresholds_yaml
 from pipeline.messages.timing import NowAndThen
 from pipeline.metrics.analysis.thresholds import ThresholdFigures
 from pipeline.metrics.ap.figures import coco_summary_lines
+from pipeline.page.numbers import ratio
 from pipeline.provenance import code_version, new_run_id, package_versions
 from pipeline.storage.lock.claim import OutputKind, check_own
 from pipeline.storage.lock.lease import Fence, OutputLock
@@ -37,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 METRICS, REPORT, THRESHOLDS, MATCHES = "metrics.json", "report.html", "thresholds.yaml", "matches"
 _LOG_INTERVAL_S = 10.0
+_MOST_CLASSES, _NAME_WIDTH = 30, 32  # on a terminal
 _MAX_METRICS_BYTES = 1 << 30
 _MATCH_FILE = re.compile(r"part-\d{5,}\.parquet")
 
@@ -213,7 +217,7 @@ def _model_categories(predictions: Predictions) -> dict[int, str]:
 
 
 def summary(evaluation: Evaluation) -> str:
-    """The closing words: the books, decisions, COCO's lines for each kind of IoU."""
+    """The closing words: the books, decisions, COCO's lines for each kind of IoU, and the classes."""
     metrics = evaluation.metrics
     images = metrics["images"]
     lines = [
@@ -224,7 +228,32 @@ def summary(evaluation: Evaluation) -> str:
     for kind, values in metrics["summary"].items():
         lines.append({"bbox": "boxes", "segm": "masks"}[kind])
         lines += coco_summary_lines(np.array(values["stats"]), metrics["max_dets"])
-    return "\n".join(lines)
+    return "\n".join(lines + class_lines(metrics["per_class"]))
+
+
+def class_lines(per_class: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """A table of the classes, lowest AP first, of which a terminal has room for some.
+
+    Args:
+        per_class: by kind of IoU the classes in one order, as in metrics.json.
+    """
+    kinds = [kind for kind in IOU_LABELS if kind in per_class]
+    if not kinds:
+        return []
+    ap = {kind: {row["category_id"]: row["AP"] for row in per_class[kind]} for kind in kinds}
+    rows = worst_first(per_class[kinds[0]])
+    shown = rows[:_MOST_CLASSES]
+    names = [printable(row["name"]) for row in shown]
+    names = [name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…" for name in names]
+    width = max(map(len, [*names, "class"]))
+    heads = "".join(f"{IOU_LABELS[kind][:-1].lower() + ' AP':>9}" for kind in kinds)
+    lines = ["classes, lowest AP first", f" {'class':<{width}}{heads}{'objects':>11}{'detections':>12}"]
+    for name, row in zip(names, shown, strict=True):
+        values = "".join(f"{ratio(ap[kind][row['category_id']]):>9}" for kind in kinds)
+        lines.append(f" {name:<{width}}{values}{row['objects']:>11,}{row['detections']:>12,}")
+    if len(rows) > len(shown):
+        lines.append(f" and {len(rows) - len(shown):,} more in {METRICS} and {REPORT}")
+    return lines
 
 
 def _reporter() -> Callable[[str], None]:

@@ -407,7 +407,11 @@ class TestFirstRun:
             "_lock.json",
             "data",
             "run.json",
+            "summary.html",
         ]
+        page = (first.out / "summary.html").read_text()
+        assert "The run: finished" in page
+        assert "data:image/webp" in page
         assert json.loads((first.out / "_lock.json").read_text())["released"] is True
         rows = sorted(pq.read_metadata(path).num_rows for path in (first.out / "data").iterdir())
         assert sum(rows) == len(first.rows)
@@ -482,7 +486,10 @@ class TestReaders:
 class TestSecondRun:
     def test_nothing_to_do(self, first: First, world: World, tmp_path: Path) -> None:
         out = first.copy(tmp_path / "out")
-        before = {path: path.stat().st_mtime_ns for path in [*(out / "data").iterdir(), out / "run.json"]}
+        before = {
+            path: path.stat().st_mtime_ns
+            for path in [*(out / "data").iterdir(), out / "run.json", out / "summary.html"]
+        }
         # How a run is spread, and its limits, are no matter of content.
         changes = {"output__images_per_file": 100, "resources__images_per_block": 8, "images__max_pixels": 999}
         values = world.values(out, model__batch_size=4, **changes)

@@ -492,9 +492,10 @@ class TestKilledWriters:
         code = WRITER.format(root=str(ROOT), die=DIE_BEFORE_RENAME)
         ended = subprocess.run([sys.executable, "-c", code, str(local.uri)], capture_output=True, timeout=60)
         assert ended.returncode == -signal.SIGKILL
-        open_objects(local.uri, 1.0).put(f".run.json.{'0' * 32}.tmp", b"{")
+        for name in ("run.json", "summary.html"):
+            open_objects(local.uri, 1.0).put(f".{name}.{'0' * 32}.tmp", b"{")
         recovery = local.recover(free)
-        assert len(recovery.temporary) == 2
+        assert len(recovery.temporary) == 3
         assert recovery.half_written == ()
         assert recovery.num_files == 2
         assert all_ids(local) == list(range(80))

@@ -24,9 +24,10 @@ from pipeline.evaluate import measure
 from pipeline.evaluate.config import EvaluateConfig
 from pipeline.evaluate.inputs import annotations, ground_truth, predictions
 from pipeline.evaluate.metrics_file import arrays_of
-from pipeline.evaluate.run import evaluate
+from pipeline.evaluate.run import class_lines, evaluate
 from pipeline.metrics.protocol import IOU_TYPES
 from pipeline.model.categories import Category
+from pipeline.page.numbers import DASH
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server, s3_environment_variables
@@ -297,3 +298,23 @@ def _s3(server: S3Server) -> Any:
     import pyarrow.fs as pafs
 
     return pafs.S3FileSystem(endpoint_override=server.endpoint, region="us-east-1")
+
+
+def test_the_classes_on_a_terminal() -> None:
+    names = ["cat", "no\nobjects", "x" * 50, *(f"class {i}" for i in range(40))]
+    aps = [0.25, None, 0.125, *(0.5 + i / 100 for i in range(40))]
+    rows = [
+        {"category_id": i, "name": name, "AP": ap, "objects": 1200 * (ap is not None), "detections": 7}
+        for i, (name, ap) in enumerate(zip(names, aps, strict=True))
+    ]
+    lines = class_lines({"bbox": rows, "segm": [{**row, "AP": row["AP"] and row["AP"] / 2} for row in rows]})
+    assert [line.split()[-4:] for line in lines[2:5]] == [
+        ["0.062", "0.125", "1,200", "7"],
+        ["0.125", "0.250", "1,200", "7"],
+        ["0.250", "0.500", "1,200", "7"],
+    ]
+    assert lines[-1] == " and 13 more in metrics.json and report.html"
+    assert len({len(line) for line in lines[1:-1]}) == 1
+    few = class_lines({"bbox": rows[:3]})
+    assert few[-1].split() == ["no\\nobjects", DASH, "0", "7"]
+    assert class_lines({}) == []

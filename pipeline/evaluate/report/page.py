@@ -1,4 +1,4 @@
-"""The report as one HTML file. It loads nothing, runs nothing, and escapes whatever it was given."""
+"""The report, from what metrics.json says."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from pipeline.evaluate.report import sections
 from pipeline.evaluate.report.cards import GalleryImage, gallery_cards
-from pipeline.evaluate.report.numbers import FILTERS
 from pipeline.metrics.protocol import COCO_MAX_DETS
 from pipeline.model.categories import Category
+from pipeline.page.shell import environment, rendered
+from pipeline.provenance import begun_at
 from pipeline.storage.uris import UriText
 
 _TEMPLATE = "report.html.jinja"
@@ -43,8 +44,7 @@ def render_report(metrics: Mapping[str, Any], gallery: Iterable[GalleryImage] = 
         "gallery": gallery_cards(gallery, categories),
         "open_classes": _OPEN_CLASSES,
     }
-    page = _environment().get_template(_TEMPLATE).render(context)
-    return page.encode("utf-8", "replace").decode("utf-8")  # JSON may hold half a surrogate pair, no file can
+    return rendered(_templates(), _TEMPLATE, context)
 
 
 def _what_was_evaluated(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -53,6 +53,7 @@ def _what_was_evaluated(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "sources": {name: str(UriText(sources[name])) for name in ("predictions", "ground_truth") if sources.get(name)},
         "model": {name.replace("_", " "): value for name, value in (sources.get("model") or {}).items()},
+        "begun": begun_at((metrics.get("run") or {}).get("run_id", "")),
         "images": images,
         "books": sections.books(images or {}),
         "decisions": metrics.get("decisions", ()),
@@ -75,22 +76,12 @@ def _numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sections(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Those of metrics.json that have a template of their name, in the order of metrics.json."""
-    templates = set(_environment().list_templates())
+    templates = set(_templates().list_templates())
     return {
         name: section for name, section in metrics.items() if section and f"sections/{name}.html.jinja" in templates
     }
 
 
 @cache
-def _environment() -> Environment:
-    # Not by the file's suffix: that rule would leave a template called *.jinja unescaped.
-    environment = Environment(
-        loader=PackageLoader("pipeline.evaluate.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(FILTERS)
-    environment.globals.update(sections.VIEWS)
-    return environment
+def _templates() -> Environment:
+    return environment("pipeline.evaluate.report", sections.VIEWS)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.evaluate.report.cards import GalleryImage, Overlay
+from pipeline.evaluate.report.cards import GalleryImage
 from pipeline.model.categories import COCO_CATEGORIES, Category
+from pipeline.page.thumbnails import Overlay
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 RECALL = np.linspace(0, 1, 101)

@@ -10,8 +10,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from pipeline.drawing.colours import category_colour
-from pipeline.evaluate.report.cards import MOST_BYTES, Card, GalleryImage, Overlay, Thumbnail, gallery_cards
+from pipeline.evaluate.report.cards import Card, GalleryImage, gallery_cards
 from pipeline.model.categories import Category
+from pipeline.page.thumbnails import MOST_BYTES, Overlay, Thumbnail
 from tests.evaluate.report.sample_metrics import photograph, sample_gallery
 
 CATEGORIES = (Category(4, "cat"), Category(9, "dog"))
@@ -46,9 +47,11 @@ def square(size: tuple[int, int]) -> Overlay:
 
 @pytest.mark.parametrize(
     ("size", "expected"),
-    [((480, 640), (240, 320)), ((640, 480), (400, 300)), ((20, 30), (20, 30)), ((3, 9000), (1, 320))],
+    [((480, 640), (240, 320)), ((640, 480), (400, 300)), ((20, 30), (40, 60)), ((3, 9000), (1, 320))],
 )
-def test_thumbnails_fit_their_frame_and_small_pictures_stay(size: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_thumbnails_fit_their_frame_and_small_ones_are_doubled(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert decoded(card(image(np.full((*size, 3), 90, np.uint8))).truth).shape[:2] == expected
 
 
@@ -74,11 +77,11 @@ def test_each_side_shows_its_own_objects() -> None:
 def test_a_picture_that_could_not_be_read_is_grey_and_says_why() -> None:
     lost = replace(image(None, truth=square((120, 160))), reason="not_found: no such object")
     shown = card(lost)
-    assert decoded(shown.truth).shape == (120, 160, 3)
+    assert decoded(shown.truth).shape == (240, 320, 3)
     assert shown.notes == ("The picture could not be read: not_found: no such object.",)
     boxes = Overlay(np.array([[10, 10, 99.5, 49.5]]), np.array([0]))
-    assert decoded(card(image(None, detections=boxes)).detections).shape == (50, 100, 3)
-    assert decoded(card(image(None)).detections).shape == (1, 1, 3)
+    assert decoded(card(image(None, detections=boxes)).detections).shape == (100, 200, 3)
+    assert decoded(card(image(None)).detections).shape == (2, 2, 3)
 
 
 def test_masks_of_another_size_are_named_and_left_out() -> None:
@@ -106,3 +109,20 @@ def test_classes_and_kinds_in_the_order_they_come() -> None:
     expected = {"worst": [0.0, 0.12], "best": [0.97, 0.95]}
     assert order == {"cat": expected, "dog": expected}
     assert list(order["cat"]) == ["worst", "best"]
+
+
+def objects(count: int) -> Overlay:
+    """Small boxes in rows of four, all of the second class."""
+    corners = np.array([[10 + 38 * (i % 4), 10 + 30 * (i // 4)] for i in range(count)], float)
+    return Overlay(np.concatenate([corners, corners + 20], axis=1), np.ones(count, int))
+
+
+@pytest.mark.parametrize(("count", "name", "labelled"), [(8, "brick", True), (16, "a class of a long name", False)])
+def test_labels_do_not_hide_a_small_picture(count: int, name: str, labelled: bool) -> None:
+    shown = image(np.full((160, 160, 3), 200, np.uint8), objects(count))
+    cards = gallery_cards([shown], (CATEGORIES[0], Category(9, name)))
+    pixels = decoded(cards["cat"]["worst"][0].truth)
+    covered = (np.abs(pixels - 200).max(axis=2) > 60).mean()
+    outlines = count * 4 * 40 / pixels[..., 0].size
+    assert covered < outlines + 0.2
+    assert bool(covered > outlines + 0.02) is labelled

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.evaluate.report.plots import MOST_CLASSES, MOST_PAIRS, Pair, confusion_view
+from pipeline.evaluate.report.sections import MOST_CLASSES, MOST_PAIRS, Pair, confusion_view
 
 # Objects: 10 cats, 20 dogs, no cow; the last row is detections of nothing.
 MATRIX = [[6, 1, 0, 3], [4, 15, 1, 0], [0, 0, 0, 0], [2, 8, 0, 0]]

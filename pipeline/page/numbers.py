@@ -1,8 +1,9 @@
-"""Numbers and names as the report writes them. What is undefined is a dash, and COCO writes -1 for it."""
+"""Numbers, times and names as pages write them. What is undefined is a dash, and COCO writes -1 for it."""
 
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 from typing import Any
 
 DASH = "\N{EN DASH}"
@@ -49,6 +50,11 @@ def css_percent(value: Number) -> str:
     return f"{100 * min(max(number, 0.0), 1.0):.4g}%"
 
 
+def moment(value: datetime) -> str:
+    """``2026-01-31 09:05 UTC``."""
+    return f"{value.astimezone(timezone.utc):%Y-%m-%d %H:%M} UTC"
+
+
 def title_of(name: str) -> str:
     """Of a section: ``object_sizes`` is "Object sizes"."""
     return name.replace("_", " ").capitalize()
@@ -60,5 +66,6 @@ FILTERS: dict[str, Any] = {
     "count": count,
     "percent": percent,
     "css_percent": css_percent,
+    "moment": moment,
     "title_of": title_of,
 }

@@ -7,7 +7,7 @@ from functools import cache
 import matplotlib as mpl
 import pytest
 
-from pipeline.evaluate.report.plots import recall_precision, reliability
+from pipeline.page.plots import histogram, recall_precision, reliability
 
 RECALL = [i / 100 for i in range(101)]
 EDGES = [i / 20 for i in range(21)]
@@ -26,10 +26,13 @@ def plots() -> list[str]:
         reliability(EDGES, counts, [None, *RECALL[5:100:5]], [None, *RECALL[5:100:5]]),
         reliability(EDGES, [0] * 20, [None] * 20, [None] * 20),
         reliability(EDGES, [1] * 19 + [10**6], [0.5] * 20, [0.5] * 20),
+        histogram(EDGES, counts, over="score", of="detections"),
+        histogram([4, 8, 16, 32, 64], [0, 3, 2, 1], over="side", of="detections", doubling=True, borders=[32]),
+        histogram([2, 4], [0], over="side", of="detections", doubling=True),
     ]
 
 
-@pytest.mark.parametrize("number", range(5))
+@pytest.mark.parametrize("number", range(8))
 def test_fit_for_a_page(number: int) -> None:
     text = plots()[number]
     ElementTree.fromstring(text.replace("xlink:href", "href"))
@@ -70,3 +73,13 @@ def test_undefined_everywhere_draws_no_line() -> None:
 def test_histogram_of_very_different_counts_is_logarithmic() -> None:
     assert "10,000" in re.sub(r"<[^>]*>", " ", plots()[2])
     assert "10,000" not in re.sub(r"<[^>]*>", " ", plots()[4])
+
+
+def test_bars_are_as_high_as_their_counts() -> None:
+    paths = re.findall(r'<path d="([^"]*)" clip-path[^>]*style="fill: var\(--c1\)', plots()[6])
+    heights = []
+    for path in paths:
+        ys = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", path)]
+        heights.append(max(ys) - min(ys))
+    assert len(heights) == 4
+    assert [height / heights[3] for height in heights] == pytest.approx([0, 3, 2, 1], abs=0.01)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 
-from pipeline.evaluate.report import numbers
+from pipeline.page import numbers
 
 NAN = float("nan")
 DASH = "\N{EN DASH}"
@@ -39,3 +41,8 @@ def test_percent(value: float | None, expected: str) -> None:
 )
 def test_css_percent_never_leaves_its_box(value: float | None, expected: str) -> None:
     assert numbers.css_percent(value) == expected
+
+
+def test_moment() -> None:
+    berlin = timezone(timedelta(hours=2))
+    assert numbers.moment(datetime(2026, 7, 1, 1, 5, 59, tzinfo=berlin)) == "2026-06-30 23:05 UTC"

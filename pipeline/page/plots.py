@@ -1,7 +1,7 @@
 """Plots as SVG that goes into a page: its colours are the page's own, its text stays text.
 
 matplotlib knows fixed colours only. It is given ones that nothing else uses, which then give way to CSS variables,
-so that one plot serves a light and a dark page. Of the confusion matrix a page has room for a part.
+so that one plot serves a light and a dark page.
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
-import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Values = Sequence[float | None]
 
@@ -104,6 +103,40 @@ def reliability(edges: Sequence[float], counts: Sequence[int], scores: Values, p
         return _svg(figure, "reliability of the scores, and their histogram")
 
 
+def histogram(
+    edges: Sequence[float],
+    counts: Sequence[int],
+    *,
+    over: str,
+    of: str,
+    doubling: bool = False,
+    borders: Sequence[float] = (),
+) -> Markup:
+    """Bars.
+
+    Args:
+        edges: B + 1 borders of the bins, ascending.
+        counts: B numbers.
+        over: what the bins are of.
+        of: what is counted.
+        doubling: each step of the axis is twice the one before; the edges are above 0.
+        borders: where vertical lines part the bars.
+    """
+    with _figure((4.4, 2.6)) as figure:
+        axes = figure.subplots()
+        widths = [right - left for left, right in pairwise(edges)]
+        axes.bar(edges[:-1], counts, widths, align="edge", color=_SERIES[0], edgecolor=_LINE, linewidth=0.6)
+        for border in borders:
+            axes.axvline(border, color=_MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+        if doubling:
+            axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set(xlim=(edges[0], edges[-1]), xlabel=over, ylabel=of)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        return _svg(figure, f"{of} by {over}")
+
+
 def _unit_axes(figure: Figure, small: bool) -> Axes:
     axes = figure.subplots()
     ticks = [0, 0.5, 1] if small else [0, 0.2, 0.4, 0.6, 0.8, 1]
@@ -136,102 +169,3 @@ def _svg(figure: Figure, label: str) -> Markup:
     tag = rf'<svg viewBox="\1" role="img" aria-label="{label}">'
     text = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', tag, text, count=1)
     return Markup(re.sub(r"\n\s*", "\n", text))
-
-
-MOST_CLASSES = 30
-MOST_PAIRS = 20
-
-
-@dataclass(frozen=True)
-class Cell:
-    """Of the heat map.
-
-    Attributes:
-        number: objects of the row's class that were detected as the column's.
-        share: of all the objects of the row's class, 0 to 1.
-        diagonal: the two classes are the same.
-    """
-
-    number: int
-    share: float
-    diagonal: bool
-
-    @property
-    def text(self) -> str:
-        """Percent; nothing below one half."""
-        return f"{100 * self.share:.0f}" if self.share >= 0.005 else ""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two different classes: ``number`` objects of one, a ``share`` of its objects, were detected as the other."""
-
-    truth: str
-    detected: str
-    number: int
-    share: float
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """What is shown.
-
-    Attributes:
-        labels: of rows and columns, the background last.
-        rows: of cells; a row is a class of the ground truth, a column what was detected.
-        num_classes: there are in all, the background not counted.
-        pairs: of different classes, the most frequent first.
-    """
-
-    labels: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    num_classes: int
-    pairs: tuple[Pair, ...]
-
-    @property
-    def is_part(self) -> bool:
-        """Whether classes are left out of the heat map."""
-        return len(self.labels) - 1 < self.num_classes
-
-
-def confusion_view(section: Mapping[str, Any]) -> Confusion:
-    """Choose the most confused classes and pairs.
-
-    Args:
-        section: ``labels`` with the background last, and ``matrix``, whose rows are ground truth.
-
-    Raises:
-        ValueError: the matrix is not as large as the labels say.
-    """
-    labels: Sequence[str] = section["labels"]
-    matrix = np.asarray(section["matrix"], np.int64)
-    if matrix.shape != (len(labels), len(labels)):
-        raise ValueError(f"a confusion matrix of {matrix.shape} for {len(labels)} labels")
-    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    shown = _most_confused(matrix)
-    rows = tuple(tuple(Cell(int(matrix[i, j]), float(shares[i, j]), i == j) for j in shown) for i in shown)
-    return Confusion(tuple(labels[i] for i in shown), rows, len(labels) - 1, _pairs(labels, matrix, shares))
-
-
-def _most_confused(matrix: np.ndarray) -> list[int]:
-    """Classes in their order, and the background; those with most mistakes between classes if there are many."""
-    background = len(matrix) - 1
-    wrong = _between_classes(matrix)
-    mistakes = wrong.sum(axis=0) + wrong.sum(axis=1)
-    return [*sorted(np.argsort(-mistakes, kind="stable")[:MOST_CLASSES].tolist()), background]
-
-
-def _pairs(labels: Sequence[str], matrix: np.ndarray, shares: np.ndarray) -> tuple[Pair, ...]:
-    wrong = _between_classes(matrix)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
-    places = [divmod(int(place), len(wrong)) for place in order]
-    return tuple(
-        Pair(labels[i], labels[j], int(matrix[i, j]), float(shares[i, j])) for i, j in places if wrong[i, j] > 0
-    )
-
-
-def _between_classes(matrix: np.ndarray) -> np.ndarray:
-    """Without the background and without what is right."""
-    wrong = matrix[:-1, :-1].copy()
-    np.fill_diagonal(wrong, 0)
-    return wrong

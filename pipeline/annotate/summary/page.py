@@ -1,0 +1,297 @@
+"""``summary.html``: books, failures, classes, scores and sizes, a few pictures and the figures of the run.
+
+Books, failures and classes are those of the footers, exact however large the output is. Scores, sizes and pictures come
+from a sample of bounded cost, and the page says of how many images.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import yaml
+from jinja2 import Environment
+
+from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, draw_sample
+from pipeline.annotations.ledger import PAGE_NAME
+from pipeline.annotations.overview import FailureKind, Overview, look_over
+from pipeline.annotations.overview_text import how_it_ended
+from pipeline.annotations.rows import sample_files
+from pipeline.annotations.run_json import RunJson, RunState
+from pipeline.annotations.schema import ANNOTATED
+from pipeline.errors import UserError
+from pipeline.messages.counts import counted, size
+from pipeline.messages.timing import duration
+from pipeline.page.shell import environment, rendered
+from pipeline.provenance import begun_at
+from pipeline.storage.lock.lease import LockLost
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri, hide_secrets
+
+logger = logging.getLogger(__name__)
+
+NUM_PICTURES = 12
+PICTURES_TIMEOUT_S = 20.0
+_FILES_SAMPLED, _FILES_AT_ONCE = 64, 8
+_MOST_CLASSES = 300
+_MOST_FAILURES = 50
+_MOST_LETTERS = 300
+_GENERATOR = "maskfleet annotate"  # by which a page of ours is known; it stands in the template too
+_HEAD_BYTES = 1024
+
+_SCORE_EDGES = np.linspace(0, 1, 21)
+_SIDE_EDGES = 2.0 ** np.arange(1, 13.5, 0.5)  # pixels; what is beyond counts in the outermost bins
+_COCO_SIDES = (32, 96)
+_SCORE, _AREA = (f"detections.list.element.{name}" for name in ("score", "area"))
+
+
+@contextmanager
+def page_at_end(uri: Uri, run_id: str, fence: Callable[[], None]) -> Iterator[None]:
+    """However a run ends in this block, its page is drawn then; a `UserError` ends it before it has begun.
+
+    Args:
+        uri: of the output folder.
+        run_id: of the run.
+        fence: called right before the page is written; raises if this run must not write any more.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException:
+        write_page(uri, run_id, fence)
+        raise
+    write_page(uri, run_id, fence)
+
+
+def write_page(uri: Uri, run_id: str, fence: Callable[[], None]) -> None:
+    """Draw the page, where ``run.json`` says how this run has ended, or no page says how an earlier one has.
+
+    Whatever goes wrong is a warning: the rows are what counts.
+    """
+    try:
+        if not _is_due(uri, run_id):
+            return
+        page = render_summary(look_over(uri), read_shapes(uri), draw_sample(uri, NUM_PICTURES, PICTURES_TIMEOUT_S))
+        fence()
+        open_objects(uri).put(PAGE_NAME, page.encode())
+    except LockLost:
+        return
+    except Exception as error:
+        logger.warning("no page was drawn: %s: %s", type(error).__name__, hide_secrets(str(error)))
+        return
+    logger.info("a page to look at: %s", uri / PAGE_NAME)
+
+
+def _is_due(uri: Uri, run_id: str) -> bool:
+    run = RunJson.read(uri)
+    if run is None or run.state is RunState.RUNNING:
+        return False
+    objects = open_objects(uri)
+    there = next((entry for entry in objects.list("").files if entry.name == PAGE_NAME), None)
+    if there is None:
+        return True
+    if run.run_id != run_id:
+        return False
+    is_ours = _GENERATOR.encode() in objects.read_range(PAGE_NAME, 0, min(_HEAD_BYTES, there.size_bytes))
+    if not is_ours:
+        logger.warning("no page is drawn: %s is not of an earlier run", uri / PAGE_NAME)
+    return is_ours
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """How detections of a sample of images are distributed.
+
+    Attributes:
+        images: annotated ones in the sample.
+        scores: number of detections by score, in 20 equal bins from 0 to 1.
+        sides: by the root of the mask's area in pixels, in bins of half a doubling from 2 on.
+        sizes: small, medium and large by COCO's borders, 32² and 96² pixels.
+    """
+
+    images: int = 0
+    scores: tuple[int, ...] = (0,) * (len(_SCORE_EDGES) - 1)
+    sides: tuple[int, ...] = (0,) * (len(_SIDE_EDGES) - 1)
+    sizes: tuple[int, ...] = (0, 0, 0)
+
+    def __add__(self, other: Shapes) -> Shapes:
+        pairs = ((self.scores, other.scores), (self.sides, other.sides), (self.sizes, other.sizes))
+        sums = (tuple(a + b for a, b in zip(*pair, strict=True)) for pair in pairs)
+        return Shapes(self.images + other.images, *sums)
+
+    @classmethod
+    def of(cls, table: pa.Table) -> Shapes:
+        """Of rows with ``status`` and the detections' ``score`` and ``area``."""
+        found = pc.list_flatten(table["detections"])
+        scores, areas = (pc.struct_field(found, name).to_numpy() for name in ("score", "area"))
+        sides = np.sqrt(areas.astype(np.float64))
+        return cls(
+            pc.sum(pc.equal(table["status"], ANNOTATED)).as_py() or 0,
+            _binned(scores, _SCORE_EDGES),
+            _binned(sides, _SIDE_EDGES),
+            tuple(np.bincount(np.digitize(sides, _COCO_SIDES), minlength=3).tolist()),
+        )
+
+
+def _binned(values: np.ndarray, edges: np.ndarray) -> tuple[int, ...]:
+    inside = np.clip(values, edges[0], edges[-1])
+    return tuple(np.histogram(inside, edges)[0].tolist())
+
+
+def read_shapes(uri: Uri) -> Shapes:
+    """Of the first rows of files that are drawn evenly over an output.
+
+    Raises:
+        OutputError: a file is damaged.
+    """
+    return sum(sample_files(uri, _FILES_SAMPLED, ["status", _SCORE, _AREA], Shapes.of, _FILES_AT_ONCE), Shapes())
+
+
+class ClassRow(NamedTuple):
+    """A class: its detections, their share of all, and the length of its bar, 0 to 1."""
+
+    name: str
+    number: int
+    share: float
+    length: float
+
+
+class StageRow(NamedTuple):
+    """A stage: seconds of work summed over all tasks, and their share."""
+
+    name: str
+    seconds: str
+    share: float
+
+
+def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
+    """The page, with whatever there is."""
+    run = overview.run
+    counts = overview.counts
+    context = {
+        "title": "Annotations",
+        "generator": _GENERATOR,
+        "uri": str(overview.uri),
+        "ending": _clipped(how_it_ended(run)) if run else "not known: no run.json says how it was made",
+        "begun": begun_at(run.run_id) if run else None,
+        "drawn": overview.looked_at,
+        "counts": counts,
+        "pending": overview.pending,
+        "detections": sum(overview.classes.values()),
+        "books": _books(overview),
+        "failures": [_failure(kind) for kind in overview.failures[:_MOST_FAILURES]],
+        "num_failures": len(overview.failures),
+        "classes": _class_rows(overview.classes),
+        "num_classes": len(overview.classes),
+        "known_classes": len(run.categories) if run else 0,
+        "shapes": shapes,
+        "sample": sample,
+        "shown_score": SHOWN_SCORE,
+        "manifest": overview.manifest,
+        "files": f"{counted(overview.num_files, 'file')}, {size(overview.num_bytes)}",
+        "problems": [_clipped(problem) for problem in overview.problems],
+        "run": run,
+        "speed": _speed(run) if run else {},
+        "stages": _stages(run) if run else [],
+        "model": _model(overview),
+        "settings": hide_secrets(yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True)) if run else "",
+        "versions": _versions(run) if run else "",
+    }
+    return rendered(_templates(), "summary.html.jinja", context)
+
+
+@cache
+def _templates() -> Environment:
+    return environment("pipeline.annotate.summary", {"score_plot": _score_plot, "side_plot": _side_plot})
+
+
+def _score_plot(shapes: Shapes) -> str:
+    return _histogram(_SCORE_EDGES.tolist(), shapes.scores, over="score")
+
+
+def _side_plot(shapes: Shapes) -> str:
+    """Only the bins from the first to the last with a detection."""
+    filled = [i for i, number in enumerate(shapes.sides) if number] or [0]
+    first, last = filled[0] // 2 * 2, filled[-1] // 2 * 2 + 2
+    edges, sides = _SIDE_EDGES[first : last + 1].tolist(), shapes.sides[first:last]
+    inside = [side for side in _COCO_SIDES if edges[0] < side < edges[-1]]
+    return _histogram(edges, sides, over="root of the mask's area, pixels", doubling=True, borders=inside)
+
+
+def _histogram(edges: Sequence[float], counts: Sequence[int], over: str, **options: Any) -> str:
+    from pipeline.page.plots import histogram  # matplotlib takes a second, and many a run draws no page
+
+    return histogram(edges, counts, over=over, of="detections", **options)
+
+
+def _clipped(text: str) -> str:
+    text = hide_secrets(text)
+    return text if len(text) <= _MOST_LETTERS else text[:_MOST_LETTERS] + "…"
+
+
+def _books(overview: Overview) -> list[tuple[str, str, int, float]]:
+    """CSS class, label, number and share of what became of the images; parts without one are left out."""
+    counts = overview.counts
+    parts = [
+        ("annotated", "annotated", counts.annotated),
+        ("failed", "failed", counts.failed),
+        ("without_result", "to do", overview.pending or 0),
+    ]
+    total = max(1, sum(number for *_, number in parts))
+    return [(kind, label, number, number / total) for kind, label, number in parts if number]
+
+
+def _failure(kind: FailureKind) -> FailureKind:
+    examples = tuple((hide_secrets(str(image_id)), _clipped(message)) for image_id, message in kind.examples)
+    return FailureKind(kind.code, kind.count, examples)
+
+
+def _class_rows(classes: Mapping[str, int]) -> list[ClassRow]:
+    total, longest = max(1, sum(classes.values())), max(1, *classes.values(), 0)
+    rows = [ClassRow(name, number, number / total, number / longest) for name, number in classes.items()]
+    return rows[:_MOST_CLASSES]
+
+
+def _speed(run: RunJson) -> dict[str, str]:
+    figures = run.this_run
+    if not figures.rounds:
+        return {}
+    return {
+        "Images of this run": f"{figures.images:,}, of which it wrote {figures.written:,}",
+        "Time": duration(figures.seconds),
+        "Speed": f"{figures.images_per_second:,.2f} images/s",
+        "Replicas busy": f"{figures.replica_busy_share:.0%}",
+    }
+
+
+def _stages(run: RunJson) -> list[StageRow]:
+    split = run.this_run.time_split_s
+    total = sum(split.values()) or 1.0
+    return [StageRow(name, duration(seconds), seconds / total) for name, seconds in split.items()]
+
+
+def _model(overview: Overview) -> dict[str, str]:
+    if overview.identities:
+        identity = overview.identities[-1]
+        found: dict[str, Any] = {"Model": identity.model_name, "Digest of its weights": identity.weights_sha256}
+    else:
+        says = overview.run.identity if overview.run else {}
+        found = {"Model": says.get("model_name"), "Digest of its weights": says.get("weights_sha256")}
+    source = overview.run.identity.get("source") if overview.run else None
+    if isinstance(source, dict):
+        found["File"] = source.get("file")
+    return {name: hide_secrets(value) for name, value in found.items() if isinstance(value, str) and value}
+
+
+def _versions(run: RunJson) -> str:
+    packages = run.code.get("packages")
+    parts = [f"{name} {version}" for name, version in packages.items()] if isinstance(packages, dict) else []
+    return ", ".join([str(run.code.get("version", "")), *parts])
