@@ -102,7 +102,8 @@ def _job_config() -> JobConfig:
     """Ray puts the driver's folder first on the path of its workers. That is right in a checkout, where this package
     comes from; in any other folder a package of the user's that is called ``pipeline`` would take our place there.
 
-    Ray leaves it out for jobs of its client alone, and makes no other difference between those and this one.
+    Ray leaves it out for jobs of its client alone, and makes no other difference between those and this one, which
+    sends no modules along.
     """
     root = Path(__file__).resolve().parents[2]
     return JobConfig(_client_job=Path.cwd().resolve() != root)

@@ -178,6 +178,11 @@ class Detection(NamedTuple):
     box: tuple[float, float, float, float]
     rle: CocoRle
 
+    def __repr__(self) -> str:
+        """Without the mask, which may be a page of text."""
+        corners = ", ".join(f"{corner:.1f}" for corner in self.box)
+        return f"Detection({self.name} {self.score:.2f}, box {corners})"
+
 
 class Detections:
     """The objects found in one image, best score first.

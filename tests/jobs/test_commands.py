@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import pytest
+import yaml
 
 import maskfleet
 from jobs.arguments import COMMANDS, typed
@@ -211,3 +213,16 @@ def test_each_ready_config_says_what_it_is_for(capsys: pytest.CaptureFixture[str
 
 def test_the_precisions_of_command_lines_are_those_of_the_model() -> None:
     assert get_args(Precision) == tuple(PRECISIONS)
+
+
+def test_outputs_in_a_checkout_are_not_sent_to_a_cluster() -> None:
+    """``ray job submit --working-dir .`` leaves out what .gitignore names: where ready configs and README's commands
+    write, at the root alone, for pipeline/ has an annotations/ of its own.
+    """
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*.yaml")]
+    outputs = {Path(config["output"]["uri"]).parts[0] for config in configs}
+    commands = re.findall(r"--out (\S+)", (ROOT / "README.md").read_text())
+    for name in {name for name in (*outputs, *commands) if re.fullmatch(r"[\w.-]+", name)}:
+        assert {f"/{name}", f"/{name}/"} & set(ignored), name
+        assert f"{name}/" not in ignored

@@ -230,6 +230,7 @@ def test_names_and_ids() -> None:
     assert found[0] == Detection("kite", 12, float(np.float32(0.9)), (0, 0, 2, 3), found.rle()[0])
     assert found.masks.sum(axis=(1, 2)).tolist() == [6, 6, 6]
     assert json.loads(json.dumps(found[1]))[0] == "person"
+    assert repr(found[1]) == "Detection(person 0.70, box 1.0, 0.0, 3.0, 3.0)"
 
 
 @pytest.mark.parametrize(
