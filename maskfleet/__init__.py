@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.model.predictor import load_model
+    from pipeline.predict.model import load_model
 
     __version__: str
 
@@ -26,7 +26,7 @@ def __getattr__(name: str) -> Any:
 
         if Path(pipeline.__path__[0]).resolve() != Path(__file__).resolve().parents[1] / "pipeline":
             raise ImportError(f"a package of the name 'pipeline' hides maskfleet's: {pipeline.__path__[0]}; rename it")
-        from pipeline.model.predictor import load_model
+        from pipeline.predict.model import load_model
 
         return load_model
     raise AttributeError(f"module 'maskfleet' has no attribute {name!r}")

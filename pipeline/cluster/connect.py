@@ -70,7 +70,7 @@ def check_address(address: UriText | None) -> None:
 def _join(target: Address) -> None:
     target.check()
     # The client makes a job config of its own, and sends what it is given as JSON, which this is not.
-    job_config = {} if target.is_of_clients else {"job_config": _job_config()}
+    job_config: dict[str, Any] = {} if target.is_of_clients else {"job_config": _job_config()}
     try:
         ray.init(address=target.text.secret_text, **job_config, **_OPTIONS)
     except Exception as error:
