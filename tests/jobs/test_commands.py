@@ -16,8 +16,9 @@ import yaml
 import maskfleet
 from jobs.arguments import COMMANDS, typed
 from maskfleet.cli import main
-from pipeline.model.predictor import PRECISIONS, load_model
+from pipeline.model.predictor import PRECISIONS
 from pipeline.model.settings import Precision
+from pipeline.predict.model import load_model
 
 ROOT = Path(__file__).parents[2]
 # What takes seconds to import, alone or together with what it imports.
