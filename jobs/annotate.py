@@ -37,9 +37,12 @@ def _annotate(args: argparse.Namespace) -> int:
     # files that are missing are told before that.
     from pipeline.annotate.config import AnnotateConfig
     from pipeline.config.loading import load_config
+    from pipeline.model.files.resolve import find_model
+    from pipeline.storage.listing import check_there
 
     config = load_config(AnnotateConfig, args.config, args.set)
-    # Here and not above: a config that is wrong is told at once.
+    find_model(config.model.checkpoint)
+    check_there({"manifest.uri": config.manifest.uri})
     from pipeline.annotate.dry_run import dry_run
     from pipeline.annotate.run import annotate, failed_lines, summary
     from pipeline.annotations.run_json import RunState

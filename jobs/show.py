@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs.arguments import job_parser
 from jobs.ending import FAILED, OK, ends_in_order, say_end
 from pipeline.errors import UserError
 from pipeline.messages.counts import counted
@@ -79,9 +80,7 @@ def _write_failed(overview: Overview, path: Path) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("show", __doc__)
     parser.add_argument("output", metavar="OUTPUT", help="output folder of an annotate job: local path or URI")
     parser.add_argument(
         "--failed", metavar="FILE", help="write all failed images there, as CSV; an earlier such file is replaced"

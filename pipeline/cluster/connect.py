@@ -70,9 +70,9 @@ def check_address(address: UriText | None) -> None:
 def _join(target: Address) -> None:
     target.check()
     # The client makes a job config of its own, and sends what it is given as JSON, which this is not.
-    job_config: dict[str, Any] = {} if target.is_of_clients else {"job_config": _job_config()}
+    job_config: Any = None if target.is_of_clients else _job_config()
     try:
-        ray.init(address=target.text.secret_text, **job_config, **_OPTIONS)
+        ray.init(address=target.text.secret_text, job_config=job_config, **_OPTIONS)
     except Exception as error:
         # Other versions, most often; a head that answers, though no node of the cluster runs on this machine.
         raise target.refused(_one_line(error)) from error

@@ -180,7 +180,7 @@ def test_the_client_makes_a_job_config_of_its_own(monkeypatch: pytest.MonkeyPatc
     fake = FakeRay(monkeypatch)
     with connect(UriText("ray://head:10001")):
         pass
-    assert [start.keys() for start in fake.starts] == [{"address", "log_to_driver", "logging_level"}]
+    assert [start["job_config"] for start in fake.starts] == [None]
 
 
 def test_a_ray_that_runs_is_used_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
