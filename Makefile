@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.installed
 
 # uv installs the pinned set in seconds; --no-deps, because requirements.lock already holds everything.
-$(VENV)/.installed: requirements.lock pyproject.toml
+$(VENV)/.installed: requirements.lock pyproject.toml setup.py
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.11"'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet uv
@@ -35,7 +35,7 @@ lock:
 		--quiet --output-file requirements.lock pyproject.toml
 
 demo: setup
-	$(BIN)/python -m jobs.demo --out demo-output
+	$(BIN)/maskfleet demo --out demo-output
 
 # The model that the demo shows, made anew: an hour and a half on two cores. A run that was stopped is gone on with.
 demo-model: setup
@@ -43,7 +43,7 @@ demo-model: setup
 		$(BIN)/python -m jobs.render_scenes --out demo-model/train --count 10000 --seed 1
 	test -e demo-model/validation/instances.json || \
 		$(BIN)/python -m jobs.render_scenes --out demo-model/validation --count 200 --seed 2
-	$(BIN)/python -m jobs.train --config configs/train_demo.yaml
+	$(BIN)/maskfleet train --config configs/train_demo.yaml
 	cp demo-model/run/best.safetensors jobs/demo_model.safetensors
 
 clean:

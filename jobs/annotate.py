@@ -1,4 +1,4 @@
-"""Annotate every image of a manifest: ``python -m jobs.annotate --config configs/annotate_laptop.yaml``.
+"""Annotate every image of a manifest: ``python -m jobs.annotate --config my.yaml``.
 
 Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
 configuration or input, 3 done, with more failed images than allowed, 4 ended early because
@@ -12,10 +12,8 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, set_up_log
-from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotations.run_json import RunState
-from pipeline.config.loading import load_config
 
 TOO_MANY_FAILURES, STOPPED_BY_FAILURES = 3, 4
 
@@ -24,9 +22,8 @@ logger = logging.getLogger("jobs.annotate")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, run, and say in the last line how it ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. model.batch_size=16")
+    parser = job_parser("annotate", __doc__)
+    add_config(parser, "model.batch_size=16")
     parser.add_argument("--dry-run", action="store_true", help="check all, print the plan, leave the output as it is")
     parser.add_argument("--retry-failed", action="store_true", help="queue images again that failed in earlier runs")
     args = parser.parse_args(argv)
@@ -36,11 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _annotate(args: argparse.Namespace) -> int:
+    # Here and not above: the model's packages and Ray take ten seconds to import. The help, a config that is wrong and
+    # files that are missing are told before that.
+    from pipeline.annotate.config import AnnotateConfig
+    from pipeline.config.loading import load_config
+    from pipeline.model.files.resolve import find_model
+    from pipeline.storage.listing import check_there
+
     config = load_config(AnnotateConfig, args.config, args.set)
-    # Here and not above: the model's packages and Ray take ten seconds to import, and a config that is wrong is told
-    # before that.
+    find_model(config.model.checkpoint)
+    check_there({"manifest.uri": config.manifest.uri})
     from pipeline.annotate.dry_run import dry_run
     from pipeline.annotate.run import annotate, summary
+    from pipeline.annotations.run_json import RunState
 
     if args.dry_run:
         print(dry_run(config))

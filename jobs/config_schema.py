@@ -5,11 +5,11 @@ Editors that know the YAML language server complete and check the files in confi
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
+from jobs.arguments import job_parser
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.config.base import Section
 from pipeline.config.loading import config_schema
@@ -21,7 +21,7 @@ JOBS: dict[str, type[Section]] = {"annotate": AnnotateConfig, "evaluate": Evalua
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the schema."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.config_schema", description="JSON schema of a config.")
+    parser = job_parser("config_schema", __doc__)
     parser.add_argument("job", choices=JOBS)
     print(json.dumps(config_schema(JOBS[parser.parse_args(argv).job]), indent=2))
     return 0

@@ -15,19 +15,19 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from jobs.arguments import job_parser
 from jobs.ending import ends_in_order
 from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
-from pipeline.model.files.backbones import convert_backbone
-from pipeline.model.files.checkpoints import BackboneOnlyError, Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.files.class_names import read_categories
-from pipeline.model.files.resolve import resolve_checkpoint
+from pipeline.model.files.resolve import find_model, resolve_checkpoint
 from pipeline.storage.uris import UriText
+
+if TYPE_CHECKING:
+    from pipeline.model.files.checkpoints import Checkpoint
 
 # Options by the test setting that they replace.
 SETTINGS = {"short_side": int, "long_side": int, "score_threshold": float, "max_detections": int}
@@ -50,6 +50,10 @@ def _convert(args: argparse.Namespace) -> None:
         raise UserError(f"{out} exists; --force replaces it")
     changes = {name: getattr(args, name) for name in SETTINGS if getattr(args, name) is not None}
     categories = read_categories(args.classes) if args.classes else None
+    find_model(UriText(args.source))
+    # Here and not above: torch takes seconds to import, and a file that is missing is told before that.
+    from pipeline.model.files.checkpoints import BackboneOnlyError, load_checkpoint, save_checkpoint
+
     source = resolve_checkpoint(UriText(args.source))
     try:
         checkpoint = load_checkpoint(source, categories)
@@ -64,6 +68,8 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _convert_backbone(source: Path, out: Path) -> None:
+    from pipeline.model.files.backbones import convert_backbone
+
     backbone = convert_backbone(source, out)
     facts = {
         "kind": "ImageNet backbone without a detector: training starts from it, it predicts nothing",
@@ -76,6 +82,8 @@ def _convert_backbone(source: Path, out: Path) -> None:
 
 
 def _detector_facts(checkpoint: Checkpoint) -> dict[str, str]:
+    import torch
+
     with torch.device("meta"):
         parameters = build(checkpoint.variant).parameters()
     names = [category.name for category in checkpoint.categories]
@@ -106,11 +114,7 @@ def _report(facts: dict[str, str], out: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.convert_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = job_parser("convert_checkpoint", __doc__)
     parser.add_argument(
         "source", metavar="SOURCE", help=f"a file, or one of: {', '.join(KNOWN_MODELS)} (downloaded once)"
     )

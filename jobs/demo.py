@@ -8,30 +8,21 @@ done, 1 failed, 2 bad input, 130 and 143 stopped by SIGINT and SIGTERM.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import yaml
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from jobs import annotate, evaluate
+from jobs.arguments import job_parser, typed
 from jobs.ending import ends_in_order
-from pipeline.annotations.failure import ImageFailure
-from pipeline.annotations.pictures import PictureSource
-from pipeline.annotations.rows import OutputRows
-from pipeline.cluster.connect import connect
-from pipeline.drawing.draw import DrawOptions, grid
-from pipeline.drawing.rows import draw_rows
 from pipeline.errors import UserError
-from pipeline.evaluate.run import METRICS
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import named
-from pipeline.synthetic.scenes import holds_scenes, is_taken, write_scenes
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MODEL = Path(__file__).with_name("demo_model.safetensors")
 NUM_SCENES = 200
@@ -45,11 +36,11 @@ _SHOWN_SCORE = 0.5
 @ends_in_order("run it again")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns an exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("demo", __doc__)
     parser.add_argument("--out", default="demo-output", metavar="DIR")
     out = Path(parser.parse_args(argv).out)
+    from pipeline.synthetic.scenes import holds_scenes, is_taken, write_scenes
+
     scenes, results, evaluation = out / "scenes", out / "annotations", out / "evaluation"
     if is_taken(out) and not holds_scenes(scenes):
         raise UserError(f"{out} is not empty, and not of an earlier demo: give --out another")
@@ -72,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "output": {"uri": str(evaluation)},
         },
     }
+    # Here and not above: Ray takes seconds to import, and what is wrong before is told before that.
+    from PIL import Image
+
+    from pipeline.cluster.connect import connect
+    from pipeline.evaluate.run import METRICS
+
     with connect(None):
         for job in (annotate, evaluate):
             code = job.main(["--config", _written(out, job.__name__.rpartition(".")[2], configs)])
@@ -90,21 +87,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"Report         {evaluation / 'report.html'}\n"
         f"Contact sheet  {sheet}\n"
         "Run it again: nothing is left to annotate, and it says so. On your own pictures:\n"
-        "  python -m jobs.predict YOUR_IMAGES --model swin_b_coco --out predictions"
+        f"  {typed('predict')} YOUR_IMAGES --model swin_b_coco --out predictions"
     )
     return 0
 
 
 def _written(out: Path, job: str, configs: dict[str, dict[str, Any]]) -> str:
+    import yaml
+
     path = out / f"{job}.yaml"
     with named(path):
         path.write_text(yaml.safe_dump(configs[job], sort_keys=False))
-    print(f"python -m jobs.{job} --config {path}", flush=True)
+    print(f"{typed(job)} --config {path}", flush=True)
     return str(path)
 
 
 def _contact_sheet(results: Path) -> np.ndarray:
     """The first rows of the output, drawn on their pictures."""
+    from pipeline.annotations.failure import ImageFailure
+    from pipeline.annotations.pictures import PictureSource
+    from pipeline.annotations.rows import OutputRows
+    from pipeline.drawing.draw import DrawOptions, grid
+    from pipeline.drawing.rows import draw_rows
+
     rows, columns = _GRID
     ids = [str(number) for number in range(1, rows * columns + 1)]
     source = PictureSource()

@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.arguments import job_parser
 from jobs.ending import OK, end, run, set_up_log
 from pipeline.export.run import FORMATS, Export, export, read_selection
 from pipeline.storage.uris import Uri, UriText
@@ -36,12 +37,7 @@ def _export(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     formats = "\n".join(["formats:", *(f"  {format.help_line()}" for format in FORMATS.values())])
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.export",
-        description=__doc__,
-        epilog=formats,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = job_parser("export", __doc__, formats)
     parser.add_argument("--annotations", required=True, metavar="URI", help="the annotate job's output")
     parser.add_argument("--format", required=True, choices=FORMATS)
     parser.add_argument("--out", required=True, metavar="OUT", help="local path or URI of the result")

@@ -14,18 +14,18 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, get_args
 
-from jobs.arguments import positive, score
+from jobs.arguments import job_parser, positive, score
 from jobs.ending import FAILED, OK, ends_in_order, say_end
-from pipeline.coco.results import write_json
-from pipeline.drawing.draw import DrawOptions
 from pipeline.model.architectures import KNOWN_MODELS
-from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
-from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.predictor import PRECISIONS, Predictor, load_model
-from pipeline.predict.run import RESULT, PredictRun, find_images
+from pipeline.model.files.resolve import find_model, resolve_checkpoint
+from pipeline.model.settings import Precision
 from pipeline.storage.uris import UriText
+
+if TYPE_CHECKING:
+    from pipeline.model.predictor import Predictor
 
 
 @ends_in_order("pictures that were drawn are kept, predictions.json was not written")
@@ -34,6 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     out = Path(args.out)
+    find_model(UriText(args.model))
+    # Here and not above: torch takes seconds to import, and a file that is missing is told before that.
+    from pipeline.coco.results import write_json
+    from pipeline.drawing.draw import DrawOptions
+    from pipeline.predict.run import RESULT, PredictRun, find_images
+
     files = find_images(args.images, skip=out)
     out.mkdir(parents=True, exist_ok=True)
     predictor = _load(args)
@@ -48,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _load(args: argparse.Namespace) -> Predictor:
+    from pipeline.model.files.checkpoints import load_checkpoint
+    from pipeline.model.predictor import load_model
+
     categories = read_categories(args.classes) if args.classes else None
     checkpoint = load_checkpoint(resolve_checkpoint(UriText(args.model)), categories)
     wanted = {"short_side": args.short_side, "long_side": args.long_side}
@@ -56,16 +65,14 @@ def _load(args: argparse.Namespace) -> Predictor:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
     parser.add_argument(
         "--model", required=True, help=f"a checkpoint file, or one of: {', '.join(KNOWN_MODELS)} (downloaded once)"
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where predictions.json and the pictures go")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
-    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32")
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
     parser.add_argument("--batch-size", type=positive, default=4, help="images in memory at a time (default: 4)")
     parser.add_argument("--short-side", type=positive, help="input size (default: the checkpoint's)")
     parser.add_argument("--long-side", type=positive, help="input size at most (default: the checkpoint's)")

@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, set_up_log
 from pipeline.config.loading import load_config
 from pipeline.train.config import TrainConfig
@@ -23,9 +24,8 @@ logger = logging.getLogger("jobs.train")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, train, and say in the last line how it ended."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="YAML file; see configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. schedule.epochs=12")
+    parser = job_parser("train", __doc__)
+    add_config(parser, "schedule.epochs=12")
     args = parser.parse_args(argv)
     set_up_log()
     advice = "the same command goes on from the last checkpoint, last.safetensors, if there is one"

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jobs.arguments import positive, score
+from jobs.arguments import job_parser, positive, score
 from jobs.ending import FAILED, OK, ends_in_order, say_end
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
@@ -167,9 +167,7 @@ def _chosen(rows: OutputRows, args: argparse.Namespace, options: DrawOptions) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m jobs.visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = job_parser("visualize", __doc__)
     add = parser.add_argument
     add("--annotations", required=True, metavar="URI", help="output folder of an annotate job")
     add("--out", required=True, metavar="DIR", help="where the drawn pictures go (PNG)")

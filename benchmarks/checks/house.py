@@ -61,10 +61,11 @@ FLOORS = (
 MAY_IMPORT = {
     "pipeline": (),
     "jobs": ("pipeline",),
+    "maskfleet": ("pipeline", "jobs"),
     "testing": ("pipeline", "jobs"),
     "benchmarks": ("pipeline", "jobs", "testing"),
-    "tests": ("pipeline", "jobs", "testing"),
-    "tests.benchmarks": ("pipeline", "jobs", "testing", "benchmarks"),
+    "tests": ("pipeline", "jobs", "maskfleet", "testing"),
+    "tests.benchmarks": ("pipeline", "jobs", "maskfleet", "testing", "benchmarks"),
 }
 PARTS = tuple(part for part in MAY_IMPORT if "." not in part)
 

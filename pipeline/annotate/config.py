@@ -28,7 +28,7 @@ from pipeline.config.base import (
 )
 from pipeline.config.images import ImagesConfig
 from pipeline.model.architectures import KNOWN_MODELS
-from pipeline.model.settings import MAX_DETECTIONS, TestSettings
+from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
 
 # A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
@@ -83,7 +83,7 @@ class ModelConfig(Section):
     checkpoint: UriText = Field(
         description=f"A checkpoint file, or the name of a published model ({', '.join(KNOWN_MODELS)})."
     )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
+    precision: Precision = Field(
         default="fp32", description="fp32 gives the published results; bf16 and fp16 are faster on GPUs."
     )
     compile: bool = Field(default=False, description="Compile the model: slower to start, faster to run.")

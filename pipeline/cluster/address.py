@@ -89,6 +89,15 @@ class Address:
                 f"it runs Ray {answer.ray_version}, and here is {ray.__version__}: both must be the same"
             )
 
+    @property
+    def is_of_clients(self) -> bool:
+        """Whether it is ``ray://``: the driver proper then runs on the head.
+
+        Raises:
+            ClusterError: it is no address, or ``auto`` and there is none.
+        """
+        return self._where()[2]
+
     def _where(self) -> tuple[str, int, bool]:
         """Host, port, and whether that is the port of clients."""
         text = self.text.secret_text

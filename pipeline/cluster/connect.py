@@ -7,9 +7,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray.job_config import JobConfig
 
 from pipeline.cluster.address import Address
 from pipeline.cluster.signals import kept
@@ -66,8 +68,10 @@ def check_address(address: UriText | None) -> None:
 
 def _join(target: Address) -> None:
     target.check()
+    # The client makes a job config of its own, and sends what it is given as JSON, which this is not.
+    job_config: Any = None if target.is_of_clients else _job_config()
     try:
-        ray.init(address=target.text.secret_text, **_OPTIONS)
+        ray.init(address=target.text.secret_text, job_config=job_config, **_OPTIONS)
     except Exception as error:
         # Other versions, most often; a head that answers, though no node of the cluster runs on this machine.
         raise target.refused(_one_line(error)) from error
@@ -76,7 +80,7 @@ def _join(target: Address) -> None:
 def _start() -> None:
     """Twice: on a machine that does much else, Ray's processes may take longer than Ray waits for them."""
     try:
-        ray.init(address="local", include_dashboard=False, **_OPTIONS)
+        ray.init(address="local", include_dashboard=False, job_config=_job_config(), **_OPTIONS)
     except Exception as error:  # a node that does not start in time is a plain Exception
         logger.warning("Ray did not start: %s; trying once more", _one_line(error))
     else:
@@ -84,13 +88,24 @@ def _start() -> None:
     ray.shutdown()
     time.sleep(_PAUSE_S)
     try:
-        ray.init(address="local", include_dashboard=False, **_OPTIONS)
+        ray.init(address="local", include_dashboard=False, job_config=_job_config(), **_OPTIONS)
     except Exception as error:
         ray.shutdown()
         raise RayNotStarted(
             f"Ray does not start on this machine: {_one_line(error)}; RAY_raylet_start_wait_time_s=120 in the "
             "environment gives it more time than 30 s"
         ) from error
+
+
+def _job_config() -> JobConfig:
+    """Ray puts the driver's folder first on the path of its workers. That is right in a checkout, where this package
+    comes from; in any other folder a package of the user's that is called ``pipeline`` would take our place there.
+
+    Ray leaves it out for jobs of its client alone, and makes no other difference between those and this one, which
+    sends no modules along.
+    """
+    root = Path(__file__).resolve().parents[2]
+    return JobConfig(_client_job=Path.cwd().resolve() != root)
 
 
 def _one_line(error: Exception) -> str:

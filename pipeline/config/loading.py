@@ -190,7 +190,7 @@ def _read_mapping(path: UriText) -> tuple[dict[str, Any], dict[KeyPath, int]]:
         )
     values, lines = _parse(text, str(path))
     if values is None:
-        raise ConfigError(f"{path}: the file is empty; configs/ holds ready ones to start from")
+        raise ConfigError(f"{path}: the file is empty; maskfleet config has ready ones to start from")
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected 'key: value' lines at the top, found {_kind(values)}")
     return values, lines

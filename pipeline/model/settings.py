@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,8 @@ from pipeline.config.base import ConfigError, PositiveInt, Section
 # ImageNet statistics of RGB in 0..255, as in every published config.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 _LARGEST_SETTING = 1 << 20  # of sides and counts: more is a slip of the pen, or a damaged file
 # A hundred times the published number. A mask is 28 x 28 floats on its way, so that this many on each image of a block

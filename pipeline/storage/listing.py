@@ -6,7 +6,7 @@ Memory is bounded on local file systems (a folder) and S3 (a page); other file s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -85,6 +85,22 @@ def is_folder(uri: Uri) -> bool:
     if info.type == pafs.FileType.NotFound:
         raise StorageError(f"{uri} does not exist")
     return info.type == pafs.FileType.Directory
+
+
+def check_there(places: Mapping[str, Uri]) -> None:
+    """Return if there is a file or a folder at each place: a job asks before it loads what takes long.
+
+    Args:
+        places: by the settings that name them.
+
+    Raises:
+        StorageError: nothing is there, or it cannot be told.
+    """
+    for setting, uri in places.items():
+        try:
+            is_folder(uri)
+        except StorageError as error:
+            raise StorageError(f"{setting}: {error}") from None
 
 
 def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:

@@ -25,14 +25,15 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
-import pyarrow as pa
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
-
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:  # who only asks for a command's help waits for neither
+    import pyarrow as pa
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 HTTP_PORTS = {"http": "80", "https": "443"}
 
@@ -126,6 +127,8 @@ class UriText:
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from pydantic_core import core_schema
+
         return core_schema.no_info_wrap_validator_function(
             lambda value, read: value if isinstance(value, cls) else cls(read(value)),
             core_schema.str_schema(min_length=1),
@@ -255,6 +258,8 @@ def resolve(text: str, root: Uri | None) -> UriText:
 
 def hide_column(uris: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column of URIs as it may be written: each as ``str(UriText(...))``, null stays null."""
+    import pyarrow as pa
+
     return pa.array([None if text is None else redact(text) for text in uris.to_pylist()], pa.string())
 
 

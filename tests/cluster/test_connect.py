@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -159,6 +160,27 @@ def test_connect(
         assert fake.running
     assert [start.get("address") for start in fake.starts] == [used]
     assert fake.ends == 1
+
+
+@pytest.mark.parametrize("address", [None, UriText("head:6379")])
+def test_only_a_checkout_is_on_the_path_of_workers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: UriText | None
+) -> None:
+    """Ray's own condition for putting the driver's folder first there."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for folder in (Path(__file__).parents[2], tmp_path):
+        monkeypatch.chdir(folder)
+        fake = FakeRay(monkeypatch)
+        with connect(address):
+            pass
+        assert [start["job_config"]._client_job for start in fake.starts] == [folder == tmp_path]
+
+
+def test_the_client_makes_a_job_config_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay(monkeypatch)
+    with connect(UriText("ray://head:10001")):
+        pass
+    assert [start["job_config"] for start in fake.starts] == [None]
 
 
 def test_a_ray_that_runs_is_used_and_left_running(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,6 +102,7 @@ def test_config_file_is_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 def test_bad_setting(
     values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, override: str, message: str
 ) -> None:
+    (tmp_path / "manifest.parquet").touch()
     assert message in refused(caplog, "--config", write(tmp_path, values), "--set", override)
     assert not (tmp_path / "out").exists()
 
@@ -129,7 +130,9 @@ def test_bad_manifest(
         table = pa.table({name: pa.array(cells, types[name]) for name, cells in columns.items()})
         pq.write_table(table, tmp_path / "manifest.parquet")
     said = refused(caplog, "--config", write(tmp_path, values))
-    assert said.startswith("exit code 2: ManifestError: ")
+    assert said.startswith(
+        "exit code 2: StorageError: manifest.uri: " if columns is None else "exit code 2: ManifestError: "
+    )
     assert message in said
     assert RunJson.read(Uri(str(tmp_path / "out"))) is None
     assert not (tmp_path / "out" / "_scratch").exists()

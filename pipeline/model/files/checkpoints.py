@@ -360,7 +360,7 @@ def _categories(meta: Mapping[str, Any], num_classes: int, given: Sequence[Categ
     if names is None and num_classes == len(COCO_CATEGORIES):
         logger.warning(
             "the checkpoint does not name its %d classes: they are taken for COCO's; if they are others, give their "
-            "names: python -m jobs.convert_checkpoint FILE OUT.safetensors --classes NAMES",
+            "names: maskfleet convert FILE OUT.safetensors --classes NAMES",
             num_classes,
         )
         return COCO_CATEGORIES

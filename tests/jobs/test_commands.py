@@ -1,0 +1,228 @@
+"""The command ``maskfleet``: its table, what each job is called, and that answers do not wait for Ray and torch."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import yaml
+
+import maskfleet
+from jobs.arguments import COMMANDS, typed
+from maskfleet.cli import main
+from pipeline.model.predictor import PRECISIONS, load_model
+from pipeline.model.settings import Precision
+
+ROOT = Path(__file__).parents[2]
+# What takes seconds to import, alone or together with what it imports.
+HEAVY = ["ray", "torch", "torchvision", "timm", "matplotlib", "pandas", "scipy", "boto3", "botocore", "s3fs", "cv2"]
+TYPO = "manifest: {}\noutputt: {uri: x}\n"
+EVALUATION = (
+    "predictions: {{uri: '{folder}'}}\nground_truth: {{uri: '{folder}/gone.json'}}\noutput: {{uri: '{folder}/out'}}\n"
+)
+ANNOTATION = "manifest: {{uri: '{manifest}'}}\nmodel: {{checkpoint: {model}}}\noutput: {{uri: '{folder}/out'}}\n"
+
+
+class Case(NamedTuple):
+    """A command line that is answered soon.
+
+    Attributes:
+        arguments: ``{folder}`` is one with a few files.
+        code: its exit code.
+        says: a part of what it prints.
+    """
+
+    arguments: list[str]
+    code: int
+    says: str
+
+
+CASES = {
+    **{f"help of {name}": Case([name, "--help"], 0, f"usage: maskfleet {name} ") for name in COMMANDS},
+    **{
+        f"no such option of {name}": Case([name, "--no-such-option"], 2, f"maskfleet {name}: error")
+        for name in COMMANDS
+    },
+    **{
+        f"{what} of {name}": Case([name, "--config", f"{{folder}}/{file}"], 2, says)
+        for name in ("annotate", "evaluate", "train")
+        for what, file, says in (
+            ("missing config", "gone.yaml", "gone.yaml: cannot be read"),
+            ("typo in the config", "typo.yaml", "did you mean 'output'"),
+        )
+    },
+    "help": Case(["--help"], 0, "list the ready configs"),
+    "version": Case(["--version"], 0, f"maskfleet {maskfleet.__version__}"),
+    "no such command": Case(["anotate"], 2, "did you mean 'annotate'"),
+    "no command": Case([], 2, "usage: maskfleet COMMAND"),
+    "list of configs": Case(["config"], 0, "annotate_laptop"),
+    "no such config": Case(["config", "annotate_labtop"], 2, "did you mean 'annotate_laptop'"),
+    "model of annotate": Case(["annotate", "--config", "{folder}/model.yaml"], 2, "neither a file nor a known model"),
+    "manifest of annotate": Case(["annotate", "--config", "{folder}/manifest.yaml"], 2, "manifest.uri: {folder}/gone"),
+    "ground truth": Case(["evaluate", "--config", "{folder}/evaluate.yaml"], 2, "ground_truth.uri: {folder}/gone.json"),
+    "annotations of visualize": Case(["visualize", "--annotations", "{folder}/gone", "--out", "{folder}/o"], 2, "gone"),
+    "annotations of export": Case(
+        ["export", "--annotations", "{folder}/gone", "--format", "coco", "--out", "{folder}/o.json"], 2, "gone"
+    ),
+    "model of predict": Case(
+        ["predict", "a.jpg", "--model", "gone.pth", "--out", "{folder}/o"], 2, "'gone.pth' is neith"
+    ),
+    "model of convert": Case(["convert", "gone.pth", "{folder}/o.safetensors"], 2, "gone.pth' is neither"),
+    "output of demo": Case(["demo", "--out", "{folder}"], 2, "is not empty, and not of an earlier demo"),
+}
+# All in one process: what one of them loads is told of that one alone.
+SCRIPT = """
+import contextlib, io, json, logging, sys
+from maskfleet.cli import main
+
+cases, heavy = json.loads(sys.argv[1]), set(json.loads(sys.argv[2]))
+answers, before = {}, set()
+for name, arguments in cases.items():
+    logging.root.handlers.clear()
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = main(arguments)
+        except SystemExit as ended:
+            code = ended.code
+        except ImportError as error:
+            code = repr(error)
+    loaded = heavy & sys.modules.keys()
+    answers[name] = [code, said.getvalue(), sorted(loaded - before)]
+    before = loaded
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("answers")
+    (folder / "weights.pth").touch()
+    files = {
+        "typo": TYPO,
+        "evaluate": EVALUATION.format(folder=folder),
+        "model": ANNOTATION.format(folder=folder, manifest=folder, model="gone.pth"),
+        "manifest": ANNOTATION.format(folder=folder, manifest=folder / "gone", model=folder / "weights.pth"),
+    }
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path) -> dict[str, Any]:
+    commands = {name: [text.format(folder=folder) for text in case.arguments] for name, case in CASES.items()}
+    # Those last that are not there yet, or load what they should not.
+    ordered = dict(sorted(commands.items(), key=lambda item: _is_missing(item[0])))
+    command = [sys.executable, "-c", SCRIPT, json.dumps(ordered), json.dumps(HEAVY)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def _is_missing(name: str) -> bool:
+    return name.endswith((" train", " show"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xfail(strict=name.startswith("help"))) if _is_missing(name) else name
+        for name in CASES
+    ],
+)
+def test_an_answer_waits_for_nothing(name: str, answers: dict[str, Any], folder: Path) -> None:
+    code, said, loaded = answers[name]
+    assert (code, loaded) == (CASES[name].code, []), said
+    assert CASES[name].says.format(folder=folder) in said
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    script = (
+        "import sys; before = set(sys.modules); import maskfleet; "
+        "print([name for name in sys.modules if name.split('.')[0] in {'pipeline', 'jobs', 'torch', 'numpy'}])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_package() -> None:
+    assert maskfleet.load_model is load_model
+    assert {"__version__", "load_model"} <= set(dir(maskfleet))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = maskfleet.nothing
+
+
+@pytest.mark.parametrize(
+    ("started", "job", "expected"),
+    [
+        pytest.param(None, "annotate", "maskfleet annotate", id="console script"),
+        pytest.param("maskfleet.__main__", "annotate", "python -m maskfleet annotate", id="package"),
+        pytest.param("jobs.annotate", "annotate", "python -m jobs.annotate", id="job"),
+        pytest.param("jobs.demo", "predict", "python -m jobs.predict", id="advice of a job"),
+        pytest.param(None, "convert_checkpoint", "maskfleet convert", id="shorter name"),
+        pytest.param(None, "render_scenes", "python -m jobs.render_scenes", id="no command"),
+    ],
+)
+def test_jobs_are_called_as_they_are_typed(
+    monkeypatch: pytest.MonkeyPatch, started: str | None, job: str, expected: str
+) -> None:
+    spec = None if started is None else ModuleSpec(started, None)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
+    assert typed(job) == expected
+
+
+def test_a_parse_error_names_the_module_that_was_started() -> None:
+    command = [sys.executable, "-m", "jobs.annotate", "--nonsense"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: python -m jobs.annotate ")
+    assert "python -m jobs.annotate: error: " in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").iterdir()), ids=lambda path: path.name)
+def test_ready_config(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it stands in the repository, but for the place of its schema, which is where it was."""
+    assert main(["config", path.name.removesuffix(".yaml")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert printed[1:] == lines[1:]
+    if path.suffix == ".yaml":
+        schema = printed[0].removeprefix("# yaml-language-server: $schema=file://")
+        assert Path(schema) == path.with_name(f"{path.name.split('.')[0].split('_')[0]}.schema.json").resolve() or (
+            path.stem == "self_training" and schema.endswith("/configs/train.schema.json")
+        )
+        assert Path(schema).is_file()
+
+
+def test_each_ready_config_says_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config"]) == 0
+    lines = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")),
+        *sorted(path.name for path in (ROOT / "configs").glob("*.json")),
+    ]
+    assert all(len(line.partition("  ")[2].strip()) > 10 for line in lines)
+
+
+def test_the_precisions_of_command_lines_are_those_of_the_model() -> None:
+    assert get_args(Precision) == tuple(PRECISIONS)
+
+
+def test_outputs_in_a_checkout_are_not_sent_to_a_cluster() -> None:
+    """``ray job submit --working-dir .`` leaves out what .gitignore names: where ready configs and README's commands
+    write, at the root alone, for pipeline/ has an annotations/ of its own.
+    """
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*.yaml")]
+    outputs = {Path(config["output"]["uri"]).parts[0] for config in configs}
+    commands = re.findall(r"--out (\S+)", (ROOT / "README.md").read_text())
+    for name in {name for name in (*outputs, *commands) if re.fullmatch(r"[\w.-]+", name)}:
+        assert {f"/{name}", f"/{name}/"} & set(ignored), name
+        assert f"{name}/" not in ignored
