@@ -141,7 +141,7 @@ def test_an_output_without_anything(tmp_path: Path) -> None:
     RunJson(run_id="x", state=RunState.FAILED, this_run=ThisRun(error="no disk")).write(uri)
     text = render_summary(look_over(uri), read_shapes(uri), Sample())
     assert Page(text).sections() == ["books", "sample", "run"]
-    for expected in ("The run failed", "no disk", "There is no annotated image"):
+    for expected in ("The run: failed: no disk", "There is no annotated image"):
         assert expected in words(text)
 
 
@@ -149,7 +149,7 @@ def test_rows_without_a_report(tmp_path: Path) -> None:
     uri = Uri(str(tmp_path))
     OutputStore(uri).write_rows(output_table([1, 2], failed=[1, 2]), IDENTITY)
     text = words(render_summary(look_over(uri), read_shapes(uri), Sample()))
-    assert "No run.json says how the run ended" in text
+    assert "not known: no run.json says how it was made" in text
     assert "Model swin" in text
 
 
