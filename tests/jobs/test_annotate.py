@@ -143,8 +143,15 @@ def test_bad_manifest(
     said = refused(caplog, "--config", write(tmp_path, values))
     assert said.startswith("exit code 2: ManifestError: ")
     assert message in said
-    assert RunJson.read(Uri(str(tmp_path / "out"))) is None
-    assert not (tmp_path / "out" / "_scratch").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_that_finds_no_manifest_leaves_nothing(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values["output"]["uri"] = str(tmp_path / "new" / "out")
+    assert "does not exist" in refused(caplog, "--config", write(tmp_path, values), "--dry-run")
+    assert not (tmp_path / "new").exists()
 
 
 def test_no_secret_is_said(values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

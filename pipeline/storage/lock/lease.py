@@ -7,7 +7,9 @@ wait for. Every change of the file is conditional on the version that was seen (
 one wins, and a holder that was away too long cannot take the lock back.
 
 A holder that could not renew for a whole lease must assume that it lost the lock, and so it does. On release the
-file stays, marked as released: S3 has no deletion on a condition, and one without could hit the next holder's.
+file stays, marked as released; but where nothing else is in the folder, because the run ended before it wrote
+anything, the file goes, and so do the folders that were made for it. Not on S3: that has no deletion on a condition,
+and one without could hit the next holder's.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -25,6 +28,7 @@ from pipeline.storage.lock.watch import Watch
 from pipeline.storage.objects.base import Changed, ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from pipeline.storage.whole_file import without_new_folders
 
 DEFAULT_LEASE_S = 60.0
 
@@ -102,6 +106,7 @@ class OutputLock:
         self._renewed_at = 0.0
         self._lost_reason: str | None = None
         self._stop = threading.Event()
+        self._new_folders = ExitStack()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> OutputLock:
@@ -122,6 +127,14 @@ class OutputLock:
         """
         if self._holder is not None:
             raise RuntimeError("a lock is acquired once; make another one")
+        with self._new_folders:
+            self._new_folders.enter_context(without_new_folders(self._uri.local_path))
+            self._wait_for_it()
+            self._new_folders = self._new_folders.pop_all()  # until it is released
+        self._thread = threading.Thread(target=self._renew_until_stopped, name="output-lock", daemon=True)
+        self._thread.start()
+
+    def _wait_for_it(self) -> None:
         objects = open_objects(self._uri, timeout_s=20.0)
         watch = Watch(self._uri, self._lease_s, self._wait_s, self._report)
         while True:
@@ -132,8 +145,6 @@ class OutputLock:
                 break
             time.sleep(watch.pause_s())
         self._holder, self._version, self._renewed_at = holder, version, started
-        self._thread = threading.Thread(target=self._renew_until_stopped, name="output-lock", daemon=True)
-        self._thread.start()
 
     def release(self) -> None:
         """Give the lock back, if it is still ours. Does not raise: at worst others wait for the lease."""
@@ -145,9 +156,18 @@ class OutputLock:
         if self._lost_reason is not None:
             return
         try:
-            self._replace(replace(self._holder, released=True))
+            if not self._discard_alone():
+                self._replace(replace(self._holder, released=True))
         except (Changed, OSError) as error:
             logger.warning("the lock of %s was not released: %s", self._uri, type(error).__name__)
+        self._new_folders.close()
+
+    def _discard_alone(self) -> bool:
+        """Remove a lock beside which nothing was written; whether that was so, and the storage can."""
+        objects = open_objects(self._uri, timeout_s=10.0, max_attempts=2)
+        files, folders = objects.list("")
+        names = [name for name in (*(entry.name for entry in files), *folders) if not name.startswith(".")]
+        return names == [LOCK_NAME] and objects.discard(LOCK_NAME, self._version)
 
     @property
     def lost_reason(self) -> str | None:

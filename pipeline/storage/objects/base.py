@@ -91,6 +91,17 @@ class ObjectFolder(ABC):
             Changed: it has another one, or is gone.
         """
 
+    def discard(self, name: str, version: str) -> bool:
+        """Remove if the file still has this version, where the storage can do that in one step; else it stays.
+
+        Returns:
+            whether the storage can.
+
+        Raises:
+            Changed: it has another one, or is gone.
+        """
+        return False
+
     @abstractmethod
     def delete(self, name: str, seen: Entry | None = None) -> None:
         """Remove; nothing happens if there is no such file.

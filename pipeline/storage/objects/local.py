@@ -66,6 +66,12 @@ class LocalObjects(ObjectFolder):
 
     def create(self, name: str, content: bytes) -> str:
         """See `ObjectFolder`."""
+        try:
+            return self._create(name, content)
+        except FileNotFoundError:  # a run that had written nothing has just removed the folder
+            return self._create(name, content)
+
+    def _create(self, name: str, content: bytes) -> str:
         path = self._path(name)
         with self._written(name, content) as temporary:
             try:
@@ -87,6 +93,19 @@ class LocalObjects(ObjectFolder):
         except FileNotFoundError:
             raise Changed(name) from None
         return digest(content)
+
+    def discard(self, name: str, version: str) -> bool:
+        """See `ObjectFolder`."""
+        path = self._path(name)
+        try:
+            with self._alone(name):
+                if self.read(name)[1] != version:
+                    raise Changed(name)
+                os.unlink(path)
+        except FileNotFoundError:
+            raise Changed(name) from None
+        sync(os.path.dirname(path))
+        return True
 
     def delete(self, name: str, seen: Entry | None = None) -> None:
         """See `ObjectFolder`."""
@@ -114,10 +133,19 @@ class LocalObjects(ObjectFolder):
     @contextmanager
     def _alone(self, name: str) -> Iterator[None]:
         folder, base = os.path.split(self._path(name))
-        with open(os.path.join(folder, f".{base}.guard"), "wb") as guard:  # remains: removing it would race
-            with suppress(OSError):  # not supported, see the module
-                fcntl.flock(guard, fcntl.LOCK_EX)
-            yield
+        path = os.path.join(folder, f".{base}.guard")
+        while True:
+            with open(path, "wb") as guard:
+                with suppress(OSError):  # not supported, see the module
+                    fcntl.flock(guard, fcntl.LOCK_EX)
+                if not _is_at(guard.fileno(), path):
+                    continue  # its holder removed it while we waited: whoever comes now makes another one
+                try:
+                    yield
+                finally:
+                    with suppress(FileNotFoundError):
+                        os.unlink(path)
+                return
 
     @contextmanager
     def _written(self, name: str, content: bytes) -> Iterator[Path]:
@@ -126,6 +154,14 @@ class LocalObjects(ObjectFolder):
             sync(temporary)
             yield temporary
             sync(temporary.parent)
+
+
+def _is_at(descriptor: int, path: str) -> bool:
+    """Whether an open file still is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _entry(name: str, status: os.stat_result) -> Entry:

@@ -76,8 +76,13 @@ class TestOneRun:
         assert lines == []
 
     def test_it_goes_back_when_the_run_fails(self, uri: str) -> None:
-        with pytest.raises(KeyError), OutputLock(Uri(uri), "one"):
-            raise KeyError
+        def fail() -> None:
+            with OutputLock(Uri(uri), "one"):
+                open_objects(Uri(uri)).put("result", b"")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail()
         assert read_lock(uri).released
 
     def test_written_rows_pass_the_fence(self, uri: str) -> None:
@@ -182,7 +187,49 @@ class TestLoss:
             time.sleep(LEASE_S * 1.5)
             lock.check()
             lock.fence()()
+            open_objects(Uri(uri)).put("result", b"")
         assert read_lock(uri).released
+
+
+class TestNothingWritten:
+    """What a run leaves that ends before it has written anything: nothing that was not there."""
+
+    @pytest.mark.parametrize("there", [(), ("a",), ("a", "a/b", "a/b/.hidden")], ids=len)
+    def test_folders_that_were_there_stay(self, tmp_path: Path, there: tuple[str, ...]) -> None:
+        for name in there:
+            (tmp_path / name).mkdir()
+        before = sorted(tmp_path.rglob("*"))
+        with OutputLock(Uri(str(tmp_path / "a" / "b")), "one", LEASE_S):
+            time.sleep(LEASE_S)  # renewed meanwhile
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_what_was_written_keeps_the_lock(self, tmp_path: Path) -> None:
+        with OutputLock(Uri(str(tmp_path)), "one", LEASE_S):
+            (tmp_path / "run.json").write_text("{}")
+            time.sleep(LEASE_S)
+        assert sorted(os.listdir(tmp_path)) == [LOCK_NAME, "run.json"]  # and no guard of its file
+        assert read_lock(str(tmp_path)).released
+
+    def test_a_lock_that_another_run_has_taken_stays(self, tmp_path: Path) -> None:
+        with OutputLock(Uri(str(tmp_path)), "one"):
+            write_lock(str(tmp_path), stranger())
+        assert read_lock(str(tmp_path)).run_id == "other"
+
+    def test_those_who_wait_get_it_one_after_the_other(self, tmp_path: Path) -> None:
+        """Each removes the file, its guard and the folder that the others are about to look at."""
+        uri, inside, most = Uri(str(tmp_path / "out")), [], []
+
+        def hold(number: int) -> None:
+            with OutputLock(uri, f"run {number}", LEASE_S, wait_s=60.0, report=lambda line: None):
+                inside.append(number)
+                most.append(len(inside))
+                time.sleep(0.01)
+                inside.remove(number)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(hold, range(24)))
+        assert (max(most), len(most)) == (1, 24)
+        assert not (tmp_path / "out").exists() or os.listdir(tmp_path / "out") == []
 
 
 class TestOddStorage:
