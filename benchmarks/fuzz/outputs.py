@@ -24,9 +24,11 @@ from pycocotools import mask as coco_mask
 from benchmarks.fuzz.case import Limits, Refused, Wrong
 from benchmarks.fuzz.mutate import break_bytes, break_tree, dump_json
 from pipeline.annotations.class_thresholds import Selection
-from pipeline.annotations.data_file import Identity
+from pipeline.annotations.data_file import Identity, OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.overview import failed_rows, look_over
+from pipeline.annotations.overview_text import overview_text
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import NAME as RUN_JSON
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState
@@ -100,7 +102,7 @@ class OutputCase:
     def check(self) -> None:
         """See `Case`."""
         refusals = []
-        for job in (self._report, self._export, self._evaluate, self._annotate):
+        for job in (self._report, self._show, self._export, self._evaluate, self._annotate):
             try:
                 job()
             except (UserError, RunError) as error:
@@ -117,6 +119,21 @@ class OutputCase:
 
     def _report(self) -> None:
         RunJson.read(self._uri)
+
+    def _show(self) -> None:
+        """Names what is damaged in its text."""
+        overview = look_over(self._uri)
+        problems = list(overview.problems)
+        overview_text(overview)
+        for failed in failed_rows(overview, problems):
+            row = self._row(failed.image_id, "show")
+            if (failed.error_code, failed.error_message) != (row["error_code"], row["error_message"]):
+                raise Wrong("show reads another failure", repr(failed))
+        if problems:
+            raise OutputError("; ".join(problems))
+        num_rows = overview.counts.rows + (overview.pending or 0)
+        if self.damaged != RUN_JSON and num_rows != len(self.whole.rows):
+            raise Wrong("show misses rows", f"{overview.counts.rows} there, {overview.pending} pending")
 
     def _export(self) -> None:
         labels = Labels(open_source(self._uri), Selection(), keep_empty=True)

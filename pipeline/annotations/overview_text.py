@@ -182,15 +182,15 @@ def _speed(overview: Overview) -> Iterator[str]:
             to_go = f", {duration(overview.pending / rate)} to go" if overview.pending else ""
             yield f"{counted(overview.written, 'image')} written by this run, {rate:.2f} img/s{to_go}"
     elif run.this_run.rounds:
-        yield from _figures(run.this_run)
+        yield from _figures(run.this_run, "the run before" if overview.is_unheard else "this run")
 
 
-def _figures(figures: ThisRun) -> Iterator[str]:
+def _figures(figures: ThisRun, whose: str) -> Iterator[str]:
     # Reports of earlier releases do not tell what was written.
     whole = figures.written == figures.images or (figures.written == 0 and figures.images_per_second > 0)
     images = counted(figures.images, "image") if whole else f"{figures.written:,} of {counted(figures.images, 'image')}"
     rounds = f", {figures.rounds} rounds" if figures.rounds > 1 else ""
-    yield f"this run: {images} in {duration(figures.seconds)}, {figures.images_per_second:.2f} img/s{rounds}"
+    yield f"{whose}: {images} in {duration(figures.seconds)}, {figures.images_per_second:.2f} img/s{rounds}"
     split = figures.time_split_s
     if work := sum(split.values()):
         shares = ", ".join(f"{name} {seconds / work:.0%}" for name, seconds in split.items())

@@ -110,6 +110,18 @@ def test_a_run_at_work(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert words in text
 
 
+def test_a_later_run_that_has_said_nothing_yet(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with OutputLock(Uri(str(out)), "20260103T030405-00000003"):
+        text = shown(capsys, str(out))
+    for words in (
+        "state running since 2026-01-03 03:04:05 UTC (",
+        "it is looking for what there is to do; below, the run before it",
+        "images the manifest is being counted 15 annotated",
+        "speed the run before: 20 images in 10.0 s",
+    ):
+        assert words in text
+
+
 def test_s3(s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_output(Uri("s3://bucket/some/out"))
     text = shown(capsys, "s3://bucket/some/out", "--failed", str(tmp_path / "failed.csv"))
