@@ -73,12 +73,14 @@ def test_pool(
 @pytest.mark.parametrize(
     ("cluster", "settings", "message"),
     [
-        pytest.param(LAPTOP, {"gpus_per_actor": 1.0}, "need 1 GPUs and the cluster has 0", id="no GPU"),
+        pytest.param(
+            LAPTOP, {"gpus_per_actor": 1.0}, "1 replica of 1 GPU: that takes 1 GPU, and the cluster has 0", id="no GPU"
+        ),
         pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU: that takes 2 GPUs", id="one GPU too few"),
-        pytest.param(GPU_BOX, {"actors": 3, "gpus_per_actor": 0.5}, "need 1.5 GPUs", id="shares too many"),
-        pytest.param(CLUSTER, {"min_actors": 17, "max_actors": 20}, "need 17 GPUs", id="fewest do not fit"),
+        pytest.param(GPU_BOX, {"actors": 3, "gpus_per_actor": 0.5}, "that takes 1.5 GPUs", id="shares too many"),
+        pytest.param(CLUSTER, {"min_actors": 17, "max_actors": 20}, "that takes 17 GPUs", id="fewest do not fit"),
         pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPU, and 1 CPU for", id="no core left to fetch"),
-        pytest.param({"CPU": 1.0}, {}, "do not fit on 1 CPUs", id="one core"),
+        pytest.param({"CPU": 1.0}, {}, "do not fit on 1 CPU:", id="one core"),
         pytest.param(
             {"CPU": 2.0},
             {"actors": 2, "cpus_per_actor": 0.8, "fetch_cpus_per_task": 0.4},

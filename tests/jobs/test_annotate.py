@@ -149,6 +149,14 @@ def test_bad_manifest(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_that_finds_no_manifest_leaves_nothing(
+    values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values["output"]["uri"] = str(tmp_path / "new" / "out")
+    assert "does not exist" in refused(caplog, "--config", write(tmp_path, values), "--dry-run")
+    assert not (tmp_path / "new").exists()
+
+
 def test_no_secret_is_said(values: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values["manifest"]["uri"] = "s3://key:SECRET@bucket/manifest.parquet"
     assert "SECRET" not in refused(caplog, "--config", write(tmp_path, values))

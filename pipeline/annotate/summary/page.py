@@ -26,7 +26,6 @@ from pipeline.annotations.overview_text import how_it_ended
 from pipeline.annotations.rows import sample_files
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED
-from pipeline.errors import UserError
 from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import duration
 from pipeline.page.shell import environment, rendered
@@ -43,7 +42,7 @@ _FILES_SAMPLED, _FILES_AT_ONCE = 64, 8
 _MOST_CLASSES = 300
 _MOST_FAILURES = 50
 _MOST_LETTERS = 300
-_GENERATOR = "maskfleet annotate"  # by which a page of ours is known; it stands in the template too
+_GENERATOR = "maskfleet annotate"  # by which a page of ours is known
 _HEAD_BYTES = 1024
 
 _SCORE_EDGES = np.linspace(0, 1, 21)
@@ -54,7 +53,10 @@ _SCORE, _AREA = (f"detections.list.element.{name}" for name in ("score", "area")
 
 @contextmanager
 def page_at_end(uri: Uri, run_id: str, fence: Callable[[], None]) -> Iterator[None]:
-    """However a run ends in this block, its page is drawn then; a `UserError` ends it before it has begun.
+    """However a run ends in this block, its page is drawn then, if ``run.json`` says how it did.
+
+    A run that ends well also draws the page of an earlier one that has none. Whatever goes wrong is a warning: the rows
+    are what counts.
 
     Args:
         uri: of the output folder.
@@ -63,22 +65,17 @@ def page_at_end(uri: Uri, run_id: str, fence: Callable[[], None]) -> Iterator[No
     """
     try:
         yield
-    except UserError:
-        raise
     except BaseException:
-        write_page(uri, run_id, fence)
+        _draw_if_due(uri, run_id, fence, if_missing=False)
         raise
-    write_page(uri, run_id, fence)
+    _draw_if_due(uri, run_id, fence, if_missing=True)
 
 
-def write_page(uri: Uri, run_id: str, fence: Callable[[], None]) -> None:
-    """Draw the page, where ``run.json`` says how this run has ended, or no page says how an earlier one has.
-
-    Whatever goes wrong is a warning: the rows are what counts.
-    """
+def _draw_if_due(uri: Uri, run_id: str, fence: Callable[[], None], if_missing: bool) -> None:
     try:
-        if not _is_due(uri, run_id):
+        if not _is_due(uri, run_id, if_missing):
             return
+        logger.info("drawing the page of the output")
         page = render_summary(look_over(uri), read_shapes(uri), draw_sample(uri, NUM_PICTURES, PICTURES_TIMEOUT_S))
         fence()
         open_objects(uri).put(PAGE_NAME, page.encode())
@@ -90,9 +87,9 @@ def write_page(uri: Uri, run_id: str, fence: Callable[[], None]) -> None:
     logger.info("a page to look at: %s", uri / PAGE_NAME)
 
 
-def _is_due(uri: Uri, run_id: str) -> bool:
+def _is_due(uri: Uri, run_id: str, if_missing: bool) -> bool:
     run = RunJson.read(uri)
-    if run is None or run.state is RunState.RUNNING:
+    if run is None or run.state is RunState.RUNNING or (run.run_id != run_id and not if_missing):
         return False
     objects = open_objects(uri)
     there = next((entry for entry in objects.list("").files if entry.name == PAGE_NAME), None)

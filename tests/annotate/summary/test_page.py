@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.annotate.summary import page
-from pipeline.annotate.summary.page import Shapes, page_at_end, read_shapes, render_summary, write_page
+from pipeline.annotate.summary.page import Shapes, page_at_end, read_shapes, render_summary
 from pipeline.annotate.summary.sample import Sample, SampleCard
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.overview import look_over
@@ -141,7 +141,7 @@ def test_an_output_without_anything(tmp_path: Path) -> None:
     RunJson(run_id="x", state=RunState.FAILED, this_run=ThisRun(error="no disk")).write(uri)
     text = render_summary(look_over(uri), read_shapes(uri), Sample())
     assert Page(text).sections() == ["books", "sample", "run"]
-    for expected in ("The run failed", "no disk", "There is no annotated image"):
+    for expected in ("The run: failed: no disk", "There is no annotated image"):
         assert expected in words(text)
 
 
@@ -149,7 +149,7 @@ def test_rows_without_a_report(tmp_path: Path) -> None:
     uri = Uri(str(tmp_path))
     OutputStore(uri).write_rows(output_table([1, 2], failed=[1, 2]), IDENTITY)
     text = words(render_summary(look_over(uri), read_shapes(uri), Sample()))
-    assert "No run.json says how the run ended" in text
+    assert "not known: no run.json says how it was made" in text
     assert "Model swin" in text
 
 
@@ -177,8 +177,12 @@ class TestWhenItIsDrawn:
         return out
 
     @staticmethod
-    def draw(out: Path, fence: Any = lambda: None) -> str | None:
-        write_page(Uri(str(out)), "now", fence)
+    def draw(out: Path, fence: Any = lambda: None, error: BaseException | None = None) -> str | None:
+        """The page after a run "now" that ended with this error."""
+        raised = pytest.raises(type(error)) if error else nullcontext()
+        with raised, page_at_end(Uri(str(out)), "now", fence):
+            if error is not None:
+                raise error
         file = out / "summary.html"
         return file.read_text() if file.exists() else None
 
@@ -220,28 +224,21 @@ class TestWhenItIsDrawn:
 
         assert self.draw(out, lost) is None
 
-    @pytest.mark.parametrize("error", [RunError("x"), KeyboardInterrupt(), OSError("x"), None])
+    @pytest.mark.parametrize("error", [RunError("x"), KeyboardInterrupt(), UserError("damaged"), OSError("x"), None])
     def test_at_the_end_of_a_run(self, out: Path, error: BaseException | None) -> None:
-        self.end(out, error)
+        self.draw(out, error=error)
         assert (out / "summary.html").exists()
 
-    def test_not_of_a_run_that_did_not_begin(self, out: Path) -> None:
-        self.end(out, UserError("a setting is wrong"))
-        assert not (out / "summary.html").exists()
-
-    @staticmethod
-    def end(out: Path, error: BaseException | None) -> None:
-        raised = pytest.raises(type(error)) if error else nullcontext()
-        with raised, page_at_end(Uri(str(out)), "now", lambda: None):
-            if error is not None:
-                raise error
+    @pytest.mark.parametrize("error", [UserError("a setting is wrong"), RunError("held"), KeyboardInterrupt()])
+    def test_not_of_a_run_that_did_not_begin(self, out: Path, error: BaseException) -> None:
+        assert self.draw(self.report(out, RunState.FINISHED, "earlier"), error=error) is None
 
     def test_in_an_object_store(self, s3: Any, caplog: pytest.LogCaptureFixture) -> None:
         uri = Uri("s3://bucket/summary/out")
         OutputStore(uri).write_rows(output_table([1, 2]), IDENTITY)
         replace(RUN, run_id="now").write(uri)
-        with caplog.at_level(logging.INFO):
-            write_page(uri, "now", lambda: None)
+        with caplog.at_level(logging.INFO), page_at_end(uri, "now", lambda: None):
+            pass
         content, _ = open_objects(uri).read("summary.html")
         assert "annotated 2 (100.0 %)" in words(content.decode())
         assert "a page to look at: s3://bucket/summary/out/summary.html" in caplog.text
@@ -268,7 +265,8 @@ class TestInABrowser:
     def test_pictures_can_be_shown(self, uri: Uri, browser: Any, tmp_path: Path) -> None:
         write_picture(tmp_path / "a.png")
         write_output(tmp_path / "out", ["a"], [str(tmp_path / "a.png")])
-        write_page(Uri(str(tmp_path / "out")), "run", lambda: None)
+        with page_at_end(Uri(str(tmp_path / "out")), "now", lambda: None):
+            pass
         show(browser, tmp_path / "out/summary.html", 1280, 844)
         loaded = "return [...document.images].map(i => i.complete && i.naturalWidth > 0)"
         assert browser.execute_script(loaded) == [True]
