@@ -101,6 +101,8 @@ def _text_lines(config: ManifestConfig) -> Iterator[tuple[int, str]]:
                 line = line.removesuffix("\n")
                 if len(line) > _MAX_LINE:
                     raise ManifestError(f"{uri}, line {number}: more than {_MAX_LINE:,} characters are no path")
+                if "\0" in line:  # as in UTF-16 without a mark
+                    raise ManifestError(f"{uri}, line {number}: holds NUL, as no path does; save the file as UTF-8")
                 for delimiter in (_TAB, _COMMA) if number == 1 else ():
                     if config.uri_column in line.split(delimiter):
                         kind = _FORMATS[delimiter]

@@ -264,6 +264,7 @@ BAD_MANIFESTS: BadManifests = {
     "list, no root": ("m.txt", b"/a\n\nb.jpg\n", {}, "line 3: .*'b.jpg'.* set image_root"),
     "list, out of root": ("m.txt", b"../b.jpg\n", {"image_root": "/r"}, "line 1: .*climbs out"),
     "list in UTF-16": ("m.txt", "/a\n".encode("utf-16"), {}, "line 1: not UTF-8; save"),
+    "list in UTF-16, no mark": ("m.txt", "a\n".encode("utf-16-le"), {"image_root": "/r"}, "line 1: holds NUL"),
     "list in Latin-1": ("m.txt", b"/a\n\n/\xfc.jpg\n", {}, "line 3: not UTF-8; save"),
     "list, columns": ("m.txt", b"/a\n", {"carry": ("k",)}, "no column 'k'"),
     "list, ids": ("m.txt", b"/a\n", {"id_column": "k"}, "no column 'k'"),
