@@ -24,9 +24,10 @@ from pipeline.page.thumbnails import Thumbnail
 from pipeline.storage.lock.lease import LockLost
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from testing.browser import show
 from tests.annotations.output_cases import CATEGORY_IDS, IDENTITY, output_table
 from tests.drawing.drawn_cases import write_output, write_picture
-from tests.page.browser import check_fits, open_browser, show
+from tests.page.browser import check_fits, open_browser
 from tests.page.parsed import Page, check_self_contained
 
 NASTY = "<script>alert('x')</script>\" onload=\"alert(1)"

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from pipeline.evaluate.report.page import render_report
+from testing.browser import show
 from tests.evaluate.report.sample_metrics import THREE, sample_gallery, sample_metrics
-from tests.page.browser import check_fits, open_browser, show
+from tests.page.browser import check_fits, open_browser
 from tests.page.parsed import Page, check_self_contained
 
 NASTY = "<script>alert('x')</script>\" onload=\"alert(1)"
