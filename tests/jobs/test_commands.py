@@ -76,6 +76,7 @@ CASES = {
         ["predict", "a.jpg", "--model", "gone.pth", "--out", "{folder}/o"], 2, "'gone.pth' is neith"
     ),
     "model of convert": Case(["convert", "gone.pth", "{folder}/o.safetensors"], 2, "gone.pth' is neither"),
+    "output of show": Case(["show", "{folder}/gone"], 2, "gone does not exist, or is empty"),
     "output of demo": Case(["demo", "--out", "{folder}"], 2, "is not empty, and not of an earlier demo"),
 }
 # All in one process: what one of them loads is told of that one alone.

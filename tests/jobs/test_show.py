@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -127,6 +128,17 @@ def test_s3(s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     text = shown(capsys, "s3://bucket/some/out", "--failed", str(tmp_path / "failed.csv"))
     assert "15 annotated 5 failed" in text
     assert text.endswith(f"5 failed images: {tmp_path}/failed.csv ")
+
+
+def test_who_reads_may_stop(out: Path, tmp_path: Path) -> None:
+    """The reader is gone before the first line comes; the table of failed images is written all the same."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "jobs.show", str(out), "--failed", str(tmp_path / "failed.csv")]
+    with os.fdopen(writing) as stdout:
+        ran = subprocess.run(command, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert len((tmp_path / "failed.csv").read_text().splitlines()) == 6
 
 
 def test_a_terminal_obeys_nobody(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
