@@ -25,7 +25,7 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 
 _NO_NEWS = ("Progress bars disabled", "Progress bars for operators disabled")
 _NO_ERROR = re.compile(rb"[^\n]*has constructor arguments in the object store and max_restarts > 0[^\n]*\n")
-_FEW_INPUTS = "The maximum number of concurrent tasks for "  # of a run with few blocks
+_FEW_INPUTS = "The (maximum number of concurrent tasks|minimum number of concurrent actors) for "
 _STDERR = 2
 _redirecting = threading.Lock()
 
