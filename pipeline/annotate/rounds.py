@@ -64,6 +64,7 @@ def connected(
         ClusterError: no cluster answers, or it cannot run this.
         RayNotStarted: Ray does not start on this machine.
     """
+    logger.info("reading the checkpoint, and connecting to Ray")
     checkpoint = model.load()
     with connect(config.resources.ray_address):
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())

@@ -304,5 +304,7 @@ def failed_lines(uri: Uri) -> list[str]:
     Args:
         uri: of the output folder.
     """
-    lines = [f"  {printable(line)}" for line in failure_lines(look_over(uri).failures)]
-    return [*lines, f"  all of them: maskfleet show {uri} --failed failed.csv"] if lines else []
+    with suppress(OSError):  # the run is over, whatever the storage says now
+        lines = [f"  {printable(line)}" for line in failure_lines(look_over(uri).failures)]
+        return [*lines, f"  all of them: maskfleet show {uri} --failed failed.csv"] if lines else []
+    return []

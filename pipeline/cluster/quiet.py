@@ -1,7 +1,8 @@
 """Ray Data without lines of its own: each job tells of its progress itself, and what looks like an error is one.
 
 Ray says on every run that a dataset has finished, that progress bars are off, and, at the level of errors, that actors
-get their arguments through the object store, which is how Ray Data makes them. These lines alone are left out here;
+get their arguments through the object store, which is how Ray Data makes them; and where there is little to do, that
+more could be done at a time. These lines alone are left out here;
 all of them stay in Ray's own files, and whatever else Ray has to say is said.
 """
 
@@ -13,6 +14,7 @@ import os
 import re
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,6 +25,7 @@ from ray.data._internal.execution.operators.actor_pool_map_operator import Actor
 
 _NO_NEWS = ("Progress bars disabled", "Progress bars for operators disabled")
 _NO_ERROR = re.compile(rb"[^\n]*has constructor arguments in the object store and max_restarts > 0[^\n]*\n")
+_FEW_INPUTS = "The (maximum number of concurrent tasks|minimum number of concurrent actors) for "
 _STDERR = 2
 _redirecting = threading.Lock()
 
@@ -34,6 +37,7 @@ def quiet(context: DataContext) -> DataContext:
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, PlainRayHandler) and not any(isinstance(f, _News) for f in handler.filters):
             handler.addFilter(_News())
+    warnings.filterwarnings("ignore", _FEW_INPUTS)
     _start_actors_quietly()
     return context
 

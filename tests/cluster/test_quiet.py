@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 
 import pytest
 from ray._private.log import PlainRayHandler
@@ -32,6 +33,22 @@ def test_other_lines_come_through_in_their_order(capfd: pytest.CaptureFixture[st
         write()
     os.write(2, b" of line\n")
     assert capfd.readouterr().err.encode() == b"first\n" + ERROR + b"no end of line\n"
+
+
+def test_a_run_with_few_blocks_is_no_warning() -> None:
+    said = [
+        "The maximum number of concurrent tasks for 'MapBatches(Encode)' is set to 2, but the operator only received 1",
+        "The minimum number of concurrent actors for 'MapBatches(SegmentActor)' is set to 2, but the operator only",
+        "Something else",
+    ]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.resetwarnings()
+        warnings.simplefilter("always")
+        quiet(DataContext.get_current())
+        seen.clear()
+        for line in said:
+            warnings.warn(line, stacklevel=1)
+    assert [str(warning.message) for warning in seen] == ["Something else"]
 
 
 def test_warnings_and_errors_of_ray_data_are_said() -> None:
