@@ -68,7 +68,6 @@ CASES = {
     "manifest of annotate": Case(["annotate", "--config", "{folder}/manifest.yaml"], 2, "manifest.uri: {folder}/gone"),
     "ground truth": Case(["evaluate", "--config", "{folder}/evaluate.yaml"], 2, "ground_truth.uri: {folder}/gone.json"),
     "annotations of visualize": Case(["visualize", "--annotations", "{folder}/gone", "--out", "{folder}/o"], 2, "gone"),
-    "annotations of show": Case(["show", "{folder}/gone"], 2, "gone"),
     "annotations of export": Case(
         ["export", "--annotations", "{folder}/gone", "--format", "coco", "--out", "{folder}/o.json"], 2, "gone"
     ),
