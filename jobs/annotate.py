@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import add_config, job_parser
-from jobs.ending import OK, end, run, set_up_log
+from jobs.ending import OK, end, run, say, set_up_log
 
 TOO_MANY_FAILURES, STOPPED_BY_FAILURES = 3, 4
 
@@ -48,18 +48,18 @@ def _annotate(args: argparse.Namespace) -> int:
     from pipeline.annotations.run_json import RunState
 
     if args.dry_run:
-        print(dry_run(config))
+        say(dry_run(config))
         return OK
     report = annotate(config, retry_failed=args.retry_failed)
     if report.state is RunState.STOPPED_BY_FAILURES:
-        print("\n".join(failed_lines(config.output.uri)))
+        say("\n".join(failed_lines(config.output.uri)))
         return end(
             logger,
             STOPPED_BY_FAILURES,
             f"{report.this_run.error}, as output.stop forbids: mend the cause, and --retry-failed does them again; "
             f"what was written is kept: {config.output.uri}",
         )
-    print(summary(report, config.output.uri))
+    say(summary(report, config.output.uri))
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(

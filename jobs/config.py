@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.arguments import job_parser, typed
-from jobs.ending import BAD_INPUT, OK, ends_in_order, say_end
+from jobs.ending import BAD_INPUT, OK, ends_in_order, say, say_end
 
 _SCHEMA_LINE = re.compile(r"(?<=^# yaml-language-server: \$schema=)(?=[^/\s]+$)", re.MULTILINE)
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = parser.parse_args(argv).name
     folder = _folder()
     if name is None:
-        print(_listed(folder))
+        say(_listed(folder))
         return OK
     files = {key: path for path in folder.iterdir() for key in (path.name, path.name.removesuffix(".yaml"))}
     if name not in files:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
         return say_end(BAD_INPUT, f"no ready config is called {name!r}{advice}")
     # A name alone would be looked for beside the user's copy.
-    print(_SCHEMA_LINE.sub(f"{folder.as_uri()}/", files[name].read_text(encoding="utf-8")), end="")
+    say(_SCHEMA_LINE.sub(f"{folder.as_uri()}/", files[name].read_text(encoding="utf-8")).rstrip())
     return OK
 
 

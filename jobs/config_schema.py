@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import job_parser
+from jobs.ending import say
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.config.base import Section
 from pipeline.config.loading import config_schema
@@ -23,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the schema."""
     parser = job_parser("config_schema", __doc__)
     parser.add_argument("job", choices=JOBS)
-    print(json.dumps(config_schema(JOBS[parser.parse_args(argv).job]), indent=2))
+    say(json.dumps(config_schema(JOBS[parser.parse_args(argv).job]), indent=2))
     return 0
 
 

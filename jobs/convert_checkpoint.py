@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import job_parser
-from jobs.ending import ends_in_order
+from jobs.ending import ends_in_order, say
 from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
@@ -109,8 +109,8 @@ def _count(sizes: Iterable[int]) -> str:
 
 def _report(facts: dict[str, str], out: Path) -> None:
     for name, value in facts.items():
-        print(f"{name + ':':12}{value}")
-    print(f"{'written:':12}{out} ({out.stat().st_size / 1e6:.1f} MB)")
+        say(f"{name + ':':12}{value}")
+    say(f"{'written:':12}{out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 def _parser() -> argparse.ArgumentParser:

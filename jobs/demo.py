@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import annotate, evaluate
 from jobs.arguments import job_parser, typed
-from jobs.ending import ends_in_order
+from jobs.ending import ends_in_order, say
 from pipeline.errors import UserError
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import named
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with named(sheet):
         Image.fromarray(_contact_sheet(results)).save(sheet)
     metrics = json.loads((evaluation / METRICS).read_text())["mmdet"]
-    print(
+    say(
         f"\nOn {NUM_SCENES - 1} scenes that the model has never seen: "
         f"mask AP {metrics['segm_mAP']:.3f}, box AP {metrics['bbox_mAP']:.3f}\n\n"
         f"Scenes         {scenes} (one picture is damaged: its row says so)\n"
@@ -99,7 +99,7 @@ def _written(out: Path, job: str, configs: dict[str, dict[str, Any]]) -> str:
     path = out / f"{job}.yaml"
     with named(path):
         path.write_text(yaml.safe_dump(configs[job], sort_keys=False))
-    print(f"{typed(job)} --config {path}", flush=True)
+    say(f"{typed(job)} --config {path}")
     return str(path)
 
 

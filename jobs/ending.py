@@ -145,6 +145,14 @@ def _signal_code() -> tuple[int, str]:
     return 128 + number, number.name
 
 
+def say(text: str) -> None:
+    """A result, to whoever still reads: ``| head`` has soon seen enough, and a pager may be left."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what follows, and for Python's own end
+
+
 def say_end(code: int, message: str) -> int:
     """The last line of a command that keeps no log."""
     print(f"exit code {code}: {message}", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import add_config, job_parser
-from jobs.ending import OK, end, run, set_up_log
+from jobs.ending import OK, end, run, say, set_up_log
 
 logger = logging.getLogger("jobs.evaluate")
 
@@ -37,7 +37,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     check_there({"ground_truth.uri": config.ground_truth.uri, "predictions.uri": config.predictions.uri})
     from pipeline.evaluate.run import REPORT, evaluate, summary
 
-    print(summary(evaluate(config)))
+    say(summary(evaluate(config)))
     return end(logger, OK, f"finished: {str(config.output.uri).rstrip('/')}/{REPORT}")
 
 

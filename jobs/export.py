@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jobs.arguments import job_parser
-from jobs.ending import OK, end, run, set_up_log
+from jobs.ending import OK, end, run, say, set_up_log
 from pipeline.export.formats.base import IMAGES, Options, flag
 from pipeline.export.formats.table import FORMATS, check_options, takers
 from pipeline.storage.uris import Uri, UriText
@@ -44,7 +44,7 @@ def _export(args: argparse.Namespace) -> int:
     thresholds = None if args.class_thresholds is None else UriText(args.class_thresholds)
     selection = read_selection(thresholds, args.min_score)
     annotations, out = Uri(args.annotations), Uri(args.out)
-    print(export(Export(annotations, args.format, out, selection, args.overwrite, options)).text())
+    say(export(Export(annotations, args.format, out, selection, args.overwrite, options)).text())
     return end(logger, OK, f"{args.format}: {out}")
 
 

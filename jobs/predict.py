@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from jobs.arguments import job_parser, positive, score
-from jobs.ending import FAILED, OK, ends_in_order, say_end
+from jobs.ending import FAILED, OK, ends_in_order, say, say_end
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import find_model, resolve_checkpoint
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = PredictRun(predictor, options, out)
     job.run(files, args.batch_size)
     write_json(job.content(args.model), out / RESULT)
-    print(job.summary(), f"{out / RESULT}", sep="\n")
+    say(f"{job.summary()}\n{out / RESULT}")
     if job.failed:
         return say_end(FAILED, f"{len(job.failed)} of {len(files)} images failed, each named above")
     return OK

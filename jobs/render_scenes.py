@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs.arguments import job_parser
-from jobs.ending import ends_in_order
+from jobs.ending import ends_in_order, say
 
 
 @ends_in_order("instances.json was not written; run it again")
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.count < 1 or args.seed < 0 or args.side < SMALLEST_SIDE:
         parser.error(f"--count must be at least 1, --seed at least 0, --side at least {SMALLEST_SIDE}")
     path = write_scenes(args.out, args.count, args.seed, (args.side, args.side))
-    print(f"{args.count:,} scenes: {path}")
+    say(f"{args.count:,} scenes: {path}")
     return 0
 
 

@@ -10,14 +10,13 @@ no output, or FILE is not to be replaced; 130 and 143 stopped by SIGINT and SIGT
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs.arguments import job_parser
-from jobs.ending import FAILED, OK, ends_in_order, say_end
+from jobs.ending import FAILED, OK, ends_in_order, say, say_end
 from pipeline.errors import UserError
 from pipeline.messages.counts import counted
 from pipeline.storage.uris import Uri
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Uri(args.output)
     out = None if args.failed is None else _free_place(args.failed, output)
     overview = look_over(output)
-    _say(overview_text(overview))
+    say(overview_text(overview))
     return OK if out is None else _write_failed(overview, out)
 
 
@@ -74,18 +73,10 @@ def _write_failed(overview: Overview, path: Path) -> int:
         for row in failed_rows(overview, problems):
             file.write(csv_line(row.image_id, row.image_uri, row.stage, row.error_code, row.error_message))
             num_rows += 1
-    _say(f"\n{counted(num_rows, 'failed image')}: {path}")
+    say(f"\n{counted(num_rows, 'failed image')}: {path}")
     if problems:
         return say_end(FAILED, f"{path} lacks the failed images of {counted(len(problems), 'file')}: {problems[0]}")
     return OK
-
-
-def _say(text: str) -> None:
-    """To whoever still reads: ``| head`` has soon seen enough, and a pager may be left."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
 
 
 def _parser() -> argparse.ArgumentParser:

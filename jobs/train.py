@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from jobs.arguments import add_config, job_parser
-from jobs.ending import OK, end, run, set_up_log
+from jobs.ending import OK, end, run, say, set_up_log
 from pipeline.config.loading import load_config
 from pipeline.train.config import TrainConfig
 
@@ -40,7 +40,7 @@ def _train(args: argparse.Namespace) -> int:
     check_places(config)
     from pipeline.train.run import summary, train
 
-    print(summary(config, train(config)))
+    say(summary(config, train(config)))
     return end(logger, OK, f"finished: {config.output.uri}")
 
 

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from jobs.arguments import job_parser, positive, score
-from jobs.ending import FAILED, OK, ends_in_order, say_end
+from jobs.ending import FAILED, OK, ends_in_order, say, say_end
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_sheets(drawn, args.grid, out)
     if book.drawn + book.failed == 0:
         raise UserError("nothing to draw: no annotated image matches")
-    print(f"{book.drawn} images drawn, {book.objects} objects, {book.failed} images could not be drawn: {out}")
+    say(f"{book.drawn} images drawn, {book.objects} objects, {book.failed} images could not be drawn: {out}")
     if book.failed:
         return say_end(FAILED, f"{book.failed} of {book.drawn + book.failed} images not drawn, each named above")
     return OK
@@ -105,7 +105,7 @@ def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
             name = names.of_id(row.image_id)
             save_picture(picture, out / name)
             owners[name] = str(row.image_id)
-            print(f"{row.image_id}: {row.num_objects} objects: {name}", flush=True)
+            say(f"{row.image_id}: {row.num_objects} objects: {name}")
     finally:  # however it ends, the files that are there stay
         _write_table(owners, out / TABLE)
 
@@ -134,7 +134,7 @@ def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out
         name = f"sheet_{number:03d}.png"
         sheet = grid([picture for _, picture in page], size.columns, CELL, [image_id for image_id, _ in page])
         save_picture(sheet, out / name)
-        print(f"{len(page)} images: {name}", flush=True)
+        say(f"{len(page)} images: {name}")
 
 
 def _fitted(picture: Picture) -> Picture:

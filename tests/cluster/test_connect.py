@@ -125,7 +125,8 @@ class FakeRay:
         monkeypatch.setattr(ray, "is_initialized", lambda: self.running)
         monkeypatch.setattr(ray, "init", self.start)
         monkeypatch.setattr(ray, "shutdown", self.end)
-        monkeypatch.setattr("pipeline.cluster.connect.describe_cluster", dict)
+        known = {"nodes": 1, "cpus": 2.0, "gpus": 0.0, "gpu_kinds": [], "object_store_gib": 0.5}
+        monkeypatch.setattr("pipeline.cluster.connect.describe_cluster", lambda: known)
         monkeypatch.setattr("pipeline.cluster.connect._PAUSE_S", 0.0)
         monkeypatch.setattr("pipeline.cluster.address.Address.check", lambda address: None)
 
