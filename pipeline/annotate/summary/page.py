@@ -53,10 +53,10 @@ _SCORE, _AREA = (f"detections.list.element.{name}" for name in ("score", "area")
 
 @contextmanager
 def page_at_end(uri: Uri, run_id: str, fence: Callable[[], None]) -> Iterator[None]:
-    """However a run ends in this block, its page is drawn then, if ``run.json`` says how it did.
+    """However a run ends in this block by itself, its page is drawn then, if ``run.json`` says how it did.
 
     A run that ends well also draws the page of an earlier one that has none. Whatever goes wrong is a warning: the rows
-    are what counts.
+    are what counts. After a signal no page is drawn: whoever sends one waits for the end, and may not wait for long.
 
     Args:
         uri: of the output folder.
@@ -65,7 +65,7 @@ def page_at_end(uri: Uri, run_id: str, fence: Callable[[], None]) -> Iterator[No
     """
     try:
         yield
-    except BaseException:
+    except Exception:
         _draw_if_due(uri, run_id, fence, if_missing=False)
         raise
     _draw_if_due(uri, run_id, fence, if_missing=True)

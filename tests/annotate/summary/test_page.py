@@ -225,10 +225,14 @@ class TestWhenItIsDrawn:
 
         assert self.draw(out, lost) is None
 
-    @pytest.mark.parametrize("error", [RunError("x"), KeyboardInterrupt(), UserError("damaged"), OSError("x"), None])
-    def test_at_the_end_of_a_run(self, out: Path, error: BaseException | None) -> None:
+    @pytest.mark.parametrize("error", [RunError("x"), UserError("damaged"), OSError("x"), None])
+    def test_at_the_end_of_a_run(self, out: Path, error: Exception | None) -> None:
         self.draw(out, error=error)
         assert (out / "summary.html").exists()
+
+    def test_a_signal_is_not_kept_waiting(self, out: Path) -> None:
+        self.draw(out, error=KeyboardInterrupt())
+        assert not (out / "summary.html").exists()
 
     @pytest.mark.parametrize("error", [UserError("a setting is wrong"), RunError("held"), KeyboardInterrupt()])
     def test_not_of_a_run_that_did_not_begin(self, out: Path, error: BaseException) -> None:
