@@ -469,7 +469,7 @@ def test_no_manifest_tells(served: tuple[str, dict[str, bytes]], ears: Ears) -> 
                 open_served(f"{here}/{name}?sig={SECRET}", ears)
             ears.check(caught.value)
     content["/m.csv"] = b"image_id,image_uri\n1,/a\n1,/b\n"
-    with pytest.raises(UserError, match="occurs? more than once") as caught:
+    with pytest.raises(UserError, match=r"occurs? more than once") as caught:
         find_pending(open_served(f"{here}/m.csv?sig={SECRET}", ears), [])
     ears.check(caught.value)
 
