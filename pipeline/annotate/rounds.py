@@ -198,8 +198,8 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
         said_at, said = -math.inf, ""
         while not stop.wait(1.0):
             try:
-                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
-            except RayError:  # of a keeper that is being started anew, or whose node is gone
+                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
                 continue
             reason = reason or failures.see(snapshot.counts)
             now = time.monotonic()
@@ -220,6 +220,6 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
         yield lambda: reason
     finally:
         stop.set()
-        thread.join(timeout=5)
+        thread.join(2 * _SNAPSHOT_TIMEOUT_S)  # no thread may touch Ray when that ends, see `connect`
         if live:
             print(file=sys.stderr)

@@ -12,11 +12,10 @@ import functools
 import logging
 import os
 import re
-import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from ray._private.log import PlainRayHandler
@@ -69,17 +68,32 @@ def _start_actors_quietly() -> None:
 def without_lines(pattern: re.Pattern[bytes]) -> Iterator[None]:
     """What is written to the standard error in the block is written at its end, without what matches.
 
+    Where it cannot be held back, all of it is seen: nothing here is worth an error.
+
     Args:
         pattern: of whole lines, with their end.
     """
-    with _redirecting, tempfile.TemporaryFile() as held:
-        before = os.dup(_STDERR)
-        os.dup2(held.fileno(), _STDERR)
-        try:
-            yield
-        finally:
-            os.dup2(before, _STDERR)
-            os.close(before)
-            held.seek(0)
-            if rest := pattern.sub(b"", held.read()):
-                os.write(_STDERR, rest)
+    with _redirecting, ExitStack() as held_back:
+        with suppress(OSError, AttributeError):  # it is closed, files run out, or this is no Linux
+            held_back.enter_context(_held_back(pattern))
+        yield
+
+
+@contextmanager
+def _held_back(pattern: re.Pattern[bytes]) -> Iterator[None]:
+    before = os.dup(_STDERR)
+    try:
+        # In memory: a disk may be full.
+        with open(os.memfd_create("stderr"), "w+b", buffering=0) as held:
+            os.dup2(held.fileno(), _STDERR)
+            try:
+                yield
+            finally:
+                os.dup2(before, _STDERR)
+                held.seek(0)
+                rest = memoryview(pattern.sub(b"", held.read()))
+                with suppress(OSError):  # nobody reads it any more
+                    while rest:
+                        rest = rest[os.write(_STDERR, rest) :]
+    finally:
+        os.close(before)
