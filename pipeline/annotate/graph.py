@@ -48,7 +48,7 @@ ROWS_PER_READ_TASK = 4096
 _NO_PROGRESS_S = 1800
 MAX_WRITES = 8  # at a time: storage answers slowly, and a file is in memory while it is written
 _MAX_BLOCKS_WAITING = 16
-_FEEDER_S = 30.0
+_THREAD_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class Running:
         """End the work; what was not taken is dropped. Nothing, if it has ended."""
         self._stopped.set()
         self._executor.shutdown(force=False)
-        self._feeder.join(_FEEDER_S)  # see `pipeline.cluster.connect`: no thread may touch Ray when that ends
+        self._feeder.join(_THREAD_S)  # none may touch Ray when that ends, see `pipeline.cluster.connect`
 
     def _feed(self, bundles: Iterator[Any]) -> None:
         try:

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
+_THREAD_S = 60.0
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
@@ -220,6 +221,6 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
         yield lambda: reason
     finally:
         stop.set()
-        thread.join(2 * _SNAPSHOT_TIMEOUT_S)  # no thread may touch Ray when that ends, see `connect`
+        thread.join(_THREAD_S)  # none may touch Ray when that ends, see `pipeline.cluster.connect`
         if live:
             print(file=sys.stderr)

@@ -26,7 +26,7 @@ _OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERR
 _PAUSE_S = 2.0
 # Names of Ray Data's threads begin so. It waits two seconds for them itself, too little for a machine that is busy.
 _DATA_THREADS = ("StreamingExecutor", "ray-data-")
-_THREADS_S = 30.0
+_THREADS_S = 60.0
 
 
 class RayNotStarted(RunError):

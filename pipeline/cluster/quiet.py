@@ -1,9 +1,10 @@
 """Ray Data without lines of its own: each job tells of its progress itself, and what looks like an error is one.
 
 Ray says on every run that a dataset has finished, that progress bars are off, and, at the level of errors, that actors
-get their arguments through the object store, which is how Ray Data makes them; and where there is little to do, that
-more could be done at a time. These lines alone are left out here;
-all of them stay in Ray's own files, and whatever else Ray has to say is said.
+get their arguments through the object store, which is how Ray Data makes them; where there is little to do, that
+more could be done at a time; and every half minute, that a stage has not asked for the memory that it uses, which is
+for whoever writes it. These lines alone are left out here; all of them but the last stay in Ray's own files, and
+whatever else Ray has to say is said.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def quiet(context: DataContext) -> DataContext:
     """The same context, changed; and this process without the lines that say nothing."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.issue_detectors_config.high_memory_detector_config.detection_time_interval_s = -1
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, PlainRayHandler) and not any(isinstance(f, _News) for f in handler.filters):
             handler.addFilter(_News())

@@ -76,6 +76,9 @@ def test_a_run_with_few_blocks_is_no_warning() -> None:
 def test_warnings_and_errors_of_ray_data_are_said() -> None:
     context = quiet(quiet(DataContext.get_current()))
     assert not context.enable_progress_bars
+    detectors = context.issue_detectors_config
+    assert detectors.high_memory_detector_config.detection_time_interval_s < 0  # Ray's own way to turn it off
+    assert detectors.hanging_detector_config.detection_time_interval_s > 0
     (console,) = (h for h in logging.getLogger("ray.data").handlers if isinstance(h, PlainRayHandler))
     said = [
         message
