@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -182,6 +183,14 @@ class Rounds:
                 logger.warning("the run has failed, and some of its last rows are lost: %s", cause_of(error).line())
 
 
+def _fitted(line: str) -> str:
+    """What of a line a terminal shows without wrapping it: only such a one is replaced by the next."""
+    columns = 0
+    with suppress(OSError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return line if len(line) < columns or not columns else line[: max(0, columns - 2)] + "…"
+
+
 @contextmanager
 def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[[], str]]:
     """A line for each step until the first images are through, and then every so often; on a terminal it replaces the
@@ -207,7 +216,7 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
             progress = Progress(total, snapshot, now - started, parts.pool.max_actors)
             line, interval_s = progress.line(), parts.config.log_interval_s
             if live:
-                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+                print(f"\r\033[K{_fitted(line)}", end="", file=sys.stderr, flush=True)
                 continue
             if progress.waiting:
                 interval_s = 0.0 if line != said else max(interval_s, _STILL_WAITING_S)
