@@ -20,7 +20,7 @@ from jobs.arguments import COMMANDS
 CONFIGS = {
     "annotate": "manifest: {uri: gone}\nmodel: {checkpoint: swin_t_coco}\noutput: {uri: out}\n",
     "evaluate": "predictions: {uri: gone}\nground_truth: {uri: gone.json}\noutput: {uri: out}\n",
-    "train": "data: {train: [{uri: gone.json}], validation: {uri: gone.json}}\noutput: {uri: out}\n",
+    "train": "data: {train: [{uri: gone.json, image_root: .}]}\noutput: {uri: out}\n",
 }
 MISSING = {
     **{name: ["--config", f"{name}.yaml"] for name in CONFIGS},

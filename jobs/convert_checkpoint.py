@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.arguments import job_parser
 from jobs.ending import ends_in_order, say
 from pipeline.errors import UserError
+from pipeline.messages.counts import size
 from pipeline.messages.examples import Examples
 from pipeline.model.architectures import KNOWN_MODELS, architecture_of, build
 from pipeline.model.files.class_names import read_categories
@@ -110,7 +111,7 @@ def _count(sizes: Iterable[int]) -> str:
 def _report(facts: dict[str, str], out: Path) -> None:
     for name, value in facts.items():
         say(f"{name + ':':12}{value}")
-    say(f"{'written:':12}{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    say(f"{'written:':12}{out} ({size(out.stat().st_size)})")
 
 
 def _parser() -> argparse.ArgumentParser:

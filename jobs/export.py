@@ -11,11 +11,11 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 from jobs.arguments import job_parser
 from jobs.ending import OK, end, run, say, set_up_log
-from pipeline.export.formats.base import IMAGES, Options, flag
+from pipeline.export.formats.base import Images, Options, flag
 from pipeline.export.formats.table import FORMATS, check_options, takers
 from pipeline.storage.uris import Uri, UriText
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "images",
         "put the images beside their labels, as links to local files or as copies (default: none)",
-        choices=IMAGES,
+        choices=get_args(Images),
         default="none",
     )
     add("val_fraction", "share of the images for validation, by a hash of their ids", type=float, metavar="F")

@@ -73,7 +73,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
         pending = _steady(lambda: _find_pending(store, manifest, identity))
-        decoded = _decode_sample(config, model.settings, draw_sample(manifest, pending))
+        decoded = _decode_sample(config, model.settings, sample_rows(manifest, pending))
     checkpoint = model.load()
     # Here and not above: Ray and the model's packages take ten seconds to import.
     import ray
@@ -144,7 +144,7 @@ def _at_work(uri: Uri) -> str:
     return f"; {holder} has its lock: it is writing there now, unless it was killed"
 
 
-def draw_sample(manifest: Manifest, pending: Pending) -> pa.Table:
+def sample_rows(manifest: Manifest, pending: Pending) -> pa.Table:
     """Some of the pending rows, from the whole manifest: one from each of as many equal parts, the same every time.
 
     Of a row group that holds the images themselves the first part is looked at, so that it need not be read whole.

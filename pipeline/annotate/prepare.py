@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotations.data_file import Identity
 from pipeline.config.base import ConfigError
 from pipeline.model.files.header import CheckpointError, Header, read_header
@@ -56,16 +54,12 @@ def choose_model(config: AnnotateConfig) -> ChosenModel:
     """Find the checkpoint, and what it is; a file of ours says so itself, of others torch reads the weights.
 
     Raises:
-        ManifestError: there is no manifest, which takes no torch to see.
         UnknownModelError, DownloadError, CheckpointError: there is no such model, or the file cannot be used.
         ConfigError: the config does not fit the checkpoint.
     """
     path = resolve_checkpoint(config.model.checkpoint)
     header, loaded = read_header(path), None
     if header is None:
-        place = config.manifest.uri.local_path
-        if place is not None and not os.path.exists(place):
-            raise ManifestError(f"{config.manifest.uri} does not exist")
         from pipeline.model.files.checkpoints import load_checkpoint
 
         loaded = load_checkpoint(path)

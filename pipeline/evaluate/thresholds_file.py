@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import yaml
 
+from pipeline.messages.counts import counted
 from pipeline.metrics.analysis.thresholds import ClassThreshold, Proportion
 from pipeline.metrics.ap.records import HIT_IOU
 
@@ -41,12 +42,12 @@ def thresholds_yaml(names: Sequence[str], thresholds: Sequence[ClassThreshold], 
 
 def _line(name: str, at: ClassThreshold) -> str:
     if at.threshold is None or at.precision is None:
-        return f"{_key(name)}: {NEVER}  # never reaches the precision; {_counted(at.objects, 'object')}"
+        return f"{_key(name)}: {NEVER}  # never reaches the precision; {counted(at.objects, 'object')}"
     if not 0 <= at.threshold <= 1:
         raise ValueError(f"the threshold {at.threshold!r} of {name!r} is no score from 0 to 1: no config would take it")
     recall = f"recall {_share(at.recall)}, " if at.recall else ""
     comment = (
-        f"precision {_share(at.precision)}, {recall}{_counted(at.labels, 'label')}, {_counted(at.objects, 'object')}"
+        f"precision {_share(at.precision)}, {recall}{counted(at.labels, 'label')}, {counted(at.objects, 'object')}"
     )
     return f"{_key(name)}: {yaml.safe_dump(at.threshold).splitlines()[0]}  # {comment}"
 
@@ -58,7 +59,3 @@ def _key(name: str) -> str:
 
 def _share(at: Proportion) -> str:
     return f"{at.value:.3f} [{at.low:.3f}, {at.high:.3f}]"
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

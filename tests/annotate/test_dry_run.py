@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.annotate import dry_run as module
 from pipeline.annotate.config import AnnotateConfig, ManifestConfig
-from pipeline.annotate.dry_run import SAMPLE_IMAGES, draw_sample, dry_run
+from pipeline.annotate.dry_run import SAMPLE_IMAGES, dry_run, sample_rows
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
@@ -29,7 +29,7 @@ from tests.annotate.manifest.manifest_cases import write, write_parquet
 
 def sample_ids(manifest: Manifest, done: pa.Array | None = None) -> list[int]:
     pending = find_pending(manifest, [] if done is None else [done])
-    table = draw_sample(manifest, pending)
+    table = sample_rows(manifest, pending)
     assert table.schema == manifest.schema
     ids: list[int] = table["image_id"].to_pylist()
     return ids
@@ -96,7 +96,7 @@ class TestSample:
             return content
 
         monkeypatch.setattr(MemoryFile, "read", counted)
-        table = draw_sample(manifest, pending)
+        table = sample_rows(manifest, pending)
         assert len(set(table["image_id"].to_pylist())) == len(table) == SAMPLE_IMAGES
         assert table["image_bytes"].to_pylist() == [images[index] for index in table["image_id"].to_pylist()]
         assert min(table["image_id"].to_pylist()[SAMPLE_IMAGES // 2 :]) >= 200  # of both row groups
@@ -112,7 +112,7 @@ def test_the_line_about_the_sample(tmp_path: Path) -> None:
         {"manifest": {"uri": path}, "model": {"checkpoint": "x"}, "output": {"uri": str(tmp_path / "out")}}
     )
     manifest = open_manifest(config.manifest, Uri(str(tmp_path / "scratch")))
-    rows = draw_sample(manifest, find_pending(manifest, []))
+    rows = sample_rows(manifest, find_pending(manifest, []))
     settings = TestSettings(short_side=32, long_side=64)
     line = module._sample_line(module._decode_sample(config, settings, rows), 10)
     assert line.startswith(

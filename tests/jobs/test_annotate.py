@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import ray
 import yaml
 
 from jobs import annotate
+from pipeline.annotate import run as annotate_run
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotations.ledger import OutputStore
@@ -175,8 +177,9 @@ class TestWithoutRayAndTorch:
     """What takes neither to be known: told by a process that has loaded none of the two."""
 
     @pytest.fixture
-    def finished(self, values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
-        """The config of an output in which nothing is to do: one image annotated, two failed."""
+    def finished(self, values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """The config of an output in which nothing is to do: one image annotated, two failed. No page is drawn here."""
+        monkeypatch.setattr(annotate_run, "page_at_end", lambda *_: nullcontext())
         pq.write_table(pa.table({"image_id": [5, 6, 7], "image_uri": ["/a.png"] * 3}), tmp_path / "manifest.parquet")
         config = AnnotateConfig.model_validate(values | {"output": values["output"] | {"max_failed_fraction": 0.9}})
         identity = make_identity(config, choose_model(config).header, "earlier")

@@ -19,6 +19,8 @@ from maskfleet.cli import main
 from pipeline.model.predictor import PRECISIONS
 from pipeline.model.settings import Precision
 from pipeline.predict.model import load_model
+from pipeline.storage.uris import Uri
+from tests.jobs.test_show import write_output
 
 ROOT = Path(__file__).parents[2]
 # What takes seconds to import, alone or together with what it imports.
@@ -26,6 +28,9 @@ HEAVY = ["ray", "torch", "torchvision", "timm", "matplotlib", "pandas", "scipy",
 TYPO = "manifest: {}\noutputt: {uri: x}\n"
 EVALUATION = (
     "predictions: {{uri: '{folder}'}}\nground_truth: {{uri: '{folder}/gone.json'}}\noutput: {{uri: '{folder}/out'}}\n"
+)
+TRAINING = (
+    "data: {{train: [{{uri: '{data}', image_root: .}}]}}\nmodel: {{start: gone.pth}}\noutput: {{uri: '{folder}/out'}}\n"
 )
 ANNOTATION = "manifest: {{uri: '{manifest}'}}\nmodel: {{checkpoint: {model}}}\noutput: {{uri: '{folder}/out'}}\n"
 
@@ -67,6 +72,8 @@ CASES = {
     "model of annotate": Case(["annotate", "--config", "{folder}/model.yaml"], 2, "neither a file nor a known model"),
     "manifest of annotate": Case(["annotate", "--config", "{folder}/manifest.yaml"], 2, "manifest.uri: {folder}/gone"),
     "ground truth": Case(["evaluate", "--config", "{folder}/evaluate.yaml"], 2, "ground_truth.uri: {folder}/gone.json"),
+    "data of train": Case(["train", "--config", "{folder}/train.yaml"], 2, "data.train.0.uri: {folder}/gone.json"),
+    "model of train": Case(["train", "--config", "{folder}/start.yaml"], 2, "neither a file nor a known model"),
     "annotations of visualize": Case(["visualize", "--annotations", "{folder}/gone", "--out", "{folder}/o"], 2, "gone"),
     "annotations of export": Case(
         ["export", "--annotations", "{folder}/gone", "--format", "coco", "--out", "{folder}/o.json"], 2, "gone"
@@ -76,6 +83,7 @@ CASES = {
     ),
     "model of convert": Case(["convert", "gone.pth", "{folder}/o.safetensors"], 2, "gone.pth' is neither"),
     "output of show": Case(["show", "{folder}/gone"], 2, "gone does not exist, or is empty"),
+    "an output": Case(["show", "{folder}/there", "--failed", "{folder}/failed.csv"], 0, "5 failed images"),
     "output of demo": Case(["demo", "--out", "{folder}"], 2, "is not empty, and not of an earlier demo"),
 }
 # All in one process: what one of them loads is told of that one alone.
@@ -106,9 +114,13 @@ print(json.dumps(answers))
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("answers")
     (folder / "weights.pth").touch()
+    (folder / "there.json").touch()
+    write_output(Uri(str(folder / "there")))
     files = {
         "typo": TYPO,
         "evaluate": EVALUATION.format(folder=folder),
+        "train": TRAINING.format(folder=folder, data=folder / "gone.json"),
+        "start": TRAINING.format(folder=folder, data=folder / "there.json"),
         "model": ANNOTATION.format(folder=folder, manifest=folder, model="gone.pth"),
         "manifest": ANNOTATION.format(folder=folder, manifest=folder / "gone", model=folder / "weights.pth"),
     }

@@ -35,7 +35,6 @@ REPORT = RunJson(
     images=ImageCounts(20, 15, 5),
     this_run=ThisRun(20, 20, 1, 10.0, 2.0, 0.75, {"fetch": 1.0, "segment": 3.0}),
 )
-HEAVY = ("ray", "torch", "torchvision", "timm", "matplotlib", "pandas")
 
 
 def write_output(uri: Uri, report: RunJson = REPORT) -> None:
@@ -204,14 +203,3 @@ def test_no_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 2
     reason = "does not exist, or is empty: it is no output of an annotate job"
     assert capsys.readouterr().err == f"exit code 2: OutputError: {tmp_path}/none {reason}\n"
-
-
-@pytest.mark.parametrize("what", ["--help", "show"])
-def test_light(out: Path, tmp_path: Path, what: str) -> None:
-    argv = [what] if what == "--help" else [str(out), "--failed", str(tmp_path / "failed.csv")]
-    code = (
-        "import sys\nfrom jobs.show import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    ran = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ran.stdout.splitlines()[-1] == "[]"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from PIL import Image
 
 from pipeline.model.files.resolve import UnknownModelError
@@ -20,8 +17,6 @@ from pipeline.train.config import TrainConfig
 from pipeline.train.data.labelled import DataError
 from pipeline.train.inputs import Inputs, read_inputs
 from tests.train.test_run import training_values, write_set
-
-HEAVY = ("ray", "torch", "torchvision", "timm", "matplotlib", "pandas")
 
 
 @pytest.fixture
@@ -232,24 +227,3 @@ class TestPlaces:
         values["data"]["train"][0]["uri"] = "s3://bucket/gone.json"
         values["model"]["start"] = "swin_t_coco"
         check_places(TrainConfig.model_validate(values))
-
-
-def test_told_without_ray_and_torch(tmp_path: Path) -> None:
-    """One after the other in a process that has not imported them, as they take seconds."""
-    path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump(training_values(tmp_path)))
-    wrong = ["optimizer.typo=1", "data.train.0.uri=gone.json", "model.start=gone.pth"]
-    commands = [(["--help"], 0), *((["--config", str(path), "--set", change], 2) for change in wrong)]
-    program = f"""
-import sys
-from jobs.train import main
-for argv, expected in {commands!r}:
-    try:
-        code = main(argv)
-    except SystemExit as end:
-        code = end.code
-    assert code == expected, argv
-    heavy = sys.modules.keys() & set({HEAVY!r})
-    assert not heavy, (argv, heavy)
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, stdout=subprocess.DEVNULL)

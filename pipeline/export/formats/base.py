@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.export.labels import Labels
     from pipeline.export.target import Folder
 
-IMAGES = ("none", "link", "copy")
+Images = Literal["none", "link", "copy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Options:
         ExportError: a number that is none of these.
     """
 
-    images: Literal["none", "link", "copy"] = "none"
+    images: Images = "none"
     val_fraction: float | None = None
     image_prefix: UriText | None = None
     images_per_file: int | None = None

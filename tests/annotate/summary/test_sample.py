@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.annotate.summary import sample
-from pipeline.annotate.summary.sample import Sample, draw_sample
+from pipeline.annotate.summary.sample import SampleCard, draw_sample, sample_cards
 from pipeline.drawing.colours import category_colour
 from pipeline.storage.uris import Uri
 from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
@@ -19,8 +20,9 @@ from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
 CARD = '{"image_id": "a", "shown": 0, "weaker": 0, "picture": null, "reason": "?"}'
 
 
-def drawn(folder: Path, num_images: int = 12) -> Sample:
-    return draw_sample(Uri(str(folder / "out")), num_images, 60.0)
+def drawn_here(folder: Path, num_images: int = 12) -> list[SampleCard]:
+    """Without the process of their own."""
+    return [card for _, card in sorted(sample_cards(Uri(str(folder / "out")), num_images), key=itemgetter(0))]
 
 
 def test_every_picture_is_drawn_or_has_its_reason(tmp_path: Path) -> None:
@@ -30,7 +32,7 @@ def test_every_picture_is_drawn_or_has_its_reason(tmp_path: Path) -> None:
     ids = ["a", "gone", "failed", "turned", "broken", "bytes"]
     uris = [str(tmp_path / f"{name}.png") for name in ids[:-1]]
     write_output(tmp_path / "out", ids, [*uris, None], failed=["failed"])
-    found = drawn(tmp_path)
+    found = draw_sample(Uri(str(tmp_path / "out")), 12, 60.0)
     assert found.missing == ""
     assert [card.image_id for card in found.cards] == ["a", "gone", "turned", "broken", "bytes"]
     reasons = [card.reason.partition(":")[0] for card in found.cards]
@@ -41,7 +43,7 @@ def test_every_picture_is_drawn_or_has_its_reason(tmp_path: Path) -> None:
 def test_masks_are_where_they_are_in_the_picture(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     write_output(tmp_path / "out", [1], [str(tmp_path / "a.png")])
-    (card,) = drawn(tmp_path).cards
+    (card,) = drawn_here(tmp_path)
     assert card.picture is not None
     data = base64.b64decode(card.picture.uri.partition(",")[2])
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
@@ -53,9 +55,9 @@ def test_masks_are_where_they_are_in_the_picture(tmp_path: Path) -> None:
 def test_evenly_over_the_files_and_always_the_same(tmp_path: Path) -> None:
     for start in range(0, 60, 20):
         write_output(tmp_path / "out", list(range(start, start + 20)), [None] * 20)
-    first = [int(card.image_id) for card in drawn(tmp_path, 7).cards]
+    first = [int(card.image_id) for card in drawn_here(tmp_path, 7)]
     assert sorted(np.bincount([number // 20 for number in first])) == [2, 2, 3]
-    assert [int(card.image_id) for card in drawn(tmp_path, 7).cards] == first
+    assert [int(card.image_id) for card in drawn_here(tmp_path, 7)] == first
 
 
 @pytest.mark.parametrize(
