@@ -22,16 +22,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _see_no_others()
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or [""]
     from jobs.arguments import COMMANDS
+    from jobs.ending import say
 
     if name in COMMANDS:
         return import_module(f"jobs.{COMMANDS[name].job}").main(arguments)
     if name in ("-h", "--help", "help"):
-        print(_overview())
+        say(_overview())
         return 0
     if name in ("-V", "--version"):
         from maskfleet import __version__
 
-        print(f"maskfleet {__version__}")
+        say(f"maskfleet {__version__}")
         return 0
     if not name:
         print(_overview(), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -166,6 +167,16 @@ def test_jobs_are_called_as_they_are_typed(
     spec = None if started is None else ModuleSpec(started, None)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", spec)
     assert typed(job) == expected
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_who_has_read_enough_is_told_no_more(argument: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "maskfleet", argument]
+    ran = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("on_path", [False, True])
