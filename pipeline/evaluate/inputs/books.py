@@ -90,7 +90,8 @@ class InputReport:
         if self.images and self.rows and not self.common:
             texts.append(
                 f"no image is in both: the predictions have {self.unknown}, the ground truth {self.missing}; "
-                "are they of the same images, with the same ids?"
+                "are they of the same images, with the same ids? An output has the ground truth's ids where annotate "
+                "is given that file as its manifest (manifest.format: coco)"
             )
         return texts
 
