@@ -236,6 +236,17 @@ def test_outputs_in_a_checkout_are_not_sent_to_a_cluster() -> None:
     configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*.yaml")]
     outputs = {Path(config["output"]["uri"]).parts[0] for config in configs}
     commands = re.findall(r"--out (\S+)", (ROOT / "README.md").read_text())
+    configs_of_ones_own = re.findall(r"maskfleet config \w+ > (\S+)", (ROOT / "README.md").read_text())
+    assert configs_of_ones_own
+    assert not {f"/{name}" for name in configs_of_ones_own} & set(ignored), "these are to be sent"
     for name in {name for name in (*outputs, *commands) if re.fullmatch(r"[\w.-]+", name)}:
         assert {f"/{name}", f"/{name}/"} & set(ignored), name
         assert f"{name}/" not in ignored
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "deploy/README.md", "docs/*.md"])
+def test_commands_of_the_docs_hold_no_comments(page: str) -> None:
+    """Where zsh is typed to, ``#`` begins none: ``make demo  # ...`` asks for a target ``#``."""
+    for path in ROOT.glob(page):
+        for block in re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
+            assert not re.search(r"(^|\s)#", block, re.MULTILINE), block
