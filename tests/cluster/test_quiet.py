@@ -54,6 +54,7 @@ def test_a_run_with_few_blocks_is_no_warning() -> None:
 def test_warnings_and_errors_of_ray_data_are_said() -> None:
     context = quiet(quiet(DataContext.get_current()))
     assert not context.enable_progress_bars
+    assert not context.issue_detectors_config.detectors  # Ray's own words: "To disable issue detection, run ..."
     (console,) = (h for h in logging.getLogger("ray.data").handlers if isinstance(h, PlainRayHandler))
     said = [
         message
