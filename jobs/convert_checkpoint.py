@@ -101,7 +101,18 @@ def _detector_facts(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _source(source: dict[str, Any]) -> str:
     """A file of our own keeps the source that it was first converted from."""
-    return ", ".join(f"{key} {value}" for key, value in source.items()) or "not recorded"
+    return ", ".join(f"{key} {_figures(value)}" for key, value in source.items()) or "not recorded"
+
+
+def _figures(value: Any) -> str:
+    """Of the figures of a validation the two that tell how good a model is; the file keeps them all."""
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(
+        f"{name} {figure:.3f}" if isinstance(figure, float) else f"{name} {figure}"
+        for name, figure in value.items()
+        if name.endswith("_mAP") or not isinstance(figure, float)
+    )
 
 
 def _count(sizes: Iterable[int]) -> str:

@@ -40,6 +40,7 @@ def set_up_log() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("matplotlib").setLevel(logging.WARNING)  # below that it speaks of its fonts
 
 
 class _WithoutSecrets(logging.Formatter):

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _see_no_others()
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or [""]
     from jobs.arguments import COMMANDS
+    from jobs.ending import say
 
     if name in COMMANDS:
         return import_module(f"jobs.{COMMANDS[name].job}").main(arguments)

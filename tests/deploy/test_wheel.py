@@ -34,7 +34,7 @@ def build(kind: str, sources: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By way of an sdist, and of a copy of the sources, because setuptools leaves files beside them."""
+    """By way of an sdist, and of a copy of the sources; beside them, as setuptools leaves it, lies an earlier build."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "copy"
     copy.mkdir()
@@ -45,6 +45,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(ROOT / name, copy / name)
     shutil.unpack_archive(build("sdist", copy, folder), folder / "unpacked", filter="data")
     (sources,) = (folder / "unpacked").iterdir()
+    (sources / "build" / "lib" / "pipeline").mkdir(parents=True)
+    (sources / "build" / "lib" / "pipeline" / "removed_since.py").touch()
     return build("wheel", sources, folder)
 
 

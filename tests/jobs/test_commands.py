@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -180,6 +181,16 @@ def test_jobs_are_called_as_they_are_typed(
     assert typed(job) == expected
 
 
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_who_has_read_enough_is_told_no_more(argument: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "maskfleet", argument]
+    ran = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("on_path", [False, True])
 def test_a_command_that_is_not_on_the_path_has_its_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_path: bool
@@ -237,6 +248,17 @@ def test_outputs_in_a_checkout_are_not_sent_to_a_cluster() -> None:
     configs = [yaml.safe_load(path.read_text()) for path in (ROOT / "configs").glob("*.yaml")]
     outputs = {Path(config["output"]["uri"]).parts[0] for config in configs}
     commands = re.findall(r"--out (\S+)", (ROOT / "README.md").read_text())
+    configs_of_ones_own = re.findall(r"maskfleet config \w+ > (\S+)", (ROOT / "README.md").read_text())
+    assert configs_of_ones_own
+    assert not {f"/{name}" for name in configs_of_ones_own} & set(ignored), "these are to be sent"
     for name in {name for name in (*outputs, *commands) if re.fullmatch(r"[\w.-]+", name)}:
         assert {f"/{name}", f"/{name}/"} & set(ignored), name
         assert f"{name}/" not in ignored
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "deploy/README.md", "docs/*.md"])
+def test_commands_of_the_docs_hold_no_comments(page: str) -> None:
+    """Where zsh is typed to, ``#`` begins none: ``make demo  # ...`` asks for a target ``#``."""
+    for path in ROOT.glob(page):
+        for block in re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE):
+            assert not re.search(r"(^|\s)#", block, re.MULTILINE), block

@@ -22,6 +22,7 @@ from tests.jobs.conftest import CATEGORIES
 from tests.model.golden_weights import official_weights, save_mmdet3, save_modelscope, save_official
 
 State = dict[str, Tensor]
+DEMO_MODEL = Path(__file__).parents[2] / "jobs" / "demo_model.safetensors"
 SAVERS = {"official": save_official, "modelscope": save_modelscope, "mmdet3": save_mmdet3}
 
 
@@ -40,6 +41,14 @@ def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def convert(*arguments: str | Path) -> int:
     return main([str(argument) for argument in arguments])
+
+
+def test_figures_of_a_validation_are_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert convert(DEMO_MODEL, tmp_path / "out.safetensors") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("source:")]
+    said = "start random weights, iteration 4500, validation epoch 6, iteration 4500, bbox_mAP 0.732, segm_mAP 0.666"
+    assert line.split(maxsplit=1)[1] == said
+    assert load_checkpoint(tmp_path / "out.safetensors").source == load_checkpoint(DEMO_MODEL).source
 
 
 @pytest.mark.parametrize("layout", SAVERS)

@@ -141,3 +141,10 @@ def test_what_is_ignored_stays_ignored(start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
+
+
+def test_a_log_tells_nothing_of_fonts() -> None:
+    script = "import logging; from jobs.ending import set_up_log; set_up_log(); "
+    script += "logging.getLogger('matplotlib.font_manager').info('generated new fontManager'); logging.info('ours')"
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.rpartition(": ")[2] for line in ran.stderr.splitlines()] == ["ours"]

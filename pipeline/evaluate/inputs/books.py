@@ -8,6 +8,8 @@ from typing import Literal
 
 from pipeline.messages.examples import Examples
 
+SAME_IDS = "An output has the ids of a ground truth that annotate was given as its manifest (manifest.format: coco)"
+
 _NONE = Examples()
 
 WhichImages = Literal["all", "annotated"]
@@ -90,7 +92,7 @@ class InputReport:
         if self.images and self.rows and not self.common:
             texts.append(
                 f"no image is in both: the predictions have {self.unknown}, the ground truth {self.missing}; "
-                "are they of the same images, with the same ids?"
+                f"are they of the same images, with the same ids? {SAME_IDS}"
             )
         return texts
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.rows import IMAGE_ID, image_schema, object_schema
-from pipeline.evaluate.inputs.books import InputReport, WhichImages
+from pipeline.evaluate.inputs.books import SAME_IDS, InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
@@ -81,7 +81,7 @@ def check_sides(
         raise InputError(
             f"image ids of {predictions.uri} are like {first_found!r}, those of {truth.uri} like "
             f"{truth.first_id!r}: both must be integers or both strings (or, in ground truth that was "
-            f"exported, still have {IMAGE_ID}); nothing is converted by guessing"
+            f"exported, still have {IMAGE_ID}); nothing is converted by guessing. {SAME_IDS}"
         )
     detections: Counter[CategoryKey] = Counter()
     for part in listed:

@@ -148,7 +148,9 @@ def test_categories_are_compared_by_id_and_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("here", "there"), [(1, "1"), ("1", 1)])
 def test_ids_of_different_types(here: int | str, there: int | str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"out are like {there!r}, those of .*gt.json like {here!r}: both must"):
+    with pytest.raises(
+        InputError, match=f"out are like {there!r}, those of .*gt.json like {here!r}: both must .*manifest"
+    ):
         paired(tmp_path, {"images": images(here), "annotations": []}, images(there))
 
 
