@@ -11,7 +11,7 @@ from pipeline.drawing.draw import Picture
 from pipeline.errors import UserError
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.file_names import name_key, safe_name, split_suffix
-from pipeline.storage.whole_file import write_whole
+from pipeline.storage.whole_file import check_replaceable, write_whole
 
 _PROGRAM = "maskfleet"
 _MARK = b"tEXtSoftware\0" + _PROGRAM.encode()  # stands before the pixels
@@ -52,8 +52,9 @@ def check_free(path: Path, mark: bytes = _MARK) -> None:
 
     Raises:
         InTheWay: it would be lost.
-        OSError: it cannot be told.
+        OSError: it cannot be told, or is nothing that can be replaced.
     """
+    check_replaceable(path)  # before it is opened: a pipe has nothing to be read
     try:
         with path.open("rb") as file:
             ours = mark in file.read(1000)

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.drawing.file_names import PictureNames
+from pipeline.drawing.file_names import PictureNames, check_free
 
 
 def test_stems_get_names_that_are_unique_in_any_case() -> None:
@@ -35,3 +36,10 @@ def test_any_id_gives_a_file_name(tmp_path: Path, image_id: int | str) -> None:
         assert not name.startswith(".")
         (tmp_path / name).write_bytes(b"")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """``--failed /dev/stdout`` of a command whose output goes into one: nobody writes into it but the command."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileExistsError, match="pipe"):
+        check_free(tmp_path / "pipe")
