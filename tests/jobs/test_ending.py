@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -141,3 +142,16 @@ def test_what_is_ignored_stays_ignored(start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("ascii", r"\xfc\u732b \udcff"), ("utf-8", "ü猫 \\udcff")])
+def test_a_name_that_the_output_cannot_spell_is_escaped(encoding: str, printed: str) -> None:
+    """The last of these is a byte of a file's name that is no UTF-8: an encoder of no encoding takes it."""
+    done = subprocess.run(
+        [sys.executable, "-c", r"from jobs.ending import say; say('\xfc\u732b \udcff')"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{printed}\n", b"")
