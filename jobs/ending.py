@@ -147,9 +147,15 @@ def _signal_code() -> tuple[int, str]:
 
 
 def say(text: str) -> None:
-    """A result, to whoever still reads: ``| head`` has soon seen enough, and a pager may be left."""
+    """A result, to whoever still reads: ``| head`` has soon seen enough, and a pager may be left.
+
+    What the encoding of the standard output does not have, as names that are no UTF-8 in any, is escaped.
+    """
     try:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError as error:
+            print(text.encode(error.encoding, "backslashreplace").decode(error.encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what follows, and for Python's own end
 

@@ -24,8 +24,9 @@ def __getattr__(name: str) -> Any:
     if name == "load_model":
         import pipeline
 
-        if Path(pipeline.__path__[0]).resolve() != Path(__file__).resolve().parents[1] / "pipeline":
-            raise ImportError(f"a package of the name 'pipeline' hides maskfleet's: {pipeline.__path__[0]}; rename it")
+        place = next(iter(getattr(pipeline, "__path__", [pipeline.__file__])))  # of a module: a file
+        if Path(place).resolve() != Path(__file__).resolve().parents[1] / "pipeline":
+            raise ImportError(f"a package of the name 'pipeline' hides maskfleet's: {place}; rename it")
         from pipeline.predict.model import load_model
 
         return load_model

@@ -21,12 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _see_no_others()
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or [""]
     from jobs.arguments import COMMANDS
-    from jobs.ending import say
+    from jobs.ending import BAD_INPUT, OK, say
 
     if name in COMMANDS:
         return import_module(f"jobs.{COMMANDS[name].job}").main(arguments)
-    from jobs.ending import BAD_INPUT, OK, say
-
     if name in ("-h", "--help", "help"):
         say(_overview())
         return OK
@@ -68,13 +66,20 @@ def _see_no_others() -> None:
     ``python -m`` puts the current folder first on the path, and PYTHONPATH does the same with its own.
     """
     listed = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    namesakes = {place for folder in ("", *listed) if _holds_namesake(place := os.path.realpath(folder))}
+    namesakes = {place for folder in ("", *listed) if _holds_namesake(place := _resolved(folder))}
     if not namesakes:
         return
-    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder) not in namesakes]
-    if listed:
-        left = [folder for folder in listed if os.path.realpath(folder) not in namesakes]
+    sys.path[:] = [folder for folder in sys.path if _resolved(folder) not in namesakes]
+    if "PYTHONPATH" in os.environ:  # in which nothing between two colons is the current folder too
+        left = [folder for folder in listed if _resolved(folder) not in namesakes]
         os.environ["PYTHONPATH"] = os.pathsep.join(left)
+
+
+def _resolved(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except FileNotFoundError:  # the current folder was removed: what is relative to it is nowhere
+        return folder
 
 
 def _holds_namesake(folder: str) -> bool:

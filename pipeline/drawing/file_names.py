@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +11,7 @@ from pipeline.drawing.draw import Picture
 from pipeline.errors import UserError
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.file_names import name_key, safe_name, split_suffix
-from pipeline.storage.whole_file import write_whole
+from pipeline.storage.whole_file import check_replaceable, write_whole
 
 _PROGRAM = "maskfleet"
 _MARK = b"tEXtSoftware\0" + _PROGRAM.encode()  # stands before the pixels
@@ -53,12 +52,12 @@ def check_free(path: Path, mark: bytes = _MARK) -> None:
 
     Raises:
         InTheWay: it would be lost.
-        OSError: it cannot be told.
+        OSError: it cannot be told, or is nothing that can be replaced.
     """
-    # What is neither file nor folder is not opened: a pipe would be waited for, and a link into nothing lost.
-    odd = os.path.lexists(path) and not (path.is_file() or path.is_dir())
+    check_replaceable(path)  # before it is opened: a pipe has nothing to be read
+    into_nothing = path.is_symlink() and not path.exists()
     try:
-        ours = not odd and mark in _first_bytes(path)
+        ours = not into_nothing and mark in _first_bytes(path)
     except FileNotFoundError:
         return
     if not ours:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from pipeline.annotations.class_thresholds import Selection, read_class_thresholds
@@ -64,7 +65,9 @@ def export(job: Export) -> Summary:
     check_options(job.format, job.options)
     _check_place(job)
     format = FORMATS[job.format]
-    labels = Labels(open_source(job.annotations), job.selection, keep_empty=format.is_results)
+    source = open_source(job.annotations)
+    _check_kept(job, source.image_root)
+    labels = Labels(source, job.selection, keep_empty=format.is_results)
     remarks = format.write_whole(labels, job.out, job.overwrite, job.options)
     return Summary(labels.tally, (*_notes(labels, format), *remarks))
 
@@ -86,11 +89,21 @@ def read_selection(thresholds_file: UriText | None, min_score: float) -> Selecti
 
 
 def _check_place(job: Export) -> None:
-    """An export inside the output would count as part of it; links are something that only disks have."""
+    """An export inside the output would count as part of it, one around it replace it; only disks have links."""
     if job.out.is_below(job.annotations):
         raise ExportError(f"{job.out} lies in the annotations themselves: choose another place")
+    if job.annotations.is_below(job.out):
+        raise ExportError(f"{job.out} is a folder that holds the annotations: choose another place")
     if job.options.images == "link" and job.out.local_path is None:
         raise ExportError(f"{job.out} is no local folder, and has no links: --images copy puts the pictures there")
+
+
+def _check_kept(job: Export, image_root: Uri | None) -> None:
+    """The pictures may be those that an earlier export copied."""
+    if image_root is None or not image_root.is_below(job.out):
+        return
+    if image_root.local_path is None or os.path.exists(image_root.local_path):
+        raise ExportError(f"{job.out} holds the annotated images, in {image_root}: choose another place")
 
 
 def _notes(labels: Labels, format: Format) -> list[str]:

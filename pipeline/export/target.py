@@ -68,8 +68,8 @@ def whole_file(uri: Uri, overwrite: bool) -> Iterator[BinaryIO]:
     """
     writing: AbstractContextManager[BinaryIO]
     if (path := uri.local_path) is not None:
-        _refuse(os.path.isdir(path) or (os.path.exists(path) and not overwrite), uri, os.path.isdir(path))
-        writing = _local_file(path)
+        _refuse(os.path.isdir(path) or (os.path.lexists(path) and not overwrite), uri, os.path.isdir(path))
+        writing = _local_file(path, uri, overwrite)
     else:
         filesystem, path = _remote(uri)
         with _named(uri):
@@ -123,9 +123,11 @@ def _is_export(uri: Uri) -> bool:
 
 
 @contextmanager
-def _local_file(path: str) -> Iterator[BinaryIO]:
-    with write_whole(path) as temporary, temporary.open("xb", buffering=_BUFFER_BYTES) as file:
-        yield file
+def _local_file(path: str, uri: Uri, overwrite: bool) -> Iterator[BinaryIO]:
+    with write_whole(path) as temporary:
+        with temporary.open("xb", buffering=_BUFFER_BYTES) as file:
+            yield file
+        _refuse(not overwrite and os.path.lexists(path), uri)  # exports take hours, in which others write
 
 
 @contextmanager

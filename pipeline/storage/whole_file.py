@@ -32,14 +32,28 @@ def write_whole(path: str | Path) -> Iterator[Path]:
     Whoever writes it, it has the mode that the umask gives.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: the file cannot be written, or `check_replaceable` says no.
     """
+    check_replaceable(path)
     with temporary_file(path) as temporary:
         yield temporary
         os.chmod(temporary, _usual_mode(temporary))
         sync(temporary)
         os.replace(temporary, path)
         sync(temporary.parent)
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Return if nothing is at a path, or a file: root could make one of a device, and ``/dev/null`` is everybody's.
+
+    Raises:
+        FileExistsError: a folder, device, pipe or socket, or a link of the system's, as ``/dev/stdout`` is.
+        OSError: it cannot be told.
+    """
+    with suppress(FileNotFoundError):
+        is_file = stat.S_ISREG(os.stat(path).st_mode)
+        if not is_file or (os.path.islink(path) and os.readlink(path).startswith("/proc/")):
+            raise FileExistsError(errno.EEXIST, "Not a file that can be replaced", str(path))
 
 
 def _usual_mode(beside: Path) -> int:

@@ -16,7 +16,7 @@ from pipeline.export.formats.base import FolderFormat, Options
 from pipeline.export.formats.table import FORMATS, takers
 from pipeline.export.run import Export, export
 from pipeline.storage.uris import Uri, UriText
-from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, output_with_files, write_output
+from tests.export.export_cases import EMPTY, MASKS, Picture, awkward_pictures, jpeg, output_with_files, write_output
 
 FULL = MASKS["full"]
 
@@ -54,6 +54,24 @@ def test_an_export_into_the_annotations(tmp_path: Path, below: str) -> None:
     uri = write_output(tmp_path / "annotations", [Picture(1, [FULL])])
     with pytest.raises(ExportError, match="lies in the annotations"):
         export(Export(uri, "coco", Uri(f"{uri}{below}"), Selection(), overwrite=True))
+
+
+@pytest.mark.parametrize("format", ["coco", "yolo-seg"])
+@pytest.mark.parametrize("where", ["annotations", "pictures"])
+def test_an_export_in_the_place_of_what_it_is_made_of(tmp_path: Path, where: str, format: str) -> None:
+    """Annotated into the folder of an earlier export, or the pictures that it copied: --overwrite removes both."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    root = (old if where == "pictures" else new) / "pictures"
+    root.mkdir(parents=True)
+    old.mkdir(exist_ok=True)
+    (root / "1.jpg").write_bytes(jpeg(4, 5))
+    folder = (old if where == "annotations" else new) / "annotations"
+    uri = write_output(folder, [Picture(1, [FULL], uri=str(root / "1.jpg"))], image_root=str(root), images={})
+    (old / "export.json").write_text('{"state": "finished"}')
+    before = contents(tmp_path)
+    with pytest.raises(ExportError, match=r"old.* holds the annotat.*: choose another place"):
+        export(Export(uri, format, Uri(str(old)), Selection(), overwrite=True))
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("format", [name for name, format in FORMATS.items() if isinstance(format, FolderFormat)])

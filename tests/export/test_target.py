@@ -77,6 +77,20 @@ class TestFile:
             assert "a.json" not in store.files()
         assert store.files() == {"a.json": b"one two"}
 
+    def test_a_link_that_leads_nowhere_is_somebodys(self, tmp_path: Path) -> None:
+        """To a disk that is not mounted, say."""
+        link = tmp_path / "a.json"
+        link.symlink_to(tmp_path / "gone" / "a.json")
+        with pytest.raises(ExportError, match="--overwrite"), whole_file(Uri(str(link)), overwrite=False):
+            pytest.fail("opened")
+        assert link.is_symlink()
+
+    def test_a_file_that_comes_meanwhile_stays(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.json"
+        with pytest.raises(ExportError, match="--overwrite"), whole_file(Uri(str(path)), overwrite=False):
+            path.write_bytes(b"first")
+        assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == [("a.json", b"first")]
+
     def test_a_failure_leaves_nothing(self, store: Store) -> None:
         with pytest.raises(RuntimeError, match="stop"):
             write_half(f"{store.root}/a.json", overwrite=False)

@@ -155,6 +155,43 @@ def test_importing_the_package_loads_nothing() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_a_module_of_the_name_of_ours_is_named(tmp_path: Path) -> None:
+    """Not only a package, which the wheel's test has: ``pipeline.py`` is what many call theirs."""
+    (tmp_path / "pipeline.py").touch()
+    script = "import maskfleet, sys; sys.path.insert(0, ''); from maskfleet import load_model"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert f"ImportError: a package of the name 'pipeline' hides maskfleet's: {tmp_path}/pipeline.py; rename it" in (
+        done.stderr
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["config"]])
+@pytest.mark.parametrize("is_read", [True, False])
+def test_who_asks_for_little_gets_it_from_anywhere(arguments: list[str], is_read: bool, tmp_path: Path) -> None:
+    """Of a folder that was removed; and without a word where nobody reads on."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = (
+        f"import os, sys; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); sys.argv[1:] = {arguments!r}; "
+        "from maskfleet.cli import main; sys.exit(main())"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:"},
+        stdout=subprocess.PIPE if is_read else writer,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_the_package() -> None:
     assert maskfleet.load_model is load_model
     assert {"__version__", "load_model"} <= set(dir(maskfleet))

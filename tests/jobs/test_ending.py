@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -148,3 +149,16 @@ def test_a_log_tells_nothing_of_fonts() -> None:
     script += "logging.getLogger('matplotlib.font_manager').info('generated new fontManager'); logging.info('ours')"
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.rpartition(": ")[2] for line in ran.stderr.splitlines()] == ["ours"]
+
+
+@pytest.mark.parametrize(("encoding", "printed"), [("ascii", r"\xfc\u732b \udcff"), ("utf-8", "ü猫 \\udcff")])
+def test_a_name_that_the_output_cannot_spell_is_escaped(encoding: str, printed: str) -> None:
+    """The last of these is a byte of a file's name that is no UTF-8: an encoder of no encoding takes it."""
+    done = subprocess.run(
+        [sys.executable, "-c", r"from jobs.ending import say; say('\xfc\u732b \udcff')"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{printed}\n", b"")
