@@ -203,7 +203,7 @@ def test_ray_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
     assert fake.ends == 1
 
 
-@pytest.mark.parametrize("name", ["StreamingExecutor-dataset_1_0", "ray-data-metadata-prefetch"])
+@pytest.mark.parametrize("name", ["StreamingExecutor-dataset_1_0", "ray-data-metadata-prefetch", "uses-ray-progress"])
 def test_ray_ends_after_the_threads_that_use_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     fake = FakeRay(monkeypatch)
