@@ -104,7 +104,8 @@ class LocalObjects(ObjectFolder):
                 os.unlink(path)
         except FileNotFoundError:
             raise Changed(name) from None
-        sync(os.path.dirname(path))
+        with suppress(FileNotFoundError):  # the folder is gone too: a run that came meanwhile wrote nothing either
+            sync(os.path.dirname(path))
         return True
 
     def delete(self, name: str, seen: Entry | None = None) -> None:
