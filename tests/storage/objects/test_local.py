@@ -30,3 +30,11 @@ class TestLocal:
         with pytest.raises(FileExistsError):
             objects.create("lock", b"2")
         assert os.listdir(tmp_path) == ["lock"]
+
+    def test_on_a_mount_whose_inode_numbers_change(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As FUSE may have it: then a lock is replaced all the same."""
+        monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+        objects = open_objects(Uri(str(tmp_path)), 1.0)
+        version = objects.replace("lock", b"2", objects.create("lock", b"1"))
+        assert objects.read("lock") == (b"2", version)
+        assert os.listdir(tmp_path) == ["lock"]
