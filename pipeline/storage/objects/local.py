@@ -88,6 +88,8 @@ class LocalObjects(ObjectFolder):
 
     def replace(self, name: str, content: bytes, version: str) -> str:
         """See `ObjectFolder`."""
+        if not os.path.lexists(self._path(name)):
+            raise Changed(name)  # before its folder, which may be gone too, is made anew
         try:
             with self._written(name, content) as temporary, self._alone(name):
                 if self.read(name)[1] != version:
