@@ -218,6 +218,22 @@ def test_ray_ends_after_the_threads_that_use_it(monkeypatch: pytest.MonkeyPatch,
     assert (running, fake.ends) == ([True], 1)
 
 
+def test_ray_ends_though_a_signal_cuts_the_wait_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    fake = FakeRay(monkeypatch)
+
+    def signalled(thread: threading.Thread, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    over = threading.Event()
+    threading.Thread(target=over.wait, name="uses-ray-x", daemon=True).start()
+    monkeypatch.setattr(threading.Thread, "join", signalled)
+    with pytest.raises(KeyboardInterrupt), connect(None):
+        pass
+    over.set()
+    assert fake.ends == 1
+
+
 @pytest.mark.parametrize("error", [ConnectionError("no answer"), ValueError("no address")])
 def test_no_cluster(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     fake = FakeRay(monkeypatch, error=error)
