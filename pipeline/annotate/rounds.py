@@ -139,8 +139,9 @@ class Rounds:
         """
         reason = ""
         with deferred() as stopping, _progress(self.parts, pending.num_pending, self.started) as failing:
-            running, writes = Running(build(self.parts, pending)), Writes(self.parts)
+            running = Running(build(self.parts, pending))
             work.callback(running.stop)
+            writes = Writes(self.parts)
             try:
                 while not (running.ended or stopping() or (reason := failing())):
                     if writes.full:
