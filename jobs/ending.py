@@ -37,10 +37,25 @@ _MENDED_ELSEWHERE = (PermissionError, FileNotFoundError, NotADirectoryError, IsA
 
 def set_up_log() -> None:
     """Lines with time and level on the standard error."""
+    _open_standard_files()
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # below that it speaks of its fonts
+
+
+def _open_standard_files() -> None:
+    """Where whoever starts the process closed one, it is nowhere: else the next file that is opened, one of the output
+    say, took its number, and what C++ and the handler of signals say would be written into that.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # which takes the lowest number that is free
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 class _WithoutSecrets(logging.Formatter):
@@ -123,6 +138,7 @@ def ends_in_order(advice: str) -> Callable[[Main], Main]:
     def decorate(main: Main) -> Main:
         @functools.wraps(main)
         def in_order(argv: Sequence[str] | None = None) -> int:
+            _open_standard_files()
             with signals.taken_over():
                 try:
                     return main(argv)

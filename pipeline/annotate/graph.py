@@ -36,6 +36,7 @@ from pipeline.annotate.stages.write import Write
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
 from pipeline.annotations.pictures import PictureSource
+from pipeline.cluster.connect import USES_RAY
 from pipeline.cluster.quiet import quiet
 from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
@@ -48,7 +49,6 @@ ROWS_PER_READ_TASK = 4096
 _NO_PROGRESS_S = 1800
 MAX_WRITES = 8  # at a time: storage answers slowly, and a file is in memory while it is written
 _MAX_BLOCKS_WAITING = 16
-_THREAD_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -139,8 +139,7 @@ class Running:
         self._waiting: queue.Queue[Block | BaseException | None] = queue.Queue(_MAX_BLOCKS_WAITING)
         self._stopped = threading.Event()
         self.ended = False
-        self._feeder = threading.Thread(target=self._feed, args=(bundles,), name="blocks", daemon=True)
-        self._feeder.start()
+        threading.Thread(target=self._feed, args=(bundles,), name=f"{USES_RAY}blocks", daemon=True).start()
 
     def take(self, timeout_s: float) -> Block | None:
         """The next block, unless none comes in time; none comes any more once ``ended`` is set.
@@ -161,7 +160,6 @@ class Running:
         """End the work; what was not taken is dropped. Nothing, if it has ended."""
         self._stopped.set()
         self._executor.shutdown(force=False)
-        self._feeder.join(_THREAD_S)  # none may touch Ray when that ends, see `pipeline.cluster.connect`
 
     def _feed(self, bundles: Iterator[Any]) -> None:
         try:

@@ -29,7 +29,7 @@ from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ThisRun
 from pipeline.cluster.cause import cause_of
-from pipeline.cluster.connect import connect, describe_cluster
+from pipeline.cluster.connect import USES_RAY, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.signals import deferred
 from pipeline.storage.lock.lease import LockLost, OutputLock
@@ -39,7 +39,6 @@ logger = logging.getLogger(__name__)
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
-_THREAD_S = 60.0
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
@@ -140,8 +139,9 @@ class Rounds:
         """
         reason = ""
         with deferred() as stopping, _progress(self.parts, pending.num_pending, self.started) as failing:
-            running, writes = Running(build(self.parts, pending)), Writes(self.parts)
+            running = Running(build(self.parts, pending))
             work.callback(running.stop)
+            writes = Writes(self.parts)
             try:
                 while not (running.ended or stopping() or (reason := failing())):
                     if writes.full:
@@ -224,12 +224,12 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
                 said_at, said = now, line
                 logger.info(line)
 
-    thread = threading.Thread(target=loop, name="progress", daemon=True)
+    thread = threading.Thread(target=loop, name=f"{USES_RAY}progress", daemon=True)
     thread.start()
     try:
         yield lambda: reason
     finally:
         stop.set()
-        thread.join(_THREAD_S)  # none may touch Ray when that ends, see `pipeline.cluster.connect`
+        thread.join(timeout=5)
         if live:
             print(file=sys.stderr)

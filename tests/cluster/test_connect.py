@@ -203,7 +203,7 @@ def test_ray_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
     assert fake.ends == 1
 
 
-@pytest.mark.parametrize("name", ["StreamingExecutor-dataset_1_0", "ray-data-metadata-prefetch"])
+@pytest.mark.parametrize("name", ["StreamingExecutor-dataset_1_0", "ray-data-metadata-prefetch", "uses-ray-progress"])
 def test_ray_ends_after_the_threads_that_use_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     fake = FakeRay(monkeypatch)
@@ -216,6 +216,22 @@ def test_ray_ends_after_the_threads_that_use_it(monkeypatch: pytest.MonkeyPatch,
     with connect(None):
         threading.Thread(target=use_ray, name=name, daemon=True).start()
     assert (running, fake.ends) == ([True], 1)
+
+
+def test_ray_ends_though_a_signal_cuts_the_wait_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    fake = FakeRay(monkeypatch)
+
+    def signalled(thread: threading.Thread, timeout: float) -> None:
+        raise KeyboardInterrupt
+
+    over = threading.Event()
+    threading.Thread(target=over.wait, name="uses-ray-x", daemon=True).start()
+    monkeypatch.setattr(threading.Thread, "join", signalled)
+    with pytest.raises(KeyboardInterrupt), connect(None):
+        pass
+    over.set()
+    assert fake.ends == 1
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no answer"), ValueError("no address")])

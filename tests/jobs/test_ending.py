@@ -162,3 +162,14 @@ def test_a_name_that_the_output_cannot_spell_is_escaped(encoding: str, printed: 
         check=False,
     )
     assert (done.returncode, done.stdout.decode(), done.stderr) == (0, f"{printed}\n", b"")
+
+
+def test_a_closed_standard_error_is_no_file_of_ours(tmp_path: Path) -> None:
+    """Started by ``2>&-``: the next file to be opened would get its number."""
+    code = (
+        "import os; from jobs.ending import set_up_log; set_up_log()\n"
+        f"with open({str(tmp_path / 'file')!r}, 'w') as file: os.write(2, b'of a signal'); file.write('content')\n"
+    )
+    command = ["sh", "-c", 'exec "$0" "$@" 2>&-', sys.executable, "-c", code]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False, timeout=60).returncode == 0
+    assert (tmp_path / "file").read_text() == "content"

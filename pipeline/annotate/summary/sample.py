@@ -33,7 +33,8 @@ from pipeline.storage.uris import Uri, hide_secrets
 SHOWN_SCORE = 0.3
 _FILES_AT_ONCE = 2  # their masks are in memory
 _LAST_WAIT_S = 2.0  # for a process that was killed; one that a mount holds does not even end then
-_COMMAND = f"from {__name__} import draw_here; draw_here()"
+# Python looks in the current directory first, where packages of the user's may be called as ours are.
+_COMMAND = f"import sys; sys.path[:] = filter(None, sys.path); from {__name__} import draw_here; draw_here()"
 
 
 @dataclass(frozen=True)

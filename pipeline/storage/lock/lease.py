@@ -165,7 +165,10 @@ class OutputLock:
     def _discard_alone(self) -> bool:
         """Remove a lock beside which nothing was written; whether that was so, and the storage can."""
         objects = open_objects(self._uri, timeout_s=10.0, max_attempts=2)
-        files, folders = objects.list("")
+        try:
+            files, folders = objects.list("")
+        except OSError:
+            return False  # something may be there
         names = [name for name in (*(entry.name for entry in files), *folders) if not name.startswith(".")]
         return names == [LOCK_NAME] and objects.discard(LOCK_NAME, self._version)
 

@@ -19,6 +19,9 @@ import pyarrow as pa
 from pipeline.storage.objects.base import Changed, Entry, Listing, ObjectFolder, check_seen, check_size, digest
 from pipeline.storage.whole_file import sync, temporary_file, write_whole
 
+# Each means that somebody else was faster; where it is for ever, a mount has two inode numbers for one file.
+_MOST_TRIES = 1000
+
 
 class LocalObjects(ObjectFolder):
     """The files below a folder of this machine.
@@ -85,6 +88,8 @@ class LocalObjects(ObjectFolder):
 
     def replace(self, name: str, content: bytes, version: str) -> str:
         """See `ObjectFolder`."""
+        if not os.path.lexists(self._path(name)):
+            raise Changed(name)  # before its folder, which may be gone too, is made anew
         try:
             with self._written(name, content) as temporary, self._alone(name):
                 if self.read(name)[1] != version:
@@ -104,7 +109,8 @@ class LocalObjects(ObjectFolder):
                 os.unlink(path)
         except FileNotFoundError:
             raise Changed(name) from None
-        sync(os.path.dirname(path))
+        with suppress(FileNotFoundError):  # the folder is gone too: a run that came meanwhile wrote nothing either
+            sync(os.path.dirname(path))
         return True
 
     def delete(self, name: str, seen: Entry | None = None) -> None:
@@ -134,11 +140,11 @@ class LocalObjects(ObjectFolder):
     def _alone(self, name: str) -> Iterator[None]:
         folder, base = os.path.split(self._path(name))
         path = os.path.join(folder, f".{base}.guard")
-        while True:
+        for tries_left in reversed(range(_MOST_TRIES)):
             with open(path, "wb") as guard:
                 with suppress(OSError):  # not supported, see the module
                     fcntl.flock(guard, fcntl.LOCK_EX)
-                if not _is_at(guard.fileno(), path):
+                if tries_left and not _is_at(guard.fileno(), path):
                     continue  # its holder removed it while we waited: whoever comes now makes another one
                 try:
                     yield

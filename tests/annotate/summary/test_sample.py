@@ -40,6 +40,16 @@ def test_every_picture_is_drawn_or_has_its_reason(tmp_path: Path) -> None:
     assert [(card.shown, card.weaker) for card in found.cards] == [(2, 0)] * 5
 
 
+def test_packages_of_the_users_are_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pipeline", "json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('of the user')")
+    monkeypatch.chdir(tmp_path)
+    write_output(tmp_path / "out", [1], [None])
+    found = drawn(tmp_path)
+    assert (found.missing, len(found.cards)) == ("", 1)
+
+
 def test_masks_are_where_they_are_in_the_picture(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
     write_output(tmp_path / "out", [1], [str(tmp_path / "a.png")])

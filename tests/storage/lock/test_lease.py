@@ -210,6 +210,16 @@ class TestNothingWritten:
         assert sorted(os.listdir(tmp_path)) == [LOCK_NAME, "run.json"]  # and no guard of its file
         assert read_lock(str(tmp_path)).released
 
+    def test_a_folder_that_cannot_be_listed_keeps_the_lock(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> None:
+            raise OSError("the storage does not answer")
+
+        with OutputLock(Uri(str(tmp_path)), "one"):
+            monkeypatch.setattr(LocalObjects, "list", fail)
+        assert read_lock(str(tmp_path)).released
+
     def test_a_lock_that_another_run_has_taken_stays(self, tmp_path: Path) -> None:
         with OutputLock(Uri(str(tmp_path)), "one"):
             write_lock(str(tmp_path), stranger())

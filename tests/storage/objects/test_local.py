@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.storage.objects.base import Changed
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
@@ -29,4 +30,17 @@ class TestLocal:
         assert objects.read("lock") == (b"1", version)
         with pytest.raises(FileExistsError):
             objects.create("lock", b"2")
+        assert os.listdir(tmp_path) == ["lock"]
+
+    def test_a_folder_that_is_gone_stays_so(self, tmp_path: Path) -> None:
+        with pytest.raises(Changed):
+            open_objects(Uri(str(tmp_path / "gone")), 1.0).replace("lock", b"2", "1")
+        assert os.listdir(tmp_path) == []
+
+    def test_on_a_mount_whose_inode_numbers_change(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As FUSE may have it: then a lock is replaced all the same."""
+        monkeypatch.setattr(os.path, "samestat", lambda one, other: False)
+        objects = open_objects(Uri(str(tmp_path)), 1.0)
+        version = objects.replace("lock", b"2", objects.create("lock", b"1"))
+        assert objects.read("lock") == (b"2", version)
         assert os.listdir(tmp_path) == ["lock"]
