@@ -13,6 +13,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("jobs", "maskfleet", "pipeline")
+_UNKNOWN = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,24 +25,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if name in COMMANDS:
         return import_module(f"jobs.{COMMANDS[name].job}").main(arguments)
-    from jobs.ending import BAD_INPUT, OK, say
-
     if name in ("-h", "--help", "help"):
-        say(_overview())
-        return OK
+        print(_overview())
+        return 0
     if name in ("-V", "--version"):
         from maskfleet import __version__
 
-        say(f"maskfleet {__version__}")
-        return OK
+        print(f"maskfleet {__version__}")
+        return 0
     if not name:
         print(_overview(), file=sys.stderr)
-        return BAD_INPUT
+        return _UNKNOWN
     from pipeline.config.base import did_you_mean
 
     advice = did_you_mean(name, list(COMMANDS)) or f"; there are: {', '.join(COMMANDS)}"
     print(f"maskfleet: no such command: {name!r}{advice}", file=sys.stderr)
-    return BAD_INPUT
+    return _UNKNOWN
 
 
 def _overview() -> str:
