@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
+from shutil import which
 from typing import NamedTuple
 
 
@@ -25,24 +27,30 @@ COMMANDS = {
     "demo": Command("demo", "annotate and evaluate rendered scenes, in a minute, on this machine"),
     "predict": Command("predict", "segment a few pictures, without Ray"),
     "annotate": Command("annotate", "annotate every image of a manifest, here or on a cluster"),
-    "show": Command("show", "how a run does, or did: books, failures, speed, files"),
+    "show": Command("show", "how a run is doing, or how it ended: books, failures, speed, files"),
     "visualize": Command("visualize", "draw what was found on the pictures"),
     "export": Command("export", "annotations in other tools' formats: COCO, YOLO, CVAT, ..."),
     "evaluate": Command("evaluate", "compare annotations with ground truth: metrics and a report"),
     "train": Command("train", "train a detector on COCO files and annotations"),
-    "convert": Command("convert_checkpoint", "a checkpoint of others to a file of ours"),
+    "convert": Command("convert_checkpoint", "any known checkpoint to safetensors"),
     "config": Command("config", "list the ready configs, or print one to start from"),
 }
 
 
 def typed(job: str) -> str:
-    """What starts a job, as the user of this process types it: ``maskfleet annotate``, ``python -m jobs.annotate``."""
+    """What starts a job, as the user of this process types it: ``maskfleet annotate``, ``python -m jobs.annotate``.
+
+    A script that the shell would not find (``make demo`` starts one) is called with its folder.
+    """
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     started = spec.name if spec else ""
     command = next((name for name, command in COMMANDS.items() if command.job == job), None)
     if command is None or started.startswith("jobs."):
         return f"python -m jobs.{job}"
-    return f"{'python -m maskfleet' if started == 'maskfleet.__main__' else 'maskfleet'} {command}"
+    if started == "maskfleet.__main__":
+        return f"python -m maskfleet {command}"
+    by_path = os.path.basename(sys.argv[0]) == "maskfleet" and which("maskfleet") is None
+    return f"{sys.argv[0] if by_path else 'maskfleet'} {command}"
 
 
 def job_parser(job: str, description: str | None, epilog: str | None = None) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""Annotate and evaluate in a minute, on this machine: ``python -m jobs.demo --out demo-output``.
+"""Annotate and evaluate in two minutes, on this machine: ``python -m jobs.demo --out demo-output``.
 
 Renders scenes that the model has never seen (and damages one file), annotates them through Ray into Parquet, compares
 that with what was rendered, and draws what was found: the jobs, configs and outputs of a real run. The model is a small

@@ -1,4 +1,4 @@
-"""Train a detector: ``python -m jobs.train --config configs/train.yaml``.
+"""Train a detector: ``python -m jobs.train --config my.yaml``.
 
 Writes best.safetensors and last.safetensors (for ``model.checkpoint`` of the annotate job), training.json and
 tensorboard/ to ``output.uri``. Run the same command again after any crash: it goes on from last.safetensors, exactly.

@@ -24,6 +24,7 @@ from PIL import Image
 
 from jobs.arguments import job_parser, positive, score
 from jobs.ending import FAILED, OK, ends_in_order, say, say_end
+from pipeline.annotations.data_folder import no_output
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import OutputRows, Row
@@ -145,9 +146,12 @@ def _fitted(picture: Picture) -> Picture:
 
 
 def _run(uri: Uri) -> RunJson:
-    run = RunJson.read(uri)
+    try:
+        run = RunJson.read(uri)
+    except NotADirectoryError:
+        run = None
     if run is None:
-        raise UserError(f"{uri} has no run.json: is it the output of an annotate job?")
+        raise UserError(no_output(uri, "has no run.json"))
     return run
 
 

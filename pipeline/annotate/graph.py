@@ -48,6 +48,7 @@ ROWS_PER_READ_TASK = 4096
 _NO_PROGRESS_S = 1800
 MAX_WRITES = 8  # at a time: storage answers slowly, and a file is in memory while it is written
 _MAX_BLOCKS_WAITING = 16
+_THREAD_S = 60.0
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,8 @@ class Running:
         self._waiting: queue.Queue[Block | BaseException | None] = queue.Queue(_MAX_BLOCKS_WAITING)
         self._stopped = threading.Event()
         self.ended = False
-        threading.Thread(target=self._feed, args=(bundles,), name="blocks", daemon=True).start()
+        self._feeder = threading.Thread(target=self._feed, args=(bundles,), name="blocks", daemon=True)
+        self._feeder.start()
 
     def take(self, timeout_s: float) -> Block | None:
         """The next block, unless none comes in time; none comes any more once ``ended`` is set.
@@ -159,6 +161,7 @@ class Running:
         """End the work; what was not taken is dropped. Nothing, if it has ended."""
         self._stopped.set()
         self._executor.shutdown(force=False)
+        self._feeder.join(_THREAD_S)  # none may touch Ray when that ends, see `pipeline.cluster.connect`
 
     def _feed(self, bundles: Iterator[Any]) -> None:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
+_THREAD_S = 60.0
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
@@ -181,6 +183,14 @@ class Rounds:
                 logger.warning("the run has failed, and some of its last rows are lost: %s", cause_of(error).line())
 
 
+def _fitted(line: str) -> str:
+    """What of a line a terminal shows without wrapping it: only such a one is replaced by the next."""
+    columns = 0
+    with suppress(OSError):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    return line if len(line) < columns or not columns else line[: max(0, columns - 2)] + "…"
+
+
 @contextmanager
 def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[[], str]]:
     """A line for each step until the first images are through, and then every so often; on a terminal it replaces the
@@ -198,15 +208,15 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
         said_at, said = -math.inf, ""
         while not stop.wait(1.0):
             try:
-                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote())
-            except RayError:  # of a keeper that is being started anew, or whose node is gone
+                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
                 continue
             reason = reason or failures.see(snapshot.counts)
             now = time.monotonic()
             progress = Progress(total, snapshot, now - started, parts.pool.max_actors)
             line, interval_s = progress.line(), parts.config.log_interval_s
             if live:
-                print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+                print(f"\r\033[K{_fitted(line)}", end="", file=sys.stderr, flush=True)
                 continue
             if progress.waiting:
                 interval_s = 0.0 if line != said else max(interval_s, _STILL_WAITING_S)
@@ -220,6 +230,6 @@ def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[
         yield lambda: reason
     finally:
         stop.set()
-        thread.join(timeout=5)
+        thread.join(_THREAD_S)  # none may touch Ray when that ends, see `pipeline.cluster.connect`
         if live:
             print(file=sys.stderr)

@@ -15,6 +15,7 @@ from pipeline.annotations.data_file import Damaged, Footer, NotParquet, OutputEr
 from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed, is_of_content
+from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, hide_secrets
 from pipeline.storage.whole_file import temporary_names
 
@@ -30,6 +31,28 @@ _LOOKS = 3  # at a folder whose files are being replaced
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def no_output(uri: Uri, lack: str) -> str:
+    """What is wrong with a folder that was given as an annotate job's output and is none.
+
+    Args:
+        uri: of the folder.
+        lack: what is not in it, in words; said where neither its absence nor another folder explains that.
+
+    Raises:
+        UriError: it cannot be opened.
+    """
+    try:
+        files, folders = open_objects(uri).list("")
+    except NotADirectoryError:
+        return f"{uri} is a file: give the output folder of an annotate job"
+    names = [entry.name for entry in files] + [f"{name}/" for name in folders]
+    if not names:
+        return f"{uri} does not exist, or is empty: it is no output of an annotate job"
+    if any(DATA_NAME.fullmatch(name) for name in names):
+        return f"{uri} is the folder of an output's data files: give the folder that it is in"
+    return f"{uri} {lack}, and holds {Examples.of(sorted(names))}: is it the output of an annotate job?"
 
 
 class DataFolder:

@@ -15,7 +15,7 @@ from enum import Enum
 import pyarrow.compute as pc
 
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Survey, map_files
+from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder, Survey, map_files, no_output
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import FAILED
@@ -195,8 +195,10 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
         OSError: it cannot be listed.
     """
     objects = open_objects(uri)
-    names = _names(uri, objects)
-    lock = _read_lock(uri, objects)
+    try:
+        lock = _read_lock(uri, objects)
+    except NotADirectoryError:
+        raise OutputError(no_output(uri, "has no data")) from None
     problems: list[str] = []
     run = _read_report(uri, problems)
     if run is not None and run.state is RunState.RUNNING and (lock is None or lock.holder.run_id != run.run_id):
@@ -204,7 +206,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     folder = DataFolder(uri, _CONCURRENCY)
     survey = folder.survey(objects)
     if not survey.footers and not survey.problems and run is None and lock is None:
-        raise OutputError(_no_output(uri, names, problems))
+        raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()
     if survey.superfluous:
         problems.append(
@@ -275,22 +277,6 @@ def _failed_rows(folder: DataFolder, objects: ObjectFolder, entry: Entry) -> lis
         )
         for row in rows
     ]
-
-
-def _names(uri: Uri, objects: ObjectFolder) -> frozenset[str]:
-    try:
-        files, folders = objects.list("")
-    except NotADirectoryError:
-        raise OutputError(f"{uri} is a file: give the output folder of an annotate job") from None
-    return frozenset([entry.name for entry in files] + [f"{name}/" for name in folders])
-
-
-def _no_output(uri: Uri, names: frozenset[str], problems: Sequence[str]) -> str:
-    if not names:
-        return f"{uri} does not exist, or is empty: it is no output of an annotate job"
-    if any(DATA_NAME.fullmatch(name) for name in names):
-        return f"{uri} is the folder of an output's data files: give the folder that it is in"
-    return "; ".join([f"{uri} is no output of an annotate job: it holds {Examples.of(sorted(names))}", *problems])
 
 
 def _read_report(uri: Uri, problems: list[str]) -> RunJson | None:

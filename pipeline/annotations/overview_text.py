@@ -13,12 +13,14 @@ from pipeline.annotations.run_json import RunJson, RunState, ThisRun
 from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import duration
 from pipeline.provenance import begun_at
+from pipeline.storage.uris import hide_secrets
 
 WIDTH = 80
 
 _LABEL_WIDTH = 11
 _MAX_CODES, _MAX_CLASSES = 12, 12
 _DIGEST_LENGTH = 12
+_MAX_LENGTH = 2000
 _GO_ON = "the same command goes on where it ended"
 _ENDED = {
     RunState.FINISHED: "finished",
@@ -263,5 +265,7 @@ def _at(moment: datetime) -> str:
 
 
 def printable(text: str) -> str:
-    """Without characters that a terminal would obey."""
+    """A line without secrets, without characters that a terminal would obey, and no longer than a person reads."""
+    text = hide_secrets(text)
+    text = text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 1] + "…"
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

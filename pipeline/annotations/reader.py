@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.annotations.data_file import Counts, Footer, OutputError
-from pipeline.annotations.data_folder import DataFolder
+from pipeline.annotations.data_folder import DataFolder, no_output
 from pipeline.annotations.run_json import RunJson
 from pipeline.model.categories import Category
 from pipeline.storage.objects.base import Entry
@@ -68,9 +68,12 @@ def open_source(uri: Uri) -> Source:
     """
     objects = open_objects(uri)
     folder = DataFolder(uri, _CONCURRENCY)
-    footers = folder.current(objects)
+    try:
+        footers = folder.current(objects)
+    except NotADirectoryError:
+        footers = {}
     if not footers:
-        raise OutputError(f"{uri} holds no data: is it the output of an annotate job?")
+        raise OutputError(no_output(uri, "has no data"))
     schema = next(iter(footers.values())).schema
     run = RunJson.read(uri)
     listed = run.categories if run else ()

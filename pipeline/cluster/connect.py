@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 _OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 _PAUSE_S = 2.0
+# Names of Ray Data's threads begin so. It waits two seconds for them itself, too little for a machine that is busy.
+_DATA_THREADS = ("StreamingExecutor", "ray-data-")
+_THREADS_S = 60.0
 
 
 class RayNotStarted(RunError):
@@ -53,7 +57,18 @@ def connect(address: UriText | None) -> Iterator[None]:
         logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", cluster_line(describe_cluster()))
         yield
     finally:
+        _wait_for_threads()
         ray.shutdown()
+
+
+def _wait_for_threads() -> None:
+    """For those of Ray Data that are ending. One that reaches for Ray while that shuts down ends the process, with
+    exit code 1 and often no word, and then nobody releases locks.
+    """
+    give_up_at = time.monotonic() + _THREADS_S
+    for thread in threading.enumerate():
+        if thread.name.startswith(_DATA_THREADS):
+            thread.join(max(0.0, give_up_at - time.monotonic()))
 
 
 def check_address(address: UriText | None) -> None:

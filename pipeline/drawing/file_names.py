@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from PIL import Image
@@ -54,13 +55,19 @@ def check_free(path: Path, mark: bytes = _MARK) -> None:
         InTheWay: it would be lost.
         OSError: it cannot be told.
     """
+    # What is neither file nor folder is not opened: a pipe would be waited for, and a link into nothing lost.
+    odd = os.path.lexists(path) and not (path.is_file() or path.is_dir())
     try:
-        with path.open("rb") as file:
-            ours = mark in file.read(1000)
+        ours = not odd and mark in _first_bytes(path)
     except FileNotFoundError:
         return
     if not ours:
         raise InTheWay(f"{path} is in the way, and not of this job: move it, or choose another folder")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(1000)
 
 
 def save_picture(picture: Picture, path: Path) -> None:

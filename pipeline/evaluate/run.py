@@ -23,7 +23,7 @@ from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.measure import Analysis, Item, Measured, Request, Result, TaskRunner, measure
 from pipeline.evaluate.metrics_file import analysis_figures, figures
 from pipeline.evaluate.report.page import render_report
-from pipeline.evaluate.report.sections import IOU_LABELS, worst_first
+from pipeline.evaluate.report.sections import worst_first
 from pipeline.evaluate.thresholds_file import thresholds_yaml
 from pipeline.messages.timing import NowAndThen
 from pipeline.metrics.analysis.thresholds import ThresholdFigures
@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 
 METRICS, REPORT, THRESHOLDS, MATCHES = "metrics.json", "report.html", "thresholds.yaml", "matches"
 _LOG_INTERVAL_S = 10.0
+_AP_NAMES = {"segm": "mask AP", "bbox": "box AP"}
 _MOST_CLASSES, _NAME_WIDTH = 30, 32  # on a terminal
 _MAX_METRICS_BYTES = 1 << 30
 _MATCH_FILE = re.compile(r"part-\d{5,}\.parquet")
@@ -237,7 +238,7 @@ def class_lines(per_class: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
     Args:
         per_class: by kind of IoU the classes in one order, as in metrics.json.
     """
-    kinds = [kind for kind in IOU_LABELS if kind in per_class]
+    kinds = [kind for kind in _AP_NAMES if kind in per_class]
     if not kinds:
         return []
     ap = {kind: {row["category_id"]: row["AP"] for row in per_class[kind]} for kind in kinds}
@@ -246,7 +247,7 @@ def class_lines(per_class: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[st
     names = [printable(row["name"]) for row in shown]
     names = [name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…" for name in names]
     width = max(map(len, [*names, "class"]))
-    heads = "".join(f"{IOU_LABELS[kind][:-1].lower() + ' AP':>9}" for kind in kinds)
+    heads = "".join(f"{_AP_NAMES[kind]:>9}" for kind in kinds)
     lines = ["classes, lowest AP first", f" {'class':<{width}}{heads}{'objects':>11}{'detections':>12}"]
     for name, row in zip(names, shown, strict=True):
         values = "".join(f"{ratio(ap[kind][row['category_id']]):>9}" for kind in kinds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -236,3 +237,13 @@ def test_rows_on_their_way_are_written_when_a_run_is_stopped(work: Any, monkeypa
     monkeypatch.setattr(rounds, "_progress", failing)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("abc")]
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"), [(0, "0123456789"), (1, "…"), (5, "012…"), (10, "01234567…"), (11, "0123456789")]
+)
+def test_a_line_of_progress_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str) -> None:
+    """One that wraps leaves its first part behind: ``\\r`` goes to the start of the last line of the screen."""
+    monkeypatch.setattr(rounds.sys.stderr, "fileno", lambda: 2)
+    monkeypatch.setattr(rounds.os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
+    assert rounds._fitted("0123456789") == shown

@@ -298,10 +298,10 @@ def test_files_are_replaced_meanwhile(out: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("nothing", "does not exist, or is empty"),
         ("empty", "does not exist, or is empty"),
-        ("photos", "it holds a.jpg"),
+        ("photos", "and holds a.jpg"),
         ("out/data", "give the folder that it is in"),
         ("photos/a.jpg", "is a file"),
-        ("evaluation", "it holds metrics.json"),
+        ("evaluation", "and holds metrics.json"),
         ("other", "run.json is damaged, or not an annotate job's"),
     ],
 )

@@ -98,7 +98,7 @@ def _no_data(folder: Path) -> None:
         (_cut_off, "is cut off"),
         (_foreign, "did not write"),
         (_other_weights, "different weights"),
-        (_no_data, "holds no data"),
+        (_no_data, "has no data"),
         (_garbage, "run.json is damaged"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -199,6 +201,21 @@ def test_ray_ends_with_a_run_that_fails(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(KeyError), connect(None):
         raise KeyError
     assert fake.ends == 1
+
+
+@pytest.mark.parametrize("name", ["StreamingExecutor-dataset_1_0", "ray-data-metadata-prefetch"])
+def test_ray_ends_after_the_threads_that_use_it(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    fake = FakeRay(monkeypatch)
+    running: list[bool] = []
+
+    def use_ray() -> None:
+        time.sleep(0.2)
+        running.append(fake.running)
+
+    with connect(None):
+        threading.Thread(target=use_ray, name=name, daemon=True).start()
+    assert (running, fake.ends) == ([True], 1)
 
 
 @pytest.mark.parametrize("error", [ConnectionError("no answer"), ValueError("no address")])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -35,6 +36,27 @@ def test_other_lines_come_through_in_their_order(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr().err.encode() == b"first\n" + ERROR + b"no end of line\n"
 
 
+@pytest.mark.parametrize(("call", "number"), [("dup", errno.EBADF), ("memfd_create", errno.EMFILE)])
+def test_what_cannot_be_held_back_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], call: str, number: int
+) -> None:
+    """The standard error is closed, or there are no more files: no reason not to start an actor."""
+
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, call, fail)
+        with without_lines(re.compile(rb"[^\n]*\n")):
+            os.write(2, b"a line\n")
+    assert capfd.readouterr().err == "a line\n"
+
+
+def test_an_error_in_the_block_is_that_error() -> None:
+    with pytest.raises(OSError, match="of the actor"), without_lines(re.compile(rb"x\n")):
+        raise OSError("of the actor")
+
+
 def test_a_run_with_few_blocks_is_no_warning() -> None:
     said = [
         "The maximum number of concurrent tasks for 'MapBatches(Encode)' is set to 2, but the operator only received 1",
@@ -54,6 +76,9 @@ def test_a_run_with_few_blocks_is_no_warning() -> None:
 def test_warnings_and_errors_of_ray_data_are_said() -> None:
     context = quiet(quiet(DataContext.get_current()))
     assert not context.enable_progress_bars
+    detectors = context.issue_detectors_config
+    assert detectors.high_memory_detector_config.detection_time_interval_s < 0  # Ray's own way to turn it off
+    assert detectors.hanging_detector_config.detection_time_interval_s > 0
     (console,) = (h for h in logging.getLogger("ray.data").handlers if isinstance(h, PlainRayHandler))
     said = [
         message

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline.drawing.file_names import PictureNames
+from pipeline.drawing.file_names import InTheWay, PictureNames, check_free
 
 
 def test_stems_get_names_that_are_unique_in_any_case() -> None:
@@ -35,3 +36,15 @@ def test_any_id_gives_a_file_name(tmp_path: Path, image_id: int | str) -> None:
         assert not name.startswith(".")
         (tmp_path / name).write_bytes(b"")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_what_is_no_file_is_in_the_way(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "table.csv"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "nothing")
+    with pytest.raises(InTheWay, match="is in the way"):
+        check_free(path)
+    assert path.is_fifo() if kind == "pipe" else path.is_symlink()

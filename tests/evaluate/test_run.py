@@ -308,6 +308,7 @@ def test_the_classes_on_a_terminal() -> None:
         for i, (name, ap) in enumerate(zip(names, aps, strict=True))
     ]
     lines = class_lines({"bbox": rows, "segm": [{**row, "AP": row["AP"] and row["AP"] / 2} for row in rows]})
+    assert lines[1].split() == ["class", "mask", "AP", "box", "AP", "objects", "detections"]
     assert [line.split()[-4:] for line in lines[2:5]] == [
         ["0.062", "0.125", "1,200", "7"],
         ["0.125", "0.250", "1,200", "7"],

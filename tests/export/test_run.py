@@ -94,7 +94,7 @@ class TestOptions:
         job = Export(Uri("/not/there"), format, Uri(str(tmp_path / "out")), Selection(), options=ASKED[option])
         flag = f"--{option.replace('_', '-')}"
         if option in FORMATS[format].takes:
-            with pytest.raises(OutputError, match="holds no data"):
+            with pytest.raises(OutputError, match="does not exist"):
                 export(job)
         else:
             with pytest.raises(ExportError, match=f"^{flag} means nothing to {format}: it is for {takers(option)}$"):

@@ -180,6 +180,18 @@ def test_jobs_are_called_as_they_are_typed(
     assert typed(job) == expected
 
 
+@pytest.mark.parametrize("on_path", [False, True])
+def test_a_command_that_is_not_on_the_path_has_its_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_path: bool
+) -> None:
+    script = tmp_path / "maskfleet"
+    script.touch(0o755)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    monkeypatch.setattr(sys, "argv", [str(script), "demo"])
+    monkeypatch.setenv("PATH", str(tmp_path) if on_path else str(tmp_path / "others"))
+    assert typed("predict") == f"{'maskfleet' if on_path else script} predict"
+
+
 def test_a_parse_error_names_the_module_that_was_started() -> None:
     command = [sys.executable, "-m", "jobs.annotate", "--nonsense"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)

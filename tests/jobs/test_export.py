@@ -39,7 +39,7 @@ def test_done(annotations: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        pytest.param(["--annotations", "{tmp}/gone"], "OutputError: {tmp}/gone holds no data", id="no annotations"),
+        pytest.param(["--annotations", "{tmp}/gone"], "OutputError: {tmp}/gone does not exist", id="no annotations"),
         pytest.param(["--annotations", "s3://key:SECRET@b/x"], "UriError: ", id="bad URI"),
         pytest.param(["--out", "{tmp}"], "ExportError: {tmp} exists and is a folder", id="a folder"),
         pytest.param(["--out", "https://host/x?SECRET"], "UriError: nothing can be written", id="http"),
@@ -112,7 +112,7 @@ def test_what_is_said_without_reading_is_said_at_once(tmp_path: Path) -> None:
         "--format coc": "",
         "--annotations a --format coco --out o --val-fraction 0.1": "--val-fraction means nothing to coco",
         "--annotations a --format yolo-seg --out o --val-fraction 1": "--val-fraction must be above 0 and below 1",
-        f"--annotations {tmp_path}/gone --format coco --out {tmp_path}/o": "holds no data",
+        f"--annotations {tmp_path}/gone --format coco --out {tmp_path}/o": "does not exist, or is empty",
     }
     program = (
         "import contextlib, json, sys\n"

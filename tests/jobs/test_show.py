@@ -145,6 +145,16 @@ def test_a_terminal_obeys_nobody(out: Path, capsys: pytest.CaptureFixture[str]) 
     assert "failed: a\\x1b[2Jb\\u202ec" in shown(capsys, str(out))
 
 
+@pytest.mark.parametrize("error", ["cannot read https://me:hunter2@host/a?X-Amz-Signature=hunter2: gone", "x" * 10**6])
+def test_what_others_wrote_is_said_without_secrets_and_in_short(
+    out: Path, capsys: pytest.CaptureFixture[str], error: str
+) -> None:
+    replace(REPORT, state=RunState.FAILED, this_run=ThisRun(error=error)).write(Uri(str(out)))
+    said = shown(capsys, str(out))
+    assert "hunter2" not in said
+    assert len(said) < 10_000
+
+
 class TestFailed:
     def test_every_failed_row(self, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = tmp_path / "new" / "failed.csv"

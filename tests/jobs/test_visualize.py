@@ -196,9 +196,22 @@ def test_images_below_a_root(tmp_path: Path) -> None:
     assert names(tmp_path / "out") == ["1.png"]
 
 
-def test_no_output_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, tmp_path / "out") == 2
-    assert "has no run.json" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("gone", "gone does not exist, or is empty"),
+        ("photos", "photos has no run.json, and holds 1.png"),
+        ("photos/1.png", "1.png is a file: give the output folder"),
+        ("run/data", "data is the folder of an output's data files: give the folder that it is in"),
+    ],
+)
+def test_no_output_there(tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, words: str) -> None:
+    """In the words of ``show`` and ``export``."""
+    (tmp_path / "photos").mkdir()
+    write_picture(tmp_path / "photos" / "1.png")
+    write_output(tmp_path / "run", [1], ["1.png"])
+    assert run(tmp_path / place, tmp_path / "out") == 2
+    assert words in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 from jinja2 import Environment
 
-from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, draw_sample
+from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, SampleCard, draw_sample
 from pipeline.annotations.ledger import PAGE_NAME
 from pipeline.annotations.overview import FailureKind, Overview, look_over
 from pipeline.annotations.overview_text import how_it_ended
@@ -42,7 +43,8 @@ _FILES_SAMPLED, _FILES_AT_ONCE = 64, 8
 _MOST_CLASSES = 300
 _MOST_FAILURES = 50
 _MOST_LETTERS = 300
-_GENERATOR = "maskfleet annotate"  # by which a page of ours is known
+_GENERATOR = "maskfleet annotate"
+_MARK = f'<meta name="generator" content="{_GENERATOR}">'.encode()  # by which a page of ours is known
 _HEAD_BYTES = 1024
 
 _SCORE_EDGES = np.linspace(0, 1, 21)
@@ -97,7 +99,7 @@ def _is_due(uri: Uri, run_id: str, if_missing: bool) -> bool:
         return True
     if run.run_id != run_id:
         return False
-    is_ours = _GENERATOR.encode() in objects.read_range(PAGE_NAME, 0, min(_HEAD_BYTES, there.size_bytes))
+    is_ours = _MARK in objects.read_range(PAGE_NAME, 0, min(_HEAD_BYTES, there.size_bytes))
     if not is_ours:
         logger.warning("no page is drawn: %s is not of an earlier run", uri / PAGE_NAME)
     return is_ours
@@ -190,7 +192,7 @@ def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
         "num_classes": len(overview.classes),
         "known_classes": len(run.categories) if run else 0,
         "shapes": shapes,
-        "sample": sample,
+        "sample": replace(sample, cards=tuple(map(_card, sample.cards))),
         "shown_score": SHOWN_SCORE,
         "manifest": overview.manifest,
         "files": f"{counted(overview.num_files, 'file')}, {size(overview.num_bytes)}",
@@ -247,14 +249,18 @@ def _books(overview: Overview) -> list[tuple[str, str, int, float]]:
 
 
 def _failure(kind: FailureKind) -> FailureKind:
-    examples = tuple((hide_secrets(str(image_id)), _clipped(message)) for image_id, message in kind.examples)
-    return FailureKind(kind.code, kind.count, examples)
+    examples = tuple((_clipped(str(image_id)), _clipped(message)) for image_id, message in kind.examples)
+    return FailureKind(_clipped(kind.code), kind.count, examples)
+
+
+def _card(card: SampleCard) -> SampleCard:
+    return replace(card, image_id=_clipped(card.image_id), reason=_clipped(card.reason))
 
 
 def _class_rows(classes: Mapping[str, int]) -> list[ClassRow]:
     total, longest = max(1, sum(classes.values())), max(1, *classes.values(), 0)
-    rows = [ClassRow(name, number, number / total, number / longest) for name, number in classes.items()]
-    return rows[:_MOST_CLASSES]
+    shown = islice(classes.items(), _MOST_CLASSES)
+    return [ClassRow(_clipped(name), number, number / total, number / longest) for name, number in shown]
 
 
 def _speed(run: RunJson) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pipeline.annotate.summary import page
 from pipeline.annotate.summary.page import Shapes, page_at_end, read_shapes, render_summary
 from pipeline.annotate.summary.sample import Sample, SampleCard
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.overview import look_over
+from pipeline.annotations.overview import FailureKind, look_over
 from pipeline.annotations.run_json import RunJson, RunState, ThisRun
 from pipeline.errors import RunError, UserError
 from pipeline.model.categories import Category
@@ -161,6 +161,13 @@ def test_many_classes_are_folded(uri: Uri) -> None:
     assert "And 100 classes with fewer detections" in words(text)
 
 
+def test_texts_without_an_end_are_cut(uri: Uri) -> None:
+    endless = "x" * 10**6
+    overview = replace(look_over(uri), classes={endless: 1}, failures=(FailureKind(endless, 1, ((endless, endless),)),))
+    card = SampleCard(endless, 1, 0, None, endless)
+    assert len(render_summary(overview, Shapes(), Sample((card,), ""))) < 100_000
+
+
 class TestWhenItIsDrawn:
     @pytest.fixture
     def out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -205,9 +212,10 @@ class TestWhenItIsDrawn:
     def test_and_is_drawn_where_it_is_missing(self, out: Path) -> None:
         assert self.draw(self.report(out, RunState.FINISHED, "earlier")) is not None
 
-    def test_a_file_of_the_users_stays(self, out: Path, caplog: pytest.LogCaptureFixture) -> None:
-        (out / "summary.html").write_text("<html>my summer</html>")
-        assert self.draw(out) == "<html>my summer</html>"
+    @pytest.mark.parametrize("content", ["<html>my summer</html>", "<html><title>maskfleet annotate, my notes</title>"])
+    def test_a_file_of_the_users_stays(self, out: Path, caplog: pytest.LogCaptureFixture, content: str) -> None:
+        (out / "summary.html").write_text(content)
+        assert self.draw(out) == content
         assert "summary.html is not of an earlier run" in caplog.text
 
     def test_a_page_that_cannot_be_drawn_is_a_warning(

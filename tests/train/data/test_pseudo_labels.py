@@ -124,5 +124,5 @@ def test_another_models_output_is_an_error_that_names_both_lists(tmp_path: Path)
     message = r"none of the trained classes\. Its classes: house\. Trained classes: boat"
     with pytest.raises(DataError, match=message):
         read_pseudo_labels(Uri(uri), ScoreBands(Selection(), Selection()), (Category(1, "boat"),))
-    with pytest.raises(OutputError, match="holds no data"):
+    with pytest.raises(OutputError, match="does not exist"):
         read_pseudo_labels(Uri(str(tmp_path / "none")), BANDS, (HOUSE, TREE))
