@@ -13,7 +13,6 @@ from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("jobs", "maskfleet", "pipeline")
-_UNKNOWN = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,25 +21,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         _see_no_others()
     name, *arguments = [*(sys.argv[1:] if argv is None else argv)] or [""]
     from jobs.arguments import COMMANDS
+    from jobs.ending import BAD_INPUT, OK, say
 
     if name in COMMANDS:
         return import_module(f"jobs.{COMMANDS[name].job}").main(arguments)
     if name in ("-h", "--help", "help"):
-        print(_overview())
-        return 0
+        say(_overview())
+        return OK
     if name in ("-V", "--version"):
         from maskfleet import __version__
 
-        print(f"maskfleet {__version__}")
-        return 0
+        say(f"maskfleet {__version__}")
+        return OK
     if not name:
         print(_overview(), file=sys.stderr)
-        return _UNKNOWN
+        return BAD_INPUT
     from pipeline.config.base import did_you_mean
 
     advice = did_you_mean(name, list(COMMANDS)) or f"; there are: {', '.join(COMMANDS)}"
     print(f"maskfleet: no such command: {name!r}{advice}", file=sys.stderr)
-    return _UNKNOWN
+    return BAD_INPUT
 
 
 def _overview() -> str:
@@ -66,13 +66,20 @@ def _see_no_others() -> None:
     ``python -m`` puts the current folder first on the path, and PYTHONPATH does the same with its own.
     """
     listed = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
-    namesakes = {place for folder in ("", *listed) if _holds_namesake(place := os.path.realpath(folder))}
+    namesakes = {place for folder in ("", *listed) if _holds_namesake(place := _resolved(folder))}
     if not namesakes:
         return
-    sys.path[:] = [folder for folder in sys.path if os.path.realpath(folder) not in namesakes]
-    if listed:
-        left = [folder for folder in listed if os.path.realpath(folder) not in namesakes]
+    sys.path[:] = [folder for folder in sys.path if _resolved(folder) not in namesakes]
+    if "PYTHONPATH" in os.environ:  # in which nothing between two colons is the current folder too
+        left = [folder for folder in listed if _resolved(folder) not in namesakes]
         os.environ["PYTHONPATH"] = os.pathsep.join(left)
+
+
+def _resolved(folder: str) -> str:
+    try:
+        return os.path.realpath(folder)
+    except FileNotFoundError:  # the current folder was removed: what is relative to it is nowhere
+        return folder
 
 
 def _holds_namesake(folder: str) -> bool:
