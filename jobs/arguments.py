@@ -24,7 +24,7 @@ class Command(NamedTuple):
 
 # In the order of a first day.
 COMMANDS = {
-    "demo": Command("demo", "annotate and evaluate rendered scenes, on this machine"),
+    "demo": Command("demo", "annotate and evaluate rendered scenes, in two minutes, on this machine"),
     "predict": Command("predict", "segment a few pictures, without Ray"),
     "annotate": Command("annotate", "annotate every image of a manifest, here or on a cluster"),
     "show": Command("show", "how a run is doing, or how it ended: books, failures, speed, files"),

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 
 from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, say, set_up_log
-from pipeline.config.loading import load_config
-from pipeline.train.config import TrainConfig
 
 logger = logging.getLogger("jobs.train")
 
@@ -32,11 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = load_config(TrainConfig, args.config, args.set)
-    # Here and not above: the model's packages and Ray take seconds to import. A wrong config and files that are missing
-    # are told before that.
+    # Here and not above: the model's packages and Ray take seconds to import. The help, a config that is wrong and
+    # files that are missing are told before that.
+    from pipeline.config.loading import load_config
     from pipeline.train.checks import check_places
+    from pipeline.train.config import TrainConfig
 
+    config = load_config(TrainConfig, args.config, args.set)
     check_places(config)
     from pipeline.train.run import summary, train
 

@@ -26,6 +26,7 @@ from pipeline.cluster.shared import check_shared
 from pipeline.cluster.worker_log import listening
 from pipeline.config.base import ConfigError
 from pipeline.errors import RunError, UserError
+from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 from pipeline.model.files.resolve import resolve_checkpoint
 from pipeline.provenance import code_version, new_run_id, package_versions
@@ -191,10 +192,9 @@ def _fit(
             # Nothing is stored through Ray: the loop writes its checkpoints itself, and goes on from them.
             run_config=RunConfig(storage_path=storage, failure_config=FailureConfig(max_failures=0)),
         )
-        workers = config.resources.workers
         logger.info(
-            "starting %d worker%s, as processes that load torch and the weights: that takes about a minute",
-            *(workers, "" if workers == 1 else "s"),
+            "starting %s, as processes that load torch and the weights: that takes about a minute",
+            counted(config.resources.workers, "worker"),
         )
         try:
             trainer.fit()

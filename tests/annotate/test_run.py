@@ -37,6 +37,8 @@ from jobs import annotate as cli
 from pipeline.annotate import rounds
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import RunFailed, annotate
+from pipeline.annotate.summary import page as summary_page
+from pipeline.annotate.summary.sample import Sample
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
 from pipeline.annotations.overview import Overview, Standing, look_over
 from pipeline.annotations.run_json import ImageCounts, RunJson, ThisRun
@@ -105,6 +107,12 @@ BAD_FILES: dict[str, tuple[bytes | None, str, str]] = {
     "wide.jpg": (encoded(picture(250, 1000, 15), "JPEG"), "decode", "too_many_pixels"),
     "paper.png": (b"%PDF-1.7", "decode", "unsupported_image"),
 }
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of single tests draw their page without pictures, which take a process of their own; `first` draws all."""
+    monkeypatch.setattr(summary_page, "draw_sample", lambda *_: Sample())
 
 
 @dataclass(frozen=True)
