@@ -292,7 +292,8 @@ def summary(report: RunJson, uri: Uri) -> str:
     lines.append(total + (": " + ", ".join(f"{name} {n:,}" for name, n in top[:12]) if top else ""))
     run = report.this_run
     if run.rounds:
-        line = f"this run: {counted(run.images, 'image')} in {duration(run.seconds)}, {run.images_per_second:.2f} img/s"
+        time = f"{duration(run.seconds)} with start-up"
+        line = f"this run: {counted(run.images, 'image')} in {time}, {run.images_per_second:.2f} img/s"
         # Nothing where the model was never called.
         lines.append(line + (f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""))
     return "\n".join(lines)

@@ -192,7 +192,8 @@ def _figures(figures: ThisRun, whose: str) -> Iterator[str]:
     whole = figures.written == figures.images or (figures.written == 0 and figures.images_per_second > 0)
     images = counted(figures.images, "image") if whole else f"{figures.written:,} of {counted(figures.images, 'image')}"
     rounds = f", {figures.rounds} rounds" if figures.rounds > 1 else ""
-    yield f"{whose}: {images} in {duration(figures.seconds)}, {figures.images_per_second:.2f} img/s{rounds}"
+    time = f"{duration(figures.seconds)} with start-up"
+    yield f"{whose}: {images} in {time}, {figures.images_per_second:.2f} img/s{rounds}"
     split = figures.time_split_s
     if work := sum(split.values()):
         shares = ", ".join(f"{name} {seconds / work:.0%}" for name, seconds in split.items())

@@ -69,7 +69,7 @@ def test_the_whole(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "images 20 in the manifest 15 annotated 5 failed (25.00%) 0 pending",
         "failures 5 not_found 0: ? 4: ? 8: ? and 2 more",
         "classes 30 detections, 3 of 3 classes",
-        "this run: 20 images in 10.0 s, 2.00 img/s work: fetch 25%, segment 75%; replicas busy 75%",
+        "this run: 20 images in 10.0 s with start-up, 2.00 img/s work: fetch 25%, segment 75%; replicas busy 75%",
         "files 1 file, 20 rows, ",
         f"model swin, weights {'a' * 12} from a.pth (layout mmdet, sha256 {'d' * 12})",
         "manifest /data/list.csv (auto) checkpoint swin_t_coco precision fp32, score_threshold 0.3, 1 class threshold",

@@ -269,7 +269,7 @@ def _speed(run: RunJson) -> dict[str, str]:
         return {}
     return {
         "Images of this run": f"{figures.images:,}, of which it wrote {figures.written:,}",
-        "Time": duration(figures.seconds),
+        "Time": f"{duration(figures.seconds)}, start-up included",
         "Speed": f"{figures.images_per_second:,.2f} images/s",
         "Replicas busy": f"{figures.replica_busy_share:.0%}",
     }
