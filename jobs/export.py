@@ -21,12 +21,15 @@ from pipeline.storage.uris import Uri, UriText
 
 logger = logging.getLogger("jobs.export")
 
+# A signal may come when all is in its place.
+ADVICE = "OUT is there whole or not at all (a folder in an object store: as its export.json says); run it again"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line, export, print a summary."""
     args = _parser().parse_args(argv)
     set_up_log()
-    return run(logger, lambda: _export(args), "nothing was exported; run it again")
+    return run(logger, lambda: _export(args), ADVICE)
 
 
 def _export(args: argparse.Namespace) -> int:

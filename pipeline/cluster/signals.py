@@ -61,8 +61,9 @@ def taken_over() -> Iterator[None]:
                 signal.signal(number, _handle)
         yield
     finally:
+        _state.deferring = True  # the block is at its end: what comes now would end its caller's clean-up, half done
         _put_back(before)
-        _state.taken_over = False
+        _state.taken_over = _state.deferring = False
 
 
 @contextmanager

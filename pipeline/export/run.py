@@ -92,7 +92,7 @@ def _check_place(job: Export) -> None:
     """An export inside the output would count as part of it, one around it replace it; only disks have links."""
     if job.out.is_below(job.annotations):
         raise ExportError(f"{job.out} lies in the annotations themselves: choose another place")
-    if job.annotations.is_below(job.out):
+    if job.overwrite and job.annotations.is_below(job.out):
         raise ExportError(f"{job.out} is a folder that holds the annotations: choose another place")
     if job.options.images == "link" and job.out.local_path is None:
         raise ExportError(f"{job.out} is no local folder, and has no links: --images copy puts the pictures there")
@@ -100,7 +100,7 @@ def _check_place(job: Export) -> None:
 
 def _check_kept(job: Export, image_root: Uri | None) -> None:
     """The pictures may be those that an earlier export copied."""
-    if image_root is None or not image_root.is_below(job.out):
+    if not job.overwrite or image_root is None or not image_root.is_below(job.out):
         return
     if image_root.local_path is None or os.path.exists(image_root.local_path):
         raise ExportError(f"{job.out} holds the annotated images, in {image_root}: choose another place")

@@ -50,7 +50,7 @@ def check_replaceable(path: str | Path) -> None:
         FileExistsError: a folder, device, pipe or socket, or a link of the system's, as ``/dev/stdout`` is.
         OSError: it cannot be told.
     """
-    with suppress(FileNotFoundError):
+    with suppress(FileNotFoundError, NotADirectoryError):  # nothing is there; whoever makes the folders says why not
         is_file = stat.S_ISREG(os.stat(path).st_mode)
         if not is_file or (os.path.islink(path) and os.readlink(path).startswith("/proc/")):
             raise FileExistsError(errno.EEXIST, "Not a file that can be replaced", str(path))

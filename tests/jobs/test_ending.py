@@ -58,6 +58,19 @@ def work():
     (folder / "not reached").touch()
     return 0
 """
+LATE = """
+put_back = signals._put_back
+
+def interrupted(before):
+    signal.raise_signal(signal.SIGTERM)
+    put_back(before)
+
+signals._put_back = interrupted
+
+def work():
+    (folder / "ready").touch()
+    return 0
+"""
 # As Ray does while it starts.
 RAYS_OWN = """
 def work():
@@ -123,6 +136,13 @@ def test_the_second_signal_ends_at_once(start: Start, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert time.monotonic() - sent < 5
     assert not (tmp_path / "finished").exists()
+
+
+def test_a_signal_at_the_very_end_changes_nothing(start: Start) -> None:
+    """The job has said how it ended, and the handlers are about to be those of before."""
+    process = start(LATE + END)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, "Traceback" in said) == (0, False), said
 
 
 @pytest.mark.parametrize("when", ["while it starts", "later"])

@@ -42,7 +42,7 @@ def write_label_studio(labels: Labels, folder: Folder, options: Options = NO_OPT
     """``tasks/tasks-00001.json`` and so on, ``labeling_config.xml`` and ``README.txt``.
 
     Returns:
-        How many images a prefix does not suit.
+        What a prefix makes of the first image, and how many images it does not suit.
 
     Raises:
         ExportError: an image without a URI: Label Studio could not show it.
@@ -62,6 +62,7 @@ class _Places:
     def __init__(self, prefix: UriText | None) -> None:
         self._prefix = prefix
         self._outside = 0
+        self._first: str | None = None
 
     def of(self, image: ImageInfo) -> str:
         """The prefix and the path: in URLs percent-encoded, since Label Studio decodes them, but in keys literally."""
@@ -69,20 +70,27 @@ class _Places:
             raise ExportError(f"image {image.id!r} came as bytes, without a URI: Label Studio could not show it")
         if self._prefix is None:
             return image.uri
+        place = self._behind_prefix(image, self._prefix.secret_text)
+        self._first = self._first or place
+        return place
+
+    def _behind_prefix(self, image: ImageInfo, prefix: str) -> str:
         is_uri = "://" in image.path
         self._outside += is_uri or image.path.startswith("/")
         if is_uri:
             return image.path
-        prefix = self._prefix.secret_text
         scheme, is_storage, _ = prefix.partition("://")
         takes_keys = is_storage and scheme.lower() not in HTTP_PORTS
         return prefix + (image.path if takes_keys else quote(image.path))
 
     def remarks(self, labels: Labels) -> Sequence[str]:
+        # Whether a slash is missing between them is soon seen, and nothing else would tell.
+        first = () if self._first is None else (f"the first task shows {UriText(self._first)}",)
         if not self._outside:
-            return ()
+            return first
         root = f"the image root {labels.source.image_root}" if labels.source.image_root else "an image root"
         return (
+            *first,
             f"images that do not lie below {root}: {self._outside:,}; behind {flag('image_prefix')} stands their whole "
             "path, and a URI is as it was",
         )

@@ -108,7 +108,7 @@ class TestPrefix:
             assert (parts.path, parts.fragment) == ("/data/local-files/", "")
             assert parse_qs(parts.query, strict_parsing=True) == {"d": [f"pictures/{key}"]}
         assert images[0] == "/data/local-files/?d=pictures/a/b.jpg", "slashes stay, as Label Studio writes them"
-        assert remarks == []
+        assert remarks == [f"the first task shows {images[0]}"]
         assert "nothing to change" in readme
         assert "--image-prefix" not in readme
 
@@ -128,7 +128,7 @@ class TestPrefix:
         uris = ["/else where/a.jpg", "https://host/b.jpg"]
         images, remarks, _ = self.exported(tmp_path, "/data/local-files/?d=", uris, root)
         assert images == ["/data/local-files/?d=/else%20where/a.jpg", "https://host/b.jpg"]
-        (remark,) = remarks
+        _, remark = remarks
         assert remark.startswith(
             f"images that do not lie below {f'the image root {root}' if root else 'an image root'}: 2"
         )
