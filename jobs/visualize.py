@@ -33,6 +33,7 @@ from pipeline.drawing.draw import DrawOptions, Picture, grid
 from pipeline.drawing.file_names import PictureNames, check_free, save_picture
 from pipeline.drawing.rows import DrawnRow, draw_rows, drawable
 from pipeline.errors import UserError
+from pipeline.messages.counts import counted
 from pipeline.storage.file_names import split_suffix
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import write_whole
@@ -66,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _write_sheets(drawn, args.grid, out)
     if book.drawn + book.failed == 0:
         raise UserError("nothing to draw: no annotated image matches")
-    say(f"{book.drawn} images drawn, {book.objects} objects, {book.failed} images could not be drawn: {out}")
+    told = f"{counted(book.drawn, 'image')} drawn, {counted(book.objects, 'object')}"
+    say(f"{told}, {counted(book.failed, 'image')} could not be drawn: {out}")
     if book.failed:
         return say_end(FAILED, f"{book.failed} of {book.drawn + book.failed} images not drawn, each named above")
     return OK
@@ -106,7 +108,7 @@ def _write_files(drawn: Iterable[tuple[DrawnRow, Picture]], out: Path) -> None:
             name = names.of_id(row.image_id)
             save_picture(picture, out / name)
             owners[name] = str(row.image_id)
-            say(f"{row.image_id}: {row.num_objects} objects: {name}")
+            say(f"{row.image_id}: {counted(row.num_objects, 'object')}: {name}")
     finally:  # however it ends, the files that are there stay
         _write_table(owners, out / TABLE)
 
@@ -135,7 +137,7 @@ def _write_sheets(drawn: Iterable[tuple[DrawnRow, Picture]], size: GridSize, out
         name = f"sheet_{number:03d}.png"
         sheet = grid([picture for _, picture in page], size.columns, CELL, [image_id for image_id, _ in page])
         save_picture(sheet, out / name)
-        say(f"{len(page)} images: {name}")
+        say(f"{counted(len(page), 'image')}: {name}")
 
 
 def _fitted(picture: Picture) -> Picture:

@@ -11,6 +11,7 @@ from pipeline.export.errors import ExportError
 from pipeline.export.formats.base import Format, Options
 from pipeline.export.formats.table import FORMATS, check_options
 from pipeline.export.labels import ExportCounts, Labels
+from pipeline.messages.counts import counted
 from pipeline.storage.uris import Uri, UriText
 
 
@@ -45,11 +46,13 @@ class Summary:
     def text(self) -> str:
         """Some lines for people."""
         tally = self.tally
-        pictures = f", {tally.unread_pictures:,} images whose pictures cannot be read" if tally.unread_pictures else ""
+        unread = tally.unread_pictures
+        pictures = f", {counted(unread, 'image')} whose pictures cannot be read" if unread else ""
         return "\n".join(
             [
-                f"{tally.images:,} images, {tally.labels:,} labels; left out: {tally.failed_images:,} failed images, "
-                f"{tally.below_threshold:,} detections below their threshold{pictures}",
+                f"{counted(tally.images, 'image')}, {counted(tally.labels, 'label')}; left out: "
+                f"{counted(tally.failed_images, 'failed image')}, "
+                f"{counted(tally.below_threshold, 'detection')} below their threshold{pictures}",
                 *self.notes,
             ]
         )

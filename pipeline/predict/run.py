@@ -21,6 +21,7 @@ from pipeline.drawing.file_names import PictureNames, check_free, save_picture
 from pipeline.errors import UserError
 from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.left_out import LeftOut
+from pipeline.messages.counts import counted
 from pipeline.model.detections import Detections
 from pipeline.model.detector import NotFinite
 from pipeline.model.predictor import Predictor
@@ -104,7 +105,8 @@ class PredictRun:
         """One line for people."""
         seconds = time.monotonic() - self.started
         return (
-            f"{len(self.images)} images, {len(self.annotations)} detections, {len(self.failed)} failed "
+            f"{counted(len(self.images), 'image')}, {counted(len(self.annotations), 'detection')}, "
+            f"{len(self.failed)} failed "
             f"in {seconds:.1f} s ({len(self.images) / seconds:.2f} images/s)"
         )
 

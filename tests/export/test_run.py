@@ -133,7 +133,7 @@ class TestSummary:
 
     def test_counts(self, tmp_path: Path) -> None:
         text = self.said(tmp_path, "coco", Picture("a", [FULL, EMPTY, FULL]), Selection(0.31))
-        assert text.startswith("1 images, 1 labels; left out: 1 failed images, 1 detections below their threshold")
+        assert text.startswith("1 image, 1 label; left out: 1 failed image, 1 detection below their threshold")
         assert "1 detections with masks without a pixel were left out" in text
         assert "numbered from 1" in text
         assert "no score threshold" not in text
@@ -144,7 +144,7 @@ class TestSummary:
         text = self.said(tmp_path, "coco-results", Picture("a", [FULL, EMPTY]), Selection(), list_categories=False)
         *lines, ids = text.splitlines()
         assert lines == [
-            "1 images, 2 labels; left out: 1 failed images, 0 detections below their threshold",
+            "1 image, 2 labels; left out: 1 failed image, 0 detections below their threshold",
             "1 detections with masks without a pixel were kept",
         ]
         assert ids.startswith("image ids are strings: numbered from 1")

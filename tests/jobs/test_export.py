@@ -30,7 +30,7 @@ def test_done(annotations: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     out = tmp_path / "labels.json"
     arguments = ["--annotations", annotations, "--format", "coco", "--out", str(out)]
     assert export.main([*arguments, "--class-thresholds", str(thresholds), "--min-score", "0.2"]) == 0
-    assert "1 images, 1 labels; left out: 1 failed images, 1 detections" in capsys.readouterr().out
+    assert "1 image, 1 label; left out: 1 failed image, 1 detection below" in capsys.readouterr().out
     found = json.loads(out.read_text("utf-8"))
     assert len(found["annotations"]) == 1
     assert (found["info"]["min_score"], found["info"]["class_thresholds"]) == (0.2, {"cat": 0.5})
@@ -100,7 +100,7 @@ def test_as_a_process(annotations: str, tmp_path: Path) -> None:
     ]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("1 images, 2 labels")
+    assert ended.stdout.startswith("1 image, 2 labels")
     assert f"exit code 0: label-studio: {out}" in ended.stderr.splitlines()[-1]
     assert (tmp_path / "studio" / "labeling_config.xml").exists()
 

@@ -82,7 +82,7 @@ class TestCopies:
         for options in (COPY, LINK):
             out = tmp_path / f"yolo-{options.images}"
             text = yolo(annotations, out, options)
-            assert text.startswith("1 images, 1 labels")
+            assert text.startswith("1 image, 1 label;")
             assert "5 images whose pictures cannot be read" in text
             codes = {row["image_id"]: row["error_code"] for row in table(out / "left_out.csv")}
             assert codes == {
