@@ -46,7 +46,7 @@ def test_packages_of_the_users_are_not_loaded(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('of the user')")
     monkeypatch.chdir(tmp_path)
     write_output(tmp_path / "out", [1], [None])
-    found = drawn(tmp_path)
+    found = draw_sample(Uri(str(tmp_path / "out")), 12, 60.0)
     assert (found.missing, len(found.cards)) == ("", 1)
 
 
