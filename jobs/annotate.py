@@ -49,7 +49,7 @@ def _annotate(args: argparse.Namespace) -> int:
 
     if args.dry_run:
         say(dry_run(config))
-        return OK
+        return end(logger, OK, "a dry run: nothing was started")
     report = annotate(config, retry_failed=args.retry_failed)
     if report.state is RunState.STOPPED_BY_FAILURES:
         say("\n".join(failed_lines(config.output.uri)))
