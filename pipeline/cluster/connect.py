@@ -59,12 +59,12 @@ def connect(address: UriText | None) -> Iterator[None]:
         yield
     finally:
         try:
-            _wait_for_threads()
+            wait_for_threads()
         finally:
             ray.shutdown()
 
 
-def _wait_for_threads() -> None:
+def wait_for_threads() -> None:
     """For those that are ending and use Ray. One that reaches for Ray while that shuts down ends the process, with exit
     code 1 and often no word, and then nobody releases locks.
     """

@@ -10,6 +10,7 @@ import ray
 from ray import cloudpickle
 from ray.data import DataContext
 
+from pipeline.cluster.connect import wait_for_threads
 from pipeline.cluster.quiet import quiet
 from pipeline.errors import UserError
 
@@ -41,12 +42,17 @@ class RayTasks:
 
         rows = [{"packed": cloudpickle.dumps(item)} for item in items]
         dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(run, num_cpus=1)
-        for done, row in enumerate(dataset.iter_rows(), start=1):
-            result = cloudpickle.loads(row["packed"])
-            if isinstance(result, _Failed):
-                raise result.error
-            self.report(f"{done} of {len(items)} parts {verb}")
-            yield result
+        results = iter(dataset.iter_rows())
+        try:
+            for done, row in enumerate(results, start=1):
+                result = cloudpickle.loads(row["packed"])
+                if isinstance(result, _Failed):
+                    raise result.error
+                self.report(f"{done} of {len(items)} parts {verb}")
+                yield result
+        finally:
+            del results  # ends the work that is not done: what it would still write is about to be removed
+            wait_for_threads()
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class TestTheCommand:
         ("sections", "message"),
         [
             ({"ground_truth": {"uri": "results.json"}}, "InputError: .*is a list, as results are"),
-            ({"predictions": {"uri": "nowhere"}}, "InputError: .*holds no predictions"),
+            ({"predictions": {"uri": "nowhere"}}, "StorageError: predictions.uri: .*nowhere does not exist"),
             ({"metrics": {"max_dets": [100, 10, 1]}}, "ConfigError: .*three ascending"),
             ({"output": {"uri": "run"}}, "ConfigError: .*where the predictions lie"),
         ],
