@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: an S3 server, a small model, reference masks."""
+"""What tests and benchmarks share: servers, a browser, a small model, reference masks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -14,6 +15,7 @@ from unittest import mock
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server, s3_environment_variables, s3_process
 
 _IN_PARALLEL = "PYTEST_XDIST_WORKER" in os.environ
@@ -102,3 +104,25 @@ def s3(_s3_process: S3Server) -> Iterator[S3Server]:
     _s3_process.create_bucket("bucket")
     with s3_environment_variables(_s3_process.endpoint):
         yield _s3_process
+
+
+@pytest.fixture(params=["local", "s3", "memory"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Uri:
+    """A folder that is not there yet: on this disk, in a store like S3, and where fsspec alone leads."""
+    if request.param == "local":
+        return Uri(str(tmp_path / "out"))
+    if request.param == "memory":
+        return Uri(f"memory://{uuid.uuid4().hex}/out")
+    request.getfixturevalue("s3")
+    return Uri(f"s3://bucket/{uuid.uuid4().hex}/out")
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For small tensors: several threads only wait for each other, for long where cores are shared."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

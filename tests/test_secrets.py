@@ -8,10 +8,9 @@ import pickle
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from pipeline.storage.fetch.rules import FetchSettings
 from pipeline.storage.uris import Uri, UriText
 from pipeline.train.config import TrainConfig
 from testing.small_model import TINY, TINY_SETTINGS, picture, random_checkpoint
+from testing.web import serving
 
 CATEGORIES = (Category(3, "cat"), Category(7, "dog"), Category(12, "traffic light"))
 SECRET = "S3cR3tXyZ"
@@ -437,12 +437,8 @@ def served(tmp_path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """A server, and what it serves."""
     content: dict[str, bytes] = {}
     handler = type("Serving", (Handler,), {"content": content})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", content
-        server.shutdown()
-        thread.join()
+    with serving(handler) as url:
+        yield url, content
 
 
 BAD_MANIFESTS = {

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server, s3_environment_variables
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
+from testing.web import serving
 from tests.model.golden_weights import official_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -668,10 +669,8 @@ def _gallery(picture: bytes | None, at_once: int, opens: Callable[[], bool]) -> 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}/"
-        server.shutdown()
+    with serving(Handler) as url:
+        yield f"{url}/"
 
 
 def _pictures_of(root: str, count: int, manifest: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-import uuid
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -32,16 +31,6 @@ from tests.annotations.output_cases import CATEGORY_NAMES, IDENTITY, output_tabl
 
 ROOT = Path(__file__).parents[2]
 RUN, EARLIER = "20260102T000000-00000002", "20260101T000000-00000001"
-
-
-@pytest.fixture(params=["local", "s3", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Uri:
-    if request.param == "local":
-        return Uri(str(tmp_path / "out"))
-    if request.param == "memory":
-        return Uri(f"memory://{uuid.uuid4().hex}/out")
-    request.getfixturevalue("s3")
-    return Uri(f"s3://bucket/{uuid.uuid4().hex}/out")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import http.server
 import socket
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +10,7 @@ from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import is_folder
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri
+from testing.web import serving
 
 
 class _Answers(http.server.BaseHTTPRequestHandler):
@@ -29,22 +29,17 @@ class _Answers(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(_Answers) as url:
+        yield url.removeprefix("http://")
 
 
 def said(uri: str) -> set[str]:
     """Of both ways to a file."""
-    messages = set()
-    with pytest.raises(StorageError) as raised:
+    with pytest.raises(StorageError) as asked:
         is_folder(Uri(uri))
-    messages.add(str(raised.value))
-    with pytest.raises(StorageError) as raised, open_stream(Uri(uri)):
+    with pytest.raises(StorageError) as opened, open_stream(Uri(uri)):
         pass
-    return {*messages, str(raised.value)}
+    return {str(asked.value), str(opened.value)}
 
 
 @pytest.mark.parametrize("status", [404, 410])

@@ -8,7 +8,6 @@ import gzip
 import http.server
 import json
 import random
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotate.pending.antijoin import find_pending
 from pipeline.storage.uris import Uri
+from testing.web import serving
 from tests.annotate.manifest.manifest_cases import read_all, write
 
 NUM_ROWS = 300
@@ -166,11 +166,8 @@ class _NoRanges(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def web() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _NoRanges)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(_NoRanges) as url:
+        yield url
 
 
 @pytest.mark.parametrize("how", ["sized", "none", "unsized"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,6 @@ METRICS = json.dumps({"title": "Evaluation", "sources": {}, "decisions": [], "ru
 REPORT = json.dumps({"run_id": "r", "state": "finished", "identity": {"weights_sha256": "a"}}).encode()
 HEADER = json.dumps({"__metadata__": {"source": json.dumps({"training": {}})}}).encode()
 LAST = len(HEADER).to_bytes(8, "little") + HEADER
-
-
-@pytest.fixture(params=["local", "s3", "memory"])
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Uri:
-    if request.param == "local":
-        return Uri(str(tmp_path / "out"))
-    if request.param == "memory":
-        return Uri(f"memory://{uuid.uuid4().hex}/out")
-    request.getfixturevalue("s3")
-    return Uri(f"s3://bucket/{uuid.uuid4().hex}/out")
 
 
 def put(uri: Uri, files: dict[str, bytes]) -> None:

@@ -1,10 +1,9 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
@@ -13,6 +12,7 @@ from pipeline.storage.objects import s3 as s3_objects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, UriError
 from testing.s3_server import S3Server, s3_environment_variables
+from testing.web import serving
 
 
 class FaultyS3(BaseHTTPRequestHandler):
@@ -54,14 +54,8 @@ class FaultyS3(BaseHTTPRequestHandler):
 @contextmanager
 def faulty_s3(faults: list[tuple[int, bool]]) -> Iterator[type[FaultyS3]]:
     handler = type("Handler", (FaultyS3,), {"stored": {}, "faults": faults, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with s3_environment_variables(f"http://127.0.0.1:{server.server_port}"):
-            yield handler
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(handler) as url, s3_environment_variables(url):
+        yield handler
 
 
 class TestS3Faults:

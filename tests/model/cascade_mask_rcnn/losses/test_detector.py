@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,13 +19,7 @@ ALL = (0.0, 0.0, 64.0, 64.0)
 NAMES = ["rpn_class", "rpn_box"] + [f"stage{s}_{part}" for s in (1, 2, 3) for part in ("class", "box", "mask")]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BATCHES: dict[str, Batch] = {
     "two objects": batch(target(*TWO)),
