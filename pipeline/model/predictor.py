@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +16,14 @@ from pipeline.errors import UserError
 from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
-from pipeline.model.detector import Detector
+from pipeline.model.detector import Detector, NotFinite
+from pipeline.model.device import free_memory, raise_if_lost, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions, speed_up
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -44,17 +50,38 @@ def load_model(
     Raises:
         CheckpointError: the file cannot be used.
         UserError: unknown precision or device.
+        DeviceLost: the device answers no more.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, categories)
     detector = build(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
-    detector = speed_up(detector.to(device), speed or SpeedOptions())
+    try:
+        detector = speed_up(detector.to(device), speed or SpeedOptions())
+    except Exception as error:
+        raise_if_lost(device, error)
+        raise
     return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
+
+
+class _Batch(NamedTuple):
+    """Images that go through the model together.
+
+    Attributes:
+        shape: padded ``(H, W)`` of all of them.
+        members: their indices.
+    """
+
+    shape: tuple[int, int]
+    members: Sequence[int]
+
+    def parts(self, size: int) -> list[_Batch]:
+        """The same images in batches of at most ``size``."""
+        return [self._replace(members=self.members[i : i + size]) for i in range(0, len(self.members), size)]
 
 
 class Predictor:
@@ -81,6 +108,8 @@ class Predictor:
         self.source = checkpoint.source
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
+        # By padded shape, where the memory did not suffice for more.
+        self._most: dict[tuple[int, int], int] = {}
 
     def predict(
         self,
@@ -107,6 +136,31 @@ class Predictor:
 
         Raises:
             TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
+            NotFinite: of one of the images the network computed NaN or infinity.
+            DeviceLost: the device answers no more.
+        """
+        found = []
+        for outcome in self.attempt(images, batch_size, image_sizes, during):
+            if isinstance(outcome, Exception):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def attempt(
+        self,
+        images: Sequence[np.ndarray],
+        batch_size: int = 8,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        during: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda batch: nullcontext(),
+    ) -> list[Detections | Exception]:
+        """As `predict`; an image that the model fails on has its error in its place, and costs the others nothing.
+
+        A batch that fails is done again image by image. One for which the memory does not suffice is halved, and
+        from then on no batch of its shape is larger.
+
+        Raises:
+            TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
+            DeviceLost: the device answers no more.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -118,14 +172,43 @@ class Predictor:
         groups: dict[tuple[int, int], list[int]] = {}
         for i, original in enumerate(originals):
             groups.setdefault(input_shape(original, self.settings), []).append(i)
-        results: dict[int, Detections] = {}
-        for shape, members in groups.items():
-            for start in range(0, len(members), batch_size):
-                batch = members[start : start + batch_size]
-                with during(batch):
-                    found = self._predict_batch([images[i] for i in batch], [originals[i] for i in batch], shape)
-                results.update(zip(batch, found, strict=True))
-        return [results[i] for i in range(len(images))]
+        waiting = deque(
+            _Batch(shape, members[start : start + batch_size])
+            for shape, members in groups.items()
+            for start in range(0, len(members), batch_size)
+        )
+        outcomes: dict[int, Detections | Exception] = {}
+        while waiting:
+            batch = waiting.popleft()
+            if len(batch.members) > (most := self._most.get(batch.shape, batch_size)):
+                waiting.extendleft(reversed(batch.parts(most)))
+                continue
+            chosen = [images[i] for i in batch.members]
+            with during(batch.members):
+                try:
+                    found = self._predict_batch(chosen, [originals[i] for i in batch.members], batch.shape)
+                    outcomes.update(zip(batch.members, found, strict=True))
+                except Exception as error:
+                    raise_if_lost(self.device, error)
+                    free_memory(self.device, error)
+                    if len(batch.members) == 1:
+                        outcomes[batch.members[0]] = error
+                    else:
+                        waiting.extendleft(reversed(batch.parts(self._part_of(batch, error))))
+        return [outcomes[i] for i in range(len(images))]
+
+    def _part_of(self, batch: _Batch, error: Exception) -> int:
+        """How many images of a batch that failed are tried at once."""
+        if not isinstance(error, torch.OutOfMemoryError):
+            return 1
+        if batch.shape not in self._most:
+            height, width = batch.shape
+            logger.warning(
+                "the memory of %s does not suffice for %d images of %d x %d at once: batches of this size are halved",
+                *(self.device, len(batch.members), height, width),
+            )
+        self._most[batch.shape] = (len(batch.members) + 1) // 2
+        return self._most[batch.shape]
 
     @torch.inference_mode()
     def _predict_batch(
@@ -155,14 +238,10 @@ class Predictor:
             yield
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} usable CUDA devices")
-    return device
+def failure_code(error: Exception) -> str:
+    """The code of an image that `Predictor.attempt` gives this error for."""
+    codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
 
 
 def _without_tf32() -> AbstractContextManager[None]:
