@@ -10,7 +10,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 # |log(16 / 1000)|: the largest change of log width or height that a head may ask for, either way.
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
@@ -78,25 +77,6 @@ def moved_apart(boxes: Tensor, groups: Tensor, largest: Tensor) -> Tensor:
     """
     offsets = groups.to(boxes) * (largest[:, None, None] + 1)
     return boxes + offsets[..., None]
-
-
-def nms_groups(boxes: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy NMS of each group by itself.
-
-    Args:
-        boxes: ``(G, N, 4)`` xyxy, best first in each group.
-        valid: bool ``(G, N)``; the others neither suppress nor are kept.
-        iou_threshold: a box goes when its IoU with a better one is above this.
-
-    Returns:
-        Which are kept, bool ``(G, N)``.
-    """
-    keep = torch.zeros_like(valid)
-    for group_boxes, group_valid, group_keep in zip(boxes, valid, keep, strict=True):
-        members = group_valid.nonzero()[:, 0]
-        order = torch.arange(len(members), 0, -1, dtype=boxes.dtype, device=boxes.device)
-        group_keep[members[nms(group_boxes[members], order, iou_threshold)]] = True
-    return keep
 
 
 def pyramid_level(boxes: Tensor, num_levels: int, finest_side: float = 56.0) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart, nms_groups
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
 from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, Slots, pool_slots
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
+from pipeline.model.kernels.nms import nms_groups
 from pipeline.model.settings import TestSettings
 
 BOX_POOL_SIDE = 7

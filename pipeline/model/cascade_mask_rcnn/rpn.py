@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart, nms_groups
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
+from pipeline.model.kernels.nms import nms_groups
 from pipeline.model.settings import TestSettings
 
 STRIDES = (4, 8, 16, 32, 64)

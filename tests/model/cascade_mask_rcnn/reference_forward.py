@@ -16,7 +16,7 @@ from torchvision.ops import nms
 
 from pipeline.model.cascade_mask_rcnn.boxes import MAX_LOG_RATIO
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN, CascadePlan
-from pipeline.model.cascade_mask_rcnn.roi import roi_align_cpu
+from pipeline.model.kernels.roi_align import roi_align_cpu
 from pipeline.model.settings import TestSettings
 
 ROI_STRIDES = (4, 8, 16, 32)

@@ -18,9 +18,9 @@ from pipeline.model.cascade_mask_rcnn.boxes import (
     decode_deltas,
     encode_deltas,
     moved_apart,
-    nms_groups,
     pyramid_level,
 )
+from pipeline.model.kernels.nms import nms_groups
 from tests.model.cascade_mask_rcnn.losses.loss_cases import boxes_of
 
 UNIT = (1.0, 1.0)
