@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions, speed_up
 
 logger = logging.getLogger(__name__)
+
+# Plans of padded shapes that are kept, each some megabytes on the device.
+_PLANS = 64
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -108,6 +112,7 @@ class Predictor:
         self.source = checkpoint.source
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
+        self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
         # By padded shape, where the memory did not suffice for more.
         self._most: dict[tuple[int, int], int] = {}
 
@@ -224,7 +229,12 @@ class Predictor:
         image_sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         scale_factors = torch.tensor(factors, dtype=torch.float32, device=self.device)
         with self._arithmetic():
-            found = self.detector(inputs, image_sizes, scale_factors, self.settings)
+            plan = self._plan(shape)
+            found = self.detector(inputs, image_sizes, scale_factors, plan, self.settings)
+            if not found.finite.all():
+                raise NotFinite("the network's numbers are NaN or infinite on this image")
+            if not found.final.all():
+                found = self.detector(inputs, image_sizes, scale_factors, plan, self.settings, every_candidate=True)
         return list(_to_host(found, originals))
 
     @contextmanager
@@ -264,8 +274,6 @@ def _check_image(index: int, image: np.ndarray) -> None:
 def _to_host(found: BatchDetections, originals: list[tuple[int, int]]) -> Iterator[Detections]:
     """Split a batch's detections by image, in one transfer for each field."""
     arrays = {name: getattr(found, name).cpu().numpy() for name in DETECTION_ARRAYS}
-    start = 0
-    for count, original in zip(found.counts, originals, strict=True):
-        part = slice(start, start + count)
-        yield Detections(**{name: values[part] for name, values in arrays.items()}, image_size=original)
-        start += count
+    for i, (count, original) in enumerate(zip(found.counts.tolist(), originals, strict=True)):
+        # A copy: a view would keep the empty slots in memory.
+        yield Detections(**{name: values[i, :count].copy() for name, values in arrays.items()}, image_size=original)

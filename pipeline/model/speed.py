@@ -43,7 +43,10 @@ def speed_up(detector: Detector, options: SpeedOptions) -> Detector:
     for module in detector.modules():
         if hasattr(module, "fused_attn"):  # the switch of all of timm's attentions
             module.fused_attn = options.fused_attention  # type: ignore[assignment]  # a plain attribute
-    if options.reuse_memory and next(detector.parameters()).device.type == "cpu":
+    on_cpu = next(detector.parameters()).device.type == "cpu"
+    # What is compiled has no place for a wait, and wants fixed shapes.
+    detector.compact = on_cpu and not options.compile
+    if options.reuse_memory and on_cpu:
         keep_freed_memory()
     if options.channels_last:
         detector.to(memory_format=torch.channels_last)

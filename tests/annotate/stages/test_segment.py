@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
-from pipeline.model.detector import Detector, NotFinite
+from pipeline.model.detector import Detector, NotFinite, Plan
 from pipeline.model.device import DeviceLost
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
@@ -50,30 +50,46 @@ class StandInDetector(Detector):
         calls: the pictures of each batch, by their number (see `plain`).
     """
 
-    def __init__(self, fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None) -> None:
+    def __init__(
+        self, fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None, not_finite: Collection[int] = ()
+    ) -> None:
         super().__init__()
-        self.fail = fail
+        self.fail, self.not_finite = fail, not_finite
         self.calls: list[list[int]] = []
 
+    def plan(self, shape: tuple[int, int]) -> Plan:
+        return Plan()
+
     def forward(
-        self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, settings: TestSettings
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        scale_factors: Tensor,
+        plan: Plan,
+        settings: TestSettings,
+        every_candidate: bool = False,
     ) -> BatchDetections:
         numbers = [round(red) for red in (images[:, 0, 0, 0] * PIXEL_STD[0] + PIXEL_MEAN[0]).tolist()]
         self.calls.append(numbers)
         if (error := self.fail(numbers)) is not None:
             raise error
-        count = 3 * len(images)
-        original = (image_sizes.flip(1) / scale_factors).round()
-        boxes = torch.cat([torch.zeros_like(original), original], dim=1).repeat_interleave(3, dim=0)
-        scores, labels = torch.tensor([0.9, 0.5, 0.1] * len(images)), torch.tensor([0, 1, 2] * len(images))
-        return BatchDetections(boxes, scores, labels, torch.full((count, 28, 28), 0.75), [3] * len(images))
+        batch, slots = len(images), settings.max_detections
+        boxes, masks = torch.zeros(batch, slots, 4), torch.zeros(batch, slots, 28, 28)
+        scores, labels = torch.zeros(batch, slots), torch.zeros(batch, slots, dtype=torch.int64)
+        boxes[:, :3, 2:] = (image_sizes.flip(1) / scale_factors).round()[:, None]
+        masks[:, :3], scores[:, :3], labels[:, :3] = 0.75, torch.tensor([0.9, 0.5, 0.1]), torch.arange(3)
+        finite = torch.tensor([number not in self.not_finite for number in numbers])
+        counts, final = torch.full((batch,), 3), torch.ones(batch, dtype=torch.bool)
+        return BatchDetections(boxes, scores, labels, masks, counts, finite, final)
 
 
 def stand_in(
-    fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None, precision: str = "fp32"
+    fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None,
+    precision: str = "fp32",
+    not_finite: Collection[int] = (),
 ) -> Predictor:
     """A predictor whose network raises what ``fail`` gives for the numbers of a batch's pictures."""
-    return Predictor(StandInDetector(fail), CHECKPOINT, SETTINGS, precision, torch.device("cpu"))
+    return Predictor(StandInDetector(fail, not_finite), CHECKPOINT, SETTINGS, precision, torch.device("cpu"))
 
 
 def calls(predictor: Predictor) -> list[list[int]]:
@@ -352,27 +368,24 @@ class TestRealModel:
 
 class TestNotFinite:
     def test_the_first_images_stop_the_run(self) -> None:
-        predictor = stand_in(lambda numbers: NotFinite("NaN"), precision="bf16")
+        predictor = stand_in(not_finite=[0, 1], precision="bf16")
         with pytest.raises(ModelNotFinite, match=r"model\.precision bf16 may be too coarse .* model\.precision=fp32"):
             segment(decoded_rows([plain(0), plain(1)]), predictor)
 
     def test_float32_is_not_advised_where_it_was_used(self) -> None:
-        predictor = stand_in(lambda numbers: NotFinite("NaN"))
+        predictor = stand_in(not_finite=[0])
         with pytest.raises(ModelNotFinite, match=r"run with another checkpoint$") as caught:
             segment(decoded_rows([plain(0)]), predictor)
         assert "model.precision" not in str(caught.value)
 
     @pytest.mark.parametrize("bad", [0, 1])
     def test_one_among_others_is_a_failed_row(self, bad: int) -> None:
-        predictor = stand_in(lambda numbers: NotFinite("NaN") if bad in numbers else None)
+        predictor = stand_in(not_finite=[bad])
         out = segment(decoded_rows([plain(0), plain(1), plain(2)]), predictor)
         assert out["error_code"].to_pylist() == ["not_finite" if i == bad else None for i in range(3)]
 
     def test_a_later_one_is_a_failed_row(self) -> None:
-        stage = Segment(
-            stand_in(lambda numbers: NotFinite("NaN") if 1 in numbers else None),
-            *(4, (0, 0, 0), InProcessGuard(), lambda counts: None),
-        )
+        stage = Segment(stand_in(not_finite=[1]), 4, (0, 0, 0), InProcessGuard(), lambda counts: None)
         assert stage(decoded_rows([plain(0)]))["error_code"].to_pylist() == [None]
         assert stage(decoded_rows([plain(1)]))["error_code"].to_pylist() == ["not_finite"]
 
