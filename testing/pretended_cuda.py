@@ -100,6 +100,8 @@ def _stand_ins(gpu: PretendedGpu) -> list[tuple[Any, str, Any]]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": lambda device: None,
+        "_exchange_device": lambda device: 0,  # what torch.cuda.device(...) calls
+        "_maybe_exchange_device": lambda device: 0,
         "get_device_name": lambda device=None: properties.name,
         "get_device_properties": lambda device=None: properties,
         "get_device_capability": lambda device=None: (properties.major, properties.minor),

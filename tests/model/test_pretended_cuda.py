@@ -268,7 +268,7 @@ def test_graph(gpu: PretendedGpu) -> None:
     x = cuda(3)
     graph = torch.cuda.CUDAGraph()
     gpu.forget()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(CUDA), torch.cuda.graph(graph):
         y = (x * 2).add_(1)
         with pytest.raises(ForbiddenWait, match="captured"):
             y.sum().item()
