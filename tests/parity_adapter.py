@@ -39,14 +39,18 @@ def preprocess(image_path: str, scale: tuple[int, int]) -> torch.Tensor:
 
 def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     with torch.inference_mode():
-        maps = model.detector.backbone(tensor)
+        maps = _backbone(model, tensor)
         return maps, model.detector.neck(maps)
 
 
 def proposals(model: Predictor, tensor: torch.Tensor, img_shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
-        pyramid = model.detector.neck(model.detector.backbone(tensor))
+        pyramid = model.detector.neck(_backbone(model, tensor))
         return model.detector.rpn(pyramid, torch.tensor([img_shape], dtype=torch.float32), model.settings)[0]
+
+
+def _backbone(model: Predictor, tensor: torch.Tensor) -> list[torch.Tensor]:
+    return model.detector.backbone(tensor, model.detector.backbone.windows(tensor.shape[-2:]))
 
 
 def _read(path: str | Path) -> np.ndarray:

@@ -33,7 +33,8 @@ class CascadeMaskRCNN(Detector):
         self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, settings: TestSettings
     ) -> BatchDetections:
         """See `Detector.forward`; masks are ``(N, 28, 28)``."""
-        features = self.neck(self.backbone(images))
+        height, width = images.shape[-2:]
+        features = self.neck(self.backbone(images, self.backbone.windows((height, width))))
         proposals = [boxes for boxes, _ in self.rpn(features, image_sizes, settings)]
         check_finite([*features, *proposals])
         pyramid = [feature.float() for feature in features[:ROI_LEVELS]]

@@ -61,7 +61,8 @@ class DetectorLoss(nn.Module):
         detector = self.detector
         objects = [ImageTargets.of(target) for target in batch.targets]
         generators = image_generators(batch.image_ids, generator)
-        features = detector.neck(detector.backbone(batch.images))
+        height, width = batch.images.shape[-2:]
+        features = detector.neck(detector.backbone(batch.images, detector.backbone.windows((height, width))))
         outputs, grids = detector.rpn.head(features), level_anchors(features)
         losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators, self._sampling.anchor_quota)
         with torch.no_grad():
