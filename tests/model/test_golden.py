@@ -103,7 +103,8 @@ def compute_maps(official: Predictor) -> Callable[[str], Maps]:
     @torch.inference_mode()
     def run(case: str) -> Maps:
         pixels, size = preprocess(golden(case).image, golden(case).settings, torch.device("cpu"))
-        backbone = official.detector.backbone(pixels[None])
+        windows = official.detector.backbone.windows(pixels.shape[-2:])
+        backbone = official.detector.backbone(pixels[None], windows)
         pyramid = official.detector.neck(backbone)
         logits, deltas = zip(*official.detector.rpn.head(pyramid), strict=True)
         sizes = torch.tensor([size], dtype=torch.float32)
