@@ -14,8 +14,8 @@ from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor
 from pipeline.model.predictor import load_model as load
-from pipeline.model.preprocess import preprocess as preprocess_image
 from pipeline.model.settings import TestSettings
+from testing.preprocessed import preprocessed
 
 
 def load_model(state_dict: dict[str, torch.Tensor], variant: dict[str, Any]) -> Predictor:
@@ -34,7 +34,7 @@ def predict(model: Predictor, image_path: str, scale: tuple[int, int]) -> tuple[
 
 
 def preprocess(image_path: str, scale: tuple[int, int]) -> torch.Tensor:
-    return preprocess_image(_read(image_path), _settings(scale), torch.device("cpu"))[0][None]
+    return preprocessed(_read(image_path), _settings(scale))[0][None]
 
 
 def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
