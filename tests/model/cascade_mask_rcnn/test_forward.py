@@ -25,7 +25,7 @@ from pipeline.model.cascade_mask_rcnn.rpn import level_anchors, propose
 from pipeline.model.detections import BatchDetections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.preprocess import preprocess
+from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
 from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL_SETTINGS, picture
 from tests.model.cascade_mask_rcnn import reference_forward
@@ -49,10 +49,10 @@ def detector_of(checkpoint: Checkpoint) -> CascadeMaskRCNN:
 
 
 def inputs_of(images: Sequence[np.ndarray], settings: TestSettings) -> Inputs:
-    """Images, sizes and factors of a batch of one padded shape."""
-    pixels, sizes = zip(*(preprocess(image, settings, CPU) for image in images), strict=True)
-    factors = [(w / image.shape[1], h / image.shape[0]) for (h, w), image in zip(sizes, images, strict=True)]
-    return torch.stack(pixels), torch.tensor(sizes, dtype=torch.float32), torch.tensor(factors)
+    """Pixels, sizes and factors of pictures of one size."""
+    buffer = np.empty(packed_size(images), np.uint8)
+    pack(images, [image.shape[:2] for image in images], settings, buffer)
+    return preprocess(torch.from_numpy(buffer), len(images), input_shape(images[0].shape[:2], settings))
 
 
 @torch.inference_mode()
