@@ -1,6 +1,7 @@
 """What box and mask heads share: pooling RoIs from the pyramid, and the convolutions behind it.
 
-R RoIs, C channels, S bins along a side of a pooled RoI, H W size of a map.
+B images, N slots of an image, R RoIs of the whole batch, C channels, S bins along a side of a pooled RoI, H W size of a
+map.
 """
 
 from __future__ import annotations
@@ -14,31 +15,73 @@ from torchvision.ops import roi_align
 
 from pipeline.model.cascade_mask_rcnn.boxes import pyramid_level
 from pipeline.model.cascade_mask_rcnn.rpn import STRIDES
-from pipeline.model.kernels.roi_align import roi_align_cpu
+from pipeline.model.kernels.roi_align import roi_align_cpu, roi_align_levels
 
 ROI_LEVELS = 4  # P2..P5
 
 
-def image_index(counts: list[int], device: torch.device) -> Tensor:
-    """For boxes laid end to end, image after image, the image each belongs to: int64 ``(sum(counts),)``."""
-    images = torch.arange(len(counts), device=device)
-    return images.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
+class Slots:
+    """The padded slots of a batch, and those of them that the heads compute.
+
+    R RoIs are all B * N slots, so that shapes depend on no number of objects and nothing waits for the device. Or,
+    compact, they are the filled ones alone: on a CPU an empty slot costs what a filled one costs, and there is
+    nothing to wait for.
+
+    Attributes:
+        valid: bool ``(B, N)``: the slot is filled.
+        images: int64 ``(R,)``, the image in the batch each RoI belongs to.
+        filled: bool ``(R,)``: it is no empty slot.
+    """
+
+    def __init__(self, valid: Tensor, compact: bool) -> None:
+        self.valid = valid
+        self._rows = valid.flatten().nonzero()[:, 0] if compact else None
+        self.images = self.pack(torch.arange(valid.shape[0], device=valid.device)[:, None].expand_as(valid))
+        self.filled = self.pack(valid)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """(B, N, ...) -> (R, ...)."""
+        flat = values.flatten(0, 1)
+        return flat if self._rows is None else flat[self._rows]
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """(R, ...) -> (B, N, ...), zero in empty slots."""
+        if self._rows is None:
+            empty = ~self.filled.view(-1, *[1] * (values.dim() - 1))
+            return values.masked_fill(empty, 0).unflatten(0, self.valid.shape)
+        padded = values.new_zeros((self.valid.numel(), *values.shape[1:]))
+        return padded.index_copy(0, self._rows, values).unflatten(0, self.valid.shape)
+
+
+def pool_slots(features: Sequence[Tensor], boxes: Tensor, slots: Slots, side: int) -> Tensor:
+    """RoIAlign without a gradient; empty slots pool zeros.
+
+    Args:
+        features: P2..P5, ``(B, C, H, W)``.
+        boxes: float32 ``(R, 4)`` xyxy in input pixels, as ``slots`` packs them.
+        slots: what the boxes belong to.
+        side: bins along a side of the output.
+
+    Returns:
+        ``(R, C, side, side)`` of the features' type, channels last in memory.
+    """
+    levels = pyramid_level(boxes, ROI_LEVELS).masked_fill(~slots.filled, -1)
+    return roi_align_levels(list(features), boxes, levels, slots.images, side, list(STRIDES[:ROI_LEVELS]))
 
 
 def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, side: int) -> Tensor:
-    """RoIAlign (He et al. 2017, arXiv 1703.06870), each RoI from the level that fits its size.
-
-    Half-pixel aligned, with as many samples per bin as the RoI has pixels (``sampling_ratio=0``).
+    """RoIAlign with a gradient, each RoI from the level that fits its size: what training pools with.
 
     Args:
         features: P2..P5, float32 ``(B, C, H, W)``.
-        boxes: ``(R, 4)`` xyxy in input pixels.
+        boxes: ``(R, 4)`` xyxy in input pixels. NaN counts as zero: torchvision's kernel would make an index of it.
         image_index: int64 ``(R,)``, the image in the batch each box belongs to.
         side: bins along a side of the output.
 
     Returns:
         float32 ``(R, C, side, side)``.
     """
+    boxes = boxes.nan_to_num(0.0)
     rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
     levels = pyramid_level(boxes, ROI_LEVELS)
     on_cpu = boxes.device.type == "cpu"
