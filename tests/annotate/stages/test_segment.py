@@ -131,7 +131,7 @@ class TestRows:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
+        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))
         (counts,) = reports
         assert counts.segment_s > 0
         assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
