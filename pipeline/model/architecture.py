@@ -7,7 +7,7 @@ an architecture's own folder names one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -143,7 +143,6 @@ class Network(Generic[V, D]):
         layouts: of files that others wrote; ``None``: there are only our own.
         recomputed: the blocks whose activations are worth computing twice where memory is short.
         fold_batch_norm: makes each norm that can be part of the convolution before it, in place and in eval mode.
-        compiled: the parts to compile one by one.
     """
 
     build: Callable[[V, float], D]
@@ -154,4 +153,3 @@ class Network(Generic[V, D]):
     layouts: Layouts[V] | None = None
     recomputed: tuple[type[nn.Module], ...] = ()
     fold_batch_norm: Callable[[D], None] = lambda detector: None
-    compiled: Callable[[D], Sequence[nn.Module]] = lambda detector: (detector,)

@@ -21,6 +21,7 @@ from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import Detector, NotFinite, Plan
 from pipeline.model.device import free_memory, raise_if_lost, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.graphs import GraphedForward
 from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions, speed_up
@@ -66,12 +67,13 @@ def load_model(
     detector = build(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
+    speed = speed or SpeedOptions()
     try:
-        detector = speed_up(detector.to(device), speed or SpeedOptions())
+        detector = speed_up(detector.to(device), speed)
     except Exception as error:
         raise_if_lost(device, error)
         raise
-    return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
+    return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device, speed.cuda_graphs)
 
 
 class _Batch(NamedTuple):
@@ -127,6 +129,7 @@ class Predictor:
         settings: TestSettings,
         precision: str,
         device: torch.device,
+        cuda_graphs: bool = False,
     ) -> None:
         self.detector = detector
         self.settings = settings
@@ -138,6 +141,8 @@ class Predictor:
         self.device = device
         self._feed: Feed = CudaFeed(device) if device.type == "cuda" else HostFeed()
         self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
+        replays = cuda_graphs and device.type == "cuda"
+        self._best_candidates = GraphedForward(self._forward, device) if replays else self._forward
         # By padded shape, where the memory did not suffice for more.
         self._most: dict[tuple[int, int], int] = {}
 
@@ -300,7 +305,9 @@ class Predictor:
     def _compute(self, batch: _Batch, buffer: Tensor) -> Tensor:
         """From what `pack` packed to what `unpack_detections` unpacks, on the device."""
         inputs = preprocess(buffer, len(batch.members), batch.shape)
-        return self._forward(*inputs, self._plan(batch.shape), batch.every_candidate)
+        if batch.every_candidate:  # seldom
+            return self._forward(*inputs, self._plan(batch.shape), every_candidate=True)
+        return self._best_candidates(*inputs, self._plan(batch.shape))
 
     def _forward(
         self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Plan, every_candidate: bool = False
