@@ -39,17 +39,21 @@ def preprocess(image_path: str, scale: tuple[int, int]) -> torch.Tensor:
 
 def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     with torch.inference_mode():
-        maps = model.detector.backbone(tensor)
+        maps = _backbone(model, tensor)
         return maps, model.detector.neck(maps)
 
 
 def proposals(model: Predictor, tensor: torch.Tensor, img_shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         plan = model.detector.plan(tensor.shape[-2:])
-        pyramid = model.detector.neck(model.detector.backbone(tensor))
+        pyramid = model.detector.neck(_backbone(model, tensor))
         sizes = torch.tensor([img_shape], dtype=torch.float32)
         boxes, scores, valid = model.detector.rpn(pyramid, plan.anchors, sizes, model.settings)
         return boxes[valid], scores[valid]
+
+
+def _backbone(model: Predictor, tensor: torch.Tensor) -> list[torch.Tensor]:
+    return model.detector.backbone(tensor, model.detector.backbone.windows(tensor.shape[-2:]))
 
 
 def _read(path: str | Path) -> np.ndarray:

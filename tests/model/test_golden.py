@@ -103,7 +103,7 @@ def compute_maps(official: Predictor) -> Callable[[str], Maps]:
     @torch.inference_mode()
     def run(case: str) -> Maps:
         pixels, size = preprocessed(golden(case).image, golden(case).settings)
-        backbone = official.detector.backbone(pixels[None])
+        backbone = official.detector.backbone(pixels[None], official.detector.backbone.windows(pixels.shape[-2:]))
         pyramid = official.detector.neck(backbone)
         logits, deltas = zip(*official.detector.rpn.head(pyramid), strict=True)
         sizes = torch.tensor([size], dtype=torch.float32)
