@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart, take_boxes
 from pipeline.model.kernels.nms import nms_groups
 from pipeline.model.settings import TestSettings
 
@@ -113,5 +113,5 @@ def propose(
     scores, order = scores.flatten(1).masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, : settings.proposals], order[:, : settings.proposals]
     valid = ~(scores < 0)
-    boxes = torch.take_along_dim(boxes.flatten(1, 2), order[..., None], dim=1)
+    boxes = take_boxes(boxes.flatten(1, 2), order)
     return Proposals(boxes.masked_fill(~valid[..., None], 0.0), scores.masked_fill(~valid, 0.0), valid)
