@@ -7,7 +7,7 @@ an architecture's own folder names one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -145,7 +145,6 @@ class Network(Generic[V, D]):
         fold_batch_norm: makes each norm that can be part of the convolution before it, in place and in eval mode.
         fuse_attention: has attention computed by PyTorch's fused kernels, in place, in eval mode and on the final
             weights.
-        compiled: the parts to compile one by one.
     """
 
     build: Callable[[V, float], D]
@@ -157,4 +156,3 @@ class Network(Generic[V, D]):
     recomputed: tuple[type[nn.Module], ...] = ()
     fold_batch_norm: Callable[[D], None] = lambda detector: None
     fuse_attention: Callable[[D], None] = lambda detector: None
-    compiled: Callable[[D], Sequence[nn.Module]] = lambda detector: (detector,)
