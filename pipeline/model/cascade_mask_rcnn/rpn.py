@@ -96,7 +96,9 @@ def propose(
         image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
         settings: how many proposals to keep.
     """
-    slots = torch.arange(settings.proposals_per_level, device=image_sizes.device)
+    # As many slots for each level as the finest can fill.
+    most = min(settings.proposals_per_level, grids[0].shape[0])
+    slots = torch.arange(most, device=image_sizes.device)
     levels = []
     for (logits, deltas), grid in zip(outputs, grids, strict=True):
         top, index = logits.sigmoid().topk(min(settings.proposals_per_level, logits.shape[1]))
