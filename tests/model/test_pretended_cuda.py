@@ -213,6 +213,16 @@ def test_a_bias_of_aligned_rows_is_not_copied(gpu: PretendedGpu) -> None:
     assert len(gpu.launches) == 4  # a packed bias, its padding, attention
 
 
+def test_attention_with_heads_that_its_kernel_does_not_take(gpu: PretendedGpu) -> None:
+    query, bias = torch.rand(3, 2, 9, 6), torch.rand(1, 2, 9, 9)
+    expected = F.scaled_dot_product_attention(query, query, query, bias)
+    gpu.forget()
+    query, bias = query.to(CUDA), bias.to(CUDA)
+    found = F.scaled_dot_product_attention(query, query, query, bias)
+    assert [launch.op for launch in gpu.launches].count("bmm") == 2
+    torch.testing.assert_close(found.cpu(), expected)
+
+
 def test_parts(gpu: PretendedGpu) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).to(CUDA)
     gpu.name_parts({"all": model, "first": model[0]})
