@@ -147,8 +147,8 @@ WAITS: dict[str, tuple[str, Callable[[Tensor], object]]] = {
     "index on the CPU": ("copy to the device", lambda x: x[torch.tensor([0, 1])]),
     "nms": ("nms", lambda x: nms(x.new_ones(2, 4), x[:2], 0.5)),
     "synchronize": ("synchronize", lambda x: torch.cuda.synchronize()),
-    "stream": ("stream", lambda x: torch.cuda.current_stream().synchronize()),
-    "event": ("event", lambda x: torch.cuda.current_stream().record_event().synchronize()),
+    "stream": ("stream", lambda x: [x + 1, torch.cuda.current_stream().synchronize()]),
+    "event": ("event", lambda x: [x + 1, torch.cuda.current_stream().record_event().synchronize()]),
 }
 
 
@@ -240,6 +240,15 @@ def test_a_copy_that_is_not_waited_for_is_rubbish(gpu: PretendedGpu) -> None:
     assert place.isnan().all()
     event.synchronize()
     assert place.tolist() == [1, 1, 1]
+
+
+def test_what_is_done_is_not_waited_for(gpu: PretendedGpu) -> None:
+    cuda(3)
+    event = torch.cuda.current_stream().record_event()
+    assert not event.query()
+    event.synchronize()
+    event.synchronize()
+    assert len(gpu.waits) == 1
 
 
 def test_streams_must_be_ordered(gpu: PretendedGpu) -> None:
