@@ -103,9 +103,10 @@ def propose(
         # A level of fewer anchors repeats its last one in the slots that it leaves empty.
         place = slots.clamp(max=top.shape[1] - 1)
         index = index[:, place]
-        boxes = decode_deltas(grid[index], take_boxes(deltas, index), _UNIT_STDS, image_sizes[:, None])
-        levels.append((boxes, top[:, place], (slots < top.shape[1]).expand_as(index)))
-    boxes, scores, valid = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, L, N, ...)
+        levels.append((grid[index], take_boxes(deltas, index), top[:, place], (slots < top.shape[1]).expand_as(index)))
+    # (B, L, N, ...)
+    best_anchors, deltas, scores, valid = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))
+    boxes = decode_deltas(best_anchors, deltas, _UNIT_STDS, image_sizes[:, None, None])
     number = torch.arange(len(grids), device=boxes.device)[:, None]
     moved = moved_apart(boxes, number, boxes.amax(dim=(1, 2, 3)))
     keep = nms_groups(moved.flatten(0, 1), valid.flatten(0, 1), settings.rpn_nms_iou)
