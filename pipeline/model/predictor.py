@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,10 @@ from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detecti
 from pipeline.model.detector import Detector
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
-from pipeline.model.settings import TestSettings
+from pipeline.model.settings import TestSettings, refuse_fp16
 from pipeline.model.speed import SpeedOptions, speed_up
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -35,8 +35,8 @@ def load_model(
     Args:
         checkpoint: a file in any layout that `load_checkpoint` reads, or what it returned.
         device: where to run; the first GPU if there is one, else the CPU.
-        precision: ``fp32`` gives the published results; ``bf16`` and ``fp16`` run the convolutions and
-            matrix products in half precision by autocast (boxes, scores and NMS stay float32).
+        precision: ``fp32`` gives the published results; ``bf16`` holds the weights so, and computes everything in it
+            but the last layers of the heads and what follows them (logits, boxes, scores, NMS: float32).
         settings: input size, thresholds and counts, where they should differ from the checkpoint's own.
         categories: what the labels stand for, where the file does not say.
         speed: what may be rewritten for speed; by default all that keeps the results.
@@ -45,6 +45,10 @@ def load_model(
         CheckpointError: the file cannot be used.
         UserError: unknown precision or device.
     """
+    try:
+        refuse_fp16(precision)
+    except ValueError as error:
+        raise UserError(f"precision: {error}") from None
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -53,7 +57,7 @@ def load_model(
     detector = build(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
-    detector = speed_up(detector.to(device), speed or SpeedOptions())
+    detector = speed_up(detector.to(device), speed or SpeedOptions(), PRECISIONS[precision])
     return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
 
 
@@ -146,12 +150,8 @@ class Predictor:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Autocast for half precision; true float32 otherwise: cuDNN rounds inputs to TF32 unless told not to."""
-        with ExitStack() as stack:
-            if self.precision != "fp32":
-                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
-            elif self.device.type == "cuda":
-                stack.enter_context(_without_tf32())
+        """True float32: cuDNN rounds its inputs to TF32 unless told not to."""
+        with _without_tf32() if self.device.type == "cuda" else nullcontext():
             yield
 
 

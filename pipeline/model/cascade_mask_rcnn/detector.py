@@ -36,7 +36,7 @@ class CascadeMaskRCNN(Detector):
         features = self.neck(self.backbone(images))
         proposals = [boxes for boxes, _ in self.rpn(features, image_sizes, settings)]
         check_finite([*features, *proposals])
-        pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
+        pyramid = features[:ROI_LEVELS]
         found = self.box_heads(pyramid, proposals, image_sizes, scale_factors, settings)
         counts = [len(image.scores) for image in found]
         index = image_index(counts, images.device)

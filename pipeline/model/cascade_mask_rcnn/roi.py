@@ -33,19 +33,20 @@ def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, si
     Half-pixel aligned, with as many samples per bin as the RoI has pixels (``sampling_ratio=0``).
 
     Args:
-        features: P2..P5, float32 ``(B, C, H, W)``.
+        features: P2..P5, ``(B, C, H, W)``; the sums are float32 whatever they are.
         boxes: ``(R, 4)`` xyxy in input pixels.
         image_index: int64 ``(R,)``, the image in the batch each box belongs to.
         side: bins along a side of the output.
 
     Returns:
-        float32 ``(R, C, side, side)``.
+        ``(R, C, side, side)``, of the features' type.
     """
     rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
     levels = pyramid_level(boxes, ROI_LEVELS)
     on_cpu = boxes.device.type == "cpu"
     pooled = torch.empty(
         (len(boxes), features[0].shape[1], side, side),
+        dtype=features[0].dtype,
         device=boxes.device,
         memory_format=torch.channels_last if on_cpu else torch.contiguous_format,
     )
@@ -53,11 +54,12 @@ def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, si
         members = (levels == level).nonzero()[:, 0]
         if len(members) == 0:
             continue
-        scale = 1 / STRIDES[level]
+        feature, scale = features[level].float(), 1 / STRIDES[level]
         if on_cpu:
-            pooled[members] = roi_align_cpu(features[level], rois[members], side, scale)
+            found = roi_align_cpu(feature, rois[members], side, scale)
         else:
-            pooled[members] = roi_align(features[level], rois[members], side, scale, sampling_ratio=0, aligned=True)
+            found = roi_align(feature, rois[members], side, scale, sampling_ratio=0, aligned=True)
+        pooled[members] = found.to(pooled.dtype)
     return pooled
 
 

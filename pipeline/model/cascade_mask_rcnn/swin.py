@@ -141,4 +141,4 @@ class PatchEmbedding(nn.Module):
         """(B, 3, H, W) -> (B, ceil(H / 4), ceil(W / 4), C)."""
         H, W = images.shape[-2:]
         images = F.pad(images, (0, -W % PATCH_SIZE, 0, -H % PATCH_SIZE))
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+        return self.norm(self.proj(images.to(self.proj.weight.dtype)).permute(0, 2, 3, 1))

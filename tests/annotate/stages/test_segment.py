@@ -47,7 +47,7 @@ class StandIn:
 
     def __init__(self, fail: Callable[[Sequence[np.ndarray]], Exception | None] = lambda images: None) -> None:
         self.device = torch.device("cpu")
-        self.precision = "fp16"
+        self.precision = "bf16"
         self.fail = fail
         self.calls: list[list[int]] = []
 
@@ -329,7 +329,7 @@ class TestRealModel:
 class TestNotFinite:
     def test_the_first_image_stops_the_run(self) -> None:
         predictor = StandIn(lambda images: NotFinite("NaN"))
-        with pytest.raises(ModelNotFinite, match=r"model\.precision fp16 may be too coarse .* model\.precision=fp32"):
+        with pytest.raises(ModelNotFinite, match=r"model\.precision bf16 may be too coarse .* model\.precision=fp32"):
             segment(decoded_rows([plain(0), plain(1)]), predictor)
 
     def test_float32_is_not_advised_where_it_was_used(self) -> None:
