@@ -222,7 +222,7 @@ def test_heads_of_golden_weights_on_the_same_rois(name: str, in_both: dict[str, 
 
 
 def test_detections_of_golden_weights(in_both: dict[str, tuple[Run, Run]]) -> None:
-    """Random weights amplify rounding far more than trained ones do, so the bounds are wide; tests/benchmarks judge AP."""
+    """Random weights amplify rounding more than trained ones do, so the bounds are wide; tests.benchmarks judges AP."""
     sure = matched = 0
     box_px, scores, masks = [], [], []
     for exact, rounded in ((a.found, b.found) for a, b in in_both.values()):
