@@ -20,12 +20,13 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import nn
+from torchvision.ops import roi_align
 
 from benchmarks.support.lively_weights import lively_checkpoint
 from benchmarks.support.machine import describe
-from pipeline.model.cascade_mask_rcnn import roi
 from pipeline.model.cascade_mask_rcnn.variants import PUBLISHED_VARIANTS
 from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.kernels import roi_align as kernels
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.speed import SpeedOptions
 
@@ -101,7 +102,9 @@ def roi_align_of(setting: Setting) -> Iterator[None]:
     if not setting.torchvision_roi_align:
         yield
         return
-    with mock.patch.object(roi, "roi_align_cpu", lambda f, r, side, scale: roi.roi_align(f, r, side, scale, 0, True)):
+    with mock.patch.object(
+        kernels, "roi_align_cpu", lambda f, r, side, scale: roi_align(f, r, side, scale, sampling_ratio=0, aligned=True)
+    ):
         yield
 
 

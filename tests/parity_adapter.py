@@ -45,8 +45,11 @@ def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor]
 
 def proposals(model: Predictor, tensor: torch.Tensor, img_shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
+        plan = model.detector.plan(tensor.shape[-2:])
         pyramid = model.detector.neck(model.detector.backbone(tensor))
-        return model.detector.rpn(pyramid, torch.tensor([img_shape], dtype=torch.float32), model.settings)[0]
+        sizes = torch.tensor([img_shape], dtype=torch.float32)
+        boxes, scores, valid = model.detector.rpn(pyramid, plan.anchors, sizes, model.settings)
+        return boxes[valid], scores[valid]
 
 
 def _read(path: str | Path) -> np.ndarray:

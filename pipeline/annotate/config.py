@@ -39,6 +39,12 @@ _BATCHES_PER_BLOCK = 4
 _COMPILE_S = 1800.0
 
 
+def _local(folder: Uri) -> Uri:
+    if folder.local_path is None:
+        raise ValueError("compiled programs are loaded from local paths only: give a folder, one that is mounted")
+    return folder
+
+
 class ManifestConfig(Section):
     """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
@@ -92,6 +98,14 @@ class ModelConfig(Section):
         default="fp32", description="fp32 gives the published results; bf16 is faster on GPUs."
     )
     compile: bool = Field(default=False, description="Compile the model: slower to start, faster to run.")
+    compile_cache: Annotated[Place, AfterValidator(_local)] | None = Field(
+        default=None,
+        description="A folder for what is compiled, at the same path on all nodes: replicas load what one of them has "
+        "compiled. It holds programs, so it must be this user's alone (drwx------). null: one on each node.",
+    )
+    cuda_graphs: bool = Field(
+        default=True, description="On a GPU, record the work on a batch of a common shape once, and replay it."
+    )
     short_side: PositiveInt | None = Field(
         default=None, description="The shorter image side is scaled to this, in pixels."
     )

@@ -37,7 +37,10 @@ class SegmentActor:
         device = "cuda" if pool.gpus else "cpu"
         if device == "cpu":
             torch.set_num_threads(max(1, round(pool.cpus)))
-        speed = SpeedOptions(compile=config.compile)
+        else:
+            use_expandable_segments()
+        cache = config.compile_cache and config.compile_cache.local_path
+        speed = SpeedOptions(compile=config.compile, compile_cache=cache, cuda_graphs=config.cuda_graphs)
         with client.starting_replica():
             predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
         thresholds = config.label_thresholds([c.name for c in predictor.categories])
@@ -51,3 +54,14 @@ class SegmentActor:
             # A lost CUDA context poisons the process; Ray starts another one and gives it these rows again.
             logger.exception("the device is lost; restarting this replica")
             os._exit(1)
+
+
+def use_expandable_segments() -> None:
+    """Have this process take GPU memory in segments that grow, unless the user's environment says how it is taken.
+
+    Batches of many shapes follow on each other: blocks of one shape's sizes are of little use to the next, and memory
+    runs out while much of it is free. It has an effect before the process first uses a GPU: PyTorch reads it then.
+    The pools of CUDA graphs grow likewise.
+    """
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # the older name, which goes before the other
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

@@ -51,18 +51,24 @@ DETECTION_ARRAYS = {f.name: f.metadata["dtype"] for f in fields(Detections) if "
 
 @dataclass(frozen=True)
 class BatchDetections:
-    """The detections of a batch, image after image, each image's best first.
+    """The detections of a batch of B images, each image's best first in D slots; empty slots are zero.
 
     Attributes:
-        boxes: ``(N, 4)`` xyxy in pixels of each one's original image.
-        scores: ``(N,)`` in ``(0, 1]``.
-        labels: int64 ``(N,)``, index into the model's categories.
-        masks: ``(N, S, S)`` probabilities over each box, S the same for all.
-        counts: detections of each image; they sum to N.
+        boxes: float32 ``(B, D, 4)`` xyxy in pixels of each one's original image.
+        scores: float32 ``(B, D)`` in ``(0, 1]``.
+        labels: int64 ``(B, D)``, index into the model's categories.
+        masks: ``(B, D, S, S)`` probabilities over each box, S the same for all.
+        counts: int64 ``(B,)``, detections of each image.
+        finite: bool ``(B,)``; of an image whose numbers are NaN or infinite nothing else means anything. It would seem
+            to be empty: of NaN no threshold is exceeded.
+        final: bool ``(B,)``; where it is not, the detector left out what may belong to the best D: it has to be asked
+            again, for every candidate.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     masks: Tensor
-    counts: list[int]
+    counts: Tensor
+    finite: Tensor
+    final: Tensor

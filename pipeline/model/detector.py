@@ -13,21 +13,24 @@ from pipeline.model.settings import TestSettings
 
 
 class NotFinite(ArithmeticError):
-    """What a network computed on a batch is NaN or infinite, so that what it found means nothing."""
+    """What a network computed on an image is NaN or infinite, so that what it found means nothing."""
 
 
-def check_finite(tensors: Sequence[Tensor]) -> None:
-    """Raise unless all numbers are finite.
+def all_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Of which images all numbers are finite: tensors ``(B, ...)`` -> bool ``(B,)``.
 
-    Waits for the device once, so it belongs where its results are waited for anyway. By the extremes, which NaN and
-    infinity reach: of maps whose channels are last that takes a CPU a tenth of the time of ``isfinite``.
-
-    Raises:
-        NotFinite: they are not.
+    By the extremes, which NaN and infinity reach: of maps whose channels are last that takes a CPU a tenth of the time
+    of ``isfinite``, and the sum of finite numbers may be infinite.
     """
-    extremes = [extreme.float() for tensor in tensors if tensor.numel() for extreme in (tensor.amin(), tensor.amax())]
-    if extremes and not torch.stack(extremes).isfinite().all():
-        raise NotFinite("the network's numbers are NaN or infinite on this image")
+    extremes = []
+    for tensor in tensors:
+        axes = tuple(range(1, tensor.dim()))
+        extremes += [tensor.amin(axes).float(), tensor.amax(axes).float()]
+    return torch.stack(extremes).isfinite().all(dim=0)
+
+
+class Plan:
+    """All that a detector computes from the padded shape of its input alone, made by `Detector.plan`."""
 
 
 class Detector(nn.Module):
@@ -37,22 +40,34 @@ class Detector(nn.Module):
 
     Attributes:
         variant: all that decides the shapes of its weights.
+        compact: `forward` may wait for its numbers to leave empty slots out of what it computes. For CPUs, where they
+            cost what filled ones cost; the results are the same.
     """
 
     variant: Variant
+    compact: bool = False
+
+    def plan(self, shape: tuple[int, int]) -> Plan:
+        """What `forward` needs for inputs of this padded ``(H, W)``, on the device of the weights."""
+        raise NotImplementedError
 
     def forward(
-        self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, settings: TestSettings
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        scale_factors: Tensor,
+        plan: Plan,
+        settings: TestSettings,
+        every_candidate: bool = False,
     ) -> BatchDetections:
-        """Detect in a batch of one padded shape.
+        """Detect in a batch of one padded shape, without a wait for the device.
 
         Args:
             images: float32 ``(B, 3, H, W)``, normalised, zero-padded right and below to multiples of 32.
             image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
             scale_factors: float32 ``(B, 2)``, (x, y) factors from original image to input pixels.
+            plan: that of ``(H, W)``.
             settings: thresholds, and how much is kept; the sizes in it have been applied to the images already.
-
-        Raises:
-            NotFinite: of NaN no threshold is exceeded, and the images would seem to be empty.
+            every_candidate: look at everything that may be a detection, for batches that are not ``final`` without.
         """
         raise NotImplementedError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,14 @@ from pipeline.errors import UserError
 from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
-from pipeline.model.detector import Detector
+from pipeline.model.detector import Detector, NotFinite
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.preprocess import input_shape, preprocess
 from pipeline.model.settings import TestSettings, refuse_fp16
 from pipeline.model.speed import SpeedOptions, speed_up
+
+# Plans of padded shapes that are kept, each some megabytes on the device.
+_PLANS = 64
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -85,6 +89,7 @@ class Predictor:
         self.source = checkpoint.source
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
+        self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
 
     def predict(
         self,
@@ -111,6 +116,7 @@ class Predictor:
 
         Raises:
             TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
+            NotFinite: the network's numbers are NaN or infinite on an image.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -145,7 +151,12 @@ class Predictor:
         image_sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
         scale_factors = torch.tensor(factors, dtype=torch.float32, device=self.device)
         with self._arithmetic():
-            found = self.detector(inputs, image_sizes, scale_factors, self.settings)
+            plan = self._plan(shape)
+            found = self.detector(inputs, image_sizes, scale_factors, plan, self.settings)
+            if not found.finite.all():
+                raise NotFinite("the network's numbers are NaN or infinite on this image")
+            if not found.final.all():
+                found = self.detector(inputs, image_sizes, scale_factors, plan, self.settings, every_candidate=True)
         return list(_to_host(found, originals))
 
     @contextmanager
@@ -185,8 +196,6 @@ def _check_image(index: int, image: np.ndarray) -> None:
 def _to_host(found: BatchDetections, originals: list[tuple[int, int]]) -> Iterator[Detections]:
     """Split a batch's detections by image, in one transfer for each field."""
     arrays = {name: getattr(found, name).cpu().numpy() for name in DETECTION_ARRAYS}
-    start = 0
-    for count, original in zip(found.counts, originals, strict=True):
-        part = slice(start, start + count)
-        yield Detections(**{name: values[part] for name, values in arrays.items()}, image_size=original)
-        start += count
+    for i, (count, original) in enumerate(zip(found.counts.tolist(), originals, strict=True)):
+        # A copy: a view would keep the empty slots in memory.
+        yield Detections(**{name: values[i, :count].copy() for name, values in arrays.items()}, image_size=original)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,8 @@ from torch.nn import functional as F
 
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import padded_size, scaled_size
-from pipeline.model.settings import PIXEL_MEAN, PIXEL_STD, TestSettings
+from pipeline.model.kernels.resize import normalise
+from pipeline.model.settings import TestSettings
 
 
 def input_shape(image_size: tuple[int, int], settings: TestSettings) -> tuple[int, int]:
@@ -39,15 +38,3 @@ def preprocess(
     resized = resize_bilinear_uint8(pixels.permute(2, 0, 1).contiguous(), size)
     height, width = padded_size(size)
     return F.pad(normalise(resized), (0, width - size[1], 0, height - size[0])), size
-
-
-def normalise(pixels: Tensor) -> Tensor:
-    """RGB uint8 ``(..., 3, H, W)`` to float32 of ImageNet's zero mean and unit deviation."""
-    mean, std = _statistics(pixels.device)
-    return (pixels.float() - mean) / std
-
-
-@lru_cache(maxsize=64)
-def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    mean, std = torch.tensor([PIXEL_MEAN, PIXEL_STD], device=device)[..., None, None]
-    return mean, std

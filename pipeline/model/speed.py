@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from pipeline.errors import UserError
 from pipeline.model.architectures import network_of
 from pipeline.model.detector import Detector
 from pipeline.model.host_memory import keep_freed_memory
@@ -22,6 +26,8 @@ class SpeedOptions:
         channels_last: memory layout of the convolutions.
         reuse_memory: on a CPU, the *process* keeps the memory it frees (see `host_memory`).
         compile: ``torch.compile`` of the parts; costs minutes once for each input shape.
+        compile_cache: a folder for what is compiled, see `keep_compiled`; ``None``: wherever PyTorch keeps it.
+        cuda_graphs: on a CUDA device, `pipeline.model.graphs`.
     """
 
     fold_batch_norm: bool = True
@@ -29,11 +35,13 @@ class SpeedOptions:
     channels_last: bool = True
     reuse_memory: bool = True
     compile: bool = False
+    compile_cache: str | None = None
+    cuda_graphs: bool = True
 
     @staticmethod
     def none() -> SpeedOptions:
         """Nothing is rewritten."""
-        return SpeedOptions(False, False, False, False, False)
+        return SpeedOptions(False, False, False, False, False, None, False)
 
 
 def speed_up(detector: Detector, options: SpeedOptions, dtype: torch.dtype = torch.float32) -> Detector:
@@ -51,10 +59,15 @@ def speed_up(detector: Detector, options: SpeedOptions, dtype: torch.dtype = tor
     for module in detector.modules():
         if hasattr(module, "fused_attn"):  # the switch of all of timm's attentions
             module.fused_attn = options.fused_attention  # type: ignore[assignment]  # a plain attribute
-    if options.reuse_memory and next(detector.parameters()).device.type == "cpu":
+    on_cpu = next(detector.parameters()).device.type == "cpu"
+    # What is compiled has no place for a wait, and wants fixed shapes.
+    detector.compact = on_cpu and not options.compile
+    if options.reuse_memory and on_cpu:
         keep_freed_memory()
     if options.channels_last:
         detector.to(memory_format=torch.channels_last)
+    if options.compile_cache is not None:
+        keep_compiled(options.compile_cache)
     if options.compile:
         for part in network.compiled(detector):
             part.compile()
@@ -77,3 +90,29 @@ def hold_in(detector: Detector, dtype: torch.dtype) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point():
                 setattr(module, name, buffer.to(dtype))
+
+
+def keep_compiled(folder: str) -> None:
+    """Have this process keep what it compiles in a folder, and look there first: what `compile` makes, and kernels.
+
+    Processes and nodes may share the folder. PyTorch finds a program by all that it was made from: the graph, its own
+    version and Triton's, the kind of GPU. It is kept as compiled libraries and pickles, so that whoever writes to the
+    folder runs code in the processes that read it. Therefore nobody else may reach it; it is made so if it is missing.
+
+    Raises:
+        UserError: somebody else may, or it cannot be made or written to.
+    """
+    try:
+        Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = os.stat(folder)
+    except OSError as error:
+        raise UserError(f"compile cache {folder}: {error.strerror}") from error
+    if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise UserError(
+            f"compile cache {folder}: programs are run from there, and it is not this user's alone "
+            f"({stat.filemode(found.st_mode)}, owner {found.st_uid}): give another, or `chmod 700` one of your own"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"compile cache {folder}: cannot be written to")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "triton")

@@ -24,7 +24,7 @@ from pipeline.cluster.quiet import quiet
 from pipeline.images.sizes import padded_size
 from pipeline.model.batch import Batch, Target
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.model.preprocess import normalise
+from pipeline.model.kernels.resize import normalise
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.tables.binary import binary_array, binary_views
 from pipeline.train.data.draws import Drawn, Draws, positions

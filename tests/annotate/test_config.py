@@ -120,6 +120,7 @@ def test_blocks_hold_some_batches_and_have_a_limit(batch_size: int, expected: in
         ({"images": {"decode_timeout_s": 1e9}}, "less than or equal to 86400"),
         ({"images": {"max_bytes_at_once": 0}}, "greater than 0"),
         ({"model": {"timeout_s": float("nan")}}, "finite"),
+        ({"model": {"compile_cache": "s3://b/compiled"}}, "local paths only"),
         ({"model": {"max_detections": 10_001}}, "less than or equal to 10000"),
         ({"model": {"short_side": 900, "long_side": 800}}, "at most long_side"),
         ({"model": {"score_threshold": float("nan")}}, "finite"),
@@ -197,7 +198,7 @@ OTHER_CHANGES: list[dict[str, Any]] = [
     {"images": {"allowed_roots": ["/data"]}},
     {"model": {"checkpoint": "elsewhere/m"}},
     {"model": {"batch_size": 2}},
-    {"model": {"compile": True}},
+    {"model": {"compile": True, "compile_cache": "/shared/compiled", "cuda_graphs": False}},
     {"resources": {"actors": 7, "ray_address": "auto"}},
     {"output": {"uri": "elsewhere", "images_per_file": 5, "max_failed_fraction": 1, "compression_level": 9}},
 ]

@@ -107,8 +107,10 @@ def compute_maps(official: Predictor) -> Callable[[str], Maps]:
         pyramid = official.detector.neck(backbone)
         logits, deltas = zip(*official.detector.rpn.head(pyramid), strict=True)
         sizes = torch.tensor([size], dtype=torch.float32)
-        boxes, scores = official.detector.rpn(pyramid, sizes, golden(case).settings)[0]
-        proposals = Found(boxes.numpy(), scores.numpy(), np.zeros(len(boxes), int))
+        plan = official.detector.plan(pixels.shape[-2:])
+        found = official.detector.rpn(pyramid, plan.anchors, sizes, golden(case).settings)
+        boxes, scores = (values[found.valid].numpy() for values in (found.boxes, found.scores))
+        proposals = Found(boxes, scores, np.zeros(len(boxes), int))
         return Maps(backbone, pyramid, [as_map(x[..., None]) for x in logits], [as_map(x) for x in deltas], proposals)
 
     def as_map(values: Tensor) -> Tensor:

@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.model.preprocess import input_shape, normalise, preprocess
+from pipeline.model.kernels.resize import normalise
+from pipeline.model.preprocess import input_shape, preprocess
 from pipeline.model.settings import TestSettings
 from testing.small_model import picture
 
 CPU = torch.device("cpu")
 SETTINGS = TestSettings(short_side=50, long_side=90)
-
-
-def test_normalise_by_hand() -> None:
-    pixels = torch.tensor([0, 100, 255], dtype=torch.uint8)[:, None, None]
-    expected = [-123.675 / 58.395, (100 - 116.28) / 57.12, (255 - 103.53) / 57.375]
-    assert normalise(pixels).flatten().tolist() == pytest.approx(expected, rel=1e-6)
-    assert normalise(pixels).dtype == torch.float32
 
 
 def test_channels_are_red_green_blue() -> None:

@@ -1,7 +1,7 @@
-"""Box arithmetic: deltas to boxes and back, NMS by group, the pyramid level of a RoI.
+"""Box arithmetic: deltas to boxes and back, groups that NMS keeps apart, the pyramid level of a RoI.
 
 Boxes are float32 xyxy in pixels of the frame the caller works in; a box's width is ``x2 - x1`` (no +1).
-R boxes, P pairs of boxes, K classes.
+B images, G groups of an image, N boxes of a group, R boxes, P pairs of boxes.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 # |log(16 / 1000)|: the largest change of log width or height that a head may ask for, either way.
 MAX_LOG_RATIO = abs(math.log(16 / 1000))
 _SMALLEST_SIDE = 1e-3  # pixels; the logarithm of a side must exist
 
-# Above this many boxes NMS runs group by group: its work grows with the square of what it gets at once.
-_NMS_SPLIT = 10_000
+# What deltas were divided by in training: shifts by the first, log scale factors by the second. Numbers of Python, not
+# a tensor: that would be a copy to the device in each call.
+Stds = tuple[float, float]
 
 
-def apply_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float, float]) -> Tensor:
+def apply_deltas(boxes: Tensor, deltas: Tensor, stds: Stds) -> Tensor:
     """Apply regression deltas to boxes (R-CNN parametrisation, arXiv 1311.2524), wherever that takes them.
 
     Args:
@@ -31,8 +31,8 @@ def apply_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float,
     Returns:
         ``(..., 4)`` xyxy.
     """
-    deltas = deltas * deltas.new_tensor(stds)
-    shift, log_scale = deltas[..., :2], deltas[..., 2:].clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    shift = deltas[..., :2] * stds[0]
+    log_scale = (deltas[..., 2:] * stds[1]).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     centre = (boxes[..., :2] + boxes[..., 2:]) * 0.5
     side = boxes[..., 2:] - boxes[..., :2]
     centre = centre + side * shift
@@ -48,7 +48,7 @@ def encode_deltas(boxes: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([shift, (target_side / side).log()], dim=1)
 
 
-def decode_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float, float], sizes: Tensor) -> Tensor:
+def decode_deltas(boxes: Tensor, deltas: Tensor, stds: Stds, sizes: Tensor) -> Tensor:
     """`apply_deltas`, then clip to the image.
 
     Args:
@@ -65,32 +65,18 @@ def decode_deltas(boxes: Tensor, deltas: Tensor, stds: tuple[float, float, float
     return torch.minimum(moved, torch.cat([limit, limit], dim=-1))
 
 
-def nms_by_group(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
-    """NMS in which only boxes of one group (a class, a pyramid level) suppress each other.
+def moved_apart(boxes: Tensor, groups: Tensor, largest: Tensor) -> Tensor:
+    """Each group at a place of its own, where boxes of two groups never overlap, as mmcv's ``batched_nms`` does.
 
-    Groups are kept apart by moving each to a place of its own, as mmcv's ``batched_nms`` does.
+    It is done where groups reach NMS one by one, too: an IoU next to the threshold rounds as in the reference.
 
     Args:
-        boxes: ``(R, 4)`` xyxy, all coordinates >= 0.
-        scores: ``(R,)``, the higher, the better.
-        groups: ``(R,)`` integers, the group of each box.
-        iou_threshold: a box goes when its IoU with a better one is above this.
-
-    Returns:
-        Indices of the boxes kept, best score first.
+        boxes: ``(B, G, N, 4)`` xyxy, all coordinates >= 0.
+        groups: integers, broadcastable to ``(B, G, N)``: the group (a class, a pyramid level) of each box.
+        largest: ``(B,)``, no coordinate of an image is above this.
     """
-    if boxes.numel() == 0:
-        return torch.zeros(0, dtype=torch.int64, device=boxes.device)
-    moved = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]
-    if len(boxes) < _NMS_SPLIT:
-        return nms(moved, scores, iou_threshold)
-    kept = torch.cat(
-        [
-            members[nms(moved[members], scores[members], iou_threshold)]
-            for members in ((groups == g).nonzero()[:, 0] for g in groups.unique())
-        ]
-    )
-    return kept[scores[kept].argsort(descending=True, stable=True)]
+    offsets = groups.to(boxes) * (largest[:, None, None] + 1)
+    return boxes + offsets[..., None]
 
 
 def pyramid_level(boxes: Tensor, num_levels: int, finest_side: float = 56.0) -> Tensor:
@@ -102,7 +88,8 @@ def pyramid_level(boxes: Tensor, num_levels: int, finest_side: float = 56.0) -> 
         finest_side: a square RoI of twice this side or more leaves the finest level.
 
     Returns:
-        int64 ``(R,)``.
+        int64 ``(R,)``; 0 for boxes that are NaN, of which no integer can be made.
     """
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).sqrt()
-    return torch.floor(torch.log2(side / finest_side + 1e-6)).clamp(0, num_levels - 1).long()
+    level = torch.floor(torch.log2(side / finest_side + 1e-6)).clamp(0, num_levels - 1)
+    return level.nan_to_num(0.0).long()

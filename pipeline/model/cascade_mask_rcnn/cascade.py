@@ -1,33 +1,47 @@
 """The three box heads of Cascade R-CNN (Cai & Vasconcelos 2018, arXiv 1712.00726).
 
-R RoIs of the whole batch, K object classes (background is class K), C channels.
+B images, P proposals of an image, R RoIs of the whole batch, K object classes (background is class K), D detections of
+an image, C channels; of the final selection G groups of an image and M candidates of a group.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, nms_by_group
-from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, image_index, pool_rois
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
+from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, Slots, pool_slots
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
-from pipeline.model.detector import check_finite
+from pipeline.model.kernels.nms import nms_groups
 from pipeline.model.settings import TestSettings
 
 BOX_POOL_SIDE = 7
 # What each stage's deltas were divided by in training: a later stage corrects less.
-STAGE_STDS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+STAGE_STDS = ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
+# So many of an image's candidates reach the last NMS, or twice as many as may be kept where that is more: greedy NMS
+# looks at them best first, so that no other matters once all that may be kept are found among them.
+CANDIDATES = 2048
 
 
-@dataclass(frozen=True)
-class BoxDetections:
-    """One image's detections, best first: boxes ``(N, 4)`` in image pixels, scores ``(N,)``, labels ``(N,)``."""
+class BoxDetections(NamedTuple):
+    """Of a batch, each image's best first; empty slots are zero.
+
+    Attributes:
+        boxes_image: float32 ``(B, D, 4)`` xyxy in pixels of each original image.
+        scores: float32 ``(B, D)``.
+        labels: int64 ``(B, D)``.
+        valid: bool ``(B, D)``: the slot holds a detection.
+        final: bool ``(B,)``: no candidate that was left out could have been kept.
+    """
 
     boxes_image: Tensor
     scores: Tensor
     labels: Tensor
+    valid: Tensor
+    final: Tensor
 
 
 class BoxHead(nn.Module):
@@ -57,68 +71,82 @@ class CascadeBoxHeads(nn.Module):
         self.stages = nn.ModuleList(BoxHead(variant) for _ in STAGE_STDS)
 
     def forward(
-        self,
-        features: list[Tensor],
-        proposals: list[Tensor],
-        image_sizes: Tensor,
-        scale_factors: Tensor,
-        settings: TestSettings,
-    ) -> list[BoxDetections]:
-        """Detections of each image.
+        self, features: list[Tensor], proposals: Tensor, slots: Slots, image_sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What the stages make of the proposals; `select_detections` chooses from it.
 
         Args:
-            features: P2..P5, float32 ``(B, C, H, W)``.
-            proposals: per image ``(n, 4)`` xyxy in input pixels.
+            features: P2..P5, ``(B, C, H, W)``.
+            proposals: float32 ``(B, P, 4)`` xyxy in input pixels.
+            slots: which of them there are.
             image_sizes: ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
-            scale_factors: ``(B, 2)``, (x, y) factors from image to input pixels.
-            settings: score and NMS thresholds, and how many detections are kept of an image.
+
+        Returns:
+            The last stage's RoIs ``(B, P, 4)`` in input pixels, its deltas ``(B, P, K, 4)``, and the scores
+            ``(B, P, K)`` of each class, background left out; zero in empty slots.
         """
-        counts = [len(p) for p in proposals]
-        index = image_index(counts, image_sizes.device)
-        boxes, sizes = torch.cat(proposals), image_sizes[index]
-        rows = torch.arange(len(boxes), device=boxes.device)
-        total = boxes.new_zeros(())
-        for stage, (head, stds) in enumerate(zip(self.stages, STAGE_STDS, strict=True)):
-            logits, deltas = head(pool_rois(features, boxes, index, BOX_POOL_SIDE))
+        boxes, sizes = slots.pack(proposals), image_sizes[slots.images]
+        logits, deltas = self.stages[0](pool_slots(features, boxes, slots, BOX_POOL_SIDE))
+        total = logits
+        for head, stds in zip(self.stages[1:], STAGE_STDS, strict=False):
+            best = logits[:, :-1].argmax(dim=1)
+            boxes = decode_deltas(boxes, torch.take_along_dim(deltas, best[:, None, None], dim=1)[:, 0], stds, sizes)
+            logits, deltas = head(pool_slots(features, boxes, slots, BOX_POOL_SIDE))
             total = total + logits
-            if stage + 1 < len(self.stages):
-                best = logits[:, :-1].argmax(dim=1)
-                boxes = decode_deltas(boxes, deltas[rows, best], stds, sizes)
         # The mean of the logits, not of the probabilities.
         scores = (total / len(self.stages)).softmax(dim=1)[:, :-1]
-        check_finite([scores, deltas])
-        per_image = zip(
-            boxes.split(counts),
-            deltas.split(counts),
-            scores.split(counts),
-            image_sizes,
-            scale_factors,
-            strict=True,
-        )
-        return [select_detections(*image, settings) for image in per_image]
+        return slots.unpack(boxes), slots.unpack(deltas), slots.unpack(scores)
 
 
 def select_detections(
     boxes: Tensor,
     deltas: Tensor,
     scores: Tensor,
-    image_size: Tensor,
-    scale_factor: Tensor,
+    image_sizes: Tensor,
+    scale_factors: Tensor,
     settings: TestSettings,
+    every_candidate: bool,
 ) -> BoxDetections:
-    """One image's final boxes: decode per class, drop low scores, NMS per class in *image* pixels, keep the best.
+    """The final boxes: decode per class, drop low scores, NMS per class in *image* pixels, keep the best.
 
     Args:
-        boxes: ``(n, 4)`` the last stage's RoIs, input pixels.
-        deltas: ``(n, K, 4)`` of the last stage.
-        scores: ``(n, K)`` of each class, background left out.
-        image_size: ``(2,)`` ``(H, W)`` in the input before padding.
-        scale_factor: ``(2,)`` (x, y) from image to input pixels.
+        boxes: ``(B, P, 4)`` the last stage's RoIs, input pixels.
+        deltas: ``(B, P, K, 4)`` of the last stage.
+        scores: ``(B, P, K)`` of each class, background left out; zero in empty slots.
+        image_sizes: ``(B, 2)`` ``(H, W)`` in the input before padding.
+        scale_factors: ``(B, 2)`` (x, y) from image to input pixels.
         settings: score and NMS thresholds, and how many detections are kept.
+        every_candidate: NMS looks at all that have the score, not at the best of them: exact, and seldom needed.
     """
-    roi, label = (scores > settings.score_threshold).nonzero(as_tuple=True)
-    score = scores[roi, label]
-    decoded = decode_deltas(boxes[roi], deltas[roi, label], STAGE_STDS[-1], image_size)
-    boxes_image = decoded / scale_factor.repeat(2)
-    keep = nms_by_group(boxes_image, score, label, settings.nms_iou)[: settings.max_detections]
-    return BoxDetections(boxes_image[keep], score[keep], label[keep])
+    B, P, K = scores.shape
+    decoded = decode_deltas(boxes[:, :, None], deltas, STAGE_STDS[-1], image_sizes[:, None, None])
+    boxes_image = (decoded / scale_factors.repeat(1, 2)[:, None, None]).flatten(1, 2)
+    # A key of its own for each candidate: first by score, whose bits are in the order of its values, then by place.
+    # So the order is the same on every device; zero where there is no candidate.
+    scores = scores.flatten(1)
+    eligible = scores > settings.score_threshold
+    last = P * K - 1
+    place = last - torch.arange(P * K, device=scores.device)
+    keys = ((scores.view(torch.int32).long() << 32) | place).masked_fill(~eligible, 0)
+    if every_candidate:
+        keys = keys.view(B, P, K).transpose(1, 2).sort(dim=2, descending=True).values  # a class is a group
+    else:
+        count = min(P * K, max(CANDIDATES, 2 * settings.max_detections))
+        keys = keys.topk(count, dim=1).values[:, None]  # a group is an image
+    index = last - (keys & 0xFFFFFFFF)
+    largest = boxes_image.masked_fill(~eligible[..., None], 0.0).amax(dim=(1, 2))
+    candidates = torch.take_along_dim(boxes_image, index.flatten(1)[..., None], dim=1).view(*index.shape, 4)
+    moved = moved_apart(candidates, index % K, largest)
+    keep = nms_groups(moved.flatten(0, 1), (keys > 0).flatten(0, 1), settings.nms_iou).view_as(keys)
+    kept = keys.masked_fill(~keep, 0).flatten(1)
+    kept = F.pad(kept, (0, max(0, settings.max_detections - kept.shape[1]))).topk(settings.max_detections, dim=1).values
+    valid = kept > 0
+    index = (last - (kept & 0xFFFFFFFF)).masked_fill(~valid, 0)
+    left_out = eligible.sum(dim=1) > keys.flatten(1).shape[1]
+    return BoxDetections(
+        torch.take_along_dim(boxes_image, index[..., None], dim=1).masked_fill(~valid[..., None], 0.0),
+        torch.take_along_dim(scores, index, dim=1).masked_fill(~valid, 0.0),
+        (index % K).masked_fill(~valid, 0),
+        valid,
+        final=~left_out | valid.all(dim=1),
+    )

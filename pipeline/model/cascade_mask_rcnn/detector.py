@@ -1,20 +1,35 @@
-"""Cascade Mask R-CNN with a Swin backbone, assembled from its parts."""
+"""Cascade Mask R-CNN with a Swin backbone, assembled from its parts.
+
+B images, H W padded input size, A anchors of one level, P proposals and D detections of an image.
+"""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.cascade import CascadeBoxHeads
+from pipeline.model.cascade_mask_rcnn.cascade import CascadeBoxHeads, select_detections
 from pipeline.model.cascade_mask_rcnn.mask_head import CascadeMaskHeads
-from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS, image_index
-from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork
+from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS, Slots
+from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork, level_anchors
 from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.detections import BatchDetections
-from pipeline.model.detector import Detector, check_finite
+from pipeline.model.detector import Detector, Plan, all_finite
 from pipeline.model.settings import TestSettings
+
+
+@dataclass(frozen=True)
+class CascadePlan(Plan):
+    """What is the same for all inputs of one padded shape, on the model's device.
+
+    Attributes:
+        anchors: of P2..P6, float32 ``(A, 4)`` each, xyxy in input pixels.
+    """
+
+    anchors: list[Tensor]
 
 
 class CascadeMaskRCNN(Detector):
@@ -29,21 +44,32 @@ class CascadeMaskRCNN(Detector):
         self.box_heads = CascadeBoxHeads(variant)
         self.mask_heads = CascadeMaskHeads(variant)
 
+    def plan(self, shape: tuple[int, int]) -> CascadePlan:
+        """See `Detector.plan`."""
+        return CascadePlan(level_anchors(shape, next(self.parameters()).device))
+
     def forward(
-        self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, settings: TestSettings
+        self,
+        images: Tensor,
+        image_sizes: Tensor,
+        scale_factors: Tensor,
+        plan: Plan,
+        settings: TestSettings,
+        every_candidate: bool = False,
     ) -> BatchDetections:
-        """See `Detector.forward`; masks are ``(N, 28, 28)``."""
+        """See `Detector.forward`; masks are ``(B, D, 28, 28)``."""
+        assert isinstance(plan, CascadePlan)
         features = self.neck(self.backbone(images))
-        proposals = [boxes for boxes, _ in self.rpn(features, image_sizes, settings)]
-        check_finite([*features, *proposals])
-        pyramid = features[:ROI_LEVELS]
-        found = self.box_heads(pyramid, proposals, image_sizes, scale_factors, settings)
-        counts = [len(image.scores) for image in found]
-        index = image_index(counts, images.device)
-        boxes = torch.cat([f.boxes_image for f in found])
-        scores, labels = torch.cat([f.scores for f in found]), torch.cat([f.labels for f in found])
-        masks = self.mask_heads(pyramid, boxes * scale_factors[index].repeat(1, 2), index, labels)
-        return BatchDetections(boxes, scores, labels, masks, counts)
+        proposals = self.rpn(features, plan.anchors, image_sizes, settings)
+        slots, pyramid = Slots(proposals.valid, self.compact), features[:ROI_LEVELS]
+        rois, deltas, scores = self.box_heads(pyramid, proposals.boxes, slots, image_sizes)
+        found = select_detections(rois, deltas, scores, image_sizes, scale_factors, settings, every_candidate)
+        boxes_input = found.boxes_image * scale_factors.repeat(1, 2)[:, None]
+        masks = self.mask_heads(pyramid, boxes_input, found.labels, Slots(found.valid, self.compact))
+        finite = all_finite([*features, proposals.boxes, rois, deltas, scores, masks])
+        return BatchDetections(
+            found.boxes_image, found.scores, found.labels, masks, found.valid.sum(dim=1), finite, found.final
+        )
 
 
 class FeaturePyramid(nn.Module):

@@ -1,6 +1,6 @@
 """The three mask heads (He et al. 2017, arXiv 1703.06870); their probabilities are averaged.
 
-R RoIs of the whole batch, C channels.
+B images, D detections of an image, R RoIs of the whole batch, C channels.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, pool_rois
+from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, Slots, pool_slots
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 
 MASK_POOL_SIDE = 14
@@ -45,10 +45,19 @@ class CascadeMaskHeads(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(MaskHead(variant) for _ in range(NUM_STAGES))
 
-    def forward(self, features: list[Tensor], boxes: Tensor, image_index: Tensor, labels: Tensor) -> Tensor:
-        """Mask probabilities of boxes ``(R, 4)`` in input pixels, over each box's own area: ``(R, 28, 28)``."""
-        if len(boxes) == 0:
-            return boxes.new_zeros((0, MASK_SIDE, MASK_SIDE))
-        pooled = pool_rois(features, boxes, image_index, MASK_POOL_SIDE)
-        total = sum(stage(pooled, labels).sigmoid() for stage in self.stages)
-        return torch.as_tensor(total) / len(self.stages)
+    def forward(self, features: list[Tensor], boxes: Tensor, labels: Tensor, slots: Slots) -> Tensor:
+        """Mask probabilities over each box's own area.
+
+        Args:
+            features: P2..P5, ``(B, C, H, W)``.
+            boxes: float32 ``(B, D, 4)`` in input pixels.
+            labels: int64 ``(B, D)``.
+            slots: which of them there are.
+
+        Returns:
+            float32 ``(B, D, 28, 28)``, zero in empty slots.
+        """
+        pooled = pool_slots(features, slots.pack(boxes), slots, MASK_POOL_SIDE)
+        own = slots.pack(labels)
+        total = sum(stage(pooled, own).sigmoid() for stage in self.stages)
+        return slots.unpack(torch.as_tensor(total) / len(self.stages))

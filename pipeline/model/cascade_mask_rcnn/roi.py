@@ -1,6 +1,7 @@
 """What box and mask heads share: pooling RoIs from the pyramid, and the convolutions behind it.
 
-R RoIs, C channels, S bins along a side of a pooled RoI, T pixels of one bin along an axis, H W size of a map.
+B images, N slots of an image, R RoIs of the whole batch, C channels, S bins along a side of a pooled RoI, H W size of a
+map.
 """
 
 from __future__ import annotations
@@ -9,44 +10,83 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops import roi_align
 
 from pipeline.model.cascade_mask_rcnn.boxes import pyramid_level
 from pipeline.model.cascade_mask_rcnn.rpn import STRIDES
+from pipeline.model.kernels.roi_align import roi_align_cpu, roi_align_levels
 
 ROI_LEVELS = 4  # P2..P5
 
-_MAX_TAPS = 1 << 22  # index entries at once: bounds the memory for any number of RoIs
+
+class Slots:
+    """The padded slots of a batch, and those of them that the heads compute.
+
+    R RoIs are all B * N slots, so that shapes depend on no number of objects and nothing waits for the device. Or,
+    compact, they are the filled ones alone: on a CPU an empty slot costs what a filled one costs, and there is
+    nothing to wait for.
+
+    Attributes:
+        valid: bool ``(B, N)``: the slot is filled.
+        images: int64 ``(R,)``, the image in the batch each RoI belongs to.
+        filled: bool ``(R,)``: it is no empty slot.
+    """
+
+    def __init__(self, valid: Tensor, compact: bool) -> None:
+        self.valid = valid
+        self._rows = valid.flatten().nonzero()[:, 0] if compact else None
+        self.images = self.pack(torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid))
+        self.filled = self.pack(valid)
+
+    def pack(self, values: Tensor) -> Tensor:
+        """(B, N, ...) -> (R, ...)."""
+        flat = values.flatten(0, 1)
+        return flat if self._rows is None else flat[self._rows]
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """(R, ...) -> (B, N, ...), zero in empty slots."""
+        if self._rows is None:
+            empty = ~self.filled.view(-1, *[1] * (values.dim() - 1))
+            return values.masked_fill(empty, 0).unflatten(0, self.valid.shape)
+        padded = values.new_zeros((self.valid.numel(), *values.shape[1:]))
+        return padded.index_copy(0, self._rows, values).unflatten(0, self.valid.shape)
 
 
-def image_index(counts: list[int], device: torch.device) -> Tensor:
-    """For boxes laid end to end, image after image, the image each belongs to: int64 ``(sum(counts),)``."""
-    images = torch.arange(len(counts), device=device)
-    return images.repeat_interleave(torch.tensor(counts, device=device), output_size=sum(counts))
+def pool_slots(features: Sequence[Tensor], boxes: Tensor, slots: Slots, side: int) -> Tensor:
+    """RoIAlign without a gradient; empty slots pool zeros.
+
+    Args:
+        features: P2..P5, ``(B, C, H, W)``.
+        boxes: float32 ``(R, 4)`` xyxy in input pixels, as ``slots`` packs them.
+        slots: what the boxes belong to.
+        side: bins along a side of the output.
+
+    Returns:
+        ``(R, C, side, side)`` of the features' type, channels last in memory.
+    """
+    levels = pyramid_level(boxes, ROI_LEVELS).masked_fill(~slots.filled, -1)
+    return roi_align_levels(list(features), boxes, levels, slots.images, side, list(STRIDES[:ROI_LEVELS]))
 
 
 def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, side: int) -> Tensor:
-    """RoIAlign (He et al. 2017, arXiv 1703.06870), each RoI from the level that fits its size.
-
-    Half-pixel aligned, with as many samples per bin as the RoI has pixels (``sampling_ratio=0``).
+    """RoIAlign with a gradient, each RoI from the level that fits its size: what training pools with.
 
     Args:
-        features: P2..P5, ``(B, C, H, W)``; the sums are float32 whatever they are.
-        boxes: ``(R, 4)`` xyxy in input pixels.
+        features: P2..P5, float32 ``(B, C, H, W)``.
+        boxes: ``(R, 4)`` xyxy in input pixels. NaN counts as zero: torchvision's kernel would make an index of it.
         image_index: int64 ``(R,)``, the image in the batch each box belongs to.
         side: bins along a side of the output.
 
     Returns:
-        ``(R, C, side, side)``, of the features' type.
+        float32 ``(R, C, side, side)``.
     """
+    boxes = boxes.nan_to_num(0.0)
     rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
     levels = pyramid_level(boxes, ROI_LEVELS)
     on_cpu = boxes.device.type == "cpu"
     pooled = torch.empty(
         (len(boxes), features[0].shape[1], side, side),
-        dtype=features[0].dtype,
         device=boxes.device,
         memory_format=torch.channels_last if on_cpu else torch.contiguous_format,
     )
@@ -54,72 +94,12 @@ def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, si
         members = (levels == level).nonzero()[:, 0]
         if len(members) == 0:
             continue
-        feature, scale = features[level].float(), 1 / STRIDES[level]
+        scale = 1 / STRIDES[level]
         if on_cpu:
-            found = roi_align_cpu(feature, rois[members], side, scale)
+            pooled[members] = roi_align_cpu(features[level], rois[members], side, scale)
         else:
-            found = roi_align(feature, rois[members], side, scale, sampling_ratio=0, aligned=True)
-        pooled[members] = found.to(pooled.dtype)
+            pooled[members] = roi_align(features[level], rois[members], side, scale, sampling_ratio=0, aligned=True)
     return pooled
-
-
-def roi_align_cpu(feature: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
-    """As torchvision's ``roi_align(..., sampling_ratio=0, aligned=True)``, up to the order of the sums.
-
-    torchvision's CPU kernel uses one core and one lane; this is a sparse matrix product. A bin's value is a weighted
-    sum of the pixels around its samples, with weights that are a product of one factor per axis. The pixels of a bin
-    are gathered once, however many samples touch them, by ``embedding_bag``, which runs on all cores and over whole
-    channel vectors.
-
-    Args:
-        feature: float32 ``(B, C, H, W)``; channels last in memory spares a copy.
-        rois: ``(R, 5)``: index in the batch, then xyxy in input pixels.
-        side: S, bins along a side.
-        scale: from input pixels to those of the map.
-
-    Returns:
-        float32 ``(R, C, S, S)``, channels last in memory.
-    """
-    B, C, H, W = feature.shape
-    table = feature.permute(0, 2, 3, 1).reshape(B * H * W, C)
-    start = rois[:, 1:3] * scale - 0.5
-    bin_size = (rois[:, 3:5] * scale - 0.5 - start) / side
-    # One sample per pixel of the bin, as torchvision counts them; a RoI without area has none.
-    samples = bin_size.ceil().clamp(min=0).long()
-    pooled = table.new_zeros((len(rois), side * side, C))
-    for count_x, count_y in samples.unique(dim=0).tolist():
-        if count_x == 0 or count_y == 0:
-            continue
-        members = ((samples[:, 0] == count_x) & (samples[:, 1] == count_y)).nonzero()[:, 0]
-        chunk = max(1, _MAX_TAPS // (side * side * (count_x + 2) * (count_y + 2)))
-        for part in members.split(chunk):
-            x, weight_x = _taps(start[part, 0], bin_size[part, 0], side, count_x, W)
-            y, weight_y = _taps(start[part, 1], bin_size[part, 1], side, count_y, H)
-            row = y + rois[part, 0].long()[:, None, None] * H
-            index = row[:, :, None, :, None] * W + x[:, None, :, None, :]
-            weight = weight_y[:, :, None, :, None] * weight_x[:, None, :, None, :]
-            taps = index.shape[-2] * index.shape[-1]
-            pooled[part] = F.embedding_bag(
-                index.view(-1, taps), table, mode="sum", per_sample_weights=weight.view(-1, taps)
-            ).view(len(part), side * side, C)
-    return pooled.view(len(rois), side, side, C).permute(0, 3, 1, 2)
-
-
-def _taps(start: Tensor, bin_size: Tensor, side: int, count: int, size: int) -> tuple[Tensor, Tensor]:
-    """Along one axis, the pixels of every bin and the mean weight of its samples on each: ``(R, S, T)`` twice.
-
-    Samples more than one pixel outside the map count as 0; those less far out take the edge pixel.
-    """
-    bins = torch.arange(side)[None, :, None]
-    steps = (torch.arange(count) + 0.5)[None, None, :]
-    # In this order of operations torchvision rounds to the same positions.
-    position = (start[:, None, None] + bins * bin_size[:, None, None]) + steps * bin_size[:, None, None] / count
-    valid = (position >= -1) & (position <= size)
-    position = position.clamp(0, size - 1)
-    pixels = position[..., :1].floor() + torch.arange(count + 2)
-    distance = (position[:, :, None, :] - pixels[:, :, :, None]).abs_()
-    weight = ((1 - distance).clamp_(min=0) * valid[:, :, None, :]).sum(dim=3) / count
-    return pixels.clamp_(max=size - 1).long(), weight
 
 
 class ConvBlock(nn.Module):

@@ -1,26 +1,48 @@
 """Region proposal network (Ren et al. 2015, arXiv 1506.01497) over pyramid levels P2..P6.
 
-B images, A anchors of one level (row, column, ratio order), H W size of a level's map.
+B images, L levels, A anchors of one level (row, column, ratio order), N candidates of a level, P proposals of an image,
+H W size of a level's map.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, nms_by_group
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
+from pipeline.model.kernels.nms import nms_groups
 from pipeline.model.settings import TestSettings
 
 STRIDES = (4, 8, 16, 32, 64)
 ANCHOR_SCALE = 8.0
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)  # height / width
-_UNIT_STDS = (1.0, 1.0, 1.0, 1.0)
+_UNIT_STDS = (1.0, 1.0)
 
 
-@lru_cache(maxsize=512)
+class Proposals(NamedTuple):
+    """Of a batch, each image's best first and what it has not in the slots behind.
+
+    Attributes:
+        boxes: float32 ``(B, P, 4)`` xyxy in input pixels, clipped to the unpadded image. Boxes of no size are kept:
+            they take their places as in the reference. Empty slots are zero.
+        scores: float32 ``(B, P)``, alike.
+        valid: bool ``(B, P)``: the slot holds a proposal.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+def level_anchors(shape: tuple[int, int], device: torch.device) -> list[Tensor]:
+    """The anchors of P2..P6 for an input of this padded ``(H, W)``: per level ``(A, 4)``, in the order of the head."""
+    return [anchors(-(-shape[0] // stride), -(-shape[1] // stride), stride, device) for stride in STRIDES]
+
+
 def anchors(height: int, width: int, stride: int, device: torch.device) -> Tensor:
     """The anchors of one level: float32 ``(H * W * 3, 4)`` xyxy in input pixels.
 
@@ -28,10 +50,11 @@ def anchors(height: int, width: int, stride: int, device: torch.device) -> Tenso
     """
     root = torch.tensor(ANCHOR_RATIOS).sqrt()
     half = 0.5 * torch.stack([stride * (1 / root) * ANCHOR_SCALE, stride * root * ANCHOR_SCALE], dim=1)
-    base = torch.cat([-half, half], dim=1)
-    y, x = torch.meshgrid(torch.arange(height) * stride, torch.arange(width) * stride, indexing="ij")
+    base = torch.cat([-half, half], dim=1).to(device)
+    rows, columns = torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     shift = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-    return (shift + base).reshape(-1, 4).to(device)
+    return (shift + base).reshape(-1, 4)
 
 
 class RegionProposalNetwork(nn.Module):
@@ -55,20 +78,15 @@ class RegionProposalNetwork(nn.Module):
         return outputs
 
     def forward(
-        self, features: list[Tensor], image_sizes: Tensor, settings: TestSettings
-    ) -> list[tuple[Tensor, Tensor]]:
+        self, features: list[Tensor], grids: Sequence[Tensor], image_sizes: Tensor, settings: TestSettings
+    ) -> Proposals:
         """Proposals of each image from P2..P6, each ``(B, C, H, W)``; the rest as for `propose`."""
-        return propose(self.head(features), level_anchors(features), image_sizes, settings)
-
-
-def level_anchors(features: list[Tensor]) -> list[Tensor]:
-    """The anchors of P2..P6: per level ``(A, 4)`` xyxy in input pixels, in the order of the head's outputs."""
-    return [anchors(*f.shape[-2:], stride, f.device) for f, stride in zip(features, STRIDES, strict=True)]
+        return propose(self.head(features), grids, image_sizes, settings)
 
 
 def propose(
-    outputs: list[tuple[Tensor, Tensor]], grids: list[Tensor], image_sizes: Tensor, settings: TestSettings
-) -> list[tuple[Tensor, Tensor]]:
+    outputs: Sequence[tuple[Tensor, Tensor]], grids: Sequence[Tensor], image_sizes: Tensor, settings: TestSettings
+) -> Proposals:
     """The best of what the head found in each image.
 
     Args:
@@ -76,22 +94,24 @@ def propose(
         grids: per level, anchors ``(A, 4)`` xyxy in input pixels, from `level_anchors`.
         image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
         settings: how many proposals to keep.
-
-    Returns:
-        Per image ``(n, 4)`` xyxy in input pixels, clipped to the unpadded image, and their scores
-        ``(n,)``, best first. Boxes of no size are kept: they take their places as in the reference.
     """
-    boxes, scores, levels = [], [], []
-    for level, ((logits, deltas), grid) in enumerate(zip(outputs, grids, strict=True)):
+    slots = torch.arange(settings.proposals_per_level, device=image_sizes.device)
+    levels = []
+    for (logits, deltas), grid in zip(outputs, grids, strict=True):
         top, index = logits.sigmoid().topk(min(settings.proposals_per_level, logits.shape[1]))
+        # A level of fewer anchors repeats its last one in the slots that it leaves empty.
+        place = slots.clamp(max=top.shape[1] - 1)
+        index = index[:, place]
         deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes.append(decode_deltas(grid[index], deltas, _UNIT_STDS, image_sizes[:, None]))
-        scores.append(top)
-        levels.append(torch.full_like(index[0], level))
-    all_boxes, all_scores, all_levels = torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels)
-    proposals = []
-    for image_boxes, image_scores in zip(all_boxes, all_scores, strict=True):
-        keep = nms_by_group(image_boxes, image_scores, all_levels, settings.rpn_nms_iou)
-        keep = keep[: settings.proposals]
-        proposals.append((image_boxes[keep], image_scores[keep]))
-    return proposals
+        boxes = decode_deltas(grid[index], deltas, _UNIT_STDS, image_sizes[:, None])
+        levels.append((boxes, top[:, place], (slots < top.shape[1]).expand_as(index)))
+    boxes, scores, valid = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, L, N, ...)
+    number = torch.arange(len(grids), device=boxes.device)[:, None]
+    moved = moved_apart(boxes, number, boxes.amax(dim=(1, 2, 3)))
+    keep = nms_groups(moved.flatten(0, 1), valid.flatten(0, 1), settings.rpn_nms_iou).view(len(boxes), -1)
+    # Stable, so that of equal scores the finer level's comes first. No score is below zero.
+    scores, order = scores.flatten(1).masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
+    scores, order = scores[:, : settings.proposals], order[:, : settings.proposals]
+    valid = ~(scores < 0)
+    boxes = torch.take_along_dim(boxes.flatten(1, 2), order[..., None], dim=1)
+    return Proposals(boxes.masked_fill(~valid[..., None], 0.0), scores.masked_fill(~valid, 0.0), valid)

@@ -9,19 +9,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.ops import nms
 
-from pipeline.model.cascade_mask_rcnn import boxes as boxes_module
 from pipeline.model.cascade_mask_rcnn.boxes import (
     MAX_LOG_RATIO,
     apply_deltas,
     decode_deltas,
     encode_deltas,
-    nms_by_group,
+    moved_apart,
     pyramid_level,
 )
+from pipeline.model.kernels.nms import nms_groups
 from tests.model.cascade_mask_rcnn.losses.loss_cases import boxes_of
 
-UNIT = (1.0, 1.0, 1.0, 1.0)
+UNIT = (1.0, 1.0)
 IMAGE = (1000.0, 2000.0)  # H, W: nothing is clipped unless a case wants it
 BOX = (100.0, 200.0, 140.0, 280.0)  # 40 wide, 80 high, centred at (120, 240)
 WIDEST = 40 * 1000 / 16
@@ -31,14 +33,14 @@ DECODED = {
     "nothing changes": (BOX, (0, 0, 0, 0), UNIT, IMAGE, BOX),
     "shift in box sides": (BOX, (0.5, -0.25, 0, 0), UNIT, IMAGE, (120, 180, 160, 260)),
     "grow about the centre": (BOX, (0, 0, math.log(2), math.log(0.5)), UNIT, IMAGE, (80, 220, 160, 260)),
-    "deltas times stds": (BOX, (5, -5, 0, 0), (0.1, 0.05, 1, 1), IMAGE, (120, 180, 160, 260)),
+    "deltas times stds": (BOX, (5, -5, 0, 0), (0.1, 1), IMAGE, (120, 160, 160, 240)),
     "growth stops at 1000/16": (BOX, (25, 0, 9, 0), UNIT, (1000, 9000), (0, 200, 1120 + WIDEST / 2, 280)),
     "shrinking stops at 16/1000": (BOX, (0, 0, 0, -9), UNIT, IMAGE, (100, 239.36, 140, 240.64)),
     "shifts have no limit": (BOX, (40, 9, 0, 0), UNIT, IMAGE, (1700, 920, 1740, 1000)),
     "stds before the limit": (
         BOX,
         (0, 0, 9, 0),
-        (1, 1, 0.1, 1),
+        (1, 0.1),
         IMAGE,
         (120 - 20 * math.exp(0.9), 200, 169.19206, 280),
     ),
@@ -94,42 +96,37 @@ def grouped_boxes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return boxes, np.array(scores, np.float32) / 32, values[:, 4].astype(np.int64)
 
 
-@pytest.mark.parametrize("split", [10_000, 1], ids=["all at once", "group by group"])
+def nms_of(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float) -> list[int]:
+    """Indices of the boxes of one image that are kept, best first, each group in a row of its own."""
+    order = scores.argsort(descending=True)
+    valid = groups[order] == groups.unique()[:, None]
+    rows = boxes[order].expand(1, len(valid), -1, -1)
+    moved = moved_apart(rows, groups.unique()[:, None], boxes.max()[None])
+    keep = nms_groups(moved[0], valid, iou_threshold)
+    assert not (keep & ~valid).any()
+    return order[keep.any(dim=0)].tolist()
+
+
 @given(case=grouped_boxes(), threshold=st.sampled_from([0.0, 0.25, 0.5, 0.7, 1.0]))
 @settings(max_examples=150, deadline=None)
-def test_nms_equals_loops(split: int, case: tuple[np.ndarray, ...], threshold: float) -> None:
-    boxes, scores, groups = case
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boxes_module, "_NMS_SPLIT", split)
-        kept = nms_by_group(*map(torch.from_numpy, case), threshold)
-    assert kept.dtype == torch.int64
-    assert kept.tolist() == nms_by_loops(boxes, scores, groups, threshold)
+def test_nms_equals_loops(case: tuple[np.ndarray, ...], threshold: float) -> None:
+    assert nms_of(*map(torch.from_numpy, case), threshold) == nms_by_loops(*case, threshold)
 
 
-def test_nms_of_more_boxes_than_go_at_once() -> None:
-    random = np.random.default_rng(0)
-    low = random.integers(0, 4000, (10_500, 2))
-    boxes = torch.from_numpy(np.concatenate([low, low + random.integers(1, 200, low.shape)], axis=1)).float()
-    scores, groups = torch.from_numpy(random.permutation(10_500)).float(), torch.arange(10_500) % 3
-    kept = nms_by_group(boxes, scores, groups, 0.3)
-    assert (scores[kept].diff() < 0).all()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(boxes_module, "_NMS_SPLIT", 20_000)
-        assert torch.equal(kept, nms_by_group(boxes, scores, groups, 0.3))
-    assert len(kept) < 10_500
+@given(case=grouped_boxes())
+@settings(max_examples=50, deadline=None)
+def test_groups_that_are_moved_apart_never_overlap(case: tuple[np.ndarray, ...]) -> None:
+    """One NMS over all of them is that of each group."""
+    boxes, scores, groups = map(torch.from_numpy, case)
+    moved = moved_apart(boxes[None, None], groups, boxes.max()[None])[0, 0]
+    assert nms(moved, scores, 0.4).tolist() == nms_by_loops(*case, 0.4)
 
 
 def test_iou_at_the_threshold_is_kept() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 5]])  # IoU 0.5
     scores, groups = torch.tensor([0.9, 0.8]), torch.zeros(2, dtype=torch.int64)
-    assert nms_by_group(boxes, scores, groups, 0.5).tolist() == [0, 1]
-    assert nms_by_group(boxes, scores, groups, 0.49).tolist() == [0]
-
-
-def test_nms_of_nothing() -> None:
-    kept = nms_by_group(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5)
-    assert kept.shape == (0,)
-    assert kept.dtype == torch.int64
+    assert nms_of(boxes, scores, groups, 0.5) == [0, 1]
+    assert nms_of(boxes, scores, groups, 0.49) == [0]
 
 
 # -------------------------------------------------------------------------------------------------------------- levels
@@ -149,6 +146,13 @@ LEVELS = {
 }
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_nan_has_the_finest_level(place: int) -> None:
+    boxes = torch.tensor([[0.0, 0, 500, 500]] * 2)
+    boxes[0, place] = math.nan
+    assert pyramid_level(boxes, 4).tolist() == [0, 3]
+
+
 @pytest.mark.parametrize(("width", "height", "level"), LEVELS.values(), ids=LEVELS.keys())
 def test_pyramid_level(width: float, height: float, level: int) -> None:
     levels = pyramid_level(torch.tensor([[10.0, 20, 10 + width, 20 + height]]), 4)
@@ -166,7 +170,7 @@ def test_deltas_lead_to_the_target() -> None:
     generator = torch.Generator().manual_seed(0)
     low, side = torch.rand(2, 50, 2, generator=generator) * 90, torch.rand(2, 50, 2, generator=generator) * 80 + 1
     boxes, targets = torch.cat([low, low + side], dim=2)
-    moved = apply_deltas(boxes, encode_deltas(boxes, targets), (1.0, 1.0, 1.0, 1.0))
+    moved = apply_deltas(boxes, encode_deltas(boxes, targets), UNIT)
     torch.testing.assert_close(moved, targets, rtol=0, atol=1e-3)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from pipeline.model.cascade_mask_rcnn import cascade
 from pipeline.model.cascade_mask_rcnn.cascade import BoxDetections, BoxHead, CascadeBoxHeads, select_detections
+from pipeline.model.cascade_mask_rcnn.roi import Slots
 from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL
 
@@ -35,14 +37,31 @@ class Scripted(nn.Module):
         return self.logits.expand(len(boxes), -1), self.deltas.expand(len(boxes), -1, -1)
 
 
-Run = Callable[..., tuple[list[BoxDetections], list[Scripted]]]
+class Found(NamedTuple):
+    """What is in the filled slots of one image."""
+
+    boxes_image: Tensor
+    scores: Tensor
+    labels: Tensor
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+def of_image(found: BoxDetections, image: int = 0) -> Found:
+    """Empty slots are at the end, and zero."""
+    count = int(found.valid[image].sum())
+    fields = found.boxes_image, found.scores, found.labels
+    assert found.valid[image, :count].all()
+    assert not any(field[image, count:].any() for field in fields)
+    return Found(*(field[image, :count] for field in fields))
+
+
+Run = Callable[..., tuple[list[Found], list[Scripted]]]
+
+
+@pytest.fixture(params=[False, True], ids=["padded", "compact"])
+def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run the cascade over scripted stages; "pooling" hands each stage its boxes."""
 
-    def no_pooling(features: list[Tensor], boxes: Tensor, image_index: Tensor, side: int) -> Tensor:
+    def no_pooling(features: list[Tensor], boxes: Tensor, slots: Slots, side: int) -> Tensor:
         assert side == 7
         return boxes
 
@@ -52,14 +71,22 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
         sizes: list[tuple[float, float]] | None = None,
         factors: list[tuple[float, float]] | None = None,
         settings: TestSettings = LOOSE,
-    ) -> tuple[list[BoxDetections], list[Scripted]]:
-        monkeypatch.setattr(cascade, "pool_rois", no_pooling)
-        boxes = [torch.tensor(p).reshape(-1, 4) for p in (proposals or [[ROI]])]
+    ) -> tuple[list[Found], list[Scripted]]:
+        monkeypatch.setattr(cascade, "pool_slots", no_pooling)
+        rows = [torch.tensor(p).reshape(-1, 4) for p in (proposals or [[ROI]])]
+        boxes, valid = torch.zeros(len(rows), 3, 4), torch.zeros(len(rows), 3, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            boxes[i, : len(row)], valid[i, : len(row)] = row, True
+        slots = Slots(valid, request.param)
         heads, scripted = CascadeBoxHeads(SMALL), [Scripted(*stage) for stage in stages]
         heads.stages = nn.ModuleList(scripted)
         image_sizes = torch.tensor(sizes or [SIZE] * len(boxes))
         scale_factors = torch.tensor(factors or [(1.0, 1.0)] * len(boxes))
-        return heads([], boxes, image_sizes, scale_factors, settings), scripted
+        last = heads([], boxes, slots, image_sizes)
+        found = select_detections(*last, image_sizes, scale_factors, settings, every_candidate=False)
+        for stage in scripted:
+            stage.boxes = stage.boxes[slots.filled]
+        return [of_image(found, i) for i in range(len(rows))], scripted
 
     return call
 
@@ -150,17 +177,21 @@ SELECTED = {
 }
 
 
+def select(scores: list[list[float]], settings: TestSettings, every_candidate: bool) -> Found:
+    inputs = torch.tensor(NEARBY), torch.zeros(3, 2, 4), torch.tensor(scores).float(), torch.full((2,), 1000.0)
+    found = select_detections(*(x[None] for x in inputs), torch.ones(1, 2), settings, every_candidate)
+    assert found.scores.shape == (1, settings.max_detections)
+    assert found.final.tolist() == [True]
+    return of_image(found)
+
+
+@pytest.mark.parametrize("every_candidate", [False, True])
 @pytest.mark.parametrize(("scores", "changes", "expected"), SELECTED.values(), ids=SELECTED.keys())
-def test_select_detections(scores: list[list[float]], changes: dict[str, float], expected: list) -> None:
+def test_select_detections(
+    scores: list[list[float]], changes: dict[str, float], expected: list, every_candidate: bool
+) -> None:
     settings = TestSettings(**{"score_threshold": 0.1, **changes})
-    found = select_detections(
-        torch.tensor(NEARBY),
-        torch.zeros(3, 2, 4),
-        torch.tensor(scores).float(),
-        torch.tensor([1000.0, 1000.0]),
-        torch.ones(2),
-        settings,
-    )
+    found = select(scores, settings, every_candidate)
     kept = [NEARBY.index(box) for box in found.boxes_image.tolist()]
     assert list(zip(kept, found.labels.tolist(), strict=True)) == expected
     assert found.scores.tolist() == pytest.approx([scores[r][c] for r, c in expected])

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.model.cascade_mask_rcnn.mask_head import CascadeMaskHeads, MaskHead
-from pipeline.model.cascade_mask_rcnn.roi import pool_rois
+from pipeline.model.cascade_mask_rcnn.roi import Slots, pool_rois
 from testing.small_model import SMALL
 
-BOXES = torch.tensor([[8.0, 8, 60, 44], [0, 0, 128, 96], [100, 20, 101, 90], [30, 30, 30, 30]])
-LABELS = torch.tensor([0, 4, 2, 2])
-IMAGES = torch.tensor([0, 1, 0, 1])
+# Two images, the second with an empty slot in between: all are compared as they lie end to end.
+BOXES = torch.tensor(
+    [[[8.0, 8, 60, 44], [100, 20, 101, 90], [0, 0, 0, 0]], [[0, 0, 128, 96], [0, 0, 0, 0], [30, 30, 30, 30]]]
+)
+LABELS = torch.tensor([[0, 2, 0], [4, 0, 2]])
+VALID = torch.tensor([[True, True, False], [True, False, True]])
+IMAGES = torch.tensor([0, 0, 1, 1])
 
 
 def lively(module: torch.nn.Module) -> None:
@@ -44,28 +49,35 @@ def test_own_class_equals_that_of_all_classes() -> None:
     head = MaskHead(SMALL)
     lively(head)
     pooled = torch.randn(4, SMALL.fpn_channels, 14, 14)
-    logits = head(pooled, LABELS)
+    labels = LABELS[VALID]
+    logits = head(pooled, labels)
     assert logits.shape == (4, 28, 28)
     every = all_classes(head, pooled)
-    expected = torch.stack([every[i, label] for i, label in enumerate(LABELS)])
+    expected = torch.stack([every[i, label] for i, label in enumerate(labels)])
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_mean_of_probabilities() -> None:
+@pytest.mark.parametrize("compact", [False, True])
+def test_mean_of_probabilities(compact: bool) -> None:
     heads, features = CascadeMaskHeads(SMALL), pyramid()
     lively(heads)
-    pooled = pool_rois(features, BOXES, IMAGES, 14)
-    logits = [all_classes(stage, pooled)[torch.arange(4), LABELS] for stage in heads.stages]
+    pooled = pool_rois(features, BOXES[VALID], IMAGES, 14)
+    logits = [all_classes(stage, pooled)[torch.arange(4), LABELS[VALID]] for stage in heads.stages]
     expected = sum(1 / (1 + torch.exp(-x.double())) for x in logits) / 3
-    found = heads(features, BOXES, IMAGES, LABELS)
+    padded = heads(features, BOXES, LABELS, Slots(VALID, compact))
+    assert padded.shape == (2, 3, 28, 28)
+    assert not padded[~VALID].any()
+    found = padded[VALID]
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-5)
     # The mean of the logits is something else, so is one stage alone.
     assert (sum(logits).div(3).sigmoid() - found).abs().max() > 0.05
     assert (logits[-1].sigmoid() - found).abs().max() > 0.05
 
 
-def test_no_boxes() -> None:
-    heads = CascadeMaskHeads(SMALL)
-    found = heads(pyramid(), torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
-    assert found.shape == (0, 28, 28)
+@pytest.mark.parametrize("compact", [False, True])
+def test_no_boxes(compact: bool) -> None:
+    slots = Slots(torch.zeros_like(VALID), compact)
+    found = CascadeMaskHeads(SMALL).eval()(pyramid(), torch.zeros_like(BOXES), torch.zeros_like(LABELS), slots)
+    assert found.shape == (2, 3, 28, 28)
     assert found.dtype == torch.float32
+    assert not found.any()

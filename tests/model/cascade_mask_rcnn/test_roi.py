@@ -1,4 +1,4 @@
-"""Oracles: RoIAlign sample by sample in numpy, and torchvision's."""
+"""Oracle: RoIAlign sample by sample in numpy."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch.nn import functional as F
-from torchvision.ops import roi_align
 
-from pipeline.model.cascade_mask_rcnn.roi import ConvBlock, RoIConvs, pool_rois, roi_align_cpu
+from pipeline.model.cascade_mask_rcnn.roi import ConvBlock, RoIConvs, pool_rois
 
 STRIDES = (4, 8, 16, 32)
 CHANNELS = 3
@@ -126,20 +123,3 @@ def test_conv_block_without_norm_has_a_bias() -> None:
 def test_depth_of_a_head(depth: int) -> None:
     convs = RoIConvs(3, 5, depth, batch_norm=True).eval()
     assert convs(torch.zeros(2, 3, 7, 7)).shape == (2, 5 if depth else 3, 7, 7)
-
-
-@st.composite
-def rois(draw: st.DrawFn) -> list[list[float]]:
-    """Boxes within the input, of any shape: slivers and points among them."""
-    x, y = st.floats(0, INPUT[1], width=32), st.floats(0, INPUT[0], width=32)
-    rows = draw(st.lists(st.tuples(x, y, x, y), min_size=1, max_size=12))
-    return [[min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)] for x1, y1, x2, y2 in rows]
-
-
-@given(boxes=rois(), stride=st.sampled_from(STRIDES), side=st.sampled_from([7, 14]))
-@settings(max_examples=60, deadline=None)
-def test_cpu_kernel_equals_torchvision(boxes: list[list[float]], stride: int, side: int) -> None:
-    feature = pyramid()[STRIDES.index(stride)]
-    numbered = torch.tensor([[i % 2, *box] for i, box in enumerate(boxes)])
-    expected = roi_align(feature, numbered, side, 1 / stride, sampling_ratio=0, aligned=True)
-    torch.testing.assert_close(roi_align_cpu(feature, numbered, side, 1 / stride), expected, rtol=0, atol=1e-4)

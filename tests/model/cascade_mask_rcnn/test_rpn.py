@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork, anchors
+from pipeline.model.cascade_mask_rcnn.rpn import Proposals, RegionProposalNetwork, anchors, level_anchors
 from pipeline.model.settings import TestSettings
 from tests.model.cascade_mask_rcnn.test_boxes import nms_by_loops
 from tests.model.compare import Found, match
@@ -60,6 +60,22 @@ def pyramid(batch: int = 1, height: int = 96, width: int = 160, channels: int = 
     return [torch.randn(batch, channels, *size, generator=generator) for size in sizes]
 
 
+def run(
+    rpn: RegionProposalNetwork, features: list[Tensor], sizes: list[tuple[float, float]], settings: TestSettings
+) -> Proposals:
+    grids = level_anchors((features[0].shape[2] * 4, features[0].shape[3] * 4), CPU)
+    return rpn(features, grids, torch.tensor(sizes), settings)
+
+
+def of_image(found: Proposals, image: int = 0) -> tuple[Tensor, Tensor]:
+    """Boxes and scores of one image; empty slots are at the end, and zero."""
+    count = int(found.valid[image].sum())
+    assert found.valid[image].tolist() == [True] * count + [False] * (found.valid.shape[1] - count)
+    assert not found.boxes[image, count:].any()
+    assert not found.scores[image, count:].any()
+    return found.boxes[image, :count], found.scores[image, :count]
+
+
 def by_loops(
     rpn: RegionProposalNetwork, features: list[Tensor], size: tuple[float, float], settings: TestSettings
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +115,7 @@ PROPOSALS = {
 @pytest.mark.parametrize("settings", PROPOSALS.values(), ids=PROPOSALS.keys())
 def test_proposals_equal_loops(settings: TestSettings) -> None:
     rpn, features, size = network(), pyramid(), (90.0, 141.0)  # smaller than the padded 96 x 160
-    boxes, scores = rpn(features, torch.tensor([size]), settings)[0]
+    boxes, scores = of_image(run(rpn, features, [size], settings))
     expected_boxes, expected_scores = by_loops(rpn, features, size, settings)
     np.testing.assert_allclose(scores.numpy(), expected_scores, atol=1e-5)
     # Two scores may be equal but for the last digit: neighbours in the order may change places.
@@ -116,7 +132,7 @@ def test_levels_do_not_suppress_each_other() -> None:
     rpn = network()
     rpn.deltas.weight.zero_()
     rpn.deltas.bias.copy_(torch.tensor([0.0, 0, 9, 9] * 3))
-    boxes, _ = rpn(pyramid(), torch.tensor([[20.0, 20.0]]), TestSettings())[0]
+    boxes, _ = of_image(run(rpn, pyramid(), [(20.0, 20.0)], TestSettings()))
     assert boxes.tolist() == [[0, 0, 20, 20]] * 5
 
 
@@ -126,7 +142,7 @@ def test_proposals_without_area_are_kept() -> None:
     rpn.deltas.weight.zero_()
     rpn.deltas.bias.copy_(torch.tensor([100.0, 0, 0, 0] * 3))
     settings = TestSettings(proposals_per_level=20, proposals=1000)
-    boxes, scores = rpn(pyramid(), torch.tensor([[96.0, 160.0]]), settings)[0]
+    boxes, scores = of_image(run(rpn, pyramid(), [(96.0, 160.0)], settings))
     per_level = [min(20, 3 * math.ceil(96 / s) * math.ceil(160 / s)) for s in STRIDES]
     assert len(boxes) == len(scores) == sum(per_level)
     assert (boxes[:, 0] == 160).all()
@@ -135,8 +151,10 @@ def test_proposals_without_area_are_kept() -> None:
 
 def test_a_batch_equals_its_images_one_by_one() -> None:
     rpn, features = network(), pyramid(batch=2)
-    sizes, settings = torch.tensor([[96.0, 160.0], [70.0, 111.0]]), TestSettings(proposals_per_level=60)
-    for i, (boxes, scores) in enumerate(rpn(features, sizes, settings)):
-        alone_boxes, alone_scores = rpn([f[i : i + 1] for f in features], sizes[i : i + 1], settings)[0]
+    sizes, settings = [(96.0, 160.0), (70.0, 111.0)], TestSettings(proposals_per_level=60)
+    together = run(rpn, features, sizes, settings)
+    for i in range(2):
+        boxes, scores = of_image(together, i)
+        alone_boxes, alone_scores = of_image(run(rpn, [f[i : i + 1] for f in features], sizes[i : i + 1], settings))
         torch.testing.assert_close(boxes, alone_boxes, rtol=0, atol=1e-3)
         torch.testing.assert_close(scores, alone_scores, rtol=0, atol=1e-5)

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss, roi_align
 
-from pipeline.model.cascade_mask_rcnn.boxes import apply_deltas
+from pipeline.model.cascade_mask_rcnn.boxes import Stds, apply_deltas
 from pipeline.model.cascade_mask_rcnn.cascade import BOX_POOL_SIDE, STAGE_STDS, CascadeBoxHeads
 from pipeline.model.cascade_mask_rcnn.losses.assign import ImageTargets
 from pipeline.model.cascade_mask_rcnn.losses.sampling import NO_LABEL, StageSamples, draw_samples, refine
@@ -28,8 +28,6 @@ STAGE_WEIGHTS = (1.0, 0.5, 0.25)
 GIOU_WEIGHT = 10.0
 
 _MASKS_AT_ONCE = 32  # objects whose masks are held as float32 at a time
-
-Stds = tuple[float, float, float, float]
 
 
 def cascade_losses(

@@ -19,7 +19,7 @@ from pipeline.model.cascade_mask_rcnn.losses.assign import UNUSED, ImageTargets,
 from pipeline.model.cascade_mask_rcnn.losses.cascade import cascade_losses
 from pipeline.model.cascade_mask_rcnn.losses.sampling import image_generators, sample
 from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS
-from pipeline.model.cascade_mask_rcnn.rpn import level_anchors, propose
+from pipeline.model.cascade_mask_rcnn.rpn import propose
 from pipeline.model.normalisers import per_worker
 from pipeline.model.settings import PUBLISHED_SAMPLING, Quota, SamplingConfig, TestSettings
 
@@ -61,11 +61,14 @@ class DetectorLoss(nn.Module):
         detector = self.detector
         objects = [ImageTargets.of(target) for target in batch.targets]
         generators = image_generators(batch.image_ids, generator)
+        height, width = batch.images.shape[-2:]
+        plan = detector.plan((height, width))
         features = detector.neck(detector.backbone(batch.images))
-        outputs, grids = detector.rpn.head(features), level_anchors(features)
+        outputs, grids = detector.rpn.head(features), plan.anchors
         losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators, self._sampling.anchor_quota)
         with torch.no_grad():
-            proposals = [boxes for boxes, _ in propose(outputs, grids, batch.image_sizes, self._proposals)]
+            found = propose(outputs, grids, batch.image_sizes, self._proposals)
+            proposals = [boxes[valid] for boxes, valid in zip(found.boxes, found.valid, strict=True)]
         pyramid = [feature.float() for feature in features[:ROI_LEVELS]]
         return losses | cascade_losses(
             detector.box_heads,

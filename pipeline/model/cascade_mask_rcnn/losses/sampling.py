@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas
+from pipeline.model.cascade_mask_rcnn.boxes import Stds, decode_deltas
 from pipeline.model.cascade_mask_rcnn.losses.assign import NEGATIVE, ImageTargets, Rule, assign
 from pipeline.model.settings import Quota
 
@@ -142,7 +142,7 @@ def refine(
     samples: StageSamples,
     logits: Tensor,
     deltas: Tensor,
-    stds: tuple[float, float, float, float],
+    stds: Stds,
     image_sizes: Tensor,
 ) -> list[Tensor]:
     """The proposals of the next stage: what this one made of its RoIs, the objects' own boxes left out.

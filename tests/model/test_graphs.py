@@ -1,0 +1,295 @@
+"""Recorded forwards give what the forward gives, whatever memory they share, and are as many as there is room for.
+
+No GPU is needed: `FakeCuda` stands in for what of torch.cuda is used. It records each operation with the very tensors,
+replays into these tensors, and spoils whatever CUDA would let others overwrite: stale results show as NaN.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.model import graphs
+from pipeline.model.graphs import MAX_GRAPHS, GraphedForward
+
+CPU = torch.device("cpu")
+# A wait of the host, which may not be recorded.
+WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+def tensors_of(values: Any) -> list[Tensor]:
+    return [v for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Tensor)]
+
+
+class FakeGraph(TorchDispatchMode):
+    """What `torch.cuda.CUDAGraph` is, and the mode in which it is recorded."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        super().__init__()
+        self.cuda = cuda
+        self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
+        self.made: dict[int, Tensor] = {}
+        self.pool_id = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in WAITS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        result = func(*args, **(kwargs or {}))
+        before = {t.untyped_storage().data_ptr() for t in tensors_of((args, kwargs))}
+        self.calls.append((func, args, kwargs or {}, tensors_of(result)))
+        for tensor in tensors_of(result):
+            if tensor.untyped_storage().data_ptr() not in before:
+                self.made[tensor.untyped_storage().data_ptr()] = tensor
+        return result
+
+    def pool(self) -> int:
+        return self.pool_id
+
+    def spoil(self) -> None:
+        for tensor in self.made.values():
+            tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+
+    def replay(self) -> None:
+        self.cuda.log.append("replay")
+        for graph in self.cuda.alive:
+            if graph.pool_id == self.pool_id:
+                graph.spoil()
+        for func, args, kwargs, results in self.calls:
+            for old, new in zip(results, tensors_of(func(*args, **kwargs)), strict=True):
+                if old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class FakeCuda:
+    """Stands in for what `GraphedForward` uses of torch.cuda.
+
+    Attributes:
+        alive: graphs that are held on to.
+        failure: what the next recordings raise, if anything.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.alive: list[FakeGraph] = []
+        self.ended: set[int] = set()
+        self.failure: Exception | None = None
+        self.stream_now: object = "compute"
+        self.pools = 0
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        replaced = {
+            "CUDAGraph": lambda: FakeGraph(self),
+            "graph": self.graph,
+            "graph_pool_handle": self.graph_pool_handle,
+            "synchronize": lambda device=None: self.log.append("synchronize"),
+            "device": lambda device: nullcontext(),
+            "Stream": lambda: f"stream {self.log.append('stream')}",
+            "stream": self.stream,
+            "current_stream": lambda: self.stream_now,
+        }
+        for name, value in replaced.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def graph_pool_handle(self) -> int:
+        self.pools += 1
+        return self.pools
+
+    @contextmanager
+    def stream(self, stream: object) -> Iterator[None]:
+        before, self.stream_now = self.stream_now, stream
+        try:
+            yield
+        finally:
+            self.stream_now = before
+
+    @contextmanager
+    def graph(self, graph: FakeGraph, pool: int, stream: object, capture_error_mode: str) -> Iterator[None]:
+        """As in torch: a pool whose graphs are all gone is dead, and a recording that fails leaves its stream."""
+        assert capture_error_mode == "thread_local"
+        assert pool not in self.ended, "use_count > 0 INTERNAL ASSERT FAILED"
+        assert self.stream_now == "compute"
+        self.stream_now = stream
+        self.log.append("record")
+        if self.failure is not None:
+            raise self.failure
+        graph.pool_id = pool
+        with graph:
+            yield
+        self.stream_now = "compute"
+        # Nothing was computed, and temporary tensors of earlier graphs may have been handed out again.
+        graph.spoil()
+        self.alive.append(graph)
+
+
+class Watched(GraphedForward):
+    """Tells the fake which graphs are gone, as their destructor tells torch."""
+
+    def __init__(self, forward: Any, cuda: FakeCuda) -> None:
+        super().__init__(forward, CPU)
+        self.cuda = cuda
+
+    def _drop(self, *shapes: torch.Size) -> None:
+        super()._drop(*shapes)
+        held = [g.graph for g in self._graphs.values()]
+        gone = {g.pool_id for g in self.cuda.alive} - {g.pool_id for g in held}
+        self.cuda.alive = held
+        self.cuda.ended |= gone
+
+    @property
+    def shapes(self) -> set[tuple[int, ...]]:
+        """Those that have a graph."""
+        return {tuple(shape) for shape in self._graphs}
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    fake.install(monkeypatch)
+    return fake
+
+
+def forward(images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Tensor) -> Tensor:
+    """Reads all it is given, makes temporary tensors and views, writes in place, gives one row an image."""
+    rows = (images * 2).relu().flatten(1)[:, :6].clone()
+    rows[:, :2].add_(image_sizes)
+    return torch.cat([rows + plan, scale_factors.repeat(1, 2)], dim=1).to(torch.float64)
+
+
+def batch(count: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Images of this side, with their plan."""
+    random = torch.Generator().manual_seed(seed)
+    images, sizes, factors = torch.randn(count, 3, side, side, generator=random), count * [[side, 9.0]], torch.ones
+    return images, torch.tensor(sizes) + seed, factors(count, 2) * (seed + 1), torch.full((6,), float(side))
+
+
+def test_second_batch_of_a_shape_is_recorded_and_the_next_are_replayed(cuda: FakeCuda) -> None:
+    run = Watched(forward, cuda)
+    for seed in range(4):
+        assert torch.equal(run(*batch(2, 8, seed)), forward(*batch(2, 8, seed)))
+    assert cuda.log == ["stream", "record", "replay", "replay", "replay"]
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from([4, 8, 12])), max_size=40), st.integers(1, 4))
+@settings(max_examples=60, deadline=None)
+def test_results_are_the_forwards_and_stay(shapes: list[tuple[int, int]], room: int) -> None:
+    """However shapes and batch sizes follow on each other, with room for all or for few of them."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        cuda = FakeCuda()
+        cuda.install(monkeypatch)
+        monkeypatch.setattr(graphs, "MAX_GRAPHS", room)
+        run = Watched(forward, cuda)
+        found = [run(*batch(*shape, seed)) for seed, shape in enumerate(shapes)]
+        assert len(run.shapes) <= room
+    for seed, (shape, result) in enumerate(zip(shapes, found, strict=True)):
+        assert torch.equal(result, forward(*batch(*shape, seed)))
+
+
+def test_graph_holds_on_to_the_plan_that_it_reads(cuda: FakeCuda) -> None:
+    run = Watched(forward, cuda)
+    plans = [batch(1, 8)[3] for _ in range(3)]
+    for plan in plans:
+        run(*batch(1, 8)[:3], plan)
+    (graph,) = run._graphs.values()
+    assert graph.plan is plans[1]
+
+
+def test_graphs_share_a_pool_and_their_inputs(cuda: FakeCuda) -> None:
+    run = Watched(forward, cuda)
+    for side in (16, 8, 12):
+        for seed in range(2):
+            run(*batch(2, side, seed))
+    assert {graph.pool_id for graph in cuda.alive} == {1}
+    inputs = {graph.inputs[0].untyped_storage().data_ptr() for graph in run._graphs.values()}
+    assert len(inputs) == 1
+
+
+def test_only_so_many_graphs_and_the_common_ones_stay(cuda: FakeCuda) -> None:
+    run = Watched(forward, cuda)
+    for _ in range(3):
+        for side in range(4, 4 + MAX_GRAPHS):
+            run(*batch(1, side))
+    assert len(run.shapes) == MAX_GRAPHS
+    for _ in range(6):
+        run(*batch(1, 2))
+    assert (1, 3, 2, 2) not in run.shapes
+    run(*batch(1, 2))
+    assert (1, 3, 2, 2) in run.shapes
+    assert len(run.shapes) == MAX_GRAPHS
+
+
+def test_shapes_that_are_all_as_common_are_not_recorded_again_and_again(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "MAX_GRAPHS", 3)
+    run = Watched(forward, cuda)
+    for _ in range(50):
+        for side in (4, 8, 12, 16):
+            run(*batch(1, side))
+    assert cuda.log.count("record") == 3
+
+
+def out_of_memory() -> torch.OutOfMemoryError:
+    return torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("failure", [out_of_memory(), RuntimeError("operation not permitted")], ids=["memory", "other"])
+def test_where_recording_fails_the_forward_runs_as_it_is(
+    failure: Exception, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Watched(forward, cuda)
+    run(*batch(1, 4)), run(*batch(1, 4))
+    cuda.failure = failure
+    with caplog.at_level(logging.WARNING):
+        for seed in range(4):
+            for side in (8, 12):
+                assert torch.equal(run(*batch(1, side, seed)), forward(*batch(1, side, seed)))
+    assert cuda.log.count("record") == 2
+    assert len(caplog.records) == 1
+    assert cuda.stream_now == "compute"
+    assert torch.equal(run(*batch(1, 4, 5)), forward(*batch(1, 4, 5)))
+    assert cuda.log[-1] == "replay"
+
+
+def test_forward_that_waits_is_not_recorded(cuda: FakeCuda) -> None:
+    run = Watched(lambda images, *_: images * images.sum().item(), cuda)
+    for seed in range(3):
+        images, *rest = batch(1, 4, seed)
+        assert torch.equal(run(images, *rest), images * images.sum())
+    assert not run.shapes
+
+
+def test_graphs_make_room_for_a_batch_that_does_not_fit_beside_them(cuda: FakeCuda) -> None:
+    def large_ones_need_all(images: Tensor, *rest: Tensor) -> Tensor:
+        if len(images) == 8 and cuda.alive:
+            raise out_of_memory()
+        return forward(images, *rest)
+
+    run = Watched(large_ones_need_all, cuda)
+    for side in (4, 8, 12, 16):
+        run(*batch(1, side)), run(*batch(1, side))
+    assert len(run.shapes) == 4
+    assert torch.equal(run(*batch(8, 4)), forward(*batch(8, 4)))
+    assert not run.shapes
+    for seed in range(3):
+        for side in (4, 8, 12, 16):
+            assert torch.equal(run(*batch(1, side, seed)), forward(*batch(1, side, seed)))
+    assert len(run.shapes) == 2
+
+
+def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: FakeCuda) -> None:
+    def never(*args: Tensor) -> Tensor:
+        raise out_of_memory()
+
+    run = Watched(never, cuda)
+    for _ in range(3):
+        with pytest.raises(torch.OutOfMemoryError):
+            run(*batch(1, 4))
