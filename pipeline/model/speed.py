@@ -85,9 +85,9 @@ def hold_in(detector: Detector, dtype: torch.dtype) -> None:
     for module in detector.modules():
         if module in kept:
             continue
-        for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(dtype)
-        for name, buffer in module.named_buffers(recurse=False):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_floating_point():
                 setattr(module, name, buffer.to(dtype))
 
