@@ -48,6 +48,12 @@ def compiled(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
     return detector.backbone, detector.neck, detector.rpn, detector.box_heads, detector.mask_heads
 
 
+def float32(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
+    """The last layers: of 268,000 objectness logits in bf16 most would be equal to others."""
+    heads = [layer for box, mask in _stages(detector) for layer in (box.classify, box.regress, mask.predict)]
+    return [detector.rpn.objectness, detector.rpn.deltas, *heads]
+
+
 def fuse_attention(detector: CascadeMaskRCNN) -> None:
     """In the backbone, the only part that attends; its biases are made now, for all forwards."""
     for module in detector.backbone.modules():
@@ -138,6 +144,7 @@ NETWORK = Network(
     ),
     recomputed=(PadThenShiftBlock,),
     fold_batch_norm=fold_batch_norm,
+    float32=float32,
     fuse_attention=fuse_attention,
     compiled=compiled,
 )
