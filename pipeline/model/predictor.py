@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from pipeline.model.device import free_memory, raise_if_lost, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.graphs import GraphedForward
 from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
-from pipeline.model.settings import TestSettings
+from pipeline.model.settings import TestSettings, refuse_fp16
 from pipeline.model.speed import SpeedOptions, speed_up
 from pipeline.model.transfer import CudaFeed, Feed, HostFeed, pack_detections, unpack_detections
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # Plans of padded shapes that are kept, each some megabytes on the device.
 _PLANS = 64
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -48,8 +48,8 @@ def load_model(
     Args:
         checkpoint: a file in any layout that `load_checkpoint` reads, or what it returned.
         device: where to run; the first GPU if there is one, else the CPU.
-        precision: ``fp32`` gives the published results; ``bf16`` and ``fp16`` run the convolutions and
-            matrix products in half precision by autocast (boxes, scores and NMS stay float32).
+        precision: ``fp32`` gives the published results; ``bf16`` holds the weights so, and computes everything in it
+            but the last layers of the heads and what follows them (logits, boxes, scores, NMS: float32).
         settings: input size, thresholds and counts, where they should differ from the checkpoint's own.
         categories: what the labels stand for, where the file does not say.
         speed: what may be rewritten for speed; by default all that keeps the results.
@@ -59,6 +59,10 @@ def load_model(
         UserError: unknown precision or device.
         DeviceLost: the device answers no more.
     """
+    try:
+        refuse_fp16(precision)
+    except ValueError as error:
+        raise UserError(f"precision: {error}") from None
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,7 +73,7 @@ def load_model(
     detector.eval().requires_grad_(False)
     speed = speed or SpeedOptions()
     try:
-        detector = speed_up(detector.to(device), speed)
+        detector = speed_up(detector.to(device), speed, PRECISIONS[precision])
     except Exception as error:
         raise_if_lost(device, error)
         raise
@@ -314,12 +318,8 @@ class Predictor:
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
-        """Autocast for half precision; true float32 otherwise: cuDNN rounds inputs to TF32 unless told not to."""
-        with ExitStack() as stack:
-            if self.precision != "fp32":
-                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
-            elif self.device.type == "cuda":
-                stack.enter_context(_without_tf32())
+        """True float32: cuDNN rounds its inputs to TF32 unless told not to."""
+        with _without_tf32() if self.device.type == "cuda" else nullcontext():
             yield
 
 

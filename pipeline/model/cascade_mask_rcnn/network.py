@@ -42,6 +42,12 @@ def decays(name: str) -> bool:
     return not any(part in name for part in NO_DECAY)
 
 
+def float32(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
+    """The last layers: of 268,000 objectness logits in bf16 most would be equal to others."""
+    heads = [layer for box, mask in _stages(detector) for layer in (box.classify, box.regress, mask.predict)]
+    return [detector.rpn.objectness, detector.rpn.deltas, *heads]
+
+
 def fuse_attention(detector: CascadeMaskRCNN) -> None:
     """In the backbone, the only part that attends; its biases are made now, for all forwards."""
     for module in detector.backbone.modules():
@@ -132,5 +138,6 @@ NETWORK = Network(
     ),
     recomputed=(PadThenShiftBlock,),
     fold_batch_norm=fold_batch_norm,
+    float32=float32,
     fuse_attention=fuse_attention,
 )
