@@ -14,8 +14,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
-# What every step runs; a step's own module is added.
-_SHARED = ("pipeline", "benchmarks/support", "benchmarks/gpu/bench.py", "testing", "tests/model/golden_weights.py")
+# What steps run; a step's own module is added.
+SHARED = (
+    "benchmarks/gpu/bench.py",
+    "benchmarks/gpu/inputs.py",
+    "benchmarks/support",
+    "pipeline/images",
+    "pipeline/masks",
+    "pipeline/model",
+    "testing/small_model.py",
+    "tests/model/compare.py",
+    "tests/model/golden_weights.py",
+    "tests/model/kernels/cases.py",
+)
 DONE = "done"
 
 Row = dict[str, Any]
@@ -44,7 +55,7 @@ class Key(NamedTuple):
 def source_digest(module: str, root: Path = ROOT) -> str:
     """The beginning of a sha256 over the Python files that a step in this module runs."""
     total = hashlib.sha256()
-    for file in sorted(_python_files(root, [*_SHARED, module.replace(".", "/") + ".py"])):
+    for file in sorted(_python_files(root, [*SHARED, module.replace(".", "/") + ".py"])):
         total.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
     return total.hexdigest()[:16]
 

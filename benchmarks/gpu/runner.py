@@ -43,14 +43,24 @@ class Runner:
         device: its name.
         small: whether to run the small model.
         budget_s: a step that would go on for longer is ended, and those behind it are left for another run.
+        program: what runs a step.
     """
 
-    def __init__(self, record: Record, kind: str, device: str, small: bool, budget_s: float) -> None:
+    def __init__(
+        self,
+        record: Record,
+        kind: str,
+        device: str,
+        small: bool,
+        budget_s: float,
+        program: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu.bench"),
+    ) -> None:
         self._record = record
         self._kind = kind
         self._device = device
         self._small = small
         self._end = time.monotonic() + budget_s
+        self._program = program
 
     def run(self, steps: Sequence[Step]) -> list[Row]:
         """A row for each step that was run, now or before."""
@@ -77,8 +87,8 @@ class Runner:
         started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             figures, output = Path(folder, "figures.jsonl"), Path(folder, "output.txt")
-            command = [sys.executable, "-m", "benchmarks.gpu.bench", step.name]
-            command += ["--device", self._kind, "--out", str(figures), *["--small"] * self._small]
+            command = [*self._program, step.name, "--device", self._kind, "--out", str(figures)]
+            command += ["--small"] * self._small
             status = _run(command, output, limit_s)
             row: Row = {**key._asdict(), "status": status, "seconds": round(time.monotonic() - started, 1)}
             if status != DONE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -39,20 +39,27 @@ class Times:
 
 
 def timed(once: Callable[[], object], device: torch.device, rounds: int, warm_up: int = 3) -> Times:
-    """The time of a call, in rounds of one.
+    """The time of a call, in rounds of one; arguments as for `alternating`."""
+    return alternating({"": once}, device, rounds, warm_up)[""]
+
+
+def alternating(
+    calls: Mapping[str, Callable[[], object]], device: torch.device, rounds: int, warm_up: int = 1
+) -> dict[str, Times]:
+    """The time of each call, in rounds of one of each: what disturbs the machine for long disturbs them alike.
 
     Args:
-        device: waited for before a round and at its end.
-        warm_up: calls before the first round: compilation, recorded graphs, choice of algorithms, memory pools.
+        device: waited for before a call and at its end.
+        warm_up: calls of each before the first round: compilation, recorded graphs, choice of algorithms, memory pools.
     """
-    for _ in range(warm_up):
-        once()
-    seconds = []
-    for _ in range(rounds):
-        start = now(device)
-        once()
-        seconds.append(now(device) - start)
-    return Times(tuple(seconds))
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(warm_up + rounds):
+        for name, once in calls.items():
+            start = now(device)
+            once()
+            if i >= warm_up:
+                seconds[name].append(now(device) - start)
+    return {name: Times(tuple(times)) for name, times in seconds.items()}
 
 
 def now(device: torch.device) -> float:
