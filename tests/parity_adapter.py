@@ -14,8 +14,8 @@ from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor
 from pipeline.model.predictor import load_model as load
-from pipeline.model.preprocess import preprocess as preprocess_image
 from pipeline.model.settings import TestSettings
+from testing.preprocessed import preprocessed
 
 
 def load_model(state_dict: dict[str, torch.Tensor], variant: dict[str, Any]) -> Predictor:
@@ -34,22 +34,26 @@ def predict(model: Predictor, image_path: str, scale: tuple[int, int]) -> tuple[
 
 
 def preprocess(image_path: str, scale: tuple[int, int]) -> torch.Tensor:
-    return preprocess_image(_read(image_path), _settings(scale), torch.device("cpu"))[0][None]
+    return preprocessed(_read(image_path), _settings(scale))[0][None]
 
 
 def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     with torch.inference_mode():
-        maps = model.detector.backbone(tensor)
+        maps = _backbone(model, tensor)
         return maps, model.detector.neck(maps)
 
 
 def proposals(model: Predictor, tensor: torch.Tensor, img_shape: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.inference_mode():
         plan = model.detector.plan(tensor.shape[-2:])
-        pyramid = model.detector.neck(model.detector.backbone(tensor))
+        pyramid = model.detector.neck(_backbone(model, tensor))
         sizes = torch.tensor([img_shape], dtype=torch.float32)
         boxes, scores, valid = model.detector.rpn(pyramid, plan.anchors, sizes, model.settings)
         return boxes[valid], scores[valid]
+
+
+def _backbone(model: Predictor, tensor: torch.Tensor) -> list[torch.Tensor]:
+    return model.detector.backbone(tensor, model.detector.backbone.windows(tensor.shape[-2:]))
 
 
 def _read(path: str | Path) -> np.ndarray:

@@ -38,7 +38,7 @@ def multiply_adds(variant: CascadeVariant) -> dict[str, int]:
         mask_rois = torch.empty(NUM_MASKS, variant.fpn_channels, MASK_POOL_SIDE, MASK_POOL_SIDE)
         labels = torch.empty(NUM_MASKS, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:
-            maps = model.backbone(image)
+            maps = model.backbone(image, model.backbone.windows(INPUT_SIZE))
         counts["backbone"] = counter.get_total_flops() // 2
         with FlopCounterMode(display=False) as counter:
             pyramid = model.neck(maps)

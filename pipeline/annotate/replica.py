@@ -12,7 +12,8 @@ import torch
 from pipeline.annotate.config import ModelConfig
 from pipeline.annotate.monitor import MonitorClient
 from pipeline.annotate.pool import Pool
-from pipeline.annotate.stages.segment import DeviceLost, Segment
+from pipeline.annotate.stages.segment import Segment
+from pipeline.model.device import DeviceLost
 from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions

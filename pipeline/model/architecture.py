@@ -143,6 +143,8 @@ class Network(Generic[V, D]):
         layouts: of files that others wrote; ``None``: there are only our own.
         recomputed: the blocks whose activations are worth computing twice where memory is short.
         fold_batch_norm: makes each norm that can be part of the convolution before it, in place and in eval mode.
+        fuse_attention: has attention computed by PyTorch's fused kernels, in place, in eval mode and on the final
+            weights.
         compiled: the parts to compile one by one.
     """
 
@@ -154,4 +156,5 @@ class Network(Generic[V, D]):
     layouts: Layouts[V] | None = None
     recomputed: tuple[type[nn.Module], ...] = ()
     fold_batch_norm: Callable[[D], None] = lambda detector: None
+    fuse_attention: Callable[[D], None] = lambda detector: None
     compiled: Callable[[D], Sequence[nn.Module]] = lambda detector: (detector,)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.model.architectures import build
 from pipeline.model.categories import Category
-from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
-from pipeline.model.detector import Detector, NotFinite
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
+from pipeline.model.detector import Detector, NotFinite, Plan
+from pipeline.model.device import free_memory, raise_if_lost, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
-from pipeline.model.preprocess import input_shape, preprocess
+from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions, speed_up
+from pipeline.model.transfer import CudaFeed, Feed, HostFeed, pack_detections, unpack_detections
+
+logger = logging.getLogger(__name__)
 
 # Plans of padded shapes that are kept, each some megabytes on the device.
 _PLANS = 64
@@ -48,21 +56,64 @@ def load_model(
     Raises:
         CheckpointError: the file cannot be used.
         UserError: unknown precision or device.
+        DeviceLost: the device answers no more.
     """
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
-    device = _usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, categories)
     detector = build(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
-    detector = speed_up(detector.to(device), speed or SpeedOptions())
+    try:
+        detector = speed_up(detector.to(device), speed or SpeedOptions())
+    except Exception as error:
+        raise_if_lost(device, error)
+        raise
     return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
 
 
+class _Batch(NamedTuple):
+    """Images that go through the model together.
+
+    Attributes:
+        shape: padded ``(H, W)`` of all of them.
+        members: their indices.
+        every_candidate: see `Detector.forward`.
+    """
+
+    shape: tuple[int, int]
+    members: Sequence[int]
+    every_candidate: bool = False
+
+    def parts(self, size: int) -> list[_Batch]:
+        """The same images in batches of at most ``size``."""
+        return [self._replace(members=self.members[i : i + size]) for i in range(0, len(self.members), size)]
+
+
+class _InFlight(NamedTuple):
+    """A batch and what the feed knows of it."""
+
+    batch: _Batch
+    state: Any
+
+
+class _Work(NamedTuple):
+    """One call of the predictor: images and their original sizes, batches that wait, and what has come out."""
+
+    images: Sequence[np.ndarray]
+    originals: Sequence[tuple[int, int]]
+    waiting: deque[_Batch]
+    outcomes: dict[int, Detections | Exception]
+
+    def put_back(self, batches: Sequence[_Batch]) -> None:
+        """These are the next ones."""
+        self.waiting.extendleft(reversed(batches))
+
+
 class Predictor:
-    """A detector with its preprocessing, on one device.
+    """A detector with its preprocessing, on one device, which it keeps busy: see `pipeline.model.transfer`.
 
     Attributes:
         categories: label ``i`` of a detection stands for ``categories[i]``.
@@ -85,7 +136,10 @@ class Predictor:
         self.source = checkpoint.source
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
+        self._feed: Feed = CudaFeed(device) if device.type == "cuda" else HostFeed()
         self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
+        # By padded shape, where the memory did not suffice for more.
+        self._most: dict[tuple[int, int], int] = {}
 
     def predict(
         self,
@@ -105,14 +159,39 @@ class Predictor:
             batch_size: at most this many images on the device at once.
             image_sizes: the original ``(H, W)`` of each image. Needed only where some were already brought to
                 the model's input size (`scaled_size` of the original, by `resize_bilinear_uint8`).
-            during: entered for each batch that the model takes, with the indices of its images.
+            during: entered for each batch, with the indices of its images, while the device is waited for because of
+                them.
 
         Returns:
             One `Detections` per image, in the order given, in each original image's own pixels.
 
         Raises:
             TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
-            NotFinite: the network's numbers are NaN or infinite on an image.
+            NotFinite: of one of the images the network computed NaN or infinity.
+            DeviceLost: the device answers no more.
+        """
+        found = []
+        for outcome in self.attempt(images, batch_size, image_sizes, during):
+            if isinstance(outcome, Exception):
+                raise outcome
+            found.append(outcome)
+        return found
+
+    def attempt(
+        self,
+        images: Sequence[np.ndarray],
+        batch_size: int = 8,
+        image_sizes: Sequence[tuple[int, int]] | None = None,
+        during: Callable[[Sequence[int]], AbstractContextManager[None]] = lambda batch: nullcontext(),
+    ) -> list[Detections | Exception]:
+        """As `predict`; an image that the model fails on has its error in its place, and costs the others nothing.
+
+        A batch that fails is done again image by image. One for which the memory does not suffice is halved, and
+        from then on no batch of its shape is larger.
+
+        Raises:
+            TypeError, ValueError: an image is no RGB uint8 array; the message gives its index.
+            DeviceLost: the device answers no more.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size={batch_size}: expected at least 1")
@@ -121,39 +200,115 @@ class Predictor:
         originals = [image.shape[:2] for image in images] if image_sizes is None else list(image_sizes)
         if len(originals) != len(images):
             raise ValueError(f"{len(originals)} image_sizes for {len(images)} images")
+        work = _Work(images, originals, self._batches(originals, batch_size), {})
+        with torch.inference_mode():
+            ahead, behind = self._send(work), None
+            while ahead is not None or behind is not None:
+                if ahead is None:
+                    assert behind is not None
+                    with during(behind.batch.members):
+                        self._take(work, behind)
+                    ahead, behind = self._send(work), None
+                    continue
+                # The batch ahead is sent, but begun only when this one has been computed, and so the device waits some
+                # microseconds for it. For that, whatever the host waits for here is this batch: a deadline that ends
+                # the process for it names the right images.
+                with during(ahead.batch.members):
+                    running = self._run(work, ahead)
+                    if behind is not None:
+                        self._take(work, behind)
+                    ahead, behind = self._send(work), self._wait(work, running)
+        return [work.outcomes[i] for i in range(len(images))]
+
+    def _batches(self, originals: Sequence[tuple[int, int]], batch_size: int) -> deque[_Batch]:
         groups: dict[tuple[int, int], list[int]] = {}
         for i, original in enumerate(originals):
             groups.setdefault(input_shape(original, self.settings), []).append(i)
-        results: dict[int, Detections] = {}
-        for shape, members in groups.items():
-            for start in range(0, len(members), batch_size):
-                batch = members[start : start + batch_size]
-                with during(batch):
-                    found = self._predict_batch([images[i] for i in batch], [originals[i] for i in batch], shape)
-                results.update(zip(batch, found, strict=True))
-        return [results[i] for i in range(len(images))]
+        return deque(part for shape, members in groups.items() for part in _Batch(shape, members).parts(batch_size))
 
-    @torch.inference_mode()
-    def _predict_batch(
-        self, images: list[np.ndarray], originals: list[tuple[int, int]], shape: tuple[int, int]
-    ) -> list[Detections]:
-        inputs = torch.empty((len(images), 3, *shape), device=self.device)
-        sizes, factors = [], []
-        for row, image, (original_h, original_w) in zip(inputs, images, originals, strict=True):
-            pixels, (height, width) = preprocess(image, self.settings, self.device, (original_h, original_w))
-            row.copy_(pixels)
-            sizes.append((height, width))
-            factors.append((width / original_w, height / original_h))
-        image_sizes = torch.tensor(sizes, dtype=torch.float32, device=self.device)
-        scale_factors = torch.tensor(factors, dtype=torch.float32, device=self.device)
+    def _send(self, work: _Work) -> _InFlight | None:
+        """Bring the next batch on its way to the device; None where there is no other."""
+        while work.waiting:
+            batch = work.waiting.popleft()
+            most = self._most.get(batch.shape, len(batch.members))
+            if len(batch.members) > most:
+                work.put_back(batch.parts(most))
+                continue
+            images, originals = ([of[i] for i in batch.members] for of in (work.images, work.originals))
+            with self._failures(work, batch):
+                fill = partial(pack, images, originals, self.settings)
+                return _InFlight(batch, self._feed.send(packed_size(images), fill))
+        return None
+
+    def _run(self, work: _Work, sent: _InFlight) -> _InFlight | None:
+        """Begin to compute; None where that failed."""
+        with self._failures(work, sent.batch):
+            return _InFlight(sent.batch, self._feed.run(sent.state, partial(self._compute, sent.batch)))
+        return None
+
+    def _wait(self, work: _Work, running: _InFlight | None) -> _InFlight | None:
+        """Until it has been computed; None where that failed."""
+        if running is not None:
+            with self._failures(work, running.batch):
+                self._feed.wait(running.state)
+                return running
+        return None
+
+    def _take(self, work: _Work, running: _InFlight) -> None:
+        """What was computed becomes the images' outcomes; those that are not final are to be done again."""
+        batch, again = running.batch, []
+        with self._failures(work, batch):
+            rows = unpack_detections(self._feed.fetch(running.state), self.settings.max_detections)
+            for i, row in zip(batch.members, rows, strict=True):
+                if not row["finite"]:
+                    work.outcomes[i] = NotFinite("the network's numbers are NaN or infinite on this image")
+                elif row["final"] or batch.every_candidate:
+                    # Copies: of empty slots nothing is kept, and on a GPU the next batches are written there.
+                    arrays = {name: row[name][: row["counts"]].copy() for name in DETECTION_ARRAYS}
+                    work.outcomes[i] = Detections(**arrays, image_size=work.originals[i])
+                else:
+                    again.append(i)
+        if again:
+            work.put_back([_Batch(batch.shape, again, every_candidate=True)])
+
+    @contextmanager
+    def _failures(self, work: _Work, batch: _Batch) -> Iterator[None]:
+        """An error is the image's outcome, where it came of one; else the batch is to be done again in parts."""
+        try:
+            yield
+        except Exception as error:
+            raise_if_lost(self.device, error)
+            free_memory(self.device, error)
+            if len(batch.members) == 1:
+                work.outcomes[batch.members[0]] = error
+            else:
+                work.put_back(batch.parts(self._part_of(batch, error)))
+
+    def _part_of(self, batch: _Batch, error: Exception) -> int:
+        """How many images of a batch that failed are tried at once."""
+        if not isinstance(error, torch.OutOfMemoryError):
+            return 1
+        if batch.shape not in self._most:
+            height, width = batch.shape
+            logger.warning(
+                "the memory of %s does not suffice for %d images of %d x %d at once: batches of this size are halved",
+                *(self.device, len(batch.members), height, width),
+            )
+        self._most[batch.shape] = (len(batch.members) + 1) // 2
+        return self._most[batch.shape]
+
+    def _compute(self, batch: _Batch, buffer: Tensor) -> Tensor:
+        """From what `pack` packed to what `unpack_detections` unpacks, on the device."""
+        inputs = preprocess(buffer, len(batch.members), batch.shape)
+        return self._forward(*inputs, self._plan(batch.shape), batch.every_candidate)
+
+    def _forward(
+        self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Plan, every_candidate: bool = False
+    ) -> Tensor:
+        """All whose shapes depend on the shape of the images alone."""
         with self._arithmetic():
-            plan = self._plan(shape)
-            found = self.detector(inputs, image_sizes, scale_factors, plan, self.settings)
-            if not found.finite.all():
-                raise NotFinite("the network's numbers are NaN or infinite on this image")
-            if not found.final.all():
-                found = self.detector(inputs, image_sizes, scale_factors, plan, self.settings, every_candidate=True)
-        return list(_to_host(found, originals))
+            found = self.detector(images, image_sizes, scale_factors, plan, self.settings, every_candidate)
+        return pack_detections(found)
 
     @contextmanager
     def _arithmetic(self) -> Iterator[None]:
@@ -166,14 +321,10 @@ class Predictor:
             yield
 
 
-def _usable_device(device: str | torch.device) -> torch.device:
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} usable CUDA devices")
-    return device
+def failure_code(error: Exception) -> str:
+    """The code of an image that `Predictor.attempt` gives this error for."""
+    codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
+    return next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
 
 
 def _without_tf32() -> AbstractContextManager[None]:
@@ -191,11 +342,3 @@ def _check_image(index: int, image: np.ndarray) -> None:
         raise ValueError(
             f"image {index} has shape {image.shape}: expected (H, W, 3); repeat a greyscale channel three times"
         )
-
-
-def _to_host(found: BatchDetections, originals: list[tuple[int, int]]) -> Iterator[Detections]:
-    """Split a batch's detections by image, in one transfer for each field."""
-    arrays = {name: getattr(found, name).cpu().numpy() for name in DETECTION_ARRAYS}
-    for i, (count, original) in enumerate(zip(found.counts.tolist(), originals, strict=True)):
-        # A copy: a view would keep the empty slots in memory.
-        yield Detections(**{name: values[i, :count].copy() for name, values in arrays.items()}, image_size=original)

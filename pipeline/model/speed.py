@@ -21,7 +21,7 @@ class SpeedOptions:
 
     Attributes:
         fold_batch_norm: BatchNorm becomes part of the convolution before it.
-        fused_attention: PyTorch's fused attention kernels in the backbone.
+        fused_attention: PyTorch's fused attention kernels in the backbone, with biases made once.
         channels_last: memory layout of the convolutions.
         reuse_memory: on a CPU, the *process* keeps the memory it frees (see `host_memory`).
         compile: ``torch.compile`` of the parts; costs minutes once for each input shape.
@@ -48,9 +48,8 @@ def speed_up(detector: Detector, options: SpeedOptions) -> Detector:
     network = network_of(detector.variant)
     if options.fold_batch_norm:
         network.fold_batch_norm(detector)
-    for module in detector.modules():
-        if hasattr(module, "fused_attn"):  # the switch of all of timm's attentions
-            module.fused_attn = options.fused_attention  # type: ignore[assignment]  # a plain attribute
+    if options.fused_attention:
+        network.fuse_attention(detector)
     on_cpu = next(detector.parameters()).device.type == "cpu"
     # What is compiled has no place for a wait, and wants fixed shapes.
     detector.compact = on_cpu and not options.compile

@@ -6,7 +6,7 @@ import glob
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,8 +23,7 @@ from pipeline.images.decode import ImageError, decode_image
 from pipeline.images.left_out import LeftOut
 from pipeline.messages.counts import counted
 from pipeline.model.detections import Detections
-from pipeline.model.detector import NotFinite
-from pipeline.model.predictor import Predictor
+from pipeline.model.predictor import Predictor, failure_code
 from pipeline.provenance import package_versions
 from pipeline.storage.uris import UriText
 
@@ -57,6 +56,7 @@ class PredictRun:
         """Segment all files, ``batch_size`` of them in memory at a time. Failures of single ones are data.
 
         Raises:
+            DeviceLost: the device answers no more.
             InTheWay: a file of the user's has the name of one that would be written; nothing was.
             OSError: the folder cannot be written.
         """
@@ -72,7 +72,7 @@ class PredictRun:
                 pixels = self._read(file)
                 if pixels is not None:
                     batch.append(_Picture(i + 1, file, names[i], pixels))
-            found = self._predict(batch)
+            found = list(self._predict(batch))
             share_s = (time.monotonic() - clock) / max(1, len(batch))
             for picture, detections in zip(batch, found, strict=True):
                 if detections is not None:
@@ -125,16 +125,13 @@ class PredictRun:
             self._fail(file, "read_error", str(error))
         return None
 
-    def _predict(self, batch: Sequence[_Picture]) -> Sequence[Detections | None]:
+    def _predict(self, batch: Sequence[_Picture]) -> Iterator[Detections | None]:
         """One result for each picture, None where the model failed (most likely for want of memory)."""
-        try:
-            return self.predictor.predict([picture.pixels for picture in batch], batch_size=max(1, len(batch)))
-        except (RuntimeError, ValueError, NotFinite) as error:
-            if len(batch) > 1:
-                return [self._predict([picture])[0] for picture in batch]
-            code = "not_finite" if isinstance(error, NotFinite) else "model_error"
-            self._fail(batch[0].file, code, str(error).partition("\n")[0][:300])
-            return [None]
+        outcomes = self.predictor.attempt([picture.pixels for picture in batch], batch_size=max(1, len(batch)))
+        for picture, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                self._fail(picture.file, failure_code(outcome), str(outcome).partition("\n")[0][:300])
+            yield outcome if isinstance(outcome, Detections) else None
 
     def _keep(self, picture: _Picture, found: Detections, seconds: float) -> None:
         clock = time.monotonic()

@@ -12,11 +12,13 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from jobs import predict
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.detector import NotFinite
 from pipeline.model.files.checkpoints import Checkpoint
-from pipeline.model.predictor import Predictor, load_model
+from pipeline.model.predictor import load_model
 from testing.small_model import TINY_SETTINGS
 from tests.jobs.conftest import CATEGORIES
+from tests.model.fake_cuda import FakeCuda
 
 
 def picture(height: int, width: int, seed: int) -> np.ndarray:
@@ -143,10 +145,11 @@ def test_second_run_does_not_read_the_first_ones_pictures(photos: Path, tiny_mod
 @pytest.mark.parametrize(
     ("error", "code_of_row", "message"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "model_error", "CUDA out of memory."),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate"), "out_of_memory", "CUDA out of memory."),
+        (RuntimeError("shapes differ"), "model_error", "shapes differ"),
         (NotFinite("NaN in the proposals"), "not_finite", "NaN in the proposals"),
     ],
-    ids=["memory", "not finite"],
+    ids=["memory", "model", "not finite"],
 )
 def test_one_image_that_the_model_fails_on(
     photos: Path,
@@ -157,14 +160,14 @@ def test_one_image_that_the_model_fails_on(
     code_of_row: str,
     message: str,
 ) -> None:
-    predict_images = Predictor.predict
+    forward = CascadeMaskRCNN.forward
 
-    def failing_on_portraits(self: Predictor, images: list[np.ndarray], batch_size: int = 8) -> Any:
-        if any(image.shape[0] > image.shape[1] for image in images):
+    def failing_on_portraits(self: CascadeMaskRCNN, images: torch.Tensor, *args: Any) -> Any:
+        if images.shape[2] > images.shape[3]:
             raise error
-        return predict_images(self, images, batch_size)
+        return forward(self, images, *args)
 
-    monkeypatch.setattr(Predictor, "predict", failing_on_portraits)
+    monkeypatch.setattr(CascadeMaskRCNN, "forward", failing_on_portraits)
     code, content = run(tmp_path, photos / "a.png", photos / "b.png", photos / "grey.jpg", "--model", tiny_model)
     assert code == 1
     assert [i["picture"] for i in content["images"]] == ["a.png", "grey.png"]
@@ -175,6 +178,23 @@ def test_one_image_that_the_model_fails_on(
             "error_message": message,
         }
     ]
+
+
+def test_a_lost_device_ends_the_job(
+    photos: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pictures after it are not refused one by one."""
+
+    fail = FakeCuda(monkeypatch).lose("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", {0})
+
+    def lose(*_: Any) -> Any:
+        raise fail([0]) or AssertionError
+
+    monkeypatch.setattr(CascadeMaskRCNN, "forward", lose)
+    arguments = [photos / "a.png", photos / "b.png", "--model", tiny_model, "--out", tmp_path]
+    assert predict.main(list(map(str, arguments))) == 1
+    assert "device cuda is lost: RuntimeError: cuDNN error" in capsys.readouterr().err
+    assert not (tmp_path / "predictions.json").exists()
 
 
 @pytest.mark.parametrize(

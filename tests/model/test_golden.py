@@ -23,9 +23,9 @@ from pipeline.images.sizes import scaled_size
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
-from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions
+from testing.preprocessed import preprocessed
 from tests.model.compare import Found, assert_same, mask_iou, match
 from tests.model.golden_weights import GOLDEN_DIR, digest, save_mmdet3, save_modelscope, save_official
 
@@ -102,8 +102,8 @@ def compute_maps(official: Predictor) -> Callable[[str], Maps]:
     @lru_cache
     @torch.inference_mode()
     def run(case: str) -> Maps:
-        pixels, size = preprocess(golden(case).image, golden(case).settings, torch.device("cpu"))
-        backbone = official.detector.backbone(pixels[None])
+        pixels, size = preprocessed(golden(case).image, golden(case).settings)
+        backbone = official.detector.backbone(pixels[None], official.detector.backbone.windows(pixels.shape[-2:]))
         pyramid = official.detector.neck(backbone)
         logits, deltas = zip(*official.detector.rpn.head(pyramid), strict=True)
         sizes = torch.tensor([size], dtype=torch.float32)
@@ -155,7 +155,7 @@ def test_resized_pixels(case: str) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_input(case: str) -> None:
     data = golden(case)
-    pixels, _ = preprocess(data.image, data.settings, torch.device("cpu"))
+    pixels, _ = preprocessed(data.image, data.settings)
     assert (1, *pixels.shape) == tuple(data.arrays["input_shape"])
     sample = pixels.reshape(-1)[torch.from_numpy(data.arrays["input_idx"])].numpy()
     assert np.abs(sample - data.arrays["input_val"]).max() <= 3e-7

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,14 @@ import torch
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
 from pipeline.model.detections import Detections
+from pipeline.model.device import free_memory
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import input_shape
 from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.compare import assert_same
+from tests.model.fake_cuda import FakeCuda
 
 # Kernels may sum in another order for another batch size, so a result depends on the batch in the last digits.
 ROUNDING_PX, ROUNDING = 1e-2, 1e-4
@@ -202,6 +206,98 @@ def test_every_image_needs_its_original_size(predictor: Predictor) -> None:
 def test_batch_size_must_be_positive(batch_size: int, predictor: Predictor) -> None:
     with pytest.raises(ValueError, match=f"batch_size={batch_size}: expected at least 1"):
         predictor.predict([picture(20, 30)], batch_size=batch_size)
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+EQUAL = [(60, 90)] * 8  # their padded shape is (96, 160)
+
+
+class Room:
+    """A network in whose memory a few images find room; of each batch that it is given it notes the size."""
+
+    def __init__(self, predictor: Predictor, most: int) -> None:
+        self.detector, self.most = predictor.detector, most
+        self.batches: list[int] = []
+        self.forward = self.detector.forward
+
+    def __call__(self, images: torch.Tensor, *args: Any, **options: Any) -> Any:
+        self.batches.append(len(images))
+        if len(images) > self.most and images.shape[-1] == 160:
+            activations = torch.zeros(3)
+            self.kept = weakref.ref(activations)
+            raise OUT_OF_MEMORY
+        return self.forward(images, *args, **options)
+
+
+@pytest.fixture
+def room(small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], tuple[Predictor, Room]]:
+    def make(most: int) -> tuple[Predictor, Room]:
+        predictor = load_model(small_checkpoint, "cpu")
+        room = Room(predictor, most)
+        monkeypatch.setattr(predictor.detector, "forward", room)
+        return predictor, room
+
+    return make
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_and_that_is_remembered(
+    room: Any, alone: list[Detections], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+    predictor, narrow = room(2)
+    images = [picture(*size, seed=i) for i, size in enumerate(EQUAL)]
+    found = predictor.predict(images, batch_size=8)
+    assert narrow.batches == [8, 4, 2, 2, 2, 2]
+    assert cuda.emptied == 2
+    same(found[0], alone[0])
+    narrow.batches.clear()
+    assert len(predictor.predict([*images, picture(111, 50), picture(111, 50)], batch_size=8)) == 10
+    assert narrow.batches == [2, 2, 2, 2, 2]
+    predictor.predict(images[:3] + [picture(111, 50)] * 3, batch_size=8)
+    assert narrow.batches[5:] == [2, 1, 3]  # of another shape, which has room
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "the memory of cpu does not suffice for 8 images of 96 x 160 at once: batches of this size are halved"
+    )
+
+
+def test_what_a_failed_batch_held_is_let_go_before_the_next_try(room: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor, narrow = room(1)
+    given_back: list[bool] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: given_back.append(narrow.kept() is None))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    cuda = torch.device("cuda")
+    monkeypatch.setattr("pipeline.model.predictor.free_memory", lambda _, error: free_memory(cuda, error))
+    predictor.predict([picture(60, 90)] * 2)
+    assert given_back == [True]
+
+
+def test_an_image_that_does_not_fit_by_itself_fails_alone(room: Any, alone: list[Detections]) -> None:
+    predictor, _ = room(0)
+    outcomes = predictor.attempt([picture(60, 90), picture(*MIXED[1], seed=1), picture(60, 90)])
+    assert [outcomes[i] for i in (0, 2)] == [OUT_OF_MEMORY] * 2
+    same(outcomes[1], alone[1])
+    with pytest.raises(torch.OutOfMemoryError):
+        predictor.predict([picture(60, 90)])
+
+
+def test_other_errors_leave_the_batch_size_as_it_is(room: Any) -> None:
+    predictor, narrow = room(8)
+    narrow.forward = failing_once(narrow.forward)
+    predictor.predict([picture(60, 90)] * 4, batch_size=2)
+    assert narrow.batches == [2, 1, 1, 2]
+
+
+def failing_once(forward: Any) -> Any:
+    errors = [RuntimeError("shapes differ")]
+
+    def call(*args: Any, **options: Any) -> Any:
+        if errors:
+            raise errors.pop()
+        return forward(*args, **options)
+
+    return call
 
 
 # ------------------------------------------------------------------------------------------------------------ settings

@@ -20,9 +20,9 @@ from testing.pretended_cuda import (
     ForbiddenWait,
     PretendedGpu,
     PretendedTensor,
+    UnorderedAccess,
     pretended_cuda,
 )
-from testing.pretended_streams import UnorderedAccess
 from testing.small_model import picture
 from tests.model.compare import assert_same
 from tests.model.test_golden import golden
@@ -147,6 +147,8 @@ WAITS: dict[str, tuple[str, Callable[[Tensor], object]]] = {
     "index on the CPU": ("copy to the device", lambda x: x[torch.tensor([0, 1])]),
     "nms": ("nms", lambda x: nms(x.new_ones(2, 4), x[:2], 0.5)),
     "synchronize": ("synchronize", lambda x: torch.cuda.synchronize()),
+    "stream": ("stream", lambda x: torch.cuda.current_stream().synchronize()),
+    "event": ("event", lambda x: torch.cuda.current_stream().record_event().synchronize()),
 }
 
 
@@ -266,7 +268,7 @@ def test_graph(gpu: PretendedGpu) -> None:
     x = cuda(3)
     graph = torch.cuda.CUDAGraph()
     gpu.forget()
-    with torch.cuda.graph(graph):
+    with torch.cuda.device(CUDA), torch.cuda.graph(graph):
         y = (x * 2).add_(1)
         with pytest.raises(ForbiddenWait, match="captured"):
             y.sum().item()
@@ -277,4 +279,6 @@ def test_graph(gpu: PretendedGpu) -> None:
         x.fill_(value)
         graph.replay()
         assert y.tolist() == [2 * value + 1] * 3
-    assert [launch.op for launch in gpu.launches] == ["fill_", "graph"] * 2
+    assert [launch.op for launch in gpu.launches] == ["fill_", "mul", "add_", "sum"] * 2
+    assert [launch.replayed for launch in gpu.launches] == [False, True, True, True] * 2
+    assert gpu.replays == 2

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.train.feed import collate
+from testing.preprocessed import preprocessed
 from tests.train.sample_cases import random_sample
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def test_images_are_normalised_and_padded_as_the_model_does_when_it_predicts() -
     for image, sample in zip(batch.images, samples, strict=True):
         height, width = sample.pixels.shape[:2]
         same_size = TestSettings(short_side=min(height, width), long_side=max(height, width))
-        expected, _ = preprocess(sample.pixels, same_size, CPU)
+        expected, _ = preprocessed(sample.pixels, same_size)
         assert torch.equal(image[:, :height, :width], expected[:, :height, :width])
         assert not image[:, height:].any()
         assert not image[:, :, width:].any()

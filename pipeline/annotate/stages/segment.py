@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.annotate.stages.guard import Deadline, Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
@@ -17,14 +16,10 @@ from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import NotFinite
-from pipeline.model.predictor import Predictor
+from pipeline.model.predictor import Predictor, failure_code
 from pipeline.tables.binary import binary_array, binary_views
 
 SEGMENT = "segment"
-
-
-class DeviceLost(RunError):
-    """The device answers no more; only a new process gets a working one."""
 
 
 class ModelNotFinite(RunError):
@@ -84,30 +79,20 @@ class Segment:
     def _predict(
         self, images: list[np.ndarray], sizes: list[tuple[int, int]], members: Sequence[int]
     ) -> list[Detections | ImageFailure]:
-        """All at once; where that fails, one by one, so that only the culprit's row does."""
-
         def during(batch: Sequence[int]) -> AbstractContextManager[None]:
             return self._deadline.step([members[i] for i in batch])
 
-        try:
-            found = self._predictor.predict(images, self._batch_size, sizes, during)
-            self._has_worked = True
-            return [d.where(d.scores >= self._thresholds[d.labels]) for d in found]
-        except Exception as error:
-            self._raise_if_device_lost(error)
-            if len(images) == 1:
-                if isinstance(error, NotFinite) and not self._has_worked:
-                    raise model_not_finite(error, self._predictor.precision) from error
-                codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
-                code = next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
-                return [ImageFailure(SEGMENT, code, f"{type(error).__name__}: {error}")]
-        if self._predictor.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return [self._predict([images[i]], [sizes[i]], [member])[0] for i, member in enumerate(members)]
+        outcomes = self._predictor.attempt(images, self._batch_size, sizes, during)
+        if not self._has_worked:
+            self._has_worked = any(isinstance(outcome, Detections) for outcome in outcomes)
+        return [self._result(outcome) for outcome in outcomes]
 
-    def _raise_if_device_lost(self, error: Exception) -> None:
-        if not isinstance(error, torch.OutOfMemoryError) and "CUDA error" in str(error):
-            raise DeviceLost(str(error)) from error
+    def _result(self, outcome: Detections | Exception) -> Detections | ImageFailure:
+        if isinstance(outcome, Detections):
+            return outcome.where(outcome.scores >= self._thresholds[outcome.labels])
+        if isinstance(outcome, NotFinite) and not self._has_worked:
+            raise model_not_finite(outcome, self._predictor.precision) from outcome
+        return ImageFailure(SEGMENT, failure_code(outcome), f"{type(outcome).__name__}: {outcome}")
 
 
 def model_not_finite(error: NotFinite, precision: str) -> ModelNotFinite:

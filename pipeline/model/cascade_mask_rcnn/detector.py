@@ -14,7 +14,7 @@ from pipeline.model.cascade_mask_rcnn.cascade import CascadeBoxHeads, select_det
 from pipeline.model.cascade_mask_rcnn.mask_head import CascadeMaskHeads
 from pipeline.model.cascade_mask_rcnn.roi import ROI_LEVELS, Slots
 from pipeline.model.cascade_mask_rcnn.rpn import RegionProposalNetwork, level_anchors
-from pipeline.model.cascade_mask_rcnn.swin import SwinBackbone
+from pipeline.model.cascade_mask_rcnn.swin import StageWindows, SwinBackbone
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.detections import BatchDetections
 from pipeline.model.detector import Detector, Plan, all_finite
@@ -27,9 +27,11 @@ class CascadePlan(Plan):
 
     Attributes:
         anchors: of P2..P6, float32 ``(A, 4)`` each, xyxy in input pixels.
+        windows: of the backbone's stages.
     """
 
     anchors: list[Tensor]
+    windows: tuple[StageWindows, ...]
 
 
 class CascadeMaskRCNN(Detector):
@@ -46,7 +48,7 @@ class CascadeMaskRCNN(Detector):
 
     def plan(self, shape: tuple[int, int]) -> CascadePlan:
         """See `Detector.plan`."""
-        return CascadePlan(level_anchors(shape, next(self.parameters()).device))
+        return CascadePlan(level_anchors(shape, next(self.parameters()).device), self.backbone.windows(shape))
 
     def forward(
         self,
@@ -59,7 +61,7 @@ class CascadeMaskRCNN(Detector):
     ) -> BatchDetections:
         """See `Detector.forward`; masks are ``(B, D, 28, 28)``."""
         assert isinstance(plan, CascadePlan)
-        features = self.neck(self.backbone(images))
+        features = self.neck(self.backbone(images, plan.windows))
         proposals = self.rpn(features, plan.anchors, image_sizes, settings)
         slots, pyramid = Slots(proposals.valid, self.compact), features[:ROI_LEVELS]
         rois, deltas, scores = self.box_heads(pyramid, proposals.boxes, slots, image_sizes)

@@ -27,7 +27,7 @@ from pipeline.model.cascade_mask_rcnn.layouts import (
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.cascade_mask_rcnn.mask_head import MaskHead
 from pipeline.model.cascade_mask_rcnn.roi import fold_batch_norm
-from pipeline.model.cascade_mask_rcnn.swin import PadThenShiftBlock
+from pipeline.model.cascade_mask_rcnn.swin import PadThenShiftBlock, WindowAttention
 
 # Parts of a parameter's name, as in the published config. Biases outside of norms do decay, as there. The norms of
 # the RoI heads do not; the published pattern misses them, because its names call them "bn".
@@ -46,6 +46,14 @@ def decays(name: str) -> bool:
 def compiled(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
     """The parts whose inputs keep their shapes from image to image, but for the number of RoIs."""
     return detector.backbone, detector.neck, detector.rpn, detector.box_heads, detector.mask_heads
+
+
+def fuse_attention(detector: CascadeMaskRCNN) -> None:
+    """In the backbone, the only part that attends; its biases are made now, for all forwards."""
+    for module in detector.backbone.modules():
+        if isinstance(module, WindowAttention):
+            module.fused_attn = True
+    detector.backbone.freeze_biases(next(detector.backbone.parameters()).dtype)
 
 
 def initialise(detector: CascadeMaskRCNN, seed: int) -> None:
@@ -130,5 +138,6 @@ NETWORK = Network(
     ),
     recomputed=(PadThenShiftBlock,),
     fold_batch_norm=fold_batch_norm,
+    fuse_attention=fuse_attention,
     compiled=compiled,
 )

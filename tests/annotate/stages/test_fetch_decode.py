@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from PIL import Image
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
@@ -26,7 +25,6 @@ from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.images.decode import decode_image
 from pipeline.images.sizes import scaled_size
-from pipeline.model.preprocess import preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch import fetcher as fetcher_module
@@ -34,6 +32,7 @@ from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import FetchSettings
 from pipeline.storage.uris import Uri
 from pipeline.tables.binary import binary_views
+from testing.preprocessed import preprocessed
 
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 2_000_000
@@ -380,9 +379,8 @@ class TestShrinking:
             [shrunk.shape[0]],
             [shrunk.shape[1]],
         )
-        cpu = torch.device("cpu")
-        expected, expected_size = preprocess(original, SETTINGS, cpu)
-        found, found_size = preprocess(shrunk, SETTINGS, cpu, size)
+        expected, expected_size = preprocessed(original, SETTINGS)
+        found, found_size = preprocessed(shrunk, SETTINGS, size)
         assert found_size == expected_size
         assert int((found != expected).sum()) == 0
         np.testing.assert_array_equal(shrunk, cv2.resize(original, shrunk.shape[1::-1], interpolation=cv2.INTER_LINEAR))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,58 +13,88 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torch import Tensor
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
-from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
+from pipeline.annotate.stages.guard import MAX_DEATHS, TIMEOUT_EXIT_CODE, InProcessGuard
 from pipeline.annotate.stages.rows import DECODED, error_arrays
-from pipeline.annotate.stages.segment import DeviceLost, ModelNotFinite, Segment
+from pipeline.annotate.stages.segment import ModelNotFinite, Segment
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
-from pipeline.model.detections import DETECTION_ARRAYS, Detections
-from pipeline.model.detector import NotFinite
+from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
+from pipeline.model.detector import Detector, NotFinite, Plan
+from pipeline.model.device import DeviceLost
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
+from pipeline.model.settings import PIXEL_MEAN, PIXEL_STD, TestSettings
 from pipeline.tables.binary import binary_array, binary_views
-from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, random_checkpoint
 from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
+from tests.model.fake_cuda import LOST, FakeCuda, Lost
 from tests.model.golden_weights import official_weights
 
 FIELDS = list(DETECTION_ARRAYS)
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
-def detections(size: tuple[int, int], scores: Sequence[float], labels: Sequence[int]) -> Detections:
-    """Numbers that depend on the picture's size, so that a mix-up of rows shows."""
-    count = len(scores)
-    boxes = np.tile(np.array([0, 0, size[1], size[0]], np.float32), (count, 1))
-    masks = np.full((count, 28, 28), 0.75, np.float32)
-    return Detections(boxes, np.array(scores, np.float32), np.array(labels, np.int64), masks, size)
+SETTINGS = replace(SMALL_SETTINGS, short_side=16, long_side=32)  # all pictures here enter as 32 x 32
+CHECKPOINT = random_checkpoint(SMALL, SMALL_CATEGORIES, SETTINGS)  # of which a stand-in needs no weights
 
 
-class StandIn:
-    """Finds label 0 with 0.9, label 1 with 0.5 and label 2 with 0.1 anywhere; raises what ``fail`` gives."""
+class StandInDetector(Detector):
+    """Finds label 0 with 0.9, label 1 with 0.5 and label 2 with 0.1 all over any picture.
 
-    def __init__(self, fail: Callable[[Sequence[np.ndarray]], Exception | None] = lambda images: None) -> None:
-        self.device = torch.device("cpu")
-        self.precision = "fp16"
-        self.fail = fail
+    Attributes:
+        calls: the pictures of each batch, by their number (see `plain`).
+    """
+
+    def __init__(
+        self, fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None, not_finite: Collection[int] = ()
+    ) -> None:
+        super().__init__()
+        self.fail, self.not_finite = fail, not_finite
         self.calls: list[list[int]] = []
 
-    def predict(
+    def plan(self, shape: tuple[int, int]) -> Plan:
+        return Plan()
+
+    def forward(
         self,
-        images: Sequence[np.ndarray],
-        batch_size: int,
-        image_sizes: Sequence[tuple[int, int]],
-        during: Callable[[Sequence[int]], AbstractContextManager[None]],
-    ) -> list[Detections]:
-        self.calls.append([int(image[0, 0, 0]) for image in images])
-        with during(range(len(images))):
-            if (error := self.fail(images)) is not None:
-                raise error
-        assert batch_size == 4
-        return [detections(size, [0.9, 0.5, 0.1], [0, 1, 2]) for size in image_sizes]
+        images: Tensor,
+        image_sizes: Tensor,
+        scale_factors: Tensor,
+        plan: Plan,
+        settings: TestSettings,
+        every_candidate: bool = False,
+    ) -> BatchDetections:
+        numbers = [round(red) for red in (images[:, 0, 0, 0] * PIXEL_STD[0] + PIXEL_MEAN[0]).tolist()]
+        self.calls.append(numbers)
+        if (error := self.fail(numbers)) is not None:
+            raise error
+        batch, slots = len(images), settings.max_detections
+        boxes, masks = torch.zeros(batch, slots, 4), torch.zeros(batch, slots, 28, 28)
+        scores, labels = torch.zeros(batch, slots), torch.zeros(batch, slots, dtype=torch.int64)
+        boxes[:, :3, 2:] = (image_sizes.flip(1) / scale_factors).round()[:, None]
+        masks[:, :3], scores[:, :3], labels[:, :3] = 0.75, torch.tensor([0.9, 0.5, 0.1]), torch.arange(3)
+        finite = torch.tensor([number not in self.not_finite for number in numbers])
+        counts, final = torch.full((batch,), 3), torch.ones(batch, dtype=torch.bool)
+        return BatchDetections(boxes, scores, labels, masks, counts, finite, final)
+
+
+def stand_in(
+    fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None,
+    precision: str = "fp32",
+    not_finite: Collection[int] = (),
+) -> Predictor:
+    """A predictor whose network raises what ``fail`` gives for the numbers of a batch's pictures."""
+    return Predictor(StandInDetector(fail, not_finite), CHECKPOINT, SETTINGS, precision, torch.device("cpu"))
+
+
+def calls(predictor: Predictor) -> list[list[int]]:
+    assert isinstance(predictor.detector, StandInDetector)
+    return predictor.detector.calls
 
 
 def decoded_rows(
@@ -113,7 +144,7 @@ def found(rows: pa.Table) -> Iterator[dict[str, np.ndarray] | None]:
 class TestRows:
     def test_columns(self) -> None:
         rows = decoded_rows([plain(0), plain(1)], split=["train", None], weight=[1.5, 2.5])
-        out = segment(rows, StandIn())
+        out = segment(rows, stand_in())
         kept = ["image_id", "image_uri", "split", "weight", "height", "width", "exif_orientation"]
         assert out.column_names == [*kept, "stage", "error_code", "error_message", *FIELDS]
         for name in kept:
@@ -122,9 +153,9 @@ class TestRows:
         assert {out.schema.field(name).type for name in FIELDS} == {pa.large_binary()}
 
     def test_each_row_gets_its_own(self) -> None:
-        predictor = StandIn()
+        predictor = stand_in()
         out = list(found(segment(decoded_rows([plain(i) for i in range(6)]), predictor)))
-        assert predictor.calls == [[0, 1, 2, 3, 4, 5]]
+        assert calls(predictor) == [[0, 1, 2, 3], [4, 5]]
         for i, values in enumerate(out):
             assert values is not None
             np.testing.assert_array_equal(values["boxes"].reshape(-1, 4), [[0, 0, 16, 12 + 2 * i]] * 3)
@@ -134,17 +165,17 @@ class TestRows:
 
     def test_failed_rows_pass_by(self) -> None:
         error = ImageFailure("fetch", "not_found", "gone")
-        predictor = StandIn()
+        predictor = stand_in()
         out = segment(decoded_rows([plain(0), None, plain(2), None], [None, error, None, error]), predictor)
-        assert predictor.calls == [[0, 2]]
+        assert calls(predictor) == [[0, 2]]
         assert [values is not None for values in found(out)] == [True, False, True, False]
         for column, text in (("stage", "fetch"), ("error_code", "not_found"), ("error_message", "gone")):
             assert out[column].to_pylist() == [None, text, None, text]
 
     def test_only_failed_rows(self) -> None:
-        predictor = StandIn()
+        predictor = stand_in()
         out = segment(decoded_rows([None, None], [ImageFailure("decode", "corrupt_image", "cut")] * 2), predictor)
-        assert predictor.calls == []
+        assert calls(predictor) == []
         assert out["error_code"].to_pylist() == ["corrupt_image"] * 2
         assert list(found(out)) == [None, None]
 
@@ -152,18 +183,18 @@ class TestRows:
     def test_slices(self, start: int, length: int) -> None:
         error = ImageFailure("fetch", "not_found", "gone")
         rows = decoded_rows([plain(0), plain(1), None, plain(3), plain(4)], [None, None, error, None, None])
-        expected = segment(rows, StandIn()).slice(start, length)
-        assert segment(rows.slice(start, length), StandIn()).to_pylist() == expected.to_pylist()
+        expected = segment(rows, stand_in()).slice(start, length)
+        assert segment(rows.slice(start, length), stand_in()).to_pylist() == expected.to_pylist()
 
     def test_chunks(self) -> None:
         rows = decoded_rows([plain(i) for i in range(5)])
         chunked = pa.concat_tables([rows.slice(0, 2), rows.slice(2)])
         assert chunked["pixels"].num_chunks == 2
-        assert segment(chunked, StandIn()).to_pylist() == segment(rows, StandIn()).to_pylist()
+        assert segment(chunked, stand_in()).to_pylist() == segment(rows, stand_in()).to_pylist()
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        Segment(StandIn(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
+        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
         (counts,) = reports
         assert counts.segment_s > 0
         assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
@@ -180,7 +211,7 @@ class TestRows:
     ],
 )
 def test_thresholds(thresholds: tuple[float, ...], labels: list[int]) -> None:
-    out = segment(decoded_rows([plain(0), plain(1)]), StandIn(), thresholds)
+    out = segment(decoded_rows([plain(0), plain(1)]), stand_in(), thresholds)
     assert out["error_code"].to_pylist() == [None, None]
     for values in found(out):
         assert values is not None  # none found is not failed
@@ -188,6 +219,11 @@ def test_thresholds(thresholds: tuple[float, ...], labels: list[int]) -> None:
         assert len(values["boxes"]) == 4 * len(labels)
         assert len(values["masks"]) == 28 * 28 * len(labels)
         np.testing.assert_array_equal(values["scores"], np.array([0.9, 0.5, 0.1], np.float32)[labels])
+
+
+@pytest.fixture
+def on_cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda(monkeypatch)
 
 
 class TestFailures:
@@ -200,76 +236,80 @@ class TestFailures:
         ],
     )
     def test_one_bad_image_fails_alone(self, error: Exception, code: str, message: str) -> None:
-        predictor = StandIn(lambda images: error if any(image[0, 0, 0] == 2 for image in images) else None)
-        out = segment(decoded_rows([plain(i) for i in range(4)]), predictor)
-        assert predictor.calls == [[0, 1, 2, 3], [0], [1], [2], [3]]
+        rows = decoded_rows([plain(i) for i in range(4)])
+        out = segment(rows, stand_in(lambda numbers: error if 2 in numbers else None))
         assert out["error_code"].to_pylist() == [None, None, code, None]
         assert out["stage"].to_pylist() == [None, None, "segment", None]
         assert out["error_message"][2].as_py().startswith(message)
         assert len(out["error_message"][2].as_py()) <= 500
         assert [values is None for values in found(out)] == [False, False, True, False]
+        good = segment(rows, stand_in())
+        assert out.take([0, 1, 3]).to_pylist() == good.take([0, 1, 3]).to_pylist()
 
-    def test_a_batch_too_large_for_the_memory_is_done_one_by_one(self) -> None:
-        predictor = StandIn(lambda images: OUT_OF_MEMORY if len(images) > 1 else None)
-        rows = decoded_rows([plain(i) for i in range(4)])
-        out = segment(rows, predictor)
-        assert out["error_code"].null_count == 4
-        assert out.to_pylist() == segment(rows, StandIn()).to_pylist()
+    def test_a_lost_device_is_raised_and_the_images_stay_in_flight(self, on_cuda: FakeCuda) -> None:
+        guard = InProcessGuard()
+        with pytest.raises(DeviceLost, match="cuDNN error"):
+            segment(decoded_rows([plain(0), plain(1)]), stand_in(on_cuda.lose("cuDNN error", {0, 1})), guard=guard)
+        assert guard.begin("segment", [100, 101]) == [1, 1]
 
-    @pytest.mark.parametrize("count", [1, 3])
-    def test_a_lost_device_is_raised_and_the_images_stay_in_flight(self, count: int) -> None:
-        lost = RuntimeError("CUDA error: an illegal memory access was encountered")
-        guard, predictor = InProcessGuard(), StandIn(lambda images: lost)
-        with pytest.raises(DeviceLost, match="illegal memory access") as raised:
-            segment(decoded_rows([plain(i) for i in range(count)]), predictor, guard=guard)
-        assert raised.value.__cause__ is lost
-        assert len(predictor.calls) == 1  # nothing else is tried on a device that is gone
-        assert guard.begin("segment", [100]) == [1]
-
-    def test_device_lost_by_a_single_image(self) -> None:
-        def fail(images: Sequence[np.ndarray]) -> Exception:
-            return OUT_OF_MEMORY if len(images) > 1 else RuntimeError("CUDA error: device-side assert triggered")
-
-        with pytest.raises(DeviceLost):
-            segment(decoded_rows([plain(0), plain(1)]), StandIn(fail))
-
-    def test_an_image_that_loses_the_device_again_and_again_is_refused(self) -> None:
-        lost = RuntimeError("CUDA error: device-side assert triggered")
-        predictor = StandIn(lambda images: lost if any(image[0, 0, 0] == 1 for image in images) else None)
+    def test_an_image_that_loses_the_device_again_and_again_is_refused(self, on_cuda: FakeCuda) -> None:
         guard, rows = InProcessGuard(), decoded_rows([plain(0), plain(1), plain(2)])
         for _ in range(MAX_DEATHS):
             with pytest.raises(DeviceLost):
-                segment(rows, predictor, guard=guard)
-        out = segment(rows, predictor, guard=guard)
+                segment(rows, stand_in(on_cuda.lose("device-side assert", {1})), guard=guard)
+            on_cuda.restart()
+        out = segment(rows, stand_in(on_cuda.lose("device-side assert", {1})), guard=guard)
         assert out["error_code"].to_pylist() == [None, "process_killed", None]
         assert out["stage"].to_pylist() == [None, "segment", None]
 
-    def test_the_images_of_a_call_that_never_returns_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """And the others of the block are not; here a thread ends in the place of the process."""
+    @pytest.mark.parametrize("count", [1, 2])
+    @pytest.mark.parametrize("kind", LOST, ids=str)
+    def test_however_the_device_is_lost_the_replica_restarts_and_no_image_is_refused(
+        self, kind: Lost, count: int, on_cuda: FakeCuda
+    ) -> None:
+        """By whatever library the error is told, and whichever call is the next one to fail."""
+        guard, rows = InProcessGuard(), decoded_rows([plain(i) for i in range(count)])
+        with pytest.raises(DeviceLost):
+            segment(rows, stand_in(on_cuda.lose(kind.message, {0}, kind.error)), guard=guard)
+        on_cuda.restart()
+        out = segment(rows, stand_in(), guard=guard)
+        assert out["error_code"].to_pylist() == [None] * count
+        assert out.to_pylist() == segment(rows, stand_in()).to_pylist()
 
-        class Endless(StandIn):
-            def predict(self, images: Any, batch_size: int, image_sizes: Any, during: Any) -> list[Detections]:
-                for batch in ([0, 2], [1, 3]):
-                    with during(batch):
-                        if 3 in batch:
-                            assert ended.wait(20)
-                return super().predict(images, batch_size, image_sizes, during)
-
-        def end(code: int) -> None:
-            ended.set()
-            raise SystemExit(code)
-
-        ended, guard, rows = threading.Event(), InProcessGuard(), decoded_rows([plain(i) for i in range(4)])
-        named: list[Any] = []
-        monkeypatch.setattr(guard, "expire", lambda *rows: named.append(rows))
-        monkeypatch.setattr("pipeline.annotate.stages.guard.os._exit", end)
-        Segment(Endless(), 4, (0, 0, 0), guard, lambda counts: None, timeout_s=0.2)(rows)  # type: ignore[arg-type]
-        assert named == [("segment", [101, 103], [100, 102])]
-
-    def test_running_out_of_memory_is_not_losing_the_device(self) -> None:
+    def test_running_out_of_memory_is_not_losing_the_device(self, on_cuda: FakeCuda) -> None:
         error = torch.OutOfMemoryError("CUDA error: out of memory")
-        out = segment(decoded_rows([plain(0)]), StandIn(lambda images: error))
-        assert out["error_code"].to_pylist() == ["out_of_memory"]
+        out = segment(decoded_rows([plain(0), plain(1)]), stand_in(lambda numbers: error if 0 in numbers else None))
+        assert out["error_code"].to_pylist() == ["out_of_memory", None]
+
+    @pytest.mark.parametrize("text", ["CUDA error: invalid argument", "cuDNN error: CUDNN_STATUS_BAD_PARAM"])
+    def test_an_error_of_a_device_that_lives_is_a_failed_row(self, text: str, on_cuda: FakeCuda) -> None:
+        out = segment(
+            decoded_rows([plain(0), plain(1)]), stand_in(lambda numbers: RuntimeError(text) if 0 in numbers else None)
+        )
+        assert out["error_code"].to_pylist() == ["model_error", None]
+
+    def test_the_images_of_a_call_that_never_returns_are_named(self) -> None:
+        """And the others of the block are not."""
+        run = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=100)
+        assert run.returncode == TIMEOUT_EXIT_CODE, run.stderr
+        assert json.loads(run.stdout) == ["segment", [102, 103], [100, 101, 104]]
+
+
+# Of the second batch the network never returns.
+ENDLESS = """
+import json, time
+from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.segment import Segment
+from tests.annotate.stages.test_segment import decoded_rows, plain, stand_in
+
+class Telling(InProcessGuard):
+    def expire(self, stage, ids, others):
+        print(json.dumps([stage, list(ids), list(others)]), flush=True)
+
+predictor = stand_in(lambda numbers: time.sleep(100) if 3 in numbers else None)
+rows = decoded_rows([plain(i) for i in range(5)])
+Segment(predictor, 2, (0, 0, 0), Telling(), lambda counts: None, timeout_s=1.0)(rows)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -327,22 +367,27 @@ class TestRealModel:
 
 
 class TestNotFinite:
-    def test_the_first_image_stops_the_run(self) -> None:
-        predictor = StandIn(lambda images: NotFinite("NaN"))
-        with pytest.raises(ModelNotFinite, match=r"model\.precision fp16 may be too coarse .* model\.precision=fp32"):
+    def test_the_first_images_stop_the_run(self) -> None:
+        predictor = stand_in(not_finite=[0, 1], precision="bf16")
+        with pytest.raises(ModelNotFinite, match=r"model\.precision bf16 may be too coarse .* model\.precision=fp32"):
             segment(decoded_rows([plain(0), plain(1)]), predictor)
 
     def test_float32_is_not_advised_where_it_was_used(self) -> None:
-        predictor = StandIn(lambda images: NotFinite("NaN"))
-        predictor.precision = "fp32"
+        predictor = stand_in(not_finite=[0])
         with pytest.raises(ModelNotFinite, match=r"run with another checkpoint$") as caught:
             segment(decoded_rows([plain(0)]), predictor)
         assert "model.precision" not in str(caught.value)
 
-    def test_a_later_one_is_a_failed_row(self) -> None:
-        predictor = StandIn(lambda images: NotFinite("NaN") if any(image[0, 0, 0] == 1 for image in images) else None)
+    @pytest.mark.parametrize("bad", [0, 1])
+    def test_one_among_others_is_a_failed_row(self, bad: int) -> None:
+        predictor = stand_in(not_finite=[bad])
         out = segment(decoded_rows([plain(0), plain(1), plain(2)]), predictor)
-        assert out["error_code"].to_pylist() == [None, "not_finite", None]
+        assert out["error_code"].to_pylist() == ["not_finite" if i == bad else None for i in range(3)]
+
+    def test_a_later_one_is_a_failed_row(self) -> None:
+        stage = Segment(stand_in(not_finite=[1]), 4, (0, 0, 0), InProcessGuard(), lambda counts: None)
+        assert stage(decoded_rows([plain(0)]))["error_code"].to_pylist() == [None]
+        assert stage(decoded_rows([plain(1)]))["error_code"].to_pylist() == ["not_finite"]
 
     @pytest.mark.parametrize(
         "weight", ["backbone.patch_embed.proj.weight", "rpn.deltas.weight", "box_heads.stages.2.classify.bias"]

@@ -54,7 +54,7 @@ def forward(
 
 def maps(detector: CascadeMaskRCNN, images: Tensor, plan: CascadePlan) -> list[Tensor]:
     """P2..P6."""
-    return detector.neck(detector.backbone(images))
+    return detector.neck(detector.backbone(images, plan.windows))
 
 
 def image_index(counts: list[int]) -> Tensor:

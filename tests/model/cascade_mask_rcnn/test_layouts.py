@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.cascade_mask_rcnn.layouts import detect_layout, infer_variant, to_native
-from pipeline.model.cascade_mask_rcnn.swin import SwinStage
+from pipeline.model.cascade_mask_rcnn.swin import PatchMerging, merged_tokens
 from pipeline.model.cascade_mask_rcnn.variants import SWIN_B, SWIN_S, SWIN_T, CascadeVariant
 from pipeline.model.files.state_dict import LayoutError, check_keys
 from testing.small_model import SMALL
@@ -82,11 +82,12 @@ def test_patch_merging_computes_the_same_in_every_order(small_state: State) -> N
     as_official = merge(torch.cat(slices, dim=-1), small_state, prefix)
     torch.testing.assert_close(as_mmdet3, as_official, rtol=0, atol=1e-5)
 
-    stage = SwinStage(2 * SMALL.embed_dim, 1, 2, SMALL.window_size, merge=True, drop_path=[0.0]).requires_grad_(False)
+    ours = PatchMerging(SMALL.embed_dim).requires_grad_(False)
     native = to_native(mmdet3_state, "mmdet3")
     start = "backbone.stages.1.downsample."
-    stage.downsample.load_state_dict({k.removeprefix(start): v for k, v in native.items() if k.startswith(start)})
-    torch.testing.assert_close(stage.downsample(x), as_official, rtol=0, atol=1e-5)
+    ours.load_state_dict({k.removeprefix(start): v for k, v in native.items() if k.startswith(start)})
+    merged = ours(x.flatten(1, 2), merged_tokens((10, 6), x.device)).unflatten(1, (5, 3))
+    torch.testing.assert_close(merged, as_official, rtol=0, atol=1e-5)
 
 
 RESNET = ("conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.running_mean", "layer4.2.conv3.weight")

@@ -1,17 +1,36 @@
-"""Oracles: the same backbone written out with loops over windows, and timm's where every map is whole windows."""
+"""Oracles: the same backbone written out with loops over windows, the same that pads, rolls and cuts by timm's
+functions, and timm's own where every map is whole windows.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from itertools import product
+from typing import Any
+from unittest import mock
 
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from pipeline.model.cascade_mask_rcnn.swin import PadThenShiftBlock, SwinBackbone, SwinStage
+from pipeline.model.cascade_mask_rcnn.swin import (
+    PadThenShiftBlock,
+    StageWindows,
+    SwinBackbone,
+    SwinStage,
+    stage_windows,
+)
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 
 SIDE, SHIFT = 7, 3
@@ -31,6 +50,10 @@ def lively(module: nn.Module, seed: int = 0) -> nn.Module:
         else:
             parameter.data = 0.5 * noise
     return module.eval().requires_grad_(False)
+
+
+def maps_of(backbone: SwinBackbone, images: Tensor) -> list[Tensor]:
+    return backbone(images, backbone.windows(images.shape[-2:]))
 
 
 def random_map(*shape: int, seed: int = 1) -> Tensor:
@@ -88,7 +111,6 @@ def by_hand_merge(merge: nn.Module, x: Tensor) -> Tensor:
 def by_hand_backbone(backbone: SwinBackbone, image: Tensor) -> list[Tensor]:
     """(3, H, W) -> four maps ``(C, H', W')``."""
     embed = backbone.patch_embed
-    image = F.pad(image, (0, -image.shape[2] % 4, 0, -image.shape[1] % 4))
     x = F.conv2d(image[None], embed.proj.weight, embed.proj.bias, stride=4)[0].permute(1, 2, 0)
     x = by_hand_norm(x, embed.norm)
     maps = []
@@ -121,17 +143,18 @@ def test_two_blocks_equal_loops_over_windows(size: tuple[int, int], shifted: boo
     expected = x
     for i, block in enumerate(stage.blocks):
         expected = by_hand_block(block, expected, shifted=i == 1)
-    torch.testing.assert_close(stage(x[None])[0], expected, rtol=0, atol=1e-11)
+    ours = stage(x[None].flatten(1, 2), stage_windows(size, SIDE, None, x.device))
+    torch.testing.assert_close(ours.view(expected.shape), expected, rtol=0, atol=1e-11)
 
 
-INPUT_SIZES = {"odd": (33, 47), "multiple of 32": (64, 96), "strip": (8, 130), "smaller than a patch": (3, 2)}
+INPUT_SIZES = {"odd maps": (36, 44), "multiple of 32": (64, 96), "strip": (8, 132), "one patch": (4, 4)}
 
 
 @pytest.mark.parametrize("size", INPUT_SIZES.values(), ids=INPUT_SIZES.keys())
 def test_backbone_equals_loops_over_windows(size: tuple[int, int]) -> None:
     backbone = lively(SwinBackbone(NARROW)).double()
     image = random_map(3, *size).double()
-    maps = backbone(image[None])
+    maps = maps_of(backbone, image[None])
     for i, (ours, expected) in enumerate(zip(maps, by_hand_backbone(backbone, image), strict=True)):
         assert ours.shape == (1, WIDTHS[i], *(math.ceil(side / 2 ** (i + 2)) for side in size))
         torch.testing.assert_close(ours[0], expected, rtol=0, atol=1e-10)
@@ -140,8 +163,8 @@ def test_backbone_equals_loops_over_windows(size: tuple[int, int]) -> None:
 def test_a_batch_equals_its_images_one_by_one() -> None:
     backbone = lively(SwinBackbone(NARROW))
     images = random_map(2, 3, 64, 96)
-    singles = [backbone(image[None]) for image in images]
-    for level, both in enumerate(backbone(images)):
+    singles = [maps_of(backbone, image[None]) for image in images]
+    for level, both in enumerate(maps_of(backbone, images)):
         alone = torch.cat([maps[level] for maps in singles])
         torch.testing.assert_close(both, alone, rtol=0, atol=2e-5)
 
@@ -168,15 +191,264 @@ def timm_maps(backbone: SwinBackbone, images: Tensor) -> list[Tensor]:
 
 def test_equals_timm_where_every_map_is_whole_windows() -> None:
     backbone, images = lively(SwinBackbone(NARROW)), random_map(1, 3, 448, 672)
-    for ours, theirs in zip(backbone(images), timm_maps(backbone, images), strict=True):
+    for ours, theirs in zip(maps_of(backbone, images), timm_maps(backbone, images), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def test_differs_from_timm_where_maps_need_padding() -> None:
     """timm shifts before it pads: the guard against building on its blocks as they are."""
     backbone, images = lively(SwinBackbone(NARROW)), random_map(1, 3, 224, 320)
-    for ours, theirs in zip(backbone(images), timm_maps(backbone, images), strict=True):
+    for ours, theirs in zip(maps_of(backbone, images), timm_maps(backbone, images), strict=True):
         assert (ours - theirs).abs().max() > 0.1
+
+
+# ------------------------------------------------------------------------------- against pad, roll and cut, bit by bit
+class RollingBlock(SwinTransformerBlock):
+    """A block that finds its windows by timm's functions, with timm's attention and masks."""
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool, drop_path: float) -> None:
+        size, shift = (window_size, window_size), window_size // 2 if shifted else 0
+        kind = {"window_size": window_size, "shift_size": shift, "always_partition": True, "dynamic_mask": True}
+        super().__init__(dim, size, num_heads, drop_path=drop_path, **kind)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.attend(self.norm1(x)))
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def attend(self, x: Tensor) -> Tensor:
+        _, H, W, C = x.shape
+        side, shift = self.window_size[0], self.shift_size[0]
+        x = F.pad(x, (0, 0, 0, -W % side, 0, -H % side))
+        padded, mask = x.shape[1:3], self.get_attn_mask(x)
+        x = torch.roll(x, shifts=(-shift, -shift), dims=(1, 2))
+        windows = self.attn(window_partition(x, self.window_size).view(-1, side * side, C), mask=mask)
+        x = window_reverse(windows.view(-1, side, side, C), self.window_size, *padded)
+        return torch.roll(x, shifts=(shift, shift), dims=(1, 2))[:, :H, :W]
+
+
+class RollingBackbone(nn.Module):
+    """The backbone without a table, with the same names of weights."""
+
+    def __init__(self, variant: CascadeVariant, drop_path_rate: float = 0.0) -> None:
+        super().__init__()
+        ours = SwinBackbone(variant, drop_path_rate)
+        self.patch_embed, self.norms = ours.patch_embed, ours.norms
+        self.stages = nn.ModuleList(nn.Module() for _ in ours.stages)
+        rates = iter([drop_path_rate * i / (sum(variant.depths) - 1) for i in range(sum(variant.depths))])
+        for i, (stage, depth, heads) in enumerate(zip(self.stages, variant.depths, variant.num_heads, strict=True)):
+            dim = variant.embed_dim * 2**i
+            stage.downsample = PatchMerging(dim // 2) if i else nn.Identity()
+            blocks = (RollingBlock(dim, heads, variant.window_size, j % 2 == 1, next(rates)) for j in range(depth))
+            stage.blocks = nn.Sequential(*blocks)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x, maps = self.patch_embed(images), []
+        for stage, norm in zip(self.stages, self.norms, strict=True):
+            x = stage.blocks(stage.downsample(x))
+            maps.append(norm(x).permute(0, 3, 1, 2))
+        return maps
+
+
+def both(variant: CascadeVariant, drop_path_rate: float = 0.0) -> tuple[SwinBackbone, RollingBackbone]:
+    ours, rolling = SwinBackbone(variant, drop_path_rate), RollingBackbone(variant, drop_path_rate)
+    lively(rolling)
+    ours.load_state_dict(rolling.state_dict(), strict=True)
+    return ours.eval().requires_grad_(False), rolling
+
+
+def set_fused(fused: bool, *backbones: nn.Module) -> None:
+    for backbone in backbones:
+        for module in backbone.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = fused
+
+
+SIZES = st.integers(1, 40)
+VARIANTS = st.builds(
+    CascadeVariant,
+    name=st.just("random"),
+    embed_dim=st.just(8),
+    depths=st.tuples(*[st.integers(1, 3)] * 4),
+    num_heads=st.sampled_from([(1, 2, 4, 8), (2, 4, 4, 16)]),
+    window_size=st.sampled_from([7, 7, 7, 1, 2, 3, 4, 8, 12]),
+)
+
+
+@given(VARIANTS, SIZES, SIZES, st.integers(1, 3), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_no_bit_differs_from_rolling(variant: CascadeVariant, height: int, width: int, B: int, fused: bool) -> None:
+    ours, rolling = both(variant)
+    set_fused(fused, ours, rolling)
+    images = random_map(B, 3, 4 * height, 4 * width)
+    expected, computed = rolling(images), maps_of(ours, images)
+    ours.freeze_biases(torch.float32)
+    for wanted, *found in zip(expected, computed, maps_of(ours, images), strict=True):
+        for found_map in found:
+            assert found_map.shape == wanted.shape
+            assert found_map.stride() == wanted.stride()
+            assert torch.equal(found_map, wanted)
+
+
+def gradients(backbone: nn.Module, maps: list[Tensor]) -> dict[str, Tensor]:
+    weights = [random_map(*m.shape, seed=2).double() for m in maps]
+    sum((m * weight).sum() for m, weight in zip(maps, weights, strict=True)).backward()
+    return {name: parameter.grad for name, parameter in backbone.named_parameters()}
+
+
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_gradients_equal_those_of_rolling(fused: bool, recomputed: bool) -> None:
+    """With stochastic depth, whose drawings are the same from the same random state."""
+    ours, rolling = both(NARROW, drop_path_rate=0.5)
+    set_fused(fused, ours, rolling)
+    for backbone in (ours, rolling):
+        backbone.double().train().requires_grad_(True)
+    images = random_map(3, 3, 36, 60).double()
+    torch.manual_seed(0)
+    expected = gradients(rolling, rolling(images))
+    if recomputed:
+        for module in ours.modules():
+            if isinstance(module, PadThenShiftBlock):
+                module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+    torch.manual_seed(0)
+    found = gradients(ours, maps_of(ours, images))
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(gradient, expected[name], rtol=0, atol=1e-12 * max(scale, 1), msg=name)
+
+
+def test_images_that_are_no_whole_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match="images of 32 x 46: sides must be multiples of 4"):
+        SwinBackbone(NARROW).windows((32, 46))
+
+
+# ------------------------------------------------------------------------------------------- what a device has to do
+NOT_LAUNCHED = ("aten::detach", "aten::_unsafe_view", "aten::alias", "aten::empty", "aten::new_empty")
+FUSED_ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
+
+
+class Launches(TorchDispatchMode):
+    """Counts ops that are no views, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and not func.name().startswith(NOT_LAUNCHED):
+            self.counts[func.name().split(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def frozen(variant: CascadeVariant, dtype: torch.dtype = torch.float32) -> SwinBackbone:
+    """As inference has it."""
+    backbone = lively(SwinBackbone(variant)).to(dtype)
+    set_fused(True, backbone)
+    backbone.freeze_biases(dtype)
+    return backbone.to(memory_format=torch.channels_last)
+
+
+IN_BOTH = {
+    "aten::native_layer_norm": 2,
+    "aten::cat": 1,  # a zero token, for padding
+    "aten::index_select": 2,  # into windows, and back
+    "aten::addmm": 4,
+    FUSED_ATTENTION: 1,
+    "aten::add": 2,
+    "aten::gelu": 1,
+}
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["plain", "shifted"])
+@pytest.mark.parametrize("size", [(14, 21), (15, 20)], ids=["whole windows", "padding"])
+def test_launches_of_a_block(size: tuple[int, int], shifted: bool) -> None:
+    """13 and 14; pad, roll and cut took 15 and 21 with biases made in each call."""
+    block = frozen(NARROW).stages[0].blocks[shifted]
+    windows = stage_windows(size, SIDE, None, torch.device("cpu"))
+    x, kinds = random_map(2, size[0] * size[1], WIDTHS[0]), windows.kinds.repeat(2)
+    with torch.no_grad(), Launches() as launches:
+        block(x, windows, kinds)
+    bias_of_each_window = {"aten::index_select": 3} if shifted else {}
+    assert launches.counts == {**IN_BOTH, **bias_of_each_window}
+
+
+def test_nothing_is_cast_where_weights_are_bfloat16() -> None:
+    exact, half = frozen(NARROW), frozen(NARROW, torch.bfloat16)
+    images = random_map(2, 3, 64, 96)
+    windows, pixels = half.windows((64, 96)), images.bfloat16()
+    with torch.no_grad(), Launches() as launches:
+        maps = half(pixels, windows)
+    assert not [name for name in launches.counts if "copy" in name]
+    assert launches.counts[FUSED_ATTENTION] == sum(NARROW.depths)
+    for half_map, exact_map in zip(maps, exact(images, windows), strict=True):
+        assert half_map.dtype == torch.bfloat16
+        similarity = F.cosine_similarity(half_map.float().flatten(), exact_map.flatten(), dim=0)
+        assert similarity > 0.995
+
+
+@pytest.mark.parametrize("side", [7, 8, 12])
+def test_frozen_biases_lie_as_memory_efficient_attention_takes_them(side: int) -> None:
+    """PyTorch's rule (`aligned_tensor` in its attention.cpp): else it pads a copy in each call."""
+    variant = CascadeVariant("small", WIDTHS[0], depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=side)
+    backbone, attend, biases = frozen(variant, torch.bfloat16), F.scaled_dot_product_attention, []
+
+    def watched(*args: Tensor, attn_mask: Tensor) -> Tensor:
+        biases.append(attn_mask)
+        return attend(*args, attn_mask=attn_mask)
+
+    with mock.patch.object(F, "scaled_dot_product_attention", watched), torch.no_grad():
+        maps_of(backbone, random_map(2, 3, 64, 96))
+    assert len(biases) == 5
+    for bias in biases:
+        assert bias.shape[-2:] == (side**2, side**2)
+        assert bias.dtype == torch.bfloat16
+        assert bias.stride(-1) == 1
+        assert all(stride % 8 == 0 for stride in bias.stride()[:-1])
+
+
+def test_frozen_biases_are_no_weights() -> None:
+    backbone, plain = frozen(NARROW), SwinBackbone(NARROW)
+    assert backbone.state_dict().keys() == plain.state_dict().keys()
+    backbone.load_state_dict(plain.state_dict(), strict=True)
+
+
+def test_plain_attention_is_products_and_a_softmax() -> None:
+    backbone = frozen(NARROW)
+    set_fused(False, backbone)
+    with torch.no_grad(), Launches() as launches:
+        maps_of(backbone, random_map(1, 3, 32, 32))
+    assert launches.counts["aten::_softmax"] == sum(NARROW.depths)
+    assert launches.counts["aten::bmm"] == 2 * sum(NARROW.depths)
+    assert not launches.counts[FUSED_ATTENTION]
+
+
+def tables(windows: tuple[StageWindows, ...]) -> Iterator[Tensor]:
+    for stage in windows:
+        for table in (stage.merged, stage.kinds):
+            yield from [] if table is None else [table]
+        for partition in (stage.plain, stage.shifted):
+            yield from (partition.tokens, partition.places)
+
+
+def test_two_graphs_serve_all_shapes_and_batches() -> None:
+    """One for single images, one for batches; whether a map needs padding is not asked."""
+    variant = CascadeVariant("tiny", WIDTHS[0], depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
+    backbone, counter = frozen(variant), CompileCounterWithBackend("eager")
+    torch.compiler.reset()
+    compiled = torch.compile(backbone, dynamic=True, fullgraph=True, backend=counter)
+    with torch.no_grad():
+        for shape in [(128, 160), (160, 128), (96, 192), (192, 192), (224, 100)]:
+            windows = backbone.windows(shape)
+            for table in tables(windows):
+                torch._dynamo.mark_dynamic(table, 0)
+            for B in (1, 2, 3):
+                images = random_map(B, 3, *shape)
+                for axis in (2, 3) if B == 1 else (0, 2, 3):
+                    torch._dynamo.mark_dynamic(images, axis)
+                found, expected = compiled(images, windows), backbone(images, windows)
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert counter.frame_count <= 2
 
 
 # ------------------------------------------------------------------------------------------------- stochastic depth
@@ -185,8 +457,10 @@ def test_drop_path_acts_in_training_only() -> None:
     plain = SwinBackbone(NARROW)
     plain.load_state_dict(backbone.state_dict())
     torch.manual_seed(0)
-    assert all(torch.equal(a, b) for a, b in zip(backbone.eval()(images), plain.eval()(images), strict=True))
-    first, second = backbone.train()(images), backbone(images)
+    assert all(
+        torch.equal(a, b) for a, b in zip(maps_of(backbone.eval(), images), maps_of(plain.eval(), images), strict=True)
+    )
+    first, second = maps_of(backbone.train(), images), maps_of(backbone, images)
     assert not torch.equal(first[3], second[3])
 
 

@@ -10,8 +10,21 @@ from torchvision.ops import nms, roi_align
 from pipeline.model.settings import PIXEL_MEAN, PIXEL_STD
 
 STRIDES = [4, 8, 16, 32]
-INPUT = (192, 256)  # H, W
+INPUT = (64, 96)  # H, W
 CHANNELS = 3
+
+_NAN, _INF = float("nan"), float("inf")
+# Not numbers, too large, without area, inside out.
+UNUSABLE_BOXES = [
+    *([_NAN if i == k else 40.0 * (1 + i // 2) for i in range(4)] for k in range(4)),
+    [0.0, 0.0, _INF, 50.0],
+    [-_INF, 0.0, 50.0, 50.0],
+    [-_INF, -_INF, _INF, _INF],
+    [0.0, 0.0, 3e38, 3e38],
+    [-1e9, 0.0, 1e9, 50.0],
+    [60.0, 60.0, 50.0, 50.0],
+    [10.0, 10.0, 10.0, 50.0],
+]
 
 
 def maps(batch: int = 2, channels: int = CHANNELS, size: tuple[int, int] = INPUT) -> list[Tensor]:
@@ -25,25 +38,25 @@ def boxes_of_all_kinds() -> tuple[Tensor, Tensor, Tensor]:
     """Boxes, levels and images (two) of RoIs: on each level, of no level, and of shapes that are hard to pool."""
     height, width = INPUT
     kinds = [
-        [30.3, 41.7, 63.1, 98.2],
-        [50.1, 60.2, 50.9, 60.4],  # less than a pixel
-        [0, 0, 40, 40],  # at a corner
-        [width - 40, height - 40, width, height],  # at the far corner
+        [10.3, 11.7, 43.1, 58.2],
+        [50.1, 40.2, 50.9, 40.4],  # less than a pixel
+        [0, 0, 20, 20],  # at a corner
+        [width - 20, height - 20, width, height],  # at the far corner
         [0, 0, width, height],  # whole
-        [0, 80, width, 96],  # wide
-        [101.5, 0, 107.25, height],  # tall
-        [-60, -30, 90, 50],  # partly outside
-        [width - 20, height - 9, width + 200, height + 90],
-        [-500, -500, -400, -400],  # wholly outside
-        [-60, -60, width + 60, height + 60],  # larger than the map
+        [0, 30, width, 36],  # wide
+        [41.5, 0, 44.25, height],  # tall
+        [-30, -15, 40, 25],  # partly outside
+        [width - 10, height - 9, width + 40, height + 30],
+        [-90, -90, -40, -40],  # wholly outside
+        [-20, -20, width + 20, height + 20],  # larger than the map
         [28, 28, 56, 56],  # whole bins on the finest level: one sample more or less shows a wrong rounding
-        [2, 2, 58, 114],
-        [100, 100, 100, 180],  # no width
-        [90, 90, 90, 90],  # a point
+        [2, 2, 58, 58],
+        [60, 10, 60, 50],  # no width
+        [30, 30, 30, 30],  # a point
     ]
     generator = torch.Generator().manual_seed(1)
     corner = torch.rand(12, 2, generator=generator) * torch.tensor([width, height])
-    scattered = torch.cat([corner, corner + torch.rand(12, 2, generator=generator) * 120], dim=1)
+    scattered = torch.cat([corner, corner + torch.rand(12, 2, generator=generator) * 50], dim=1)
     boxes = torch.cat([torch.tensor(kinds).float(), scattered])
     levels = torch.arange(-1, len(STRIDES)).repeat_interleave(len(boxes))
     boxes = boxes.repeat(len(STRIDES) + 1, 1)

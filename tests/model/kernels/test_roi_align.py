@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.ops import roi_align
 
 from pipeline.model.kernels.roi_align import roi_align_cpu, roi_align_levels
-from tests.model.kernels.cases import INPUT, STRIDES, boxes_of_all_kinds, maps, torchvision_levels
+from tests.model.kernels.cases import INPUT, STRIDES, UNUSABLE_BOXES, boxes_of_all_kinds, maps, torchvision_levels
 
 
 @st.composite
@@ -46,21 +46,8 @@ def test_half_precision_is_float32_rounded_once() -> None:
     assert torch.equal(pooled, wide.bfloat16())
 
 
-NAN, INF = float("nan"), float("inf")
-UNUSABLE = [
-    *([NAN if i == k else 40.0 * (1 + i // 2) for i in range(4)] for k in range(4)),
-    [0, 0, INF, 50],
-    [-INF, 0, 50, 50],
-    [-INF, -INF, INF, INF],
-    [0, 0, 3e38, 3e38],
-    [-1e9, 0, 1e9, 50],
-    [60, 60, 50, 50],
-    [10, 10, 10, 50],
-]
-
-
 def test_boxes_that_cannot_be_pooled_give_zeros() -> None:
-    boxes = torch.tensor([*UNUSABLE, [10.0, 10, 50, 50]])
+    boxes = torch.tensor([*UNUSABLE_BOXES, [10.0, 10, 50, 50]])
     images = torch.zeros(len(boxes), dtype=torch.int64)
     for level in range(len(STRIDES)):
         pooled = roi_align_levels(maps(), boxes, torch.full_like(images, level), images, 7, STRIDES)

@@ -63,7 +63,7 @@ class DetectorLoss(nn.Module):
         generators = image_generators(batch.image_ids, generator)
         height, width = batch.images.shape[-2:]
         plan = detector.plan((height, width))
-        features = detector.neck(detector.backbone(batch.images))
+        features = detector.neck(detector.backbone(batch.images, plan.windows))
         outputs, grids = detector.rpn.head(features), plan.anchors
         losses = rpn_losses(outputs, grids, batch.image_sizes, objects, generators, self._sampling.anchor_quota)
         with torch.no_grad():

@@ -53,12 +53,16 @@ class _Pending:
 class Streams:
     """All streams of the device, and what the host has waited for.
 
+    Args:
+        on_wait: called with its kind when the host is about to wait for a stream or an event.
+
     Attributes:
         current: the stream that the next launch goes to.
         unsafe_frees: memory that was freed while another stream than its own may have been using it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_wait: Callable[[str], None]) -> None:
+        self.on_wait = on_wait
         self.host: Clock = {}
         self.unsafe_frees: list[str] = []
         self._all: list[Stream] = []
@@ -165,6 +169,7 @@ class Stream:
         merge(self.clock, stream.clock)
 
     def synchronize(self) -> None:
+        self._streams.on_wait("stream")
         self._streams.host_waits(self.clock)
 
     def query(self) -> bool:
@@ -197,6 +202,7 @@ class Event:
         (stream or self.streams.current).wait_event(self)
 
     def synchronize(self) -> None:
+        self.streams.on_wait("event")
         self.streams.host_waits(self.clock)
 
     def query(self) -> bool:

@@ -1,0 +1,76 @@
+"""The device that a model runs on: found, freed of memory, and known to be lost when it is."""
+
+from __future__ import annotations
+
+import traceback
+
+import torch
+
+from pipeline.errors import RunError, UserError
+
+
+class DeviceLost(RunError):
+    """The device answers no more; only a new process gets a working one."""
+
+
+def usable_device(device: str | torch.device) -> torch.device:
+    """The device of this name.
+
+    Raises:
+        UserError: it has no such name, or is not there.
+    """
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r}: expected cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device}: this machine has {torch.cuda.device_count()} usable CUDA devices")
+    return device
+
+
+def raise_if_lost(device: torch.device, error: Exception) -> None:
+    """Ask the device whether it lives, after an error in work that it was given.
+
+    What went wrong in a kernel is told by whatever call comes next, in the words of whatever library made that call,
+    and from then on by every call: so it is the device that is asked, and not the message. An error of the device's
+    own kind counts as its loss in any case: taking a living device for a lost one costs a restart, and the other way
+    round each image of the replica would be refused.
+
+    Raises:
+        DeviceLost: it does not, with ``error`` as the cause.
+    """
+    if device.type != "cuda":
+        return
+    lost = error if isinstance(error, torch.AcceleratorError) else _probe(device)
+    if lost is not None:
+        raise DeviceLost(f"device {device} is lost: {type(error).__name__}: {error}") from error
+
+
+def free_memory(device: torch.device, error: Exception) -> None:
+    """After an error, let go of the tensors in the frames that it passed, and give cached memory back to the device.
+
+    Raises:
+        DeviceLost: the device is, with ``error`` as the cause.
+    """
+    forget_locals(error)
+    if device.type != "cuda":
+        return
+    try:
+        torch.cuda.empty_cache()
+    except Exception as second:
+        raise DeviceLost(f"device {device} is lost: {type(second).__name__}: {second}") from error
+
+
+def forget_locals(error: BaseException | None) -> None:
+    """Empty the frames that an error and those before it passed: what is kept of it is text and line numbers."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _probe(device: torch.device) -> Exception | None:
+    try:
+        torch.cuda.synchronize(device)
+    except Exception as error:
+        return error
+    return None

@@ -1,0 +1,1 @@
+"""The parts of the pretended GPU; `testing.pretended_cuda` is the way in."""

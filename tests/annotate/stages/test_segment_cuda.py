@@ -1,0 +1,63 @@
+"""The model's stage on a pretended GPU: a block of rows goes the way it goes on CUDA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from pipeline.model.cascade_mask_rcnn.layouts import to_native
+from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.predictor import load_model
+from testing.pretended_cuda import pretended_cuda
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
+from tests.annotate.stages.test_fetch_decode import photo
+from tests.annotate.stages.test_segment import as_rows, found, segment
+from tests.model.golden_weights import official_weights
+
+SIZES = [(64, 90), (96, 64), (64, 90), (50, 50), (64, 90), (64, 88)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def rows() -> pa.Table:
+    return as_rows([photo(*size, seed) for seed, size in enumerate(SIZES)])
+
+
+def segmented(rows: pa.Table, device: str, precision: str) -> pa.Table:
+    settings = replace(SMALL_SETTINGS, short_side=64, long_side=96, max_detections=6)
+    weights = to_native(official_weights(SMALL), "official")
+    model = load_model(Checkpoint(weights, SMALL, SMALL_CATEGORIES, settings), device, precision)
+    return segment(rows, model, thresholds=[0.0] * SMALL.num_classes)
+
+
+def test_finds_what_it_finds_on_the_cpu(rows: pa.Table) -> None:
+    with pretended_cuda() as gpu:
+        here = segmented(rows, "cuda", "fp32")
+    assert gpu.launches
+    there = segmented(rows, "cpu", "fp32")
+    assert here["error_code"].null_count == len(SIZES)
+    for ours, expected in zip(found(here), found(there), strict=True):
+        assert ours is not None
+        assert expected is not None
+        assert len(ours["scores"]) > 0
+        for name, values in expected.items():
+            np.testing.assert_allclose(ours[name], values, atol=1e-4, err_msg=name)
+
+
+def test_half_precision(rows: pa.Table) -> None:
+    with pretended_cuda():
+        out = segmented(rows, "cuda", "bf16")
+    assert out["error_code"].null_count == len(SIZES)
+    assert all(values is not None and len(values["scores"]) > 0 for values in found(out))
