@@ -21,6 +21,7 @@ from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import Detector, NotFinite, Plan
 from pipeline.model.device import free_memory, raise_if_lost, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
+from pipeline.model.graphs import GraphedForward
 from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions, speed_up
@@ -66,12 +67,14 @@ def load_model(
     detector = build(checkpoint.variant)
     detector.load_state_dict(checkpoint.weights)
     detector.eval().requires_grad_(False)
+    speed = speed or SpeedOptions()
     try:
-        detector = speed_up(detector.to(device), speed or SpeedOptions())
+        detector = speed_up(detector.to(device), speed)
     except Exception as error:
         raise_if_lost(device, error)
         raise
-    return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device)
+    graphs = speed.cuda_graphs and device.type == "cuda"
+    return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device, graphs)
 
 
 class _Batch(NamedTuple):
@@ -127,6 +130,7 @@ class Predictor:
         settings: TestSettings,
         precision: str,
         device: torch.device,
+        cuda_graphs: bool = False,
     ) -> None:
         self.detector = detector
         self.settings = settings
@@ -137,6 +141,7 @@ class Predictor:
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
         self._feed: Feed = CudaFeed(device) if device.type == "cuda" else HostFeed()
+        self._detect = GraphedForward(self._forward, device) if cuda_graphs else self._forward
         self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
         # By padded shape, where the memory did not suffice for more.
         self._most: dict[tuple[int, int], int] = {}
@@ -300,12 +305,15 @@ class Predictor:
     def _compute(self, batch: _Batch, buffer: Tensor) -> Tensor:
         """From what `pack` packed to what `unpack_detections` unpacks, on the device."""
         inputs = preprocess(buffer, len(batch.members), batch.shape)
-        return self._forward(*inputs, self._plan(batch.shape), batch.every_candidate)
+        plan = self._plan(batch.shape)
+        if batch.every_candidate:
+            return self._forward(*inputs, plan, every_candidate=True)
+        return self._detect(*inputs, plan)
 
     def _forward(
         self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Plan, every_candidate: bool = False
     ) -> Tensor:
-        """All whose shapes depend on the shape of the images alone."""
+        """All of the work whose tensors have the same shapes for all batches of one shape."""
         with self._arithmetic():
             found = self.detector(images, image_sizes, scale_factors, plan, self.settings, every_candidate)
         return pack_detections(found)
