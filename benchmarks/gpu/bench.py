@@ -64,7 +64,7 @@ class Bench:
 
         return random_checkpoint(SMALL, SMALL_CATEGORIES, SMALL_SETTINGS) if self.small else lively_checkpoint(SWIN_B)
 
-    def predictor(self, precision: str, plain: bool = False, **speed: bool | str) -> Predictor:
+    def predictor(self, precision: str, plain: bool = False, **speed: Any) -> Predictor:
         """A model on the device.
 
         Args:

@@ -48,22 +48,21 @@ def _size(bench: Bench) -> tuple[int, int, int]:
 
 def _roi_align(bench: Bench, batch: int) -> None:
     height, width, channels = _size(bench)
-    count = 1000 * batch if not bench.small else 20
-    options = {"device": bench.device}
-    half = [torch.randn(batch, channels, height // s, width // s, dtype=torch.bfloat16, **options) for s in _STRIDES]  # type: ignore[arg-type]
-    half = [feature.to(memory_format=torch.channels_last) for feature in half]
+    count, device = 1000 * batch if not bench.small else 20, bench.device
+    maps = [torch.randn(batch, channels, height // stride, width // stride, device=device) for stride in _STRIDES]
+    half = [feature.to(torch.bfloat16).to(memory_format=torch.channels_last) for feature in maps]
     whole = [feature.float() for feature in half]
-    levels = torch.randint(0, 4, (count,), **options)  # type: ignore[call-overload]
-    sides = (2.0**levels * 80)[:, None] * torch.empty(count, 2, **options).uniform_(0.5, 1.4)  # type: ignore[arg-type]
-    corner = torch.rand(count, 2, **options) * torch.tensor([width, height], **options) * 0.8  # type: ignore[arg-type]
+    levels = torch.randint(0, 4, (count,), device=device)
+    sides = (2.0**levels * 80)[:, None] * torch.empty(count, 2, device=device).uniform_(0.5, 1.4)
+    corner = torch.rand(count, 2, device=device) * torch.tensor([width, height], device=device) * 0.8
     boxes = torch.cat([corner, corner + sides], dim=1)
-    images = torch.arange(count, **options) % batch  # type: ignore[call-overload]
+    images = torch.arange(count, device=device) % batch
 
     def ours(features: list[Tensor]) -> Tensor:
         return roi_align_levels(features, boxes, levels, images, _POOLED, _STRIDES)
 
     def theirs() -> Tensor:
-        pooled = torch.empty(count, channels, _POOLED, _POOLED, **options)  # type: ignore[arg-type]
+        pooled = torch.empty(count, channels, _POOLED, _POOLED, device=device)
         rois = torch.cat([images[:, None].to(boxes), boxes], dim=1)
         for level, (feature, stride) in enumerate(zip(whole, _STRIDES, strict=True)):
             members = (levels == level).nonzero()[:, 0]
@@ -109,7 +108,7 @@ def _head_convolutions(bench: Bench, batch: int) -> None:
     for name, count, side in (("box", 1000 * batch, 7), ("mask", 100 * batch, 14)):
         rois = 10 if bench.small else count
         stack = nn.Sequential(*(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(4)))
-        stack = stack.to(bench.device, torch.bfloat16, memory_format=torch.channels_last)
+        stack = stack.to(bench.device, torch.bfloat16).to(memory_format=torch.channels_last)
         x = torch.randn(rois, channels, side, side, device=bench.device, dtype=torch.bfloat16)
         x = x.to(memory_format=torch.channels_last)
         flop = 4 * 2.0 * rois * side**2 * 9 * channels**2
