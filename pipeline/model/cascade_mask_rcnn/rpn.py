@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart, take_boxes
 from pipeline.model.kernels.nms import nms_groups
 from pipeline.model.settings import TestSettings
 
@@ -54,7 +54,8 @@ def anchors(height: int, width: int, stride: int, device: torch.device) -> Tenso
     rows, columns = torch.arange(height, device=device) * stride, torch.arange(width, device=device) * stride
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     shift = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
-    return (shift + base).reshape(-1, 4)
+    # A tensor of its own: of a view a compiled graph would watch the shape of what it views, too.
+    return (shift + base).reshape(-1, 4).clone()
 
 
 class RegionProposalNetwork(nn.Module):
@@ -73,7 +74,7 @@ class RegionProposalNetwork(nn.Module):
         for feature in features:
             x = F.relu(self.conv(feature))
             logits = self.objectness(x).permute(0, 2, 3, 1).flatten(1)
-            deltas = self.deltas(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4)
+            deltas = self.deltas(x).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
             outputs.append((logits.float(), deltas.float()))
         return outputs
 
@@ -102,16 +103,16 @@ def propose(
         # A level of fewer anchors repeats its last one in the slots that it leaves empty.
         place = slots.clamp(max=top.shape[1] - 1)
         index = index[:, place]
-        deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-        boxes = decode_deltas(grid[index], deltas, _UNIT_STDS, image_sizes[:, None])
+        boxes = decode_deltas(grid[index], take_boxes(deltas, index), _UNIT_STDS, image_sizes[:, None])
         levels.append((boxes, top[:, place], (slots < top.shape[1]).expand_as(index)))
     boxes, scores, valid = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, L, N, ...)
     number = torch.arange(len(grids), device=boxes.device)[:, None]
     moved = moved_apart(boxes, number, boxes.amax(dim=(1, 2, 3)))
-    keep = nms_groups(moved.flatten(0, 1), valid.flatten(0, 1), settings.rpn_nms_iou).view(len(boxes), -1)
+    keep = nms_groups(moved.flatten(0, 1), valid.flatten(0, 1), settings.rpn_nms_iou)
+    keep = keep.view(valid.shape).flatten(1)
     # Stable, so that of equal scores the finer level's comes first. No score is below zero.
     scores, order = scores.flatten(1).masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
     scores, order = scores[:, : settings.proposals], order[:, : settings.proposals]
     valid = ~(scores < 0)
-    boxes = torch.take_along_dim(boxes.flatten(1, 2), order[..., None], dim=1)
+    boxes = take_boxes(boxes.flatten(1, 2), order)
     return Proposals(boxes.masked_fill(~valid[..., None], 0.0), scores.masked_fill(~valid, 0.0), valid)
