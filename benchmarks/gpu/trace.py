@@ -42,19 +42,20 @@ def trace(bench: Bench) -> None:
             for _ in range(_ROUNDS):
                 predictor.predict(pictures, batch)
             wall_s = now(bench.device) - start
-        _report(bench, f"{name}, batch {batch}", profiler.events() or [], wall_s)
+        report_trace(bench, f"{name}, batch {batch}", profiler.events() or [], wall_s, _ROUNDS)
 
 
-def _report(bench: Bench, name: str, events: Sequence[Any], wall_s: float) -> None:
+def report_trace(bench: Bench, name: str, events: Sequence[Any], wall_s: float, batches: int) -> None:
+    """What a profiler's events say of so many batches, which took so long."""
     work = [event for event in events if event.device_type == DeviceType.CUDA]
     busy_us = _union_us([(event.time_range.start, event.time_range.end) for event in work])
     copies = sum(event.name.startswith(("Memcpy", "Memset")) for event in work)
     bench.report(
         name,
         {
-            "kernels a batch": round((len(work) - copies) / _ROUNDS, 1),
-            "copies a batch": round(copies / _ROUNDS, 1),
-            "wall ms a batch": round(wall_s / _ROUNDS * 1e3, 2),
+            "kernels a batch": round((len(work) - copies) / batches, 1),
+            "copies a batch": round(copies / batches, 1),
+            "wall ms a batch": round(wall_s / batches * 1e3, 2),
             "idle share": round(1 - busy_us / 1e6 / wall_s, 3),
         },
     )
@@ -65,7 +66,7 @@ def _report(bench: Bench, name: str, events: Sequence[Any], wall_s: float) -> No
         calls[event.name] += 1
     for kernel, us in times.most_common(_SHOWN):
         share = round(us / 1e6 / wall_s, 3)
-        bench.report(f"{name}: {kernel[:80]}", {"calls": calls[kernel] / _ROUNDS, "share": share})
+        bench.report(f"{name}: {kernel[:80]}", {"calls": calls[kernel] / batches, "share": share})
 
 
 def _union_us(ranges: list[tuple[float, float]]) -> float:

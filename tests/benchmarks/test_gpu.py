@@ -9,16 +9,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import pytest
+from torch.autograd import DeviceType
 
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.record import SHARED, Key, Record, source_digest
 from benchmarks.gpu.runner import Runner
 from benchmarks.gpu.steps import STEPS, Step
 from benchmarks.gpu.summary import summary
+from benchmarks.gpu.trace import report_trace
 
 ROOT = Path(__file__).resolve().parents[2]
 # Does what the name of its step says, without torch, and takes down that it was run.
@@ -159,6 +162,25 @@ def test_summary_says_how_far_the_goals_are() -> None:
     text = summary([row], "H200", False)
     assert "85.0 images/s (bf16 graphs, batch 8) of 100; 8.5x of 8x" in text
     assert "goals" not in summary([row], "CPU", True)
+
+
+def test_a_trace_counts_each_moment_once() -> None:
+    """Kernels of two streams at once: the device is busy from 0 to 30 and from 50 to 60 of 100 us."""
+    spans = {"gemm": (0, 20), "Memcpy HtoD": (10, 30), "norm": (50, 60)}
+    cuda = [
+        SimpleNamespace(
+            name=name,
+            device_type=DeviceType.CUDA,
+            time_range=SimpleNamespace(start=start, end=end, elapsed_us=lambda start=start, end=end: end - start),
+        )
+        for name, (start, end) in spans.items()
+    ]
+    host = SimpleNamespace(name="launch", device_type=DeviceType.CPU)
+    figures: dict[str, Any] = {}
+    bench = SimpleNamespace(report=figures.__setitem__)
+    report_trace(bench, "bf16", [*cuda, host], wall_s=100e-6, batches=1)  # type: ignore[arg-type]
+    assert figures["bf16"] == {"kernels a batch": 2, "copies a batch": 1, "wall ms a batch": 0.1, "idle share": 0.6}
+    assert figures["bf16: gemm"] == {"calls": 1, "share": 0.2}
 
 
 HIDE = """
