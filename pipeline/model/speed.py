@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.architectures import network_of
-from pipeline.model.detector import Detector
+from pipeline.model.detections import BatchDetections
+from pipeline.model.detector import Detector, Plan
 from pipeline.model.host_memory import keep_freed_memory
+from pipeline.model.settings import TestSettings
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class SpeedOptions:
         fused_attention: PyTorch's fused attention kernels in the backbone, with biases made once.
         channels_last: memory layout of the convolutions.
         reuse_memory: on a CPU, the *process* keeps the memory it frees (see `host_memory`).
-        compile: ``torch.compile`` of the parts; costs minutes once for each input shape.
+        compile: ``torch.compile`` of the forward; costs minutes, twice: for one image and for several.
         compile_cache: a folder for what is compiled, see `keep_compiled`; ``None``: wherever PyTorch keeps it.
         cuda_graphs: on a CUDA device, `pipeline.model.graphs`.
     """
@@ -68,8 +72,7 @@ def speed_up(detector: Detector, options: SpeedOptions, dtype: torch.dtype = tor
     if options.compile_cache is not None:
         keep_compiled(options.compile_cache)
     if options.compile:
-        for part in network.compiled(detector):
-            part.compile()
+        compile_forward(detector)
     return detector
 
 
@@ -89,6 +92,54 @@ def hold_in(detector: Detector, dtype: torch.dtype) -> None:
         for name, buffer in list(module.named_buffers(recurse=False)):
             if buffer.is_floating_point():
                 setattr(module, name, buffer.to(dtype))
+
+
+def compile_forward(detector: Detector, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Have a detector's forward compiled as a whole, in place: for one image and for several, of any shapes.
+
+    As a whole, because it can be: nothing in it depends on the host, and what has a kernel of its own is opaque. Of
+    parts, each would be looked up by itself in every call, and what lies between them would stay many small kernels.
+
+    Args:
+        detector: on its device.
+        backend: of ``torch.compile``.
+    """
+    compiled = torch.compile(detector.forward, backend=backend)
+
+    def forward(
+        images: Tensor,
+        image_sizes: Tensor,
+        scale_factors: Tensor,
+        plan: Plan,
+        settings: TestSettings,
+        every_candidate: bool = False,
+    ) -> BatchDetections:
+        # What is not said to vary is taken to be constant until it does vary, and compiled again then.
+        _say_varies(images, (0, 2, 3))
+        for tensor in (image_sizes, scale_factors):
+            _say_varies(tensor, (0,))
+        for tensor in _tensors(plan):
+            _say_varies(tensor, range(tensor.dim()))
+        return compiled(images, image_sizes, scale_factors, plan, settings, every_candidate)
+
+    detector.forward = forward  # type: ignore[method-assign]
+
+
+def _say_varies(tensor: Tensor, axes: Iterable[int]) -> None:
+    # A side of 1 is always a case of its own, as it may mean that numbers are repeated.
+    torch._dynamo.maybe_mark_dynamic(tensor, [axis for axis in axes if tensor.shape[axis] != 1])
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those of a plan, which is made of dataclasses and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from _tensors(getattr(value, f.name))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
 
 
 def keep_compiled(folder: str) -> None:

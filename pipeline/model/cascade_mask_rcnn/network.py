@@ -6,7 +6,6 @@ stay where the proposals are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -41,11 +40,6 @@ _BOX_STD = 0.001
 def decays(name: str) -> bool:
     """Whether weight decay applies to the parameter of this name."""
     return not any(part in name for part in NO_DECAY)
-
-
-def compiled(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
-    """The parts whose inputs keep their shapes from image to image, but for the number of RoIs."""
-    return detector.backbone, detector.neck, detector.rpn, detector.box_heads, detector.mask_heads
 
 
 def float32(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
@@ -146,5 +140,4 @@ NETWORK = Network(
     fold_batch_norm=fold_batch_norm,
     float32=float32,
     fuse_attention=fuse_attention,
-    compiled=compiled,
 )
