@@ -147,7 +147,6 @@ class Network(Generic[V, D]):
             or exceed thresholds, so that rounding makes no ties.
         fuse_attention: has attention computed by PyTorch's fused kernels, in place, in eval mode and on the final
             weights.
-        compiled: the parts to compile one by one.
     """
 
     build: Callable[[V, float], D]
@@ -160,4 +159,3 @@ class Network(Generic[V, D]):
     fold_batch_norm: Callable[[D], None] = lambda detector: None
     float32: Callable[[D], Sequence[nn.Module]] = lambda detector: ()
     fuse_attention: Callable[[D], None] = lambda detector: None
-    compiled: Callable[[D], Sequence[nn.Module]] = lambda detector: (detector,)

@@ -212,18 +212,12 @@ class Predictor:
         work = _Work(images, originals, self._batches(originals, batch_size), {})
         with torch.inference_mode():
             ahead, behind = self._send(work), None
-            while ahead is not None or behind is not None:
-                if ahead is None:
-                    assert behind is not None
-                    with during(behind.batch.members):
-                        self._take(work, behind)
-                    ahead, behind = self._send(work), None
-                    continue
-                # The batch ahead is sent, but begun only when this one has been computed, and so the device waits some
-                # microseconds for it. For that, whatever the host waits for here is this batch: a deadline that ends
-                # the process for it names the right images.
-                with during(ahead.batch.members):
-                    running = self._run(work, ahead)
+            while current := ahead or behind:
+                # What is ahead has been sent, and is begun only when the one before has been computed, not queued
+                # behind it: that costs the device some microseconds a batch. For it, the host never waits for another
+                # batch than this one here, and so a deadline that ends the process names the right images.
+                with during(current.batch.members):
+                    running = None if ahead is None else self._run(work, ahead)
                     if behind is not None:
                         self._take(work, behind)
                     ahead, behind = self._send(work), self._wait(work, running)
@@ -243,7 +237,7 @@ class Predictor:
             if len(batch.members) > most:
                 work.put_back(batch.parts(most))
                 continue
-            images, originals = ([of[i] for i in batch.members] for of in (work.images, work.originals))
+            images, originals = [work.images[i] for i in batch.members], [work.originals[i] for i in batch.members]
             with self._failures(work, batch):
                 fill = partial(pack, images, originals, self.settings)
                 return _InFlight(batch, self._feed.send(packed_size(images), fill))

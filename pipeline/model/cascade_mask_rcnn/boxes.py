@@ -65,6 +65,12 @@ def decode_deltas(boxes: Tensor, deltas: Tensor, stds: Stds, sizes: Tensor) -> T
     return torch.minimum(moved, torch.cat([limit, limit], dim=-1))
 
 
+def take_boxes(boxes: Tensor, index: Tensor) -> Tensor:
+    """Boxes ``(B, N, 4)``, or deltas, at int64 ``(B, n)``: ``(B, n, 4)``."""
+    # As torch.take_along_dim, which fixes B in what is compiled: each number of images would be compiled by itself.
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
 def moved_apart(boxes: Tensor, groups: Tensor, largest: Tensor) -> Tensor:
     """Each group at a place of its own, where boxes of two groups never overlap, as mmcv's ``batched_nms`` does.
 

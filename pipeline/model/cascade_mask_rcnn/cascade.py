@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart
+from pipeline.model.cascade_mask_rcnn.boxes import decode_deltas, moved_apart, take_boxes
 from pipeline.model.cascade_mask_rcnn.roi import RoIConvs, Slots, pool_slots
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.kernels.nms import nms_groups
@@ -90,7 +90,7 @@ class CascadeBoxHeads(nn.Module):
         total = logits
         for head, stds in zip(self.stages[1:], STAGE_STDS, strict=False):
             best = logits[:, :-1].argmax(dim=1)
-            boxes = decode_deltas(boxes, torch.take_along_dim(deltas, best[:, None, None], dim=1)[:, 0], stds, sizes)
+            boxes = decode_deltas(boxes, take_boxes(deltas, best[:, None])[:, 0], stds, sizes)
             logits, deltas = head(pool_slots(features, boxes, slots, BOX_POOL_SIDE))
             total = total + logits
         # The mean of the logits, not of the probabilities.
@@ -135,7 +135,7 @@ def select_detections(
         keys = keys.topk(count, dim=1).values[:, None]  # a group is an image
     index = last - (keys & 0xFFFFFFFF)
     largest = boxes_image.masked_fill(~eligible[..., None], 0.0).amax(dim=(1, 2))
-    candidates = torch.take_along_dim(boxes_image, index.flatten(1)[..., None], dim=1).view(*index.shape, 4)
+    candidates = take_boxes(boxes_image, index.flatten(1)).view(*index.shape, 4)
     moved = moved_apart(candidates, index % K, largest)
     keep = nms_groups(moved.flatten(0, 1), (keys > 0).flatten(0, 1), settings.nms_iou).view_as(keys)
     kept = keys.masked_fill(~keep, 0).flatten(1)
@@ -144,8 +144,8 @@ def select_detections(
     index = (last - (kept & 0xFFFFFFFF)).masked_fill(~valid, 0)
     left_out = eligible.sum(dim=1) > keys.flatten(1).shape[1]
     return BoxDetections(
-        torch.take_along_dim(boxes_image, index[..., None], dim=1).masked_fill(~valid[..., None], 0.0),
-        torch.take_along_dim(scores, index, dim=1).masked_fill(~valid, 0.0),
+        take_boxes(boxes_image, index).masked_fill(~valid[..., None], 0.0),
+        scores.gather(1, index).masked_fill(~valid, 0.0),
         (index % K).masked_fill(~valid, 0),
         valid,
         final=~left_out | valid.all(dim=1),
