@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from pipeline.model.detections import DETECTION_ARRAYS
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.graphs import MAX_GRAPHS, GraphedForward
 from pipeline.model.predictor import Predictor, load_model
+from pipeline.model.speed import SpeedOptions
+from testing.pretended_cuda import pretended_cuda
 from testing.small_model import picture
 
 CPU = torch.device("cpu")
@@ -326,3 +329,22 @@ def test_graphs_are_of_gpus_and_can_be_switched_off(
     detector = load_model(small_checkpoint, "cpu").detector
     Predictor(detector, small_checkpoint, small_checkpoint.settings, "fp32", torch.device(device), switch)
     assert len(made) == (device == "cuda" and switch)
+
+
+def test_replays_on_the_pretended_gpu(small_checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """With its streams and the transfers beside them."""
+    pictures = [picture(60, 90, seed) for seed in range(6)]
+    with pretended_cuda(), caplog.at_level(logging.WARNING):
+        predictor = load_model(small_checkpoint, "cuda")
+        found = predictor.predict(pictures, batch_size=2)
+        run = predictor._best_candidates
+        assert isinstance(run, GraphedForward)
+        assert [tuple(shape) for shape in run._graphs] == [(2, 3, 96, 160)]
+    assert not caplog.records
+    speed = replace(SpeedOptions(), cuda_graphs=False)
+    with pretended_cuda():
+        expected = load_model(small_checkpoint, "cuda", speed=speed).predict(pictures, batch_size=2)
+    for ours, reference in zip(found, expected, strict=True):
+        assert len(ours) > 0
+        for name in DETECTION_ARRAYS:
+            np.testing.assert_array_equal(getattr(ours, name), getattr(reference, name))
