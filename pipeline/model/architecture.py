@@ -7,7 +7,7 @@ an architecture's own folder names one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -143,6 +143,8 @@ class Network(Generic[V, D]):
         layouts: of files that others wrote; ``None``: there are only our own.
         recomputed: the blocks whose activations are worth computing twice where memory is short.
         fold_batch_norm: makes each norm that can be part of the convolution before it, in place and in eval mode.
+        float32: the layers that stay float32 in half precision, and are given float32: those whose outputs are ranked
+            or exceed thresholds, so that rounding makes no ties.
         fuse_attention: has attention computed by PyTorch's fused kernels, in place, in eval mode and on the final
             weights.
     """
@@ -155,4 +157,5 @@ class Network(Generic[V, D]):
     layouts: Layouts[V] | None = None
     recomputed: tuple[type[nn.Module], ...] = ()
     fold_batch_norm: Callable[[D], None] = lambda detector: None
+    float32: Callable[[D], Sequence[nn.Module]] = lambda detector: ()
     fuse_attention: Callable[[D], None] = lambda detector: None

@@ -21,7 +21,7 @@ from pipeline.errors import UserError
 from pipeline.model.cascade_mask_rcnn import rpn, swin
 from pipeline.model.detections import BatchDetections
 from pipeline.model.predictor import load_model
-from pipeline.model.speed import compile_forward, keep_compiled
+from pipeline.model.speed import SpeedOptions, compile_forward, keep_compiled
 from tests.model.compiled_process import SETTINGS, SHAPES, tiny_checkpoint
 
 BATCHES = (2, 3, 4)
@@ -33,7 +33,7 @@ def test_forward_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
 
     A single image is one case more, of all shapes as well: see the slow test.
     """
-    detector = load_model(tiny_checkpoint(), "cpu").detector
+    detector = load_model(tiny_checkpoint(), "cpu", speed=SpeedOptions.none()).detector
     detector.compact = False
     plain, plans = detector.forward, {shape: detector.plan(shape) for shape in SHAPES}
     # A cache is none to the compiler, which would look into the function and compute it in each call.

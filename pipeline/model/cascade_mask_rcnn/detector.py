@@ -68,7 +68,7 @@ class CascadeMaskRCNN(Detector):
         found = select_detections(rois, deltas, scores, image_sizes, scale_factors, settings, every_candidate)
         boxes_input = found.boxes_image * scale_factors.repeat(1, 2)[:, None]
         masks = self.mask_heads(pyramid, boxes_input, found.labels, Slots(found.valid, self.compact))
-        finite = all_finite([*features, proposals.boxes, rois, deltas, scores, masks])
+        finite = all_finite([*features, proposals.boxes, proposals.scores, rois, deltas, scores, masks])
         return BatchDetections(
             found.boxes_image, found.scores, found.labels, masks, found.valid.sum(dim=1), finite, found.final
         )

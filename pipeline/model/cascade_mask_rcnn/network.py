@@ -6,6 +6,7 @@ stay where the proposals are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -40,6 +41,12 @@ _BOX_STD = 0.001
 def decays(name: str) -> bool:
     """Whether weight decay applies to the parameter of this name."""
     return not any(part in name for part in NO_DECAY)
+
+
+def float32(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
+    """The last layers: of 268,000 objectness logits in bf16 most would be equal to others."""
+    heads = [layer for box, mask in _stages(detector) for layer in (box.classify, box.regress, mask.predict)]
+    return [detector.rpn.objectness, detector.rpn.deltas, *heads]
 
 
 def fuse_attention(detector: CascadeMaskRCNN) -> None:
@@ -132,5 +139,6 @@ NETWORK = Network(
     ),
     recomputed=(PadThenShiftBlock,),
     fold_batch_norm=fold_batch_norm,
+    float32=float32,
     fuse_attention=fuse_attention,
 )

@@ -36,7 +36,7 @@ class Slots:
     def __init__(self, valid: Tensor, compact: bool) -> None:
         self.valid = valid
         self._rows = valid.flatten().nonzero()[:, 0] if compact else None
-        self.images = self.pack(torch.arange(len(valid), device=valid.device)[:, None].expand_as(valid))
+        self.images = self.pack(torch.arange(valid.shape[0], device=valid.device)[:, None].expand_as(valid))
         self.filled = self.pack(valid)
 
     def pack(self, values: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from torch import Tensor
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, TIMEOUT_EXIT_CODE, InProcessGuard
@@ -23,78 +22,20 @@ from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
-from pipeline.model.detections import DETECTION_ARRAYS, BatchDetections, Detections
-from pipeline.model.detector import Detector, NotFinite, Plan
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
+from pipeline.model.detector import NotFinite
 from pipeline.model.device import DeviceLost
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor, load_model
-from pipeline.model.settings import PIXEL_MEAN, PIXEL_STD, TestSettings
 from pipeline.tables.binary import binary_array, binary_views
-from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, random_checkpoint
+from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS
+from testing.stand_in_detector import calls, plain, stand_in
 from tests.annotate.stages.test_fetch_decode import encoded, manifest_rows, photo
 from tests.model.fake_cuda import LOST, FakeCuda, Lost
 from tests.model.golden_weights import official_weights
 
 FIELDS = list(DETECTION_ARRAYS)
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-
-
-SETTINGS = replace(SMALL_SETTINGS, short_side=16, long_side=32)  # all pictures here enter as 32 x 32
-CHECKPOINT = random_checkpoint(SMALL, SMALL_CATEGORIES, SETTINGS)  # of which a stand-in needs no weights
-
-
-class StandInDetector(Detector):
-    """Finds label 0 with 0.9, label 1 with 0.5 and label 2 with 0.1 all over any picture.
-
-    Attributes:
-        calls: the pictures of each batch, by their number (see `plain`).
-    """
-
-    def __init__(
-        self, fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None, not_finite: Collection[int] = ()
-    ) -> None:
-        super().__init__()
-        self.fail, self.not_finite = fail, not_finite
-        self.calls: list[list[int]] = []
-
-    def plan(self, shape: tuple[int, int]) -> Plan:
-        return Plan()
-
-    def forward(
-        self,
-        images: Tensor,
-        image_sizes: Tensor,
-        scale_factors: Tensor,
-        plan: Plan,
-        settings: TestSettings,
-        every_candidate: bool = False,
-    ) -> BatchDetections:
-        numbers = [round(red) for red in (images[:, 0, 0, 0] * PIXEL_STD[0] + PIXEL_MEAN[0]).tolist()]
-        self.calls.append(numbers)
-        if (error := self.fail(numbers)) is not None:
-            raise error
-        batch, slots = len(images), settings.max_detections
-        boxes, masks = torch.zeros(batch, slots, 4), torch.zeros(batch, slots, 28, 28)
-        scores, labels = torch.zeros(batch, slots), torch.zeros(batch, slots, dtype=torch.int64)
-        boxes[:, :3, 2:] = (image_sizes.flip(1) / scale_factors).round()[:, None]
-        masks[:, :3], scores[:, :3], labels[:, :3] = 0.75, torch.tensor([0.9, 0.5, 0.1]), torch.arange(3)
-        finite = torch.tensor([number not in self.not_finite for number in numbers])
-        counts, final = torch.full((batch,), 3), torch.ones(batch, dtype=torch.bool)
-        return BatchDetections(boxes, scores, labels, masks, counts, finite, final)
-
-
-def stand_in(
-    fail: Callable[[Sequence[int]], Exception | None] = lambda numbers: None,
-    precision: str = "fp32",
-    not_finite: Collection[int] = (),
-) -> Predictor:
-    """A predictor whose network raises what ``fail`` gives for the numbers of a batch's pictures."""
-    return Predictor(StandInDetector(fail, not_finite), CHECKPOINT, SETTINGS, precision, torch.device("cpu"))
-
-
-def calls(predictor: Predictor) -> list[list[int]]:
-    assert isinstance(predictor.detector, StandInDetector)
-    return predictor.detector.calls
 
 
 def decoded_rows(
@@ -116,10 +57,6 @@ def decoded_rows(
     ]
     ids = {"image_id": list(range(100, 100 + len(pixels))), "image_uri": [f"/{i}.png" for i in range(len(pixels))]}
     return pa.table({**ids, **carried, **dict(zip(DECODED.names, columns, strict=True))})
-
-
-def plain(number: int, height: int = 6, width: int = 8) -> np.ndarray:
-    return np.full((height + number, width, 3), number, np.uint8)
 
 
 def segment(
@@ -194,7 +131,7 @@ class TestRows:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
+        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))
         (counts,) = reports
         assert counts.segment_s > 0
         assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
@@ -288,27 +225,47 @@ class TestFailures:
         )
         assert out["error_code"].to_pylist() == ["model_error", None]
 
-    def test_the_images_of_a_call_that_never_returns_are_named(self) -> None:
-        """And the others of the block are not."""
+    def test_the_images_of_a_batch_that_never_ends_are_named(self) -> None:
+        """And the others of the block are not; neither those that are on their way meanwhile nor those that were."""
         run = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=100)
-        assert run.returncode == TIMEOUT_EXIT_CODE, run.stderr
-        assert json.loads(run.stdout) == ["segment", [102, 103], [100, 101, 104]]
+        assert run.returncode == 0, run.stderr
+        of_network, of_device = map(json.loads, run.stdout.splitlines())
+        assert of_network == of_device == ["segment", [102, 103], [100, 101, 104], TIMEOUT_EXIT_CODE]
 
 
-# Of the second batch the network never returns.
+# The second batch never ends: its network does not return, as on a CPU, or the device does not get there.
 ENDLESS = """
-import json, time
+import json, os, time
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.segment import Segment
-from tests.annotate.stages.test_segment import decoded_rows, plain, stand_in
+from pipeline.model.transfer import HostFeed
+from testing.stand_in_detector import calls, plain, stand_in
+from tests.annotate.stages.test_segment import decoded_rows
 
 class Telling(InProcessGuard):
     def expire(self, stage, ids, others):
-        print(json.dumps([stage, list(ids), list(others)]), flush=True)
+        os.write(told, json.dumps([stage, list(ids), list(others)]).encode())
 
-predictor = stand_in(lambda numbers: time.sleep(100) if 3 in numbers else None)
+class Device(HostFeed):
+    sent = 0
+    def send(self, size, fill):
+        self.sent += 1
+        return super().send(size, fill)
+    def wait(self, running):
+        if calls(predictor)[-1] == [2, 3]:
+            assert self.sent == 3
+            time.sleep(100)
+
 rows = decoded_rows([plain(i) for i in range(5)])
-Segment(predictor, 2, (0, 0, 0), Telling(), lambda counts: None, timeout_s=1.0)(rows)
+for hangs_in_network in (True, False):
+    heard, told = os.pipe()
+    if os.fork() == 0:
+        predictor = stand_in(lambda numbers: time.sleep(100) if hangs_in_network and 3 in numbers else None)
+        if not hangs_in_network:
+            predictor._feed = Device()
+        Segment(predictor, 2, (0, 0, 0), Telling(), lambda counts: None, timeout_s=1.0)(rows)
+    _, status = os.wait()
+    print(json.dumps([*json.loads(os.read(heard, 999)), os.waitstatus_to_exitcode(status)]))
 """
 
 

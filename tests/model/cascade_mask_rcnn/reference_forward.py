@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from pipeline.model.cascade_mask_rcnn.boxes import MAX_LOG_RATIO
-from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN, CascadePlan
+from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.kernels.roi_align import roi_align_cpu
 from pipeline.model.settings import TestSettings
 
@@ -41,7 +41,7 @@ def forward(
 ) -> list[ImageDetections]:
     """What `CascadeMaskRCNN.forward` finds in each image."""
     plan = detector.plan((images.shape[2], images.shape[3]))
-    features = maps(detector, images, plan)
+    features = detector.neck(detector.backbone(images, plan.windows))
     proposals = [boxes for boxes, _ in propose(detector.rpn.head(features), plan.anchors, image_sizes, settings)]
     pyramid = [feature.float() for feature in features[: len(ROI_STRIDES)]]
     found = box_heads(detector, pyramid, proposals, image_sizes, scale_factors, settings)
@@ -50,11 +50,6 @@ def forward(
     masks = mask_heads(detector, pyramid, boxes, index, torch.cat([labels for *_, labels in found]))
     parts = masks.split([len(scores) for _, scores, _ in found])
     return [ImageDetections(*image, part) for image, part in zip(found, parts, strict=True)]
-
-
-def maps(detector: CascadeMaskRCNN, images: Tensor, plan: CascadePlan) -> list[Tensor]:
-    """P2..P6."""
-    return detector.neck(detector.backbone(images, plan.windows))
 
 
 def image_index(counts: list[int]) -> Tensor:
