@@ -66,11 +66,17 @@ class GraphedForward:
         graph = self._graphs.get(shape)
         if graph is None and self._is_due(shape):
             graph = self._record(images, image_sizes, scale_factors, plan)
-        self._uses[shape] += 1
         if graph is not None:
-            return graph.replay(images, image_sizes, scale_factors)
+            result = graph.replay(images, image_sizes, scale_factors)
+        else:
+            result = self._run(images, image_sizes, scale_factors, plan)
+        self._uses[shape] += 1  # here, as what failed half-way has not made everything ready
+        return result
+
+    def _run(self, *inputs: Any) -> Tensor:
+        """The forward as it is. Graphs go where it has no memory beside them."""
         try:
-            return self._forward(images, image_sizes, scale_factors, plan)
+            return self._forward(*inputs)
         except torch.OutOfMemoryError:
             if not self._graphs:
                 raise
@@ -78,7 +84,7 @@ class GraphedForward:
         logger.warning("out of memory beside %d CUDA graphs: they are dropped", len(self._graphs))
         self._room = len(self._graphs) // 2
         self._drop(*self._graphs)
-        return self._forward(images, image_sizes, scale_factors, plan)
+        return self._forward(*inputs)
 
     def _is_due(self, shape: torch.Size) -> bool:
         """Whether to record this one now. Makes room for it."""

@@ -301,6 +301,8 @@ def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: Fake
     for _ in range(3):
         with pytest.raises(torch.OutOfMemoryError):
             run(*batch(1, 4))
+    # Nothing is ready for recording before it has worked.
+    assert not cuda.log
 
 
 def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint: Checkpoint) -> None:
