@@ -20,7 +20,7 @@ from torch import Tensor
 
 # Images ``(B, 3, H, W)``, their sizes ``(B, 2)`` and scale factors ``(B, 2)``, all float32, and the plan of the shape
 # to one tensor.
-Forward = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+Forward = Callable[..., Tensor]
 
 # With COCO's mix of sizes, 41 shapes, the 24 commonest pairs of shape and batch are most of the batches. Each costs an
 # output and a record of its launches, megabytes; temporary tensors and inputs are shared.

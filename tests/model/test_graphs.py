@@ -24,7 +24,7 @@ from pipeline.model import graphs
 from pipeline.model.detections import DETECTION_ARRAYS
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.graphs import MAX_GRAPHS, GraphedForward
-from pipeline.model.predictor import Predictor, load_model
+from pipeline.model.predictor import load_model
 from pipeline.model.speed import SpeedOptions
 from testing.pretended_cuda import pretended_cuda
 from testing.small_model import picture
@@ -311,7 +311,7 @@ def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint
     predictor = load_model(small_checkpoint, "cpu")
     predictor.detector.compact = False
     expected = predictor.predict(pictures, batch_size=2)
-    predictor._best_candidates = run = Watched(predictor._forward, cuda)
+    predictor._detect = run = Watched(predictor._forward, cuda)
     found = predictor.predict(pictures, batch_size=2)
     assert run.shapes == {(2, 3, 96, 160)}
     assert cuda.log.count("replay") == 2
@@ -322,15 +322,10 @@ def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint
 
 
 @pytest.mark.parametrize(("device", "switch"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_graphs_are_of_gpus_and_can_be_switched_off(
-    device: str, switch: bool, small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-    monkeypatch.setattr("pipeline.model.predictor.CudaFeed", lambda device: None)
-    monkeypatch.setattr("pipeline.model.predictor.GraphedForward", lambda forward, device: made.append(forward))
-    detector = load_model(small_checkpoint, "cpu").detector
-    Predictor(detector, small_checkpoint, small_checkpoint.settings, "fp32", torch.device(device), switch)
-    assert len(made) == (device == "cuda" and switch)
+def test_graphs_are_of_gpus_and_can_be_switched_off(device: str, switch: bool, small_checkpoint: Checkpoint) -> None:
+    with pretended_cuda():
+        predictor = load_model(small_checkpoint, device, speed=replace(SpeedOptions(), cuda_graphs=switch))
+    assert isinstance(predictor._detect, GraphedForward) == (device == "cuda" and switch)
 
 
 def test_replays_on_the_pretended_gpu(small_checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
@@ -339,7 +334,7 @@ def test_replays_on_the_pretended_gpu(small_checkpoint: Checkpoint, caplog: pyte
     with pretended_cuda(), caplog.at_level(logging.WARNING):
         predictor = load_model(small_checkpoint, "cuda")
         found = predictor.predict(pictures, batch_size=2)
-        run = predictor._best_candidates
+        run = predictor._detect
         assert isinstance(run, GraphedForward)
         assert [tuple(shape) for shape in run._graphs] == [(2, 3, 96, 160)]
     assert not caplog.records
