@@ -85,12 +85,6 @@ def moved_apart(boxes: Tensor, groups: Tensor, largest: Tensor) -> Tensor:
     return boxes + offsets[..., None]
 
 
-def take_boxes(boxes: Tensor, index: Tensor) -> Tensor:
-    """The boxes ``(G, N, 4)`` of each group at int64 ``(G, n)``: ``(G, n, 4)``. Deltas alike."""
-    # Not take_along_dim, which fixes the number of groups in a compiled graph.
-    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
-
-
 def pyramid_level(boxes: Tensor, num_levels: int, finest_side: float = 56.0) -> Tensor:
     """The pyramid level (0 = finest) a RoI is pooled from (Lin et al. 2017, eq. 1, mmdet's constants).
 

@@ -6,6 +6,7 @@ stay where the proposals are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch

@@ -96,10 +96,11 @@ def propose(
         image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
         settings: how many proposals to keep.
     """
-    slots = settings.proposals_per_level
+    # As many slots for each level as the finest can fill.
+    slots = min(settings.proposals_per_level, grids[0].shape[0])
     scores, chosen, deltas = [], [], []
     for (logits, level_deltas), grid in zip(outputs, grids, strict=True):
-        top, index = logits.sigmoid().topk(min(slots, logits.shape[1]))
+        top, index = logits.sigmoid().topk(min(settings.proposals_per_level, logits.shape[1]))
         scores.append(top)
         chosen.append(grid[index])
         deltas.append(take_boxes(level_deltas, index))
