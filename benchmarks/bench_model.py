@@ -1,8 +1,9 @@
 """Time of the model by part, and what each switch buys: ``python -m benchmarks.bench_model``.
 
-Every setting runs on the same pictures in the same process, round after round, and the best round counts; the
-baseline is the plain float32 model with torchvision's RoIAlign. Weights are random but lively (see
-`benchmarks.support.lively_weights`), so 1000 proposals and up to 100 detections are at work. Needs no Ray.
+Every setting runs on the same pictures, round after round; the median round and the best one are stated. Times by part
+are from a round of their own, in which the parts are watched. On a CPU settings take turns, all loaded at once. The
+baseline is the plain float32 model, on a CPU with torchvision's RoIAlign, on a GPU at batch 1. Weights are random but
+lively (see `benchmarks.support.lively_weights`), so 1000 proposals and up to 100 detections are at work. Needs no Ray.
 
     python -m benchmarks.bench_model                                  # this CPU, Swin-T and Swin-B, by part
     python -m benchmarks.bench_model --device cuda --batch 1 4 16     # a GPU: images per second, precisions, compile
@@ -19,20 +20,23 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch import nn
 from torchvision.ops import roi_align
 
 from benchmarks.support.lively_weights import lively_checkpoint
 from benchmarks.support.machine import describe
+from benchmarks.support.textures import textured_pictures
+from benchmarks.support.timing import PARTS, PartTimes, alternating, now, timed
 from pipeline.model.cascade_mask_rcnn.variants import PUBLISHED_VARIANTS
+from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.kernels import roi_align as kernels
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.speed import SpeedOptions
 
 PICTURE_SIZE = (427, 640)  # a COCO landscape photograph: 800x1199 at the model's input, padded to 800x1216
+# On a GPU batches are full, and of several shapes: padded to 800x1216, 800x1088, 1088x800 and 800x1344.
+GPU_SIZES = (PICTURE_SIZE, (480, 640), (640, 480), (375, 640))
 VARIANTS = {variant.name: variant for variant in PUBLISHED_VARIANTS}
-PARTS = ("backbone", "neck", "rpn", "box_heads", "mask_heads")
 
 
 @dataclass(frozen=True)
@@ -50,50 +54,14 @@ CPU_SETTINGS = (
     Setting("fp32 default", "fp32", SpeedOptions()),
     Setting("bf16", "bf16", SpeedOptions()),
 )
+# What takes longest comes last.
 CUDA_SETTINGS = (
-    Setting("fp32 plain", "fp32", SpeedOptions.none()),
-    Setting("fp32 default", "fp32", SpeedOptions()),
     Setting("bf16", "bf16", SpeedOptions()),
+    Setting("bf16 no graphs", "bf16", SpeedOptions(cuda_graphs=False)),
     Setting("bf16 compile", "bf16", SpeedOptions(compile=True)),
+    Setting("fp32 default", "fp32", SpeedOptions()),
 )
-
-
-def pictures(count: int) -> list[np.ndarray]:
-    """Textured pictures of one size: smooth noise at several scales, different in each."""
-    rng = np.random.default_rng(0)
-    result = []
-    for _ in range(count):
-        layers = []
-        for cells in (4, 16, 64):
-            noise = torch.from_numpy(rng.normal(size=(1, 3, cells, cells)).astype(np.float32))
-            layers.append(nn.functional.interpolate(noise, size=PICTURE_SIZE, mode="bilinear"))
-        image = torch.stack(layers).sum(0)[0].permute(1, 2, 0) * 45 + 115
-        result.append(image.clamp(0, 255).to(torch.uint8).numpy())
-    return result
-
-
-class PartTimes:
-    """Wall time of the detector's parts, summed over calls; waits for the device on both sides of each part."""
-
-    def __init__(self, model: Predictor) -> None:
-        self.seconds = dict.fromkeys(PARTS, 0.0)
-        self._device = model.device
-        for name in PARTS:
-            part = getattr(model.detector, name)
-            part.register_forward_pre_hook(lambda *_, name=name: self._start(name))
-            part.register_forward_hook(lambda *_, name=name: self._stop(name))
-
-    def _start(self, name: str) -> None:
-        self.seconds[name] -= _now(self._device)
-
-    def _stop(self, name: str) -> None:
-        self.seconds[name] += _now(self._device)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+CUDA_BASELINE = Setting("fp32 plain", "fp32", SpeedOptions.none())
 
 
 @contextmanager
@@ -110,73 +78,63 @@ def roi_align_of(setting: Setting) -> Iterator[None]:
 
 def by_part(checkpoint: Checkpoint, rounds: int) -> None:
     """Print seconds per image by part on the CPU, batch 1, for each setting."""
-    [image] = pictures(1)
-    models = {s: load_model(checkpoint, device="cpu", precision=s.precision, speed=s.speed) for s in CPU_SETTINGS}
-    timers = {setting: PartTimes(model) for setting, model in models.items()}
-    best: dict[Setting, dict[str, float]] = {}
-    for _ in range(rounds):
-        for setting, model in models.items():
-            timers[setting].seconds = dict.fromkeys(PARTS, 0.0)
-            with roi_align_of(setting):
-                start = time.perf_counter()
-                [found] = model.predict([image])
-                middle = time.perf_counter()
-            found.rle()
-            end = time.perf_counter()
-            times = {**timers[setting].seconds, "RLE": end - middle, "all": end - start, "detections": len(found)}
-            if setting not in best or times["all"] < best[setting]["all"]:
-                best[setting] = times
-    header = [*PARTS, "RLE", "all", "ratio", "detections"]
+    device = torch.device("cpu")
+    images = textured_pictures([PICTURE_SIZE])
+    models = {s: load_model(checkpoint, device=device, precision=s.precision, speed=s.speed) for s in CPU_SETTINGS}
+
+    def once(setting: Setting) -> list[Detections]:
+        with roi_align_of(setting):
+            return models[setting].predict(images)
+
+    times = alternating({s.name: lambda s=s: once(s) for s in CPU_SETTINGS}, device, rounds)  # type: ignore[misc]
+    header = [*PARTS, "RLE", "median", "best", "ratio", "detections"]
     print(f"{checkpoint.variant.name:14s}" + "".join(f"{h:>11s}" for h in header))
-    baseline = best[CPU_SETTINGS[0]]["all"]
-    for setting, times in best.items():
-        cells = [f"{times[h]:11.3f}" for h in (*PARTS, "RLE", "all")]
-        print(f"{setting.name:14s}{''.join(cells)}{baseline / times['all']:10.2f}x{times['detections']:11.0f}")
+    baseline = times[CPU_SETTINGS[0].name].median_s
+    for setting, model in models.items():
+        with PartTimes(model.detector, device) as parts:
+            [found] = once(setting)
+        start = time.perf_counter()
+        found.rle()
+        all_s = times[setting.name]
+        cells = [*parts.seconds.values(), time.perf_counter() - start, all_s.median_s, all_s.best_s]
+        row = "".join(f"{cell:11.3f}" for cell in cells)
+        print(f"{setting.name:14s}{row}{baseline / all_s.median_s:10.2f}x{len(found):11.0f}")
 
 
 def throughput(checkpoint: Checkpoint, batches: list[int], rounds: int) -> None:
     """Print images per second on the GPU for each setting and batch size, and the share of each part."""
     device = torch.device("cuda")
     print(
-        f"{checkpoint.variant.name:14s}{'batch':>6s}{'img/s':>9s}{'ratio':>9s}{'peak GiB':>10s}   share of time by part"
+        f"{checkpoint.variant.name:14s}{'batch':>6s}{'img/s':>9s}{'best':>9s}{'peak GiB':>10s}   share of time by part"
     )
-    baseline = 0.0
-    for setting in CUDA_SETTINGS:
+    rates = {}
+    for setting in (*CUDA_SETTINGS, CUDA_BASELINE):
         model = load_model(checkpoint, device=device, precision=setting.precision, speed=setting.speed)
-        for batch in batches:
-            images = pictures(batch)
+        for batch in batches if setting != CUDA_BASELINE else [1]:
+            images = textured_pictures(size for size in GPU_SIZES for _ in range(batch))
 
             def once(model: Predictor = model, images: list[np.ndarray] = images, batch: int = batch) -> None:
                 model.predict(images, batch_size=batch)
 
             torch.cuda.reset_peak_memory_stats(device)
-            seconds = _best(once, device, rounds)
-            rate = batch / seconds
-            baseline = baseline or rate
+            times = timed(once, device, rounds)
             peak = torch.cuda.max_memory_allocated(device) / 2**30
-            print(
-                f"{setting.name:14s}{batch:6d}{rate:9.2f}{rate / baseline:8.2f}x{peak:10.2f}   {_shares(model, once)}"
-            )
+            rates[setting.name, batch] = len(images) / times.median_s
+            # Recorded graphs have no parts to watch.
+            shares = "" if setting.speed.cuda_graphs else _shares(model, once)
+            best = len(images) / times.best_s
+            print(f"{setting.name:14s}{batch:6d}{rates[setting.name, batch]:9.2f}{best:9.2f}{peak:10.2f}   {shares}")
         del model
         torch.cuda.empty_cache()
-
-
-def _best(once: Callable[[], None], device: torch.device, rounds: int) -> float:
-    for _ in range(3):  # compilation, algorithm choice, memory pools
-        once()
-    times = []
-    for _ in range(rounds):
-        start = _now(device)
-        once()
-        times.append(_now(device) - start)
-    return min(times)
+    plain = rates[CUDA_BASELINE.name, 1]
+    print("over the plain one: " + ", ".join(f"{name} {b}: {rate / plain:.2f}x" for (name, b), rate in rates.items()))
 
 
 def _shares(model: Predictor, once: Callable[[], None]) -> str:
-    parts = PartTimes(model)
-    start = _now(model.device)
-    once()
-    total = _now(model.device) - start
+    with PartTimes(model.detector, model.device) as parts:
+        start = now(model.device)
+        once()
+        total = now(model.device) - start
     shares = {name: seconds / total for name, seconds in parts.seconds.items()}
     rest = 1 - sum(shares.values())
     return " ".join(f"{name} {share:.0%}" for name, share in {**shares, "rest": rest}.items())

@@ -64,6 +64,8 @@ MAY_IMPORT = {
     "maskfleet": ("pipeline", "jobs"),
     "testing": ("pipeline", "jobs"),
     "benchmarks": ("pipeline", "jobs", "testing"),
+    # It compares a GPU with what the tests compare a CPU with.
+    "benchmarks.gpu": ("pipeline", "testing", "tests"),
     "tests": ("pipeline", "jobs", "maskfleet", "testing"),
     "tests.benchmarks": ("pipeline", "jobs", "maskfleet", "testing", "benchmarks"),
 }

@@ -19,7 +19,7 @@ from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import Detector, NotFinite, Plan
-from pipeline.model.device import free_memory, raise_if_lost, usable_device
+from pipeline.model.device import free_memory, raise_if_lost, true_float32, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.graphs import GraphedForward
 from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
@@ -312,27 +312,15 @@ class Predictor:
         self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Plan, every_candidate: bool = False
     ) -> Tensor:
         """All of the work whose tensors have the same shapes for all batches of one shape."""
-        with self._arithmetic():
+        with true_float32(self.device):  # in half precision too: its last layers are float32
             found = self.detector(images, image_sizes, scale_factors, plan, self.settings, every_candidate)
         return pack_detections(found)
-
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """True float32: cuDNN rounds its inputs to TF32 unless told not to."""
-        with _without_tf32() if self.device.type == "cuda" else nullcontext():
-            yield
 
 
 def failure_code(error: Exception) -> str:
     """The code of an image that `Predictor.attempt` gives this error for."""
     codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
-
-
-def _without_tf32() -> AbstractContextManager[None]:
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=torch.backends.cudnn.benchmark, deterministic=False, allow_tf32=False
-    )
 
 
 def _check_image(index: int, image: np.ndarray) -> None:

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -67,6 +66,9 @@ def assert_same(reference: Any, other: Any) -> Difference:
 
 def mask_iou(a: Sequence[Any], b: Sequence[Any]) -> list[float]:
     """IoU of the RLEs at equal positions; two empty masks are equal."""
+    # Here, as the rest is of use where there is none of it.
+    from pycocotools import mask as coco_mask
+
     pairs = list(zip(a, b, strict=True))
     return [
         1.0 if not coco_mask.area(x) and not coco_mask.area(y) else float(coco_mask.iou([x], [y], [0])[0][0])

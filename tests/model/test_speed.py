@@ -20,7 +20,7 @@ from pipeline.model.cascade_mask_rcnn.roi import fold_batch_norm
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.speed import SpeedOptions, keep_compiled
+from pipeline.model.speed import PackedLinear, SpeedOptions, keep_compiled
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from tests.model.compare import assert_same
 from tests.model.golden_weights import official_weights
@@ -125,6 +125,30 @@ def test_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="Not a directory"):
         keep_compiled(str(tmp_path / "file" / "folder"))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 24), (1000, 24), (2, 49, 24), (0, 24), (3, 0, 24)], ids=str)
+def test_packed_linear_equals_the_layer(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40, bias=bias)
+    x = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]  # not contiguous
+    ours, reference = PackedLinear(layer)(x), layer.double()(x.double())
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours.double(), reference.detach(), rtol=0, atol=5e-6)
+
+
+def test_linear_layers_are_packed_where_that_is_faster(small_checkpoint: Checkpoint) -> None:
+    def packed(precision: str, speed: SpeedOptions) -> set[str]:
+        detector = load_model(small_checkpoint, "cpu", precision, speed=speed).detector
+        return {name for name, module in detector.named_modules() if isinstance(module, PackedLinear)}
+
+    everywhere = packed("fp32", SpeedOptions())
+    assert {"box_heads.stages.0.fc", "backbone.stages.0.blocks.0.mlp.fc1"} <= everywhere
+    assert packed("fp32", SpeedOptions.none()) == set()
+    # Of a model in half precision, the layers that stay float32.
+    last = {f"box_heads.stages.{i}.{name}" for i in range(3) for name in ("classify", "regress")}
+    assert packed("bf16", SpeedOptions()) == last
 
 
 @pytest.mark.slow
