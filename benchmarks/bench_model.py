@@ -52,6 +52,7 @@ class Setting:
 CPU_SETTINGS = (
     Setting("fp32 plain", "fp32", SpeedOptions.none(), torchvision_roi_align=True),
     Setting("fp32 default", "fp32", SpeedOptions()),
+    Setting("bf16", "bf16", SpeedOptions()),
 )
 # What takes longest comes last.
 CUDA_SETTINGS = (

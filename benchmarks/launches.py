@@ -84,7 +84,7 @@ class Counts:
             bytes=sum(launch.bytes for launch in launches),
             flops=sum(launch.flops for launch in launches),
             kernel_s=sum(map(modelled_s, launches)),
-            host_s=kernels * LAUNCH_S + len(waits) * WAIT_S,
+            host_s=sum(launch.kernels for launch in launches if not launch.replayed) * LAUNCH_S + len(waits) * WAIT_S,
         )
 
 

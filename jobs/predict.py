@@ -14,14 +14,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from jobs.arguments import job_parser, positive, score
 from jobs.ending import FAILED, OK, ends_in_order, say, say_end
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import find_model, resolve_checkpoint
-from pipeline.model.settings import Precision
+from pipeline.model.settings import PRECISION_NAMES, refuse_fp16
 from pipeline.storage.uris import UriText
 
 if TYPE_CHECKING:
@@ -64,6 +64,14 @@ def _load(args: argparse.Namespace) -> Predictor:
     return load_model(checkpoint, args.device, args.precision, settings)
 
 
+def _precision(text: str) -> str:
+    """The name of a precision; others than fp16, which was one, are for the parser to refuse."""
+    try:
+        return refuse_fp16(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = job_parser("predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or glob patterns")
@@ -72,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where predictions.json and the pictures go")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)")
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32")
+    parser.add_argument("--precision", type=_precision, choices=PRECISION_NAMES, default="fp32")
     parser.add_argument("--batch-size", type=positive, default=4, help="images in memory at a time (default: 4)")
     parser.add_argument("--short-side", type=positive, help="input size (default: the checkpoint's)")
     parser.add_argument("--long-side", type=positive, help="input size at most (default: the checkpoint's)")

@@ -14,8 +14,9 @@ from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import Predictor
 from pipeline.model.predictor import load_model as load
+from pipeline.model.preprocess import input_shape, pack, packed_size
+from pipeline.model.preprocess import preprocess as preprocess_batch
 from pipeline.model.settings import TestSettings
-from testing.preprocessed import preprocessed
 
 
 def load_model(state_dict: dict[str, torch.Tensor], variant: dict[str, Any]) -> Predictor:
@@ -34,7 +35,11 @@ def predict(model: Predictor, image_path: str, scale: tuple[int, int]) -> tuple[
 
 
 def preprocess(image_path: str, scale: tuple[int, int]) -> torch.Tensor:
-    return preprocessed(_read(image_path), _settings(scale))[0][None]
+    # By what is installed alone: the kit runs this file outside of the project's folder.
+    image, settings = _read(image_path), _settings(scale)
+    buffer = np.empty(packed_size([image]), np.uint8)
+    pack([image], [image.shape[:2]], settings, buffer)
+    return preprocess_batch(torch.from_numpy(buffer), 1, input_shape(image.shape[:2], settings)).images
 
 
 def features(model: Predictor, tensor: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

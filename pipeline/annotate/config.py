@@ -95,7 +95,7 @@ class ModelConfig(Section):
         description=f"A checkpoint file, or the name of a published model ({', '.join(KNOWN_MODELS)})."
     )
     precision: Precision = Field(
-        default="fp32", description="fp32 gives the published results; bf16 and fp16 are faster on GPUs."
+        default="fp32", description="fp32 gives the published results; bf16 is faster on GPUs."
     )
     compile: bool = Field(default=False, description="Compile the model: slower to start, faster to run.")
     compile_cache: Annotated[Place, AfterValidator(_local)] | None = Field(

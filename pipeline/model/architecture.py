@@ -143,9 +143,10 @@ class Network(Generic[V, D]):
         layouts: of files that others wrote; ``None``: there are only our own.
         recomputed: the blocks whose activations are worth computing twice where memory is short.
         fold_batch_norm: makes each norm that can be part of the convolution before it, in place and in eval mode.
+        float32: the layers that stay float32 in half precision, and are given float32: those whose outputs are ranked
+            or exceed thresholds, so that rounding makes no ties.
         fuse_attention: has attention computed by PyTorch's fused kernels, in place, in eval mode and on the final
             weights.
-        compiled: the parts to compile one by one.
     """
 
     build: Callable[[V, float], D]
@@ -156,5 +157,5 @@ class Network(Generic[V, D]):
     layouts: Layouts[V] | None = None
     recomputed: tuple[type[nn.Module], ...] = ()
     fold_batch_norm: Callable[[D], None] = lambda detector: None
+    float32: Callable[[D], Sequence[nn.Module]] = lambda detector: ()
     fuse_attention: Callable[[D], None] = lambda detector: None
-    compiled: Callable[[D], Sequence[nn.Module]] = lambda detector: (detector,)

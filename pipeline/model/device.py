@@ -1,12 +1,19 @@
-"""The device that a model runs on: found, freed of memory, and known to be lost when it is."""
+"""The device that a model runs on: found, kept to float32, freed of memory, and known to be lost when it is."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
 
 import torch
 
 from pipeline.errors import RunError, UserError
+
+_tf32_lock = Lock()
+_tf32_forbidden = 0  # by how many
+_tf32_before = True
 
 
 class DeviceLost(RunError):
@@ -66,6 +73,31 @@ def forget_locals(error: BaseException | None) -> None:
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def true_float32(device: torch.device) -> Iterator[None]:
+    """Within, convolutions of float32 are that: cuDNN rounds what it multiplies to TF32 unless told not to.
+
+    It is told by a flag of the whole process, so those who forbid it are counted: threads with a model each end in any
+    order, and the first must not allow it to the others.
+    """
+    global _tf32_forbidden, _tf32_before
+    if device.type != "cuda":
+        yield
+        return
+    with _tf32_lock:
+        if not _tf32_forbidden:
+            _tf32_before = torch.backends.cudnn.allow_tf32
+            torch.backends.cudnn.allow_tf32 = False
+        _tf32_forbidden += 1
+    try:
+        yield
+    finally:
+        with _tf32_lock:
+            _tf32_forbidden -= 1
+            if not _tf32_forbidden:
+                torch.backends.cudnn.allow_tf32 = _tf32_before
 
 
 def _probe(device: torch.device) -> Exception | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,11 @@ from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import Detector, NotFinite, Plan
-from pipeline.model.device import free_memory, raise_if_lost, usable_device
+from pipeline.model.device import free_memory, raise_if_lost, true_float32, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.graphs import GraphedForward
 from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
-from pipeline.model.settings import TestSettings
+from pipeline.model.settings import TestSettings, refuse_fp16
 from pipeline.model.speed import SpeedOptions, speed_up
 from pipeline.model.transfer import CudaFeed, Feed, HostFeed, pack_detections, unpack_detections
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # Plans of padded shapes that are kept, each some megabytes on the device.
 _PLANS = 64
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_model(
@@ -48,8 +48,8 @@ def load_model(
     Args:
         checkpoint: a file in any layout that `load_checkpoint` reads, or what it returned.
         device: where to run; the first GPU if there is one, else the CPU.
-        precision: ``fp32`` gives the published results; ``bf16`` and ``fp16`` run the convolutions and
-            matrix products in half precision by autocast (boxes, scores and NMS stay float32).
+        precision: ``fp32`` gives the published results; ``bf16`` holds the weights so, and computes everything in it
+            but the last layers of the heads and what follows them (logits, boxes, scores, NMS: float32).
         settings: input size, thresholds and counts, where they should differ from the checkpoint's own.
         categories: what the labels stand for, where the file does not say.
         speed: what may be rewritten for speed; by default all that keeps the results.
@@ -59,6 +59,10 @@ def load_model(
         UserError: unknown precision or device.
         DeviceLost: the device answers no more.
     """
+    try:
+        refuse_fp16(precision)
+    except ValueError as error:
+        raise UserError(f"precision: {error}") from None
     if precision not in PRECISIONS:
         raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -69,7 +73,7 @@ def load_model(
     detector.eval().requires_grad_(False)
     speed = speed or SpeedOptions()
     try:
-        detector = speed_up(detector.to(device), speed)
+        detector = speed_up(detector.to(device), speed, PRECISIONS[precision])
     except Exception as error:
         raise_if_lost(device, error)
         raise
@@ -208,18 +212,12 @@ class Predictor:
         work = _Work(images, originals, self._batches(originals, batch_size), {})
         with torch.inference_mode():
             ahead, behind = self._send(work), None
-            while ahead is not None or behind is not None:
-                if ahead is None:
-                    assert behind is not None
-                    with during(behind.batch.members):
-                        self._take(work, behind)
-                    ahead, behind = self._send(work), None
-                    continue
-                # The batch ahead is sent, but begun only when this one has been computed, and so the device waits some
-                # microseconds for it. For that, whatever the host waits for here is this batch: a deadline that ends
-                # the process for it names the right images.
-                with during(ahead.batch.members):
-                    running = self._run(work, ahead)
+            while current := ahead or behind:
+                # What is ahead has been sent, and is begun only when the one before has been computed, not queued
+                # behind it: that costs the device some microseconds a batch. For it, the host never waits for another
+                # batch than this one here, and so a deadline that ends the process names the right images.
+                with during(current.batch.members):
+                    running = None if ahead is None else self._run(work, ahead)
                     if behind is not None:
                         self._take(work, behind)
                     ahead, behind = self._send(work), self._wait(work, running)
@@ -239,7 +237,7 @@ class Predictor:
             if len(batch.members) > most:
                 work.put_back(batch.parts(most))
                 continue
-            images, originals = ([of[i] for i in batch.members] for of in (work.images, work.originals))
+            images, originals = [work.images[i] for i in batch.members], [work.originals[i] for i in batch.members]
             with self._failures(work, batch):
                 fill = partial(pack, images, originals, self.settings)
                 return _InFlight(batch, self._feed.send(packed_size(images), fill))
@@ -314,31 +312,15 @@ class Predictor:
         self, images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Plan, every_candidate: bool = False
     ) -> Tensor:
         """All of the work whose tensors have the same shapes for all batches of one shape."""
-        with self._arithmetic():
+        with true_float32(self.device):  # in half precision too: its last layers are float32
             found = self.detector(images, image_sizes, scale_factors, plan, self.settings, every_candidate)
         return pack_detections(found)
-
-    @contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """Autocast for half precision; true float32 otherwise: cuDNN rounds inputs to TF32 unless told not to."""
-        with ExitStack() as stack:
-            if self.precision != "fp32":
-                stack.enter_context(torch.autocast(self.device.type, PRECISIONS[self.precision]))
-            elif self.device.type == "cuda":
-                stack.enter_context(_without_tf32())
-            yield
 
 
 def failure_code(error: Exception) -> str:
     """The code of an image that `Predictor.attempt` gives this error for."""
     codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
     return next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
-
-
-def _without_tf32() -> AbstractContextManager[None]:
-    return torch.backends.cudnn.flags(
-        enabled=True, benchmark=torch.backends.cudnn.benchmark, deterministic=False, allow_tf32=False
-    )
 
 
 def _check_image(index: int, image: np.ndarray) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config.base import ConfigError, PositiveInt, Section
 
@@ -14,7 +14,25 @@ from pipeline.config.base import ConfigError, PositiveInt, Section
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
-Precision = Literal["fp32", "bf16", "fp16"]
+
+def refuse_fp16(name: str) -> str:
+    """The same name of a precision, known or not.
+
+    Raises:
+        ValueError: it is fp16, which was an option once; the message says what to write instead.
+    """
+    if name == "fp16":
+        raise ValueError(
+            "fp16 is no option any more: its numbers end at 65,504, and what exceeds them makes an image's result NaN. "
+            "Write bf16, which takes as little time and memory, or fp32. Results made in fp16 stay readable; a run in "
+            "another precision needs an output of its own"
+        )
+    return name
+
+
+_PrecisionName = Literal["fp32", "bf16"]
+PRECISION_NAMES: tuple[str, ...] = get_args(_PrecisionName)
+Precision = Annotated[_PrecisionName, BeforeValidator(refuse_fp16)]
 
 _LARGEST_SETTING = 1 << 20  # of sides and counts: more is a slip of the pen, or a damaged file
 # A hundred times the published number. A mask is 28 x 28 floats on its way, so that this many on each image of a block

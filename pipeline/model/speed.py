@@ -1,19 +1,23 @@
-"""Rewrites of a loaded detector that make it faster and leave its detections as they are."""
+"""Rewrites of a loaded detector that make it faster: all but half precision leave its detections as they are."""
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.model.architectures import network_of
-from pipeline.model.detector import Detector
+from pipeline.model.detections import BatchDetections
+from pipeline.model.detector import Detector, Plan
 from pipeline.model.host_memory import keep_freed_memory
+from pipeline.model.settings import TestSettings
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class SpeedOptions:
         channels_last: memory layout of the convolutions.
         packed_linear: on a CPU, linear layers in float32 by oneDNN (see `PackedLinear`).
         reuse_memory: on a CPU, the *process* keeps the memory it frees (see `host_memory`).
-        compile: ``torch.compile`` of the parts; costs minutes once for each input shape.
+        compile: ``torch.compile`` of the forward; costs minutes, twice: for one image and for several.
         compile_cache: a folder for what is compiled, see `keep_compiled`; ``None``: wherever PyTorch keeps it.
         cuda_graphs: on a CUDA device, `pipeline.model.graphs`.
     """
@@ -46,11 +50,18 @@ class SpeedOptions:
         return SpeedOptions(False, False, False, False, False, False, None, False)
 
 
-def speed_up(detector: Detector, options: SpeedOptions) -> Detector:
-    """Apply the options to a detector in eval mode, in place; it can no longer be trained or saved."""
+def speed_up(detector: Detector, options: SpeedOptions, dtype: torch.dtype = torch.float32) -> Detector:
+    """Apply the options to a detector in eval mode, in place; it can no longer be trained or saved.
+
+    Args:
+        detector: float32, on its device.
+        options: what may be rewritten.
+        dtype: what its weights are held in, see `hold_in`; norms are folded before.
+    """
     network = network_of(detector.variant)
     if options.fold_batch_norm:
         network.fold_batch_norm(detector)
+    hold_in(detector, dtype)
     if options.fused_attention:
         network.fuse_attention(detector)
     on_cpu = next(detector.parameters()).device.type == "cpu"
@@ -66,9 +77,74 @@ def speed_up(detector: Detector, options: SpeedOptions) -> Detector:
     if options.packed_linear and on_cpu and not options.compile:
         pack_linear(detector)
     if options.compile:
-        for part in network.compiled(detector):
-            part.compile()
+        compile_forward(detector)
     return detector
+
+
+def compile_forward(detector: Detector, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Have a detector's forward compiled as a whole, in place: for one image and for several, of any shapes.
+
+    As a whole, because it can be: nothing in it depends on the host, and what has a kernel of its own is opaque. Of
+    parts, each would be looked up by itself in every call, and what lies between them would stay many small kernels.
+
+    Args:
+        detector: on its device.
+        backend: of ``torch.compile``.
+    """
+    compiled = torch.compile(detector.forward, backend=backend)
+
+    def forward(
+        images: Tensor,
+        image_sizes: Tensor,
+        scale_factors: Tensor,
+        plan: Plan,
+        settings: TestSettings,
+        every_candidate: bool = False,
+    ) -> BatchDetections:
+        # What is not said to vary is taken to be constant until it does vary, and compiled again then.
+        _say_varies(images, (0, 2, 3))
+        for tensor in (image_sizes, scale_factors):
+            _say_varies(tensor, (0,))
+        for tensor in _tensors(plan):
+            _say_varies(tensor, range(tensor.dim()))
+        return compiled(images, image_sizes, scale_factors, plan, settings, every_candidate)
+
+    detector.forward = forward  # type: ignore[method-assign]
+
+
+def _say_varies(tensor: Tensor, axes: Iterable[int]) -> None:
+    # A side of 1 is always a case of its own, as it may mean that numbers are repeated.
+    torch._dynamo.maybe_mark_dynamic(tensor, [axis for axis in axes if tensor.shape[axis] != 1])
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Those of a plan, which is made of dataclasses and sequences."""
+    if isinstance(value, Tensor):
+        yield value
+    elif is_dataclass(value):
+        for f in fields(value):
+            yield from _tensors(getattr(value, f.name))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def hold_in(detector: Detector, dtype: torch.dtype) -> None:
+    """Hold the weights in this type, in place, so that nothing is cast while it computes.
+
+    Two kinds stay float32: the layers that the architecture names (`Network.float32`), and BatchNorms that were not
+    folded, whose kernels take float32 statistics with maps of any type.
+    """
+    kept = {part for layer in network_of(detector.variant).float32(detector) for part in layer.modules()}
+    kept |= {module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)}
+    for module in detector.modules():
+        if module in kept:
+            continue
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.to(dtype), requires_grad=False))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point():
+                setattr(module, name, buffer.to(dtype))
 
 
 class PackedLinear(nn.Module):

@@ -56,7 +56,7 @@ def load_model(
         model: a checkpoint file, or the name of a published model, which is downloaded once. The message about an
             unknown name lists them.
         device: ``cpu``, ``cuda``, ``cuda:1``, ...; the first GPU if there is one, else the CPU.
-        precision: ``fp32`` gives the published results; ``bf16`` and ``fp16`` are faster on GPUs.
+        precision: ``fp32`` gives the published results; ``bf16`` is faster on GPUs.
         classes: what the model's labels stand for, where the checkpoint does not say: the names in order, or a file of
             them, one a line or as a COCO JSON file.
         short_side: the shorter image side is scaled to this, in pixels. This and what follows: the checkpoint's own

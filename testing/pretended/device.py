@@ -23,7 +23,9 @@ from testing.pretended.streams import Memory, Stream, Streams
 
 DEVICE = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
-_ALIGNMENT = 8  # elements; memory-efficient attention copies a bias whose strides are no multiple of it
+# Elements. Memory-efficient attention copies a bias whose strides are no multiple of it, and takes no heads of half
+# precision whose width is none (of float32, no multiple of half of it).
+_ALIGNMENT = 8
 _ATTENTION = torch.ops.aten._scaled_dot_product_efficient_attention.default
 
 
@@ -309,7 +311,7 @@ class PretendedGpu(TorchDispatchMode):
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any
     ) -> Tensor:
-        """``F.scaled_dot_product_attention`` as CUDA does it with a bias: the memory-efficient kernel.
+        """``F.scaled_dot_product_attention`` as CUDA does it with a bias: the memory-efficient kernel where it fits.
 
         PyTorch's own choice of a kernel does not know the pretended device.
         """
@@ -319,6 +321,9 @@ class PretendedGpu(TorchDispatchMode):
         ours = [t for t in tensors if isinstance(t, PretendedTensor)]
         hosts = [t for t in tensors if not isinstance(t, PretendedTensor)]
         refuse_mixture("aten::_scaled_dot_product_efficient_attention", _ATTENTION, ours, hosts)
+        if query.shape[-1] % (_ALIGNMENT if ours[0].dtype.itemsize == 2 else _ALIGNMENT // 2):
+            q, k, v = tensors[:3]
+            return torch._scaled_dot_product_attention_math(q, k, v, tensors[3] if tensors[3:] else None, **kwargs)[0]
         if len(ours) > 3 and any(s % _ALIGNMENT for s in ours[3].stride()[:-1]):
             width = ours[3].shape[-1]
             ours[3] = F.pad(ours[3], (0, -width % _ALIGNMENT))[..., :width]  # type: ignore[call-overload]

@@ -169,7 +169,8 @@ class Stream:
         merge(self.clock, stream.clock)
 
     def synchronize(self) -> None:
-        self._streams.on_wait("stream")
+        if not self.query():
+            self._streams.on_wait("stream")
         self._streams.host_waits(self.clock)
 
     def query(self) -> bool:
@@ -202,7 +203,8 @@ class Event:
         (stream or self.streams.current).wait_event(self)
 
     def synchronize(self) -> None:
-        self.streams.on_wait("event")
+        if not self.query():
+            self.streams.on_wait("event")
         self.streams.host_waits(self.clock)
 
     def query(self) -> bool:

@@ -45,9 +45,9 @@ def test_the_host_waits_for_nothing_in_the_forward(batches: list[Batch]) -> None
         assert [wait for wait in batch.waits if "forward" in wait.part] == []
 
 
-def test_the_host_waits_once_for_the_results(batches: list[Batch]) -> None:
+def test_the_host_waits_for_the_end_of_the_forward_and_of_the_copy(batches: list[Batch]) -> None:
     for batch in batches:
-        assert len(batch.waits) == 1
+        assert [wait.kind for wait in batch.waits] == ["event", "event"]
 
 
 def test_one_copy_each_way(batches: list[Batch]) -> None:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -18,7 +18,7 @@ import maskfleet
 from jobs.arguments import COMMANDS, typed
 from maskfleet.cli import main
 from pipeline.model.predictor import PRECISIONS
-from pipeline.model.settings import Precision
+from pipeline.model.settings import PRECISION_NAMES
 from pipeline.predict.model import load_model
 from pipeline.storage.uris import Uri
 from tests.jobs.test_show import write_output
@@ -81,6 +81,9 @@ CASES = {
     ),
     "model of predict": Case(
         ["predict", "a.jpg", "--model", "gone.pth", "--out", "{folder}/o"], 2, "'gone.pth' is neith"
+    ),
+    "a precision that there was once": Case(
+        ["predict", "a.jpg", "--model", "m", "--out", "o", "--precision", "fp16"], 2, "fp16 is no option any more"
     ),
     "model of convert": Case(["convert", "gone.pth", "{folder}/o.safetensors"], 2, "gone.pth' is neither"),
     "output of show": Case(["show", "{folder}/gone"], 2, "gone does not exist, or is empty"),
@@ -274,7 +277,7 @@ def test_each_ready_config_says_what_it_is_for(capsys: pytest.CaptureFixture[str
 
 
 def test_the_precisions_of_command_lines_are_those_of_the_model() -> None:
-    assert get_args(Precision) == tuple(PRECISIONS)
+    assert tuple(PRECISIONS) == PRECISION_NAMES
 
 
 def test_outputs_in_a_checkout_are_not_sent_to_a_cluster() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model.device import DeviceLost, free_memory, raise_if_lost, usable_device
+from pipeline.model.device import DeviceLost, free_memory, raise_if_lost, true_float32, usable_device
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from tests.model.fake_cuda import LOST, FakeCuda, Lost
@@ -69,3 +69,21 @@ def test_usable() -> None:
     for name in ("gpu", "cuda", "cuda:1"):
         with pytest.raises(UserError, match=f"device '?{name}'?: "):
             usable_device(name)
+
+
+def test_tf32_is_forbidden_while_anyone_needs_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that overlap: what one ends with does not reach into the other."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    one, other = true_float32(CUDA), true_float32(CUDA)
+    one.__enter__()
+    other.__enter__()
+    one.__exit__(None, None, None)
+    assert not torch.backends.cudnn.allow_tf32
+    other.__exit__(None, None, None)
+    assert torch.backends.cudnn.allow_tf32
+
+
+def test_of_a_cpu_no_flag_is_touched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with true_float32(CPU):
+        assert torch.backends.cudnn.allow_tf32

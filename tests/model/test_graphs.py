@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,7 +20,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model import graphs
+from pipeline.model.detections import DETECTION_ARRAYS
+from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.graphs import MAX_GRAPHS, GraphedForward
+from pipeline.model.predictor import Predictor, load_model
+from testing.small_model import picture
 
 CPU = torch.device("cpu")
 # A wait of the host, which may not be recorded.
@@ -293,3 +298,31 @@ def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: Fake
     for _ in range(3):
         with pytest.raises(torch.OutOfMemoryError):
             run(*batch(1, 4))
+
+
+def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint: Checkpoint) -> None:
+    """The detector itself, which is recorded only as long as it waits for nothing."""
+    pictures = [picture(60, 90, seed) for seed in range(7)] + [picture(90, 60, seed) for seed in range(3)]
+    predictor = load_model(small_checkpoint, "cpu")
+    predictor.detector.compact = False
+    expected = predictor.predict(pictures, batch_size=2)
+    predictor._best_candidates = run = Watched(predictor._forward, cuda)
+    found = predictor.predict(pictures, batch_size=2)
+    assert run.shapes == {(2, 3, 96, 160)}
+    assert cuda.log.count("replay") == 2
+    assert sum(map(len, found)) > 50
+    for ours, reference in zip(found, expected, strict=True):
+        for name in DETECTION_ARRAYS:
+            np.testing.assert_array_equal(getattr(ours, name), getattr(reference, name))
+
+
+@pytest.mark.parametrize(("device", "switch"), [("cuda", True), ("cuda", False), ("cpu", True)])
+def test_graphs_are_of_gpus_and_can_be_switched_off(
+    device: str, switch: bool, small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr("pipeline.model.predictor.CudaFeed", lambda device: None)
+    monkeypatch.setattr("pipeline.model.predictor.GraphedForward", lambda forward, device: made.append(forward))
+    detector = load_model(small_checkpoint, "cpu").detector
+    Predictor(detector, small_checkpoint, small_checkpoint.settings, "fp32", torch.device(device), switch)
+    assert len(made) == (device == "cuda" and switch)

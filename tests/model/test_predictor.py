@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
 from pipeline.model.detections import Detections
+from pipeline.model.detector import NotFinite
 from pipeline.model.device import free_memory
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
 from pipeline.model.preprocess import input_shape
 from pipeline.model.settings import TestSettings
+from testing.pretended_cuda import pretended_cuda
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
+from testing.stand_in_detector import calls, plain, stand_in
 from tests.model.compare import assert_same
 from tests.model.fake_cuda import FakeCuda
 
@@ -300,6 +309,135 @@ def failing_once(forward: Any) -> Any:
     return call
 
 
+HEIGHTS = (6, 14, 30)  # three padded shapes
+
+
+def outcome(result: Detections | Exception) -> Any:
+    return type(result) if isinstance(result, Exception) else (result.image_size, result.boxes[0].tolist(), len(result))
+
+
+PICTURES = st.sets(st.integers(0, 11), max_size=3)
+
+
+@given(
+    shapes=st.lists(st.sampled_from(HEIGHTS), max_size=12),
+    batch_size=st.integers(1, 5),
+    room=st.integers(0, 5),
+    bad=PICTURES,
+    not_finite=PICTURES,
+    not_final=PICTURES,
+)
+@example(shapes=[6, 6, 14, 6], batch_size=2, room=5, bad={1}, not_finite={2}, not_final={0, 3})
+@example(shapes=[6, 6, 6, 6], batch_size=4, room=1, bad=set(), not_finite={3}, not_final={3, 2})
+@settings_of_hypothesis(deadline=None, max_examples=60)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_whatever_fails_costs_the_others_nothing(
+    device: str,
+    shapes: list[int],
+    batch_size: int,
+    room: int,
+    bad: set[int],
+    not_finite: set[int],
+    not_final: set[int],
+) -> None:
+    """On a GPU too, where others are on their way when one fails: a pretended one says where order is missing."""
+
+    def fail(numbers: Sequence[int]) -> Exception | None:
+        if len(numbers) > room:
+            return OUT_OF_MEMORY
+        return ValueError("bad") if not bad.isdisjoint(numbers) else None
+
+    def expected(number: int, height: int) -> Any:
+        if room == 0:
+            return torch.OutOfMemoryError
+        if number in bad:
+            return ValueError
+        size = (height + number, 8)
+        return NotFinite if number in not_finite else (size, [0, 0, size[1], size[0]], 3)
+
+    images = [plain(number, height) for number, height in enumerate(shapes)]
+    with pretended_cuda() if device == "cuda" else nullcontext():
+        predictor = stand_in(fail, not_finite=not_finite, not_final=not_final, device=device)
+        outcomes = predictor.attempt(images, batch_size)
+    assert [outcome(result) for result in outcomes] == [expected(*image) for image in enumerate(shapes)]
+    sizes = [len(batch) for batch in calls(predictor)]
+    assert all(size <= batch_size for size in sizes)
+    # The memory did not suffice once for each size of batch and shape, on the way down.
+    assert sum(size > max(room, 1) for size in sizes) <= 3 * len(HEIGHTS)
+
+
+def test_only_what_is_not_final_is_done_again() -> None:
+    predictor = stand_in(not_final={1, 2})
+    found = predictor.predict([plain(i) for i in range(5)], batch_size=2)
+    assert [len(each) for each in found] == [3] * 5
+    assert calls(predictor) == [[0, 1], [2, 3], [1], [2], [4]]
+
+
+class Noting:
+    """A feed that notes what it is asked to do, in order; it computes when it is waited for, as a device would."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.batches = count()
+
+    def send(self, size: int, fill: Any) -> Any:
+        memory = np.empty(size, np.uint8)
+        fill(memory)
+        number = next(self.batches)
+        self.notes.append(f"send {number}")
+        return number, torch.from_numpy(memory)
+
+    def run(self, sent: Any, compute: Any) -> Any:
+        self.notes.append(f"run {sent[0]}")
+        return sent, compute
+
+    def wait(self, running: Any) -> None:
+        self.notes.append(f"wait {running[0][0]}")
+
+    def fetch(self, running: Any) -> np.ndarray:
+        (number, memory), compute = running
+        self.notes.append(f"fetch {number}")
+        return compute(memory).numpy()
+
+
+def test_a_device_is_kept_busy_and_waited_for_under_the_name_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next batch is sent, and the one before fetched, while one is computed; it is begun before anything else."""
+    predictor, feed = stand_in(), Noting()
+    monkeypatch.setattr(predictor, "_feed", feed)
+
+    @contextmanager
+    def during(batch: Sequence[int]) -> Iterator[None]:
+        feed.notes.append(f"({list(batch)}")
+        yield
+        feed.notes.append(")")
+
+    predictor.predict([plain(i) for i in range(5)], 2, during=during)
+    assert " ".join(feed.notes) == (
+        "send 0 "
+        "([0, 1] run 0 send 1 wait 0 ) "
+        "([2, 3] run 1 fetch 0 send 2 wait 1 ) "
+        "([4] run 2 fetch 1 wait 2 ) "
+        "([4] fetch 2 )"
+    )
+
+
+def test_one_copy_each_way_for_a_batch_and_no_wait_but_for_its_end(small_checkpoint: Checkpoint) -> None:
+    images = [picture(60, 90, seed=i) for i in range(6)]
+    with pretended_cuda() as gpu:
+        predictor = load_model(small_checkpoint, "cuda")
+        predictor.predict(images, batch_size=2)  # makes the plan
+        gpu.forget()
+        predictor.predict(images, batch_size=2)
+    assert sorted(transfer.direction for transfer in gpu.transfers) == ["in"] * 3 + ["out"] * 3
+    assert all(transfer.pinned for transfer in gpu.transfers)
+    # 56 bytes of numbers for each image, and the pixels; each is aligned.
+    bytes_in = 128 + 2 * (60 * 90 * 3 + 8)
+    assert [transfer.bytes for transfer in gpu.transfers if transfer.direction == "in"] == [bytes_in] * 3
+    assert {(wait.kind, wait.where.partition(":")[0]) for wait in gpu.waits} == {
+        ("event", "pipeline/model/transfer.py")
+    }
+
+
 # ------------------------------------------------------------------------------------------------------------ settings
 def test_settings_come_from_the_checkpoint_unless_given(small_checkpoint: Checkpoint) -> None:
     assert load_model(small_checkpoint, "cpu").settings == SMALL_SETTINGS
@@ -347,16 +485,15 @@ def test_a_file_that_does_not_name_its_classes(small_state: dict[str, torch.Tens
     assert load_model(tmp_path / "model.pth", "cpu", categories=SMALL_CATEGORIES).categories == SMALL_CATEGORIES
 
 
-def test_loading_leaves_the_checkpoint_as_it_is(small_checkpoint: Checkpoint) -> None:
-    before = {name: weight.clone() for name, weight in small_checkpoint.weights.items()}
-    load_model(small_checkpoint, "cpu").predict([picture(20, 30)])
-    assert all(torch.equal(before[name], weight) for name, weight in small_checkpoint.weights.items())
-
-
 @pytest.mark.parametrize("precision", ["int8", "float32", "FP32", ""])
 def test_unknown_precision(precision: str, small_checkpoint: Checkpoint) -> None:
-    with pytest.raises(ValueError, match=f"precision '{precision}': expected one of fp32, bf16, fp16"):
+    with pytest.raises(ValueError, match=f"precision '{precision}': expected one of fp32, bf16$"):
         load_model(small_checkpoint, "cpu", precision=precision)
+
+
+def test_a_precision_that_there_was_once(small_checkpoint: Checkpoint) -> None:
+    with pytest.raises(UserError, match=r"^precision: fp16 is no option any more: .* Write bf16"):
+        load_model(small_checkpoint, "cpu", precision="fp16")
 
 
 # name: (device, part of the message)
@@ -379,12 +516,9 @@ def test_without_gpu(small_checkpoint: Checkpoint) -> None:
     assert load_model(small_checkpoint).device == torch.device("cpu")
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_runs(precision: str, small_checkpoint: Checkpoint) -> None:
-    """No word on accuracy: random weights amplify rounding beyond anything trained ones do."""
-    predictor = load_model(small_checkpoint, "cpu", precision=precision)
+def test_half_precision_keeps_what_is_promised(small_checkpoint: Checkpoint) -> None:
+    predictor = load_model(small_checkpoint, "cpu", precision="bf16")
     image = picture(60, 90)
     found = predictor.predict([image, picture(1, 1)])
     assert len(found[0]) > 0
     check(found[0], image)
-    assert not torch.is_autocast_enabled("cpu")

@@ -147,8 +147,8 @@ WAITS: dict[str, tuple[str, Callable[[Tensor], object]]] = {
     "index on the CPU": ("copy to the device", lambda x: x[torch.tensor([0, 1])]),
     "nms": ("nms", lambda x: nms(x.new_ones(2, 4), x[:2], 0.5)),
     "synchronize": ("synchronize", lambda x: torch.cuda.synchronize()),
-    "stream": ("stream", lambda x: torch.cuda.current_stream().synchronize()),
-    "event": ("event", lambda x: torch.cuda.current_stream().record_event().synchronize()),
+    "stream": ("stream", lambda x: [x + 1, torch.cuda.current_stream().synchronize()]),
+    "event": ("event", lambda x: [x + 1, torch.cuda.current_stream().record_event().synchronize()]),
 }
 
 
@@ -213,6 +213,16 @@ def test_a_bias_of_aligned_rows_is_not_copied(gpu: PretendedGpu) -> None:
     assert len(gpu.launches) == 4  # a packed bias, its padding, attention
 
 
+def test_attention_with_heads_that_its_kernel_does_not_take(gpu: PretendedGpu) -> None:
+    query, bias = torch.rand(3, 2, 9, 6), torch.rand(1, 2, 9, 9)
+    expected = F.scaled_dot_product_attention(query, query, query, bias)
+    gpu.forget()
+    query, bias = query.to(CUDA), bias.to(CUDA)
+    found = F.scaled_dot_product_attention(query, query, query, bias)
+    assert [launch.op for launch in gpu.launches].count("bmm") == 2
+    torch.testing.assert_close(found.cpu(), expected)
+
+
 def test_parts(gpu: PretendedGpu) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU()).to(CUDA)
     gpu.name_parts({"all": model, "first": model[0]})
@@ -230,6 +240,15 @@ def test_a_copy_that_is_not_waited_for_is_rubbish(gpu: PretendedGpu) -> None:
     assert place.isnan().all()
     event.synchronize()
     assert place.tolist() == [1, 1, 1]
+
+
+def test_what_is_done_is_not_waited_for(gpu: PretendedGpu) -> None:
+    cuda(3)
+    event = torch.cuda.current_stream().record_event()
+    assert not event.query()
+    event.synchronize()
+    event.synchronize()
+    assert len(gpu.waits) == 1
 
 
 def test_streams_must_be_ordered(gpu: PretendedGpu) -> None:

@@ -93,6 +93,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "scales": ({"augment": {"scale": "large_scale_jitter", "scale_range": [2.0, 1.0]}}, "make no sense"),
     "betas": ({"optimizer": {"betas": [0.9, 1.0]}}, "optimizer.betas.1: .*less than 1"),
     "half a GPU": ({"resources": {"gpus_per_worker": 0.5}}, "gpus_per_worker: must be a"),
+    "fp16": ({"precision": "fp16"}, "precision: fp16 is no option any more"),
     "output": ({"output": {"uri": "https://example.org/run"}}, "nothing can be written"),
     "output is source": (
         {"data": {"train": [{"uri": "/data/run"}]}, "model": {"variant": "swin_t", "classes": ["a"]}},

@@ -65,6 +65,12 @@ def decode_deltas(boxes: Tensor, deltas: Tensor, stds: Stds, sizes: Tensor) -> T
     return torch.minimum(moved, torch.cat([limit, limit], dim=-1))
 
 
+def take_boxes(boxes: Tensor, index: Tensor) -> Tensor:
+    """Boxes ``(B, N, 4)``, or deltas, at int64 ``(B, n)``: ``(B, n, 4)``."""
+    # As torch.take_along_dim, which fixes B in what is compiled: each number of images would be compiled by itself.
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
 def moved_apart(boxes: Tensor, groups: Tensor, largest: Tensor) -> Tensor:
     """Each group at a place of its own, where boxes of two groups never overlap, as mmcv's ``batched_nms`` does.
 
@@ -77,12 +83,6 @@ def moved_apart(boxes: Tensor, groups: Tensor, largest: Tensor) -> Tensor:
     """
     offsets = groups.to(boxes) * (largest[:, None, None] + 1)
     return boxes + offsets[..., None]
-
-
-def take_boxes(boxes: Tensor, index: Tensor) -> Tensor:
-    """The boxes ``(G, N, 4)`` of each group at int64 ``(G, n)``: ``(G, n, 4)``. Deltas alike."""
-    # Not take_along_dim, which fixes the number of groups in a compiled graph.
-    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
 
 
 def pyramid_level(boxes: Tensor, num_levels: int, finest_side: float = 56.0) -> Tensor:

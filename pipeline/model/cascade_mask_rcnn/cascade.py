@@ -58,7 +58,7 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """(R, C, 7, 7) -> logits ``(R, K + 1)`` and deltas ``(R, K, 4)``, float32."""
-        x = self.fc(self.convs(pooled).flatten(1)).relu()
+        x = self.fc(self.convs(pooled).flatten(1)).relu().float()
         deltas = self.regress(x).view(-1, self.num_classes, 4)
         return self.classify(x).float(), deltas.float()
 

@@ -31,10 +31,10 @@ class MaskHead(nn.Module):
 
         Only that class's filter is applied; the others' masks are never looked at.
         """
-        x = self.upsample(self.convs(pooled)).relu_()
+        x = self.upsample(self.convs(pooled)).relu_().float()
         assert self.predict.bias is not None
         weight, bias = self.predict.weight[labels].flatten(1), self.predict.bias[labels]
-        logits = torch.einsum("rchw,rc->rhw", x, weight.to(x.dtype))
+        logits = torch.einsum("rchw,rc->rhw", x, weight)
         return logits.float() + bias[:, None, None]
 
 

@@ -43,9 +43,10 @@ def decays(name: str) -> bool:
     return not any(part in name for part in NO_DECAY)
 
 
-def compiled(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
-    """The parts whose inputs keep their shapes from image to image, but for the number of RoIs."""
-    return detector.backbone, detector.neck, detector.rpn, detector.box_heads, detector.mask_heads
+def float32(detector: CascadeMaskRCNN) -> Sequence[nn.Module]:
+    """The last layers: of 268,000 objectness logits in bf16 most would be equal to others."""
+    heads = [layer for box, mask in _stages(detector) for layer in (box.classify, box.regress, mask.predict)]
+    return [detector.rpn.objectness, detector.rpn.deltas, *heads]
 
 
 def fuse_attention(detector: CascadeMaskRCNN) -> None:
@@ -138,6 +139,6 @@ NETWORK = Network(
     ),
     recomputed=(PadThenShiftBlock,),
     fold_batch_norm=fold_batch_norm,
+    float32=float32,
     fuse_attention=fuse_attention,
-    compiled=compiled,
 )

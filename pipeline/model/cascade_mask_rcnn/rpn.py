@@ -96,23 +96,27 @@ def propose(
         image_sizes: float32 ``(B, 2)``, ``(H, W)`` of each image in the input before padding.
         settings: how many proposals to keep.
     """
-    slots = torch.arange(settings.proposals_per_level, device=image_sizes.device)
-    levels = []
-    for (logits, deltas), grid in zip(outputs, grids, strict=True):
+    # As many slots for each level as the finest can fill.
+    slots = min(settings.proposals_per_level, grids[0].shape[0])
+    scores, chosen, deltas = [], [], []
+    for (logits, level_deltas), grid in zip(outputs, grids, strict=True):
         top, index = logits.sigmoid().topk(min(settings.proposals_per_level, logits.shape[1]))
-        # A level of fewer anchors repeats its last one in the slots that it leaves empty.
-        place = slots.clamp(max=top.shape[1] - 1)
-        index = index[:, place]
-        boxes = decode_deltas(grid[index], take_boxes(deltas, index), _UNIT_STDS, image_sizes[:, None])
-        levels.append((boxes, top[:, place], (slots < top.shape[1]).expand_as(index)))
-    boxes, scores, valid = (torch.stack(parts, dim=1) for parts in zip(*levels, strict=True))  # (B, L, N, ...)
+        scores.append(top)
+        chosen.append(grid[index])
+        deltas.append(take_boxes(level_deltas, index))
+    decoded = decode_deltas(torch.cat(chosen, dim=1), torch.cat(deltas, dim=1), _UNIT_STDS, image_sizes[:, None])
+    # A level of fewer anchors leaves slots empty. No score is below zero.
+    parts = decoded.split([top.shape[1] for top in scores], dim=1)
+    boxes = torch.stack([F.pad(part, (0, 0, 0, slots - part.shape[1])) for part in parts], dim=1)  # (B, L, N, 4)
+    padded = torch.stack([F.pad(top, (0, slots - top.shape[1]), value=-1.0) for top in scores], dim=1)
+    valid = ~(padded < 0)
     number = torch.arange(len(grids), device=boxes.device)[:, None]
     moved = moved_apart(boxes, number, boxes.amax(dim=(1, 2, 3)))
     keep = nms_groups(moved.flatten(0, 1), valid.flatten(0, 1), settings.rpn_nms_iou)
     keep = keep.view(valid.shape).flatten(1)
-    # Stable, so that of equal scores the finer level's comes first. No score is below zero.
-    scores, order = scores.flatten(1).masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
-    scores, order = scores[:, : settings.proposals], order[:, : settings.proposals]
-    valid = ~(scores < 0)
-    boxes = take_boxes(boxes.flatten(1, 2), order)
-    return Proposals(boxes.masked_fill(~valid[..., None], 0.0), scores.masked_fill(~valid, 0.0), valid)
+    # Stable, so that of equal scores the finer level's comes first.
+    ranked, order = padded.flatten(1).masked_fill(~keep, -1.0).sort(dim=1, descending=True, stable=True)
+    ranked, order = ranked[:, : settings.proposals], order[:, : settings.proposals]
+    valid = ~(ranked < 0)
+    best = take_boxes(boxes.flatten(1, 2), order)
+    return Proposals(best.masked_fill(~valid[..., None], 0.0), ranked.masked_fill(~valid, 0.0), valid)

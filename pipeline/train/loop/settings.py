@@ -6,12 +6,12 @@ are sections of the job's config and what the loop takes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, Strict, model_validator
 
 from pipeline.config.base import Count, PositiveFloat, PositiveInt, Section
-from pipeline.model.settings import PUBLISHED_SAMPLING, SamplingConfig
+from pipeline.model.settings import PUBLISHED_SAMPLING, Precision, SamplingConfig
 
 # What a training leaves in its folder: the model as it is now, and the one with the best validation figure.
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -78,7 +78,7 @@ class LoopConfig(Section):
     )
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="AdamW.")
     schedule: ScheduleConfig = Field(default=ScheduleConfig(), description="How long.")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: faster on GPUs, by autocast.")
+    precision: Precision = Field(default="fp32", description="bf16: faster on GPUs, by autocast.")
     activation_checkpointing: bool = Field(
         default=False, description="Compute the backbone's activations twice: less memory, slower."
     )

@@ -20,8 +20,8 @@ from pipeline.annotate.stages.stage import Stage
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import RESERVED_NAMES, output_schema
 from pipeline.model.categories import Category
+from testing.stand_in_detector import stand_in
 from tests.annotate.stages.test_fetch_decode import discard, encoded, manifest_rows, photo
-from tests.annotate.stages.test_segment import StandIn
 
 CATEGORIES = tuple(Category(i, name) for i, name in enumerate(("cat", "dog", "owl")))
 
@@ -32,7 +32,7 @@ def chain(**carried: list[Any]) -> list[pa.Table]:
     schema = output_schema(pa.string(), pa.schema([rows.schema.field(name) for name in carried]))
     stages: list[Stage] = [
         FetchDecode(PictureSource(), 64, 96, InProcessGuard(), discard),
-        Segment(StandIn(), 4, (0, 0, 0), InProcessGuard(), discard),  # type: ignore[arg-type]
+        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), discard),
         Encode(schema, CATEGORIES, InProcessGuard(), discard),
     ]
     tables = [rows]

@@ -131,7 +131,7 @@ class TestRows:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))  # type: ignore[arg-type]
+        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))
         (counts,) = reports
         assert counts.segment_s > 0
         assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
@@ -225,28 +225,47 @@ class TestFailures:
         )
         assert out["error_code"].to_pylist() == ["model_error", None]
 
-    def test_the_images_of_a_call_that_never_returns_are_named(self) -> None:
-        """And the others of the block are not."""
+    def test_the_images_of_a_batch_that_never_ends_are_named(self) -> None:
+        """And the others of the block are not; neither those that are on their way meanwhile nor those that were."""
         run = subprocess.run([sys.executable, "-c", ENDLESS], capture_output=True, text=True, timeout=100)
-        assert run.returncode == TIMEOUT_EXIT_CODE, run.stderr
-        assert json.loads(run.stdout) == ["segment", [102, 103], [100, 101, 104]]
+        assert run.returncode == 0, run.stderr
+        of_network, of_device = map(json.loads, run.stdout.splitlines())
+        assert of_network == of_device == ["segment", [102, 103], [100, 101, 104], TIMEOUT_EXIT_CODE]
 
 
-# Of the second batch the network never returns.
+# The second batch never ends: its network does not return, as on a CPU, or the device does not get there.
 ENDLESS = """
-import json, time
+import json, os, time
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.segment import Segment
-from testing.stand_in_detector import plain, stand_in
+from pipeline.model.transfer import HostFeed
+from testing.stand_in_detector import calls, plain, stand_in
 from tests.annotate.stages.test_segment import decoded_rows
 
 class Telling(InProcessGuard):
     def expire(self, stage, ids, others):
-        print(json.dumps([stage, list(ids), list(others)]), flush=True)
+        os.write(told, json.dumps([stage, list(ids), list(others)]).encode())
 
-predictor = stand_in(lambda numbers: time.sleep(100) if 3 in numbers else None)
+class Device(HostFeed):
+    sent = 0
+    def send(self, size, fill):
+        self.sent += 1
+        return super().send(size, fill)
+    def wait(self, running):
+        if calls(predictor)[-1] == [2, 3]:
+            assert self.sent == 3
+            time.sleep(100)
+
 rows = decoded_rows([plain(i) for i in range(5)])
-Segment(predictor, 2, (0, 0, 0), Telling(), lambda counts: None, timeout_s=1.0)(rows)
+for hangs_in_network in (True, False):
+    heard, told = os.pipe()
+    if os.fork() == 0:
+        predictor = stand_in(lambda numbers: time.sleep(100) if hangs_in_network and 3 in numbers else None)
+        if not hangs_in_network:
+            predictor._feed = Device()
+        Segment(predictor, 2, (0, 0, 0), Telling(), lambda counts: None, timeout_s=1.0)(rows)
+    _, status = os.wait()
+    print(json.dumps([*json.loads(os.read(heard, 999)), os.waitstatus_to_exitcode(status)]))
 """
 
 

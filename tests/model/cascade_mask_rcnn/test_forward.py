@@ -216,7 +216,8 @@ def outputs(draw: st.DrawFn) -> tuple[list[tuple[Tensor, Tensor]], list[Tensor],
 @hypothesis_settings(max_examples=60, deadline=None)
 def test_proposals_with_ties(case: tuple[Any, ...]) -> None:
     found = propose(*case)
-    assert found.valid.shape[1] == min(case[-1].proposals, 5 * case[-1].proposals_per_level)
+    _, grids, _, settings = case
+    assert found.valid.shape[1] == min(settings.proposals, 5 * min(settings.proposals_per_level, len(grids[0])))
     for i, (boxes, scores) in enumerate(reference_forward.propose(*case)):
         count = len(scores)
         assert found.valid[i].tolist() == [True] * count + [False] * (found.valid.shape[1] - count)

@@ -11,13 +11,14 @@ import torch
 from pipeline.model.batch import Batch
 from pipeline.model.cascade_mask_rcnn.losses.detector import DetectorLoss
 from pipeline.model.files.checkpoints import load_checkpoint
-from pipeline.model.predictor import load_model
+from pipeline.model.predictor import Predictor, load_model
 from pipeline.storage.uris import Uri
 from pipeline.train.loop.checkpoint_folder import CheckpointFolder, Position
 from pipeline.train.loop.finite import NonFiniteLoss
 from pipeline.train.loop.loop import checkpoint_activations, train
 from pipeline.train.loop.settings import LoopConfig, OptimizerConfig, ScheduleConfig
 from pipeline.train.loop.telemetry import Step
+from pipeline.train.loop.validate import ValidationSet, validate
 from pipeline.train.sample.sample import Sample
 from tests.train.loop_cases import CPU, SETTINGS, VALIDATION, Scenes, scene, tiny_start
 
@@ -178,6 +179,25 @@ def test_bf16_trains(run: Run) -> None:
     exact.train(FAST.model_copy(update={"schedule": ScheduleConfig(epochs=1)}))
     assert run.steps[0].total == pytest.approx(exact.steps[0].total, rel=0.05)
     assert run.steps[0].losses != exact.steps[0].losses
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_validation_is_in_the_precision_of_the_config(
+    precision: str, dtype: torch.dtype, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As annotate would hold the model, whatever the training computes in."""
+    models: list[Predictor] = []
+
+    def noted(model: Predictor, images: ValidationSet, batch_size: int) -> dict[str, float]:
+        models.append(model)
+        assert not torch.is_autocast_enabled("cpu")
+        return validate(model, images, batch_size)
+
+    monkeypatch.setattr("pipeline.train.loop.loop.validate", noted)
+    settings = FAST.model_copy(update={"precision": precision, "schedule": ScheduleConfig(epochs=1)})
+    run.train(settings, validation=VALIDATION)
+    [model] = models
+    assert {parameter.dtype for parameter in model.detector.backbone.parameters()} == {dtype}
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
