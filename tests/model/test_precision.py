@@ -31,6 +31,7 @@ LAST_LAYERS = (
 )
 
 HEADS = [f"{kind}_heads.stages.{i}" for kind in ("box", "mask") for i in range(3)]
+PLAIN_LINEAR = SpeedOptions(packed_linear=False)  # packed ones keep no parameters
 SCORE = 0.01  # random weights are sure of little
 
 
@@ -40,7 +41,7 @@ def half(checkpoint: Checkpoint, speed: SpeedOptions | None = None) -> Predictor
 
 # ------------------------------------------------------------------------------------------------------- what is held
 def test_all_but_the_last_layers_are_held_in_bf16(small_checkpoint: Checkpoint) -> None:
-    detector = half(small_checkpoint).detector
+    detector = half(small_checkpoint, PLAIN_LINEAR).detector
     exact = {name for name, tensor in floats(detector) if tensor.dtype == torch.float32}
     assert exact == {f"{layer}.{kind}" for layer in LAST_LAYERS for kind in ("weight", "bias")}
     assert {tensor.dtype for name, tensor in floats(detector) if name not in exact} == {torch.bfloat16}
@@ -48,7 +49,7 @@ def test_all_but_the_last_layers_are_held_in_bf16(small_checkpoint: Checkpoint) 
 
 def test_weights_are_those_of_float32_rounded_once(small_checkpoint: Checkpoint) -> None:
     """So norms are folded before they are rounded."""
-    exact, rounded = load_model(small_checkpoint, "cpu").detector, half(small_checkpoint).detector
+    exact, rounded = (load_model(small_checkpoint, "cpu", p, speed=PLAIN_LINEAR).detector for p in PRECISIONS)
     expected, found = dict(exact.named_parameters()), dict(rounded.named_parameters())
     assert found.keys() == expected.keys()
     for name, tensor in found.items():
@@ -116,7 +117,7 @@ def test_no_weight_is_cast_and_autocast_is_off(small_checkpoint: Checkpoint) -> 
     predictor = half(small_checkpoint)
     assert casts(predictor) == 0
     with torch.autocast("cpu", torch.bfloat16):  # the counter counts
-        assert casts(load_model(small_checkpoint, "cpu")) > 20
+        assert casts(load_model(small_checkpoint, "cpu", speed=PLAIN_LINEAR)) > 20
 
     def look(name: str, inputs: tuple[Any, ...], outputs: Any) -> None:
         assert not torch.is_autocast_enabled("cpu"), name
