@@ -72,7 +72,7 @@ class RegionProposalNetwork(nn.Module):
         """Per level: objectness logits ``(B, A)`` and deltas ``(B, A, 4)``, float32."""
         outputs = []
         for feature in features:
-            x = F.relu(self.conv(feature))
+            x = F.relu(self.conv(feature)).float()
             logits = self.objectness(x).permute(0, 2, 3, 1).flatten(1)
             deltas = self.deltas(x).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
             outputs.append((logits.float(), deltas.float()))
