@@ -64,9 +64,9 @@ def report_trace(bench: Bench, name: str, events: Sequence[Any], wall_s: float, 
     for event in work:
         times[event.name] += event.time_range.elapsed_us()
         calls[event.name] += 1
-    for kernel, us in times.most_common(_SHOWN):
-        share = round(us / 1e6 / wall_s, 3)
-        bench.report(f"{name}: {kernel[:80]}", {"calls": calls[kernel] / batches, "share": share})
+    for rank, (kernel, us) in enumerate(times.most_common(_SHOWN), start=1):
+        cells = {"share": round(us / 1e6 / wall_s, 3), "calls": calls[kernel] / batches, "name": kernel[:120]}
+        bench.report(f"{name}, kernel {rank}", cells)
 
 
 def _union_us(ranges: list[tuple[float, float]]) -> float:

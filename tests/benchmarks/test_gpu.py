@@ -180,7 +180,8 @@ def test_a_trace_counts_each_moment_once() -> None:
     bench = SimpleNamespace(report=figures.__setitem__)
     report_trace(bench, "bf16", [*cuda, host], wall_s=100e-6, batches=1)  # type: ignore[arg-type]
     assert figures["bf16"] == {"kernels a batch": 2, "copies a batch": 1, "wall ms a batch": 0.1, "idle share": 0.6}
-    assert figures["bf16: gemm"] == {"calls": 1, "share": 0.2}
+    assert figures["bf16, kernel 1"]["share"] == figures["bf16, kernel 2"]["share"] == 0.2
+    assert figures["bf16, kernel 3"] == {"share": 0.1, "calls": 1, "name": "norm"}
 
 
 HIDE = """
