@@ -221,6 +221,7 @@ class Predictor:
                     if behind is not None:
                         self._take(work, behind)
                     ahead, behind = self._send(work), self._wait(work, running)
+                ahead = ahead or self._send(work)  # what failed while it was waited for may be the last
         return [work.outcomes[i] for i in range(len(images))]
 
     def _batches(self, originals: Sequence[tuple[int, int]], batch_size: int) -> deque[_Batch]:
