@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -25,10 +26,6 @@ Forward = Callable[..., Tensor]
 # With COCO's mix of sizes, 41 shapes, the 24 commonest pairs of shape and batch are most of the batches. Each costs an
 # output and a record of its launches, megabytes; temporary tensors and inputs are shared.
 MAX_GRAPHS = 24
-# Recording costs a forward on the host and waits for the device, so what comes once is not worth it. That a pair was
-# run before is needed as well: kernels are compiled and chosen, and libraries load, where they are first called,
-# and none of that may happen while a graph is recorded.
-_USES_BEFORE = 1
 # A graph gives way only to a pair that came so many times as often. So a pair is recorded a few times at most, however
 # long the job, also where more pairs are equally common than there is room for. The least recently used one instead
 # would be recorded again and again there.
@@ -43,7 +40,7 @@ class GraphedForward:
     Batches are not filled up to a few sizes: an image of padding costs as much of the GPU as any other in each
     replay, and a batch of a size that is too rare for a graph is run as it is.
 
-    To be called from one thread and on one stream, under the same modes (inference, precision) each time.
+    To be called from one thread at a time and on one stream, under the same modes (inference, precision) each time.
 
     Args:
         forward: depends on nothing but its arguments and weights that stay where they are; waits for the device
@@ -56,6 +53,11 @@ class GraphedForward:
         self._device = device
         self._room = MAX_GRAPHS
         self._uses: Counter[torch.Size] = Counter()
+        # Recording costs a forward on the host and waits for the device, so what comes once is not worth it. That a
+        # pair was run before is needed as well: kernels are compiled and chosen, and libraries load, where they are
+        # first called, and none of that may happen while a graph is recorded. The handles of cuBLAS and cuDNN, and
+        # what the latter has chosen, are a thread's own.
+        self._has_run: set[tuple[int, torch.Size]] = set()
         self._graphs: dict[torch.Size, _Graph] = {}
         self._inputs = torch.empty(0, device=device)
         self._stream: torch.cuda.Stream | None = None
@@ -70,7 +72,8 @@ class GraphedForward:
             result = graph.replay(images, image_sizes, scale_factors)
         else:
             result = self._forward(images, image_sizes, scale_factors, plan)
-        self._uses[shape] += 1  # here, as what failed half-way has not made everything ready
+            self._has_run.add((get_ident(), shape))
+        self._uses[shape] += 1
         return result
 
     def make_room(self) -> bool:
@@ -89,7 +92,7 @@ class GraphedForward:
     def _is_due(self, shape: torch.Size) -> bool:
         """Whether to record this one now. Makes room for it."""
         uses = self._uses[shape]
-        if uses < _USES_BEFORE:
+        if (get_ident(), shape) not in self._has_run:
             return False
         if len(self._graphs) < self._room:
             return True
@@ -106,7 +109,9 @@ class GraphedForward:
                 inputs = self._place(images, image_sizes, scale_factors)
                 self._stream = self._stream or torch.cuda.Stream()
                 graph = torch.cuda.CUDAGraph()
-                # A pool is done with when its last graph goes, so the first graph after that needs another.
+                # A pool is done with when its last graph goes, so the first graph after that needs another. That all
+                # share one is needed: what cuBLAS works in belongs to the stream, was taken from the pool, and is given
+                # back with the first graph that goes, while the others still write to it.
                 others = next(iter(self._graphs.values()), None)
                 pool = torch.cuda.graph_pool_handle() if others is None else others.graph.pool()
                 # The outer `stream` is for a recording that fails: older versions leave the inner one current.
@@ -116,9 +121,9 @@ class GraphedForward:
                     torch.cuda.graph(graph, pool, self._stream, capture_error_mode="thread_local"),
                 ):
                     output = self._forward(*inputs, plan)
-            except RuntimeError as error:
+            except Exception as error:
                 # Memory is full, or the forward cannot be recorded: there is no room for more than there are. A device
-                # that is lost shows again in the forward that comes next.
+                # that is lost, or a forward that fails in any case, shows again in the forward that comes next.
                 logger.warning("no CUDA graph of %s, and no more of others: %s", tuple(images.shape), error)
                 self._room = len(self._graphs)
                 return None

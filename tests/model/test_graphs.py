@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -202,6 +203,21 @@ def test_results_are_the_forwards_and_stay(shapes: list[tuple[int, int]], room: 
         assert torch.equal(result, forward(*batch(*shape, seed)))
 
 
+def test_what_is_recorded_has_run_in_the_same_thread(cuda: FakeCuda) -> None:
+    """Another has no handles of cuBLAS and cuDNN yet, and they must not be made while a graph is recorded."""
+    run = Watched(forward, cuda)
+    run(*batch(1, 8))
+    records = []
+    with ThreadPoolExecutor(1) as other:
+        for seed in range(3):
+            found = other.submit(run, *batch(1, 8, seed)).result()
+            assert torch.equal(found, forward(*batch(1, 8, seed)))
+            records.append(cuda.log.count("record"))
+    assert records == [0, 1, 1]
+    run(*batch(1, 8))
+    assert cuda.log.count("replay") == 3
+
+
 def test_graph_holds_on_to_the_plan_that_it_reads(cuda: FakeCuda) -> None:
     run = Watched(forward, cuda)
     plans = [batch(1, 8)[3] for _ in range(3)]
@@ -250,7 +266,14 @@ def out_of_memory() -> torch.OutOfMemoryError:
     return torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("failure", [out_of_memory(), RuntimeError("operation not permitted")], ids=["memory", "other"])
+FAILURES = {
+    "memory": out_of_memory(),
+    "not permitted": RuntimeError("operation not permitted"),
+    "a compiler": TypeError("no such type"),  # Triton's errors are of no one kind
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
 def test_where_recording_fails_the_forward_runs_as_it_is(
     failure: Exception, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
