@@ -40,7 +40,7 @@ class SegmentActor:
             torch.set_num_threads(max(1, round(pool.cpus)))
         else:
             use_expandable_segments()
-        cache = config.compile_cache and config.compile_cache.local_path
+        cache = None if config.compile_cache is None else config.compile_cache.local_path
         speed = SpeedOptions(compile=config.compile, compile_cache=cache, cuda_graphs=config.cuda_graphs)
         with client.starting_replica():
             predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 # Images ``(B, 3, H, W)``, their sizes ``(B, 2)`` and scale factors ``(B, 2)``, all float32, and the plan of the shape
 # to one tensor.
-Forward = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
+Forward = Callable[..., Tensor]
 
 # With COCO's mix of sizes, 41 shapes, the 24 commonest pairs of shape and batch are most of the batches. Each costs an
 # output and a record of its launches, megabytes; temporary tensors and inputs are shared.
@@ -66,11 +66,17 @@ class GraphedForward:
         graph = self._graphs.get(shape)
         if graph is None and self._is_due(shape):
             graph = self._record(images, image_sizes, scale_factors, plan)
-        self._uses[shape] += 1
         if graph is not None:
-            return graph.replay(images, image_sizes, scale_factors)
+            result = graph.replay(images, image_sizes, scale_factors)
+        else:
+            result = self._run(images, image_sizes, scale_factors, plan)
+        self._uses[shape] += 1  # here, as what failed half-way has not made everything ready
+        return result
+
+    def _run(self, *inputs: Any) -> Tensor:
+        """The forward as it is. Graphs go where it has no memory beside them."""
         try:
-            return self._forward(images, image_sizes, scale_factors, plan)
+            return self._forward(*inputs)
         except torch.OutOfMemoryError:
             if not self._graphs:
                 raise
@@ -78,7 +84,7 @@ class GraphedForward:
         logger.warning("out of memory beside %d CUDA graphs: they are dropped", len(self._graphs))
         self._room = len(self._graphs) // 2
         self._drop(*self._graphs)
-        return self._forward(images, image_sizes, scale_factors, plan)
+        return self._forward(*inputs)
 
     def _is_due(self, shape: torch.Size) -> bool:
         """Whether to record this one now. Makes room for it."""

@@ -24,7 +24,8 @@ from benchmarks.launches import (
 from pipeline.model.cascade_mask_rcnn.variants import SWIN_B
 from testing.pretended_cuda import Launch
 
-MAX_LAUNCHES = 900  # of a forward in bf16, whatever the batch
+# Of a forward in bf16, whatever the batch, each Triton kernel and each op of PyTorch counted as `pretended.costs` says.
+MAX_LAUNCHES = 840
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +38,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def batches() -> list[Batch]:
-    return count(NARROW_SWIN_B, NARROW_SETTINGS, NARROW_PICTURE, "bf16", (1, 8))
+    return count(NARROW_SWIN_B, NARROW_SETTINGS, NARROW_PICTURE, "bf16", (1, 2, 8))
 
 
 def test_the_host_waits_for_nothing_in_the_forward(batches: list[Batch]) -> None:
@@ -61,9 +62,8 @@ def test_no_weight_is_cast(batches: list[Batch]) -> None:
 
 
 def test_launches(batches: list[Batch]) -> None:
-    one, eight = (batch.forward().launches for batch in batches)
-    assert one <= MAX_LAUNCHES
-    assert eight <= one
+    one, two, eight = (batch.forward().launches for batch in batches)
+    assert one <= two == eight <= MAX_LAUNCHES
 
 
 def test_the_narrow_model_has_the_structure_of_swin_b() -> None:
@@ -85,7 +85,7 @@ def test_json(batches: list[Batch], capsys: pytest.CaptureFixture[str], monkeypa
     assert main(["--json"]) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed == summary(batches)
-    assert set(printed["batches"]) == {"1", "8"}
+    assert set(printed["batches"]) == {"1", "2", "8"}
     assert printed["batches"]["8"]["transfers_in"] == 1
     assert set(BATCHES) == {1, 4, 8, 16}
 

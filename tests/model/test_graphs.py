@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from pipeline.model import graphs
 from pipeline.model.detections import DETECTION_ARRAYS
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.graphs import MAX_GRAPHS, GraphedForward
-from pipeline.model.predictor import Predictor, load_model
+from pipeline.model.predictor import load_model
+from pipeline.model.speed import SpeedOptions
+from testing.pretended_cuda import pretended_cuda
 from testing.small_model import picture
 
 CPU = torch.device("cpu")
@@ -298,15 +301,18 @@ def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: Fake
     for _ in range(3):
         with pytest.raises(torch.OutOfMemoryError):
             run(*batch(1, 4))
+    # Nothing is ready for recording before it has worked.
+    assert not cuda.log
 
 
 def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint: Checkpoint) -> None:
     """The detector itself, which is recorded only as long as it waits for nothing."""
     pictures = [picture(60, 90, seed) for seed in range(7)] + [picture(90, 60, seed) for seed in range(3)]
-    predictor = load_model(small_checkpoint, "cpu")
+    # What oneDNN packs has no address.
+    predictor = load_model(small_checkpoint, "cpu", speed=replace(SpeedOptions(), packed_linear=False))
     predictor.detector.compact = False
     expected = predictor.predict(pictures, batch_size=2)
-    predictor._best_candidates = run = Watched(predictor._forward, cuda)
+    predictor._detect = run = Watched(predictor._forward, cuda)
     found = predictor.predict(pictures, batch_size=2)
     assert run.shapes == {(2, 3, 96, 160)}
     assert cuda.log.count("replay") == 2
@@ -317,12 +323,26 @@ def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint
 
 
 @pytest.mark.parametrize(("device", "switch"), [("cuda", True), ("cuda", False), ("cpu", True)])
-def test_graphs_are_of_gpus_and_can_be_switched_off(
-    device: str, switch: bool, small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = []
-    monkeypatch.setattr("pipeline.model.predictor.CudaFeed", lambda device: None)
-    monkeypatch.setattr("pipeline.model.predictor.GraphedForward", lambda forward, device: made.append(forward))
-    detector = load_model(small_checkpoint, "cpu").detector
-    Predictor(detector, small_checkpoint, small_checkpoint.settings, "fp32", torch.device(device), switch)
-    assert len(made) == (device == "cuda" and switch)
+def test_graphs_are_of_gpus_and_can_be_switched_off(device: str, switch: bool, small_checkpoint: Checkpoint) -> None:
+    with pretended_cuda():
+        predictor = load_model(small_checkpoint, device, speed=replace(SpeedOptions(), cuda_graphs=switch))
+    assert isinstance(predictor._detect, GraphedForward) == (device == "cuda" and switch)
+
+
+def test_replays_on_the_pretended_gpu(small_checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
+    """With its streams and the transfers beside them."""
+    pictures = [picture(60, 90, seed) for seed in range(6)]
+    with pretended_cuda(), caplog.at_level(logging.WARNING):
+        predictor = load_model(small_checkpoint, "cuda")
+        found = predictor.predict(pictures, batch_size=2)
+        run = predictor._detect
+        assert isinstance(run, GraphedForward)
+        assert [tuple(shape) for shape in run._graphs] == [(2, 3, 96, 160)]
+    assert not caplog.records
+    speed = replace(SpeedOptions(), cuda_graphs=False)
+    with pretended_cuda():
+        expected = load_model(small_checkpoint, "cuda", speed=speed).predict(pictures, batch_size=2)
+    for ours, reference in zip(found, expected, strict=True):
+        assert len(ours) > 0
+        for name in DETECTION_ARRAYS:
+            np.testing.assert_array_equal(getattr(ours, name), getattr(reference, name))

@@ -47,22 +47,38 @@ def images() -> list[np.ndarray]:
     return [picture(*size, seed=i) for i, size in enumerate(MIXED)]
 
 
-def test_float32_finds_what_the_cpu_finds(small_checkpoint: Checkpoint, images: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_finds_what_the_cpu_finds(precision: str, small_checkpoint: Checkpoint, images: list[np.ndarray]) -> None:
+    """But for rounding: kernels get other numbers of rows, as empty slots are computed too."""
     with pretended_cuda() as gpu:
-        found = detect(small_checkpoint, images, "cuda", "fp32")
+        found = detect(small_checkpoint, images, "cuda", precision)
     assert gpu.launches
-    for here, there in zip(found, detect(small_checkpoint, images, "cpu", "fp32"), strict=True):
+    for here, there in zip(found, detect(small_checkpoint, images, "cpu", precision), strict=True):
         assert len(here) > 0
         for name in DETECTION_ARRAYS:
-            # RoIAlign adds in another order.
-            np.testing.assert_allclose(getattr(here, name), getattr(there, name), atol=1e-4, err_msg=name)
+            # Of boxes some thousandths of a pixel.
+            atol = 5e-3 if name == "boxes" else 1e-4
+            np.testing.assert_allclose(getattr(here, name), getattr(there, name), atol=atol, err_msg=name)
+
+
+def test_batches_overlap_in_order(small_checkpoint: Checkpoint, images: list[np.ndarray]) -> None:
+    """Often enough for graphs to be recorded and replayed, with memory of each stream used by others."""
+    with pretended_cuda() as gpu:
+        model = load_model(small_checkpoint, device="cuda", precision="bf16")
+        first = model.predict(images, batch_size=2)
+        gpu.forget()
+        again = [model.predict(images, batch_size=2) for _ in range(2)]
+        assert gpu.replays
+    for found in again:
+        for here, there in zip(found, first, strict=True):
+            np.testing.assert_array_equal(here.masks, there.masks)
 
 
 def test_bfloat16_runs_in_bfloat16(small_checkpoint: Checkpoint, images: list[np.ndarray]) -> None:
     with pretended_cuda() as gpu:
-        found = detect(small_checkpoint, images, "cuda", "bf16")
-    assert all(len(f) > 0 for f in found)
-    products = [launch for launch in gpu.launches if launch.flops and launch.op != "einsum"]
+        model = load_model(small_checkpoint, device="cuda", precision="bf16")
+        model.predict(images)
+    products = [launch for launch in gpu.launches if launch.flops]
     in_half = sum(launch.flops for launch in products if launch.dtype == torch.bfloat16)
     assert in_half > 0.9 * sum(launch.flops for launch in products)
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from dataclasses import fields, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import UserError
 from pipeline.model.cascade_mask_rcnn.cascade import BoxHead
-from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.cascade_mask_rcnn.roi import fold_batch_norm
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.speed import PackedLinear, SpeedOptions, keep_compiled
-from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
+from pipeline.model.speed import PackedLinear, SpeedOptions
+from testing.small_model import SMALL
 from tests.model.compare import assert_same
-from tests.model.golden_weights import official_weights
 from tests.model.test_golden import CASES, golden
 
 NEEDS_ALL_CORES = True
@@ -93,40 +86,6 @@ def test_folded_batch_norm_equals_the_norm() -> None:
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5 * float(reference.abs().max()))
 
 
-# --- what is compiled is kept ---
-
-
-def test_cache_is_made_for_this_user_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
-    monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
-    folder = tmp_path / "shared" / "compiled"
-    keep_compiled(str(folder))
-    keep_compiled(str(folder))
-    assert stat.filemode(folder.stat().st_mode) == "drwx------"
-    assert (os.environ["TORCHINDUCTOR_CACHE_DIR"], os.environ["TRITON_CACHE_DIR"]) == (str(folder), f"{folder}/triton")
-
-
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o710, 0o702, 0o1777], ids=oct)
-def test_cache_that_others_may_reach_is_refused(mode: int, tmp_path: Path) -> None:
-    tmp_path.chmod(mode)
-    with pytest.raises(UserError, match="not this user's alone"):
-        keep_compiled(str(tmp_path))
-
-
-def test_cache_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tmp_path.chmod(0o700)
-    other = os.geteuid() + 1
-    monkeypatch.setattr(os, "geteuid", lambda: other)
-    with pytest.raises(UserError, match="not this user's alone"):
-        keep_compiled(str(tmp_path))
-
-
-def test_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="Not a directory"):
-        keep_compiled(str(tmp_path / "file" / "folder"))
-
-
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24), (1000, 24), (2, 49, 24), (0, 24), (3, 0, 24)], ids=str)
 def test_packed_linear_equals_the_layer(shape: tuple[int, ...], bias: bool) -> None:
@@ -149,19 +108,3 @@ def test_linear_layers_are_packed_where_that_is_faster(small_checkpoint: Checkpo
     # Of a model in half precision, the layers that stay float32.
     last = {f"box_heads.stages.{i}.{name}" for i in range(3) for name in ("classify", "regress")}
     assert packed("bf16", SpeedOptions()) == last
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="torch.compile needs a C++ compiler")
-def test_compiled_model_detects_the_same() -> None:
-    """One input shape: compiling takes the better part of a minute for each."""
-    variant = replace(SMALL, depths=(2, 1, 1, 1))
-    weights = to_native(official_weights(variant), "official")
-    checkpoint = Checkpoint(weights, variant, SMALL_CATEGORIES, SMALL_SETTINGS)
-    plain = load_model(checkpoint, "cpu", speed=SpeedOptions.none())
-    compiled = load_model(checkpoint, "cpu", speed=only("compile"))
-    for seed in range(2):
-        image = picture(60, 90, seed)
-        difference = assert_same(plain.predict([image])[0], compiled.predict([image])[0])
-        assert difference.box_px < 0.01
-        assert difference.score < 1e-3

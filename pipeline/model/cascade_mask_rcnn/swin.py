@@ -74,7 +74,7 @@ class TakeTokens(nn.Module):
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """(B, T, C), int64 (n,) -> (B, n, C)."""
-        # On a CPU half the time of zeros and index_copy, and never slower than to pad, roll and partition.
+        # Takes a CPU 0.3 to 0.9 of the time of zeros and index_copy, and nobody asks whether there is padding.
         return torch.cat([x, self.zeros.to(x.dtype).expand(len(x), -1, -1)], dim=1).index_select(1, tokens)
 
 

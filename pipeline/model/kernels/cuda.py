@@ -110,8 +110,9 @@ def _roi_align_kernel(
         y_inside = (y >= -1.0) & (y <= H)
         y = tl.minimum(tl.maximum(y, 0.0), H - 1.0)
         top = y.to(tl.int32)
-        bottom = tl.minimum(top + 1, H - 1)
         low = y - top
+        upper = pixels + top.to(tl.int64) * W * C
+        lower = pixels + tl.minimum(top + 1, H - 1).to(tl.int64) * W * C
         for column in range(samples_x.to(tl.int32)):
             x = start_x + (cell % S) * bin_w + tl.div_rn((column + 0.5) * bin_w, samples_x)
             inside = channel < tl.where((x >= -1.0) & (x <= W) & y_inside, C, 0)
@@ -119,10 +120,10 @@ def _roi_align_kernel(
             left = x.to(tl.int32)
             right = tl.minimum(left + 1, W - 1)
             far = x - left
-            top_left = tl.load(pixels + (top * W + left) * C, mask=inside, other=0.0).to(tl.float32)
-            top_right = tl.load(pixels + (top * W + right) * C, mask=inside, other=0.0).to(tl.float32)
-            bottom_left = tl.load(pixels + (bottom * W + left) * C, mask=inside, other=0.0).to(tl.float32)
-            bottom_right = tl.load(pixels + (bottom * W + right) * C, mask=inside, other=0.0).to(tl.float32)
+            top_left = tl.load(upper + left * C, mask=inside, other=0.0).to(tl.float32)
+            top_right = tl.load(upper + right * C, mask=inside, other=0.0).to(tl.float32)
+            bottom_left = tl.load(lower + left * C, mask=inside, other=0.0).to(tl.float32)
+            bottom_right = tl.load(lower + right * C, mask=inside, other=0.0).to(tl.float32)
             total += (
                 (1.0 - low) * (1.0 - far) * top_left
                 + (1.0 - low) * far * top_right

@@ -177,10 +177,10 @@ KERNELS = {
         lambda: pool(torch.bfloat16, 14), 0, 64, {"ld.global.v4.b32": 4, "st.global.v4.b32": 1, "cvt.rn.bf16x2.f32": 4}
     ),
     "RoIAlign, float32, boxes": Bound(
-        lambda: pool(torch.float32, 7), 0, 72, {"ld.global.v4.b32": 8, "st.global.v4.b32": 2}
+        lambda: pool(torch.float32, 7), 0, 64, {"ld.global.v4.b32": 8, "st.global.v4.b32": 2}
     ),
     "RoIAlign, float32, masks": Bound(
-        lambda: pool(torch.float32, 14), 0, 72, {"ld.global.v4.b32": 8, "st.global.v4.b32": 2}
+        lambda: pool(torch.float32, 14), 0, 64, {"ld.global.v4.b32": 8, "st.global.v4.b32": 2}
     ),
     "overlaps of 1000": Bound(lambda: suppress(40, 1000), 0, 128),
     "scan of 1000": Bound(lambda: suppress(40, 1000), 1, 72, {"ld.global.v4.b32": 8}),
