@@ -421,6 +421,61 @@ def test_a_device_is_kept_busy_and_waited_for_under_the_name_of_its_batch(monkey
     )
 
 
+class Failing(Noting):
+    """Fails wherever the plan says so, call by call of any kind; with nothing once the plan is done."""
+
+    def __init__(self, plan: Sequence[Exception | None]) -> None:
+        super().__init__()
+        self.plan = iter(plan)
+
+    def _next(self) -> None:
+        if (error := next(self.plan, None)) is not None:
+            raise error
+
+    def send(self, size: int, fill: Any) -> Any:
+        self._next()
+        return super().send(size, fill)
+
+    def run(self, sent: Any, compute: Any) -> Any:
+        self._next()
+        return super().run(sent, compute)
+
+    def wait(self, running: Any) -> None:
+        self._next()
+        super().wait(running)
+
+    def fetch(self, running: Any) -> np.ndarray:
+        self._next()
+        return super().fetch(running)
+
+
+ERRORS = st.sampled_from([None, None, OUT_OF_MEMORY, ValueError("bad")])
+
+
+@given(
+    shapes=st.lists(st.sampled_from(HEIGHTS), max_size=8),
+    batch_size=st.integers(1, 10),
+    plan=st.lists(ERRORS, max_size=40),
+    not_final=PICTURES,
+)
+@example(shapes=[6], batch_size=1, plan=[None, None, OUT_OF_MEMORY], not_final=set())
+@example(shapes=[6, 6], batch_size=2, plan=[None, None, OUT_OF_MEMORY], not_final=set())  # the last batch, waited for
+@settings_of_hypothesis(deadline=None, max_examples=150)
+def test_each_image_has_its_outcome_however_a_device_fails(
+    shapes: list[int], batch_size: int, plan: list[Exception | None], not_final: set[int]
+) -> None:
+    predictor = stand_in(not_final=not_final)
+    predictor._feed = Failing(plan)
+    images = [plain(number, height) for number, height in enumerate(shapes)]
+    outcomes = predictor.attempt(images, batch_size)
+    assert len(outcomes) == len(images)
+    for image, result in zip(images, outcomes, strict=True):
+        if isinstance(result, Exception):
+            assert result in plan
+        else:
+            assert outcome(result) == (image.shape[:2], [0, 0, 8, len(image)], 3)
+
+
 def test_one_copy_each_way_for_a_batch_and_no_wait_but_for_its_end(small_checkpoint: Checkpoint) -> None:
     images = [picture(60, 90, seed=i) for i in range(6)]
     with pretended_cuda() as gpu:

@@ -175,3 +175,18 @@ def test_each_batch_is_one_copy_each_way_and_none_is_of_pageable_memory(streams:
     for _ in range(3):
         feed.fetch(feed.run(feed.send(9, writing(1)), streams.queued(total)))
     assert streams.copies == ["in", "out"] * 3
+
+
+def test_a_batch_that_could_not_be_sent_leaves_results_alone(streams: FakeStreams) -> None:
+    """One that waits to be fetched, that is: the next batch must not be given its memory."""
+
+    def fail(memory: np.ndarray) -> None:
+        raise torch.OutOfMemoryError
+
+    feed = CudaFeed(CUDA)
+    first = feed.run(feed.send(4, writing(1)), streams.queued(total))
+    with pytest.raises(torch.OutOfMemoryError):
+        feed.send(4, fail)
+    second = feed.run(feed.send(4, writing(2)), streams.queued(total))
+    second.copied.synchronize()
+    assert [feed.fetch(running).item() for running in (first, second)] == [4, 8]
