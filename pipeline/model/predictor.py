@@ -144,11 +144,25 @@ class Predictor:
         self.source = checkpoint.source
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
-        self._feed: Feed = CudaFeed(device) if device.type == "cuda" else HostFeed()
-        self._detect = GraphedForward(self._forward, device) if cuda_graphs else self._forward
-        self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
+        self._cuda_graphs = cuda_graphs
         # By padded shape, where the memory did not suffice for more.
         self._most: dict[tuple[int, int], int] = {}
+        self._start()
+
+    def _start(self) -> None:
+        """Make what stands for the device, or is bound to this very object: a copy gets its own."""
+        self._feed: Feed = CudaFeed(self.device) if self.device.type == "cuda" else HostFeed()
+        self._detect = GraphedForward(self._forward, self.device) if self._cuda_graphs else self._forward
+        self._plan = lru_cache(maxsize=_PLANS)(self.detector.plan)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_feed", "_detect", "_plan")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What `__getstate__` gave."""
+        self.__dict__.update(state)
+        self._start()
 
     def predict(
         self,
