@@ -204,6 +204,20 @@ def keep_compiled(folder: str) -> None:
     """
     try:
         Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"compile cache {folder}: {error.strerror}") from error
+    check_compile_cache(folder)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "triton")
+
+
+def check_compile_cache(folder: str) -> None:
+    """Whether a folder that is there will do for `keep_compiled`.
+
+    Raises:
+        UserError: it will not.
+    """
+    try:
         found = os.stat(folder)
     except OSError as error:
         raise UserError(f"compile cache {folder}: {error.strerror}") from error
@@ -214,5 +228,3 @@ def keep_compiled(folder: str) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"compile cache {folder}: cannot be written to")
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
-    os.environ["TRITON_CACHE_DIR"] = os.path.join(folder, "triton")
