@@ -156,7 +156,7 @@ class ModelConfig(Section):
 
     @property
     def call_timeout_s(self) -> float:
-        """``timeout_s``, and time to compile, which happens in the first call with each shape of input."""
+        """``timeout_s``, and time to compile, which happens in the first call with one image and with several."""
         return self.timeout_s + (_COMPILE_S if self.compile else 0.0)
 
     def settings(self, base: TestSettings) -> TestSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -81,7 +82,11 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     from pipeline.annotate.pool import choose_pool
     from pipeline.cluster.connect import cluster_line, connect, describe_cluster
     from pipeline.cluster.shared import check_shared
+    from pipeline.model.speed import check_compile_cache
 
+    cache = config.model.compile_cache and config.model.compile_cache.local_path
+    if cache and os.path.lexists(cache):  # else the replicas make it
+        check_compile_cache(cache)
     with connect(config.resources.ray_address):
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources)

@@ -59,12 +59,7 @@ def load_model(
         UserError: unknown precision or device.
         DeviceLost: the device answers no more.
     """
-    try:
-        refuse_fp16(precision)
-    except ValueError as error:
-        raise UserError(f"precision: {error}") from None
-    if precision not in PRECISIONS:
-        raise UserError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = load_checkpoint(checkpoint, categories)
@@ -79,6 +74,20 @@ def load_model(
         raise
     graphs = speed.cuda_graphs and device.type == "cuda"
     return Predictor(detector, checkpoint, settings or checkpoint.settings, precision, device, graphs)
+
+
+def check_precision(name: str) -> None:
+    """Refuse what is no precision: before a checkpoint is read, or fetched.
+
+    Raises:
+        UserError: it is not, or no more.
+    """
+    try:
+        refuse_fp16(name)
+    except ValueError as error:
+        raise UserError(f"precision: {error}") from None
+    if name not in PRECISIONS:
+        raise UserError(f"precision {name!r}: expected one of {', '.join(PRECISIONS)}")
 
 
 class _Batch(NamedTuple):
@@ -127,6 +136,8 @@ class Predictor:
         weights_sha256: digest of the weights, whatever file they came from.
     """
 
+    _detect: Callable[..., Tensor]
+
     def __init__(
         self,
         detector: Detector,
@@ -137,18 +148,46 @@ class Predictor:
         cuda_graphs: bool = False,
     ) -> None:
         self.detector = detector
-        self.settings = settings
         self.precision = precision
         self.categories = checkpoint.categories
         self.variant = checkpoint.variant
         self.source = checkpoint.source
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
-        self._feed: Feed = CudaFeed(device) if device.type == "cuda" else HostFeed()
-        self._detect = GraphedForward(self._forward, device) if cuda_graphs else self._forward
-        self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
+        self._cuda_graphs = cuda_graphs
+        self._settings = settings
         # By padded shape, where the memory did not suffice for more.
         self._most: dict[tuple[int, int], int] = {}
+        self._start()
+
+    def _start(self) -> None:
+        """Make what stands for the device, or is bound to this very object: a copy gets its own."""
+        self._feed: Feed = CudaFeed(self.device) if self.device.type == "cuda" else HostFeed()
+        self._plan = lru_cache(maxsize=_PLANS)(self.detector.plan)
+        self._record_anew()
+
+    def _record_anew(self) -> None:
+        """Forget the graphs: one holds the numbers with which it was recorded."""
+        self._detect = GraphedForward(self._forward, self.device) if self._cuda_graphs else self._forward
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_feed", "_detect", "_plan")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What `__getstate__` gave."""
+        self.__dict__.update(state)
+        self._start()
+
+    @property
+    def settings(self) -> TestSettings:
+        """Input size, thresholds and counts; others may be set, for all that is predicted from then on."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: TestSettings) -> None:
+        self._settings = settings
+        self._record_anew()
 
     def predict(
         self,

@@ -28,7 +28,7 @@ from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import load_checkpoint
 from pipeline.model.files.class_names import read_categories
 from pipeline.model.files.resolve import resolve_checkpoint
-from pipeline.model.predictor import Predictor
+from pipeline.model.predictor import Predictor, check_precision
 from pipeline.model.predictor import load_model as load_predictor
 from pipeline.storage.uris import UriText
 
@@ -75,6 +75,7 @@ def load_model(
         >>> [category.name for category in model.categories]
         ['person', 'dog', 'kite', 'cat', 'car']
     """
+    check_precision(precision)  # now: a published model is some hundred MB to download
     checkpoint = load_checkpoint(resolve_checkpoint(UriText(os.fspath(model))), _categories(classes))
     wanted = {
         "short_side": short_side,

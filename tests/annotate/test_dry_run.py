@@ -18,6 +18,7 @@ from pipeline.annotate.dry_run import SAMPLE_IMAGES, dry_run, sample_rows
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import save_checkpoint
@@ -122,11 +123,30 @@ def test_the_line_about_the_sample(tmp_path: Path) -> None:
     assert line.endswith("gone-4.jpg: not_found and 2 more")
 
 
-@pytest.mark.parametrize("there", ["", "out", "out/pics"])
-def test_no_folder_is_left_where_there_was_none(tmp_path: Path, there: str) -> None:
-    model = tmp_path / "tiny.safetensors"
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.safetensors"
     categories = tuple(Category(number, f"kind {number}") for number in (1, 2, 3))
-    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), model)
+    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), path)
+    return path
+
+
+def test_a_compile_cache_that_replicas_would_refuse(tmp_path: Path, model: Path) -> None:
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
+    (tmp_path / "cache").mkdir(mode=0o755)
+    config = AnnotateConfig.model_validate(
+        {
+            "manifest": {"uri": write(tmp_path / "m.txt", f"{tmp_path}/a.png\n")},
+            "model": {"checkpoint": str(model), "compile_cache": str(tmp_path / "cache")},
+            "output": {"uri": str(tmp_path / "out")},
+        }
+    )
+    with pytest.raises(UserError, match="cache: programs are run from there, and it is not this user's alone"):
+        dry_run(config)
+
+
+@pytest.mark.parametrize("there", ["", "out", "out/pics"])
+def test_no_folder_is_left_where_there_was_none(tmp_path: Path, there: str, model: Path) -> None:
     (tmp_path / there).mkdir(parents=True, exist_ok=True)
     before = sorted(tmp_path.rglob("*"))
     config = AnnotateConfig.model_validate(

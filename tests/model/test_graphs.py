@@ -385,6 +385,8 @@ def test_replays_on_the_pretended_gpu(small_checkpoint: Checkpoint, caplog: pyte
         run = predictor._detect
         assert isinstance(run, GraphedForward)
         assert [tuple(shape) for shape in run._graphs] == [(2, 3, 96, 160)]
+        predictor.settings = replace(predictor.settings, max_detections=2)
+        assert [len(one) for one in predictor.predict(pictures, batch_size=2)] == [2] * 6
     assert not caplog.records
     speed = replace(SpeedOptions(), cuda_graphs=False)
     with pretended_cuda():

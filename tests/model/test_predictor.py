@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import NotFinite
 from pipeline.model.device import free_memory
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
@@ -67,6 +70,24 @@ def same(a: Detections, b: Detections) -> None:
     assert difference.box_px < ROUNDING_PX
     assert difference.score < ROUNDING
     assert a.image_size == b.image_size
+
+
+# -------------------------------------------------------------------------------------------------------------- copies
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
+def test_copies_find_the_same_and_live_by_themselves(
+    small_checkpoint: Checkpoint, copied: Callable[[Predictor], Predictor], precision: str
+) -> None:
+    first, image = load_model(small_checkpoint, "cpu", precision), picture(60, 90)
+    (expected,) = first.predict([image])
+    second, detector = copied(first), weakref.ref(first.detector)
+    del first
+    gc.collect()
+    assert detector() is None, "a copy holds the weights of the one it was made from"
+    (found,) = second.predict([image])
+    assert len(found) > 0
+    for name in DETECTION_ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 # -------------------------------------------------------------------------------------------------------------- images

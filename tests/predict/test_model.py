@@ -320,6 +320,15 @@ def test_names_of_models_are_known(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_is_refused_before_a_published_model_is_fetched(
+    precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.predict.model.resolve_checkpoint", lambda model: pytest.fail("fetched"))
+    with pytest.raises(UserError, match="precision"):
+        load_model("swin_b_coco", "cpu", precision)
+
+
 def test_settings(folder: Path) -> None:
     file = folder / "model.safetensors"
     changed = load_model(file, "cpu", "bf16", short_side=32, long_side=48, score_threshold=0.1, max_detections=2)
