@@ -83,8 +83,10 @@ def free_memory(device: torch.device, error: Exception) -> None:
 
 def forget_locals(error: BaseException | None) -> None:
     """Empty the frames that an error and those before it passed: what is kept of it is text and line numbers."""
-    while error is not None:
+    seen: list[BaseException] = []  # whoever raises an error from itself, or from one that came of it, makes a ring
+    while error is not None and error not in seen:
         traceback.clear_frames(error.__traceback__)
+        seen.append(error)
         error = error.__cause__ or error.__context__
 
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model.device import DeviceLost, free_memory, is_out_of_memory, raise_if_lost, true_float32, usable_device
+from pipeline.model.device import (
+    DeviceLost,
+    forget_locals,
+    free_memory,
+    is_out_of_memory,
+    raise_if_lost,
+    true_float32,
+    usable_device,
+)
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from tests.model.fake_cuda import LOST, FakeCuda, Lost
@@ -65,6 +73,12 @@ def test_a_device_that_gives_no_memory_back_is_not_lost(cuda: FakeCuda, monkeypa
 
     monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
     free_memory(CUDA, RuntimeError("CUDA error: invalid argument"))
+
+
+def test_errors_that_are_each_others_cause() -> None:
+    one, other = ValueError("one"), ValueError("other")
+    one.__cause__, other.__cause__ = other, one
+    forget_locals(one)
 
 
 def test_a_cpu_is_never_lost(cuda: FakeCuda) -> None:
