@@ -15,6 +15,8 @@ _tf32_lock = Lock()
 _tf32_forbidden = 0  # by how many
 _tf32_before = True
 
+_CUDA_ERROR_MEMORY_ALLOCATION = 2  # of CUDA's runtime
+
 
 class DeviceLost(RunError):
     """The device answers no more; only a new process gets a working one."""
@@ -35,21 +37,29 @@ def usable_device(device: str | torch.device) -> torch.device:
     return device
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice, of any kind: what PyTorch does not take by way of its allocator for GPUs (pinned
+    memory of the host, recorded graphs, streams) is refused as an error of the device with CUDA's own number.
+    """
+    of_device = isinstance(error, torch.AcceleratorError)
+    code = getattr(error, "error_code", None) if of_device else None
+    return isinstance(error, torch.OutOfMemoryError) or code == _CUDA_ERROR_MEMORY_ALLOCATION
+
+
 def raise_if_lost(device: torch.device, error: Exception) -> None:
     """Ask the device whether it lives, after an error in work that it was given.
 
     What went wrong in a kernel is told by whatever call comes next, in the words of whatever library made that call,
     and from then on by every call: so it is the device that is asked, and not the message. An error of the device's
-    own kind counts as its loss in any case: taking a living device for a lost one costs a restart, and the other way
-    round each image of the replica would be refused.
+    own kind counts as its loss in any case, unless it is that of a lack of memory: taking a living device for a lost
+    one costs a restart, and the other way round each image of the replica would be refused.
 
     Raises:
         DeviceLost: it does not, with ``error`` as the cause.
     """
     if device.type != "cuda":
         return
-    lost = error if isinstance(error, torch.AcceleratorError) else _probe(device)
-    if lost is not None:
+    if _loss(device, error) is not None:
         raise DeviceLost(f"device {device} is lost: {type(error).__name__}: {error}") from error
 
 
@@ -65,7 +75,10 @@ def free_memory(device: torch.device, error: Exception) -> None:
     try:
         torch.cuda.empty_cache()
     except Exception as second:
-        raise DeviceLost(f"device {device} is lost: {type(second).__name__}: {second}") from error
+        # A living device may refuse, too: once a graph could not be recorded because of what it contains, PyTorch
+        # takes the recording to be under way for ever, and while one is, no memory is given back.
+        if (lost := _loss(device, second)) is not None:
+            raise DeviceLost(f"device {device} is lost: {type(lost).__name__}: {lost}") from error
 
 
 def forget_locals(error: BaseException | None) -> None:
@@ -100,9 +113,12 @@ def true_float32(device: torch.device) -> Iterator[None]:
                 torch.backends.cudnn.allow_tf32 = _tf32_before
 
 
-def _probe(device: torch.device) -> Exception | None:
+def _loss(device: torch.device, error: Exception) -> Exception | None:
+    """What shows that the device is lost, after an error in work that it was given."""
+    if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+        return error
     try:
         torch.cuda.synchronize(device)
-    except Exception as error:
-        return error
+    except Exception as second:
+        return second
     return None

@@ -69,22 +69,22 @@ class GraphedForward:
         if graph is not None:
             result = graph.replay(images, image_sizes, scale_factors)
         else:
-            result = self._run(images, image_sizes, scale_factors, plan)
+            result = self._forward(images, image_sizes, scale_factors, plan)
         self._uses[shape] += 1  # here, as what failed half-way has not made everything ready
         return result
 
-    def _run(self, *inputs: Any) -> Tensor:
-        """The forward as it is. Graphs go where it has no memory beside them."""
-        try:
-            return self._forward(*inputs)
-        except torch.OutOfMemoryError:
-            if not self._graphs:
-                raise
-        # Outside of the handler: its traceback holds on to the tensors that did not fit.
+    def make_room(self) -> bool:
+        """Drop all graphs, for work that has no memory beside them; there will be half as many at most from now on.
+
+        Returns:
+            False: there are none.
+        """
+        if not self._graphs:
+            return False
         logger.warning("out of memory beside %d CUDA graphs: they are dropped", len(self._graphs))
         self._room = len(self._graphs) // 2
         self._drop(*self._graphs)
-        return self._forward(*inputs)
+        return True
 
     def _is_due(self, shape: torch.Size) -> bool:
         """Whether to record this one now. Makes room for it."""

@@ -19,7 +19,7 @@ from pipeline.model.architectures import build
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import Detector, NotFinite, Plan
-from pipeline.model.device import free_memory, raise_if_lost, true_float32, usable_device
+from pipeline.model.device import free_memory, is_out_of_memory, raise_if_lost, true_float32, usable_device
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint
 from pipeline.model.graphs import GraphedForward
 from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
@@ -155,11 +155,29 @@ class Predictor:
         self.weights_sha256 = checkpoint.weights_sha256
         self.device = device
         self._cuda_graphs = cuda_graphs
-        self._feed: Feed = CudaFeed(device) if device.type == "cuda" else HostFeed()
-        self.settings = settings
-        self._plan = lru_cache(maxsize=_PLANS)(detector.plan)
+        self._settings = settings
         # By padded shape, where the memory did not suffice for more.
         self._most: dict[tuple[int, int], int] = {}
+        self._start()
+
+    def _start(self) -> None:
+        """Make what stands for the device, or is bound to this very object: a copy gets its own."""
+        self._feed: Feed = CudaFeed(self.device) if self.device.type == "cuda" else HostFeed()
+        self._plan = lru_cache(maxsize=_PLANS)(self.detector.plan)
+        self._record_anew()
+
+    def _record_anew(self) -> None:
+        """Forget the graphs: one holds the numbers with which it was recorded."""
+        self._detect = GraphedForward(self._forward, self.device) if self._cuda_graphs else self._forward
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("_feed", "_detect", "_plan")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What `__getstate__` gave."""
+        self.__dict__.update(state)
+        self._start()
 
     @property
     def settings(self) -> TestSettings:
@@ -169,8 +187,7 @@ class Predictor:
     @settings.setter
     def settings(self, settings: TestSettings) -> None:
         self._settings = settings
-        # What was recorded goes: a graph holds the numbers with which it was.
-        self._detect = GraphedForward(self._forward, self.device) if self._cuda_graphs else self._forward
+        self._record_anew()
 
     def predict(
         self,
@@ -243,6 +260,7 @@ class Predictor:
                     if behind is not None:
                         self._take(work, behind)
                     ahead, behind = self._send(work), self._wait(work, running)
+                ahead = ahead or self._send(work)  # what failed while it was waited for may be the last
         return [work.outcomes[i] for i in range(len(images))]
 
     def _batches(self, originals: Sequence[tuple[int, int]], batch_size: int) -> deque[_Batch]:
@@ -298,20 +316,27 @@ class Predictor:
 
     @contextmanager
     def _failures(self, work: _Work, batch: _Batch) -> Iterator[None]:
-        """An error is the image's outcome, where it came of one; else the batch is to be done again in parts."""
+        """An error is the image's outcome, where it came of one; else the batch is done again, mostly in parts."""
         try:
             yield
         except Exception as error:
             raise_if_lost(self.device, error)
+            again = is_out_of_memory(error) and self._make_room()
             free_memory(self.device, error)
-            if len(batch.members) == 1:
+            if again:
+                work.put_back([batch])
+            elif len(batch.members) == 1:
                 work.outcomes[batch.members[0]] = error
             else:
                 work.put_back(batch.parts(self._part_of(batch, error)))
 
+    def _make_room(self) -> bool:
+        """Graphs go first: whatever had no memory beside them is done again as it was. False where there are none."""
+        return isinstance(self._detect, GraphedForward) and self._detect.make_room()
+
     def _part_of(self, batch: _Batch, error: Exception) -> int:
         """How many images of a batch that failed are tried at once."""
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             return 1
         if batch.shape not in self._most:
             height, width = batch.shape
@@ -341,8 +366,9 @@ class Predictor:
 
 def failure_code(error: Exception) -> str:
     """The code of an image that `Predictor.attempt` gives this error for."""
-    codes = {torch.OutOfMemoryError: "out_of_memory", NotFinite: "not_finite"}
-    return next((code for kind, code in codes.items() if isinstance(error, kind)), "model_error")
+    if is_out_of_memory(error):
+        return "out_of_memory"
+    return "not_finite" if isinstance(error, NotFinite) else "model_error"
 
 
 def _check_image(index: int, image: np.ndarray) -> None:

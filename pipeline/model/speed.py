@@ -159,7 +159,15 @@ class PackedLinear(nn.Module):
         self.out_features = layer.out_features
         self.bias = layer.bias
         # No buffer: it has no memory that anything else could move or copy.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
+        self._weight = _packed(layer.weight.detach())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: the weights in their plain order, which any processor can read."""
+        return {**super().__getstate__(), "_weight": self._weight.to_dense()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What `__getstate__` gave, packed for the processor that this runs on."""
+        super().__setstate__({**state, "_weight": _packed(state["_weight"])})
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C'), float32."""
@@ -168,14 +176,20 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self._weight, self.bias, "none", [], "")
 
 
+def _packed(weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight)
+
+
 def pack_linear(module: nn.Module) -> None:
     """Replace the linear layers of float32 below a module by `PackedLinear`, in place, where PyTorch has oneDNN."""
     if not torch.backends.mkldnn.is_available():
         return
-    for parent in list(module.modules()):
-        for name, layer in parent.named_children():
-            if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32:
-                setattr(parent, name, PackedLinear(layer))
+    # Parent by parent, and no list of all: it would keep the plain weights until the last layer is packed.
+    for name, layer in module.named_children():
+        if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32:
+            setattr(module, name, PackedLinear(layer))
+        else:
+            pack_linear(layer)
 
 
 def keep_compiled(folder: str) -> None:

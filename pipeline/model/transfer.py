@@ -116,8 +116,9 @@ class HostFeed:
 class CudaFeed:
     """Of a GPU: copies go through pinned memory, on a stream for each way.
 
-    Two batches are on their way at most, so there are two slots of memory, used in turn. Sending waits until nobody
-    reads what the slot held before; in the order that `Feed` asks for, that is so already.
+    Two batches are on their way at most, so there are two slots of memory for what is sent and two for results, each
+    used in turn. They are not tied to each other: a batch that could not be sent has no result. Sending waits until
+    nobody reads what the slot held before; in the order that `Feed` asks for, that is so already.
 
     Args:
         device: a CUDA device.
@@ -127,6 +128,7 @@ class CudaFeed:
         self._device = device
         self._in, self._out = torch.cuda.Stream(device), torch.cuda.Stream(device)
         self._slots = cycle([_Slot(), _Slot()])
+        self._fetched: list[Tensor | None] = [None, None]  # pinned; the next result's first
 
     def send(self, size: int, fill: Callable[[np.ndarray], None]) -> _Sent:
         """See `Feed`."""
@@ -152,10 +154,12 @@ class CudaFeed:
             slot.free = computed = stream.record_event()
         with torch.cuda.stream(self._out):
             self._out.wait_event(computed)
-            slot.fetched = _grown(slot.fetched, result.nbytes, pin_memory=True)
-            words = slot.fetched[: result.nbytes].view(result.dtype).view(result.shape)
+            self._fetched[0] = memory = _grown(self._fetched[0], result.nbytes, pin_memory=True)
+            words = memory[: result.nbytes].view(result.dtype).view(result.shape)
             words.copy_(result, non_blocking=True)
-            return _Running(result, words, computed, self._out.record_event())
+            running = _Running(result, words, computed, self._out.record_event())
+        self._fetched.reverse()
+        return running
 
     def wait(self, running: _Running) -> None:
         """See `Feed`."""
@@ -169,18 +173,16 @@ class CudaFeed:
 
 @dataclass
 class _Slot:
-    """Memory of a batch: bytes that were used before by another, or none yet.
+    """Memory of what is sent: bytes that were used before by another batch, or none yet.
 
     Attributes:
-        staged: pinned, of what is sent.
-        inputs: on the device, of what is sent.
-        fetched: pinned, of the result.
+        staged: pinned.
+        inputs: on the device.
         free: from then on nobody reads what was sent.
     """
 
     staged: Tensor | None = None
     inputs: Tensor | None = None
-    fetched: Tensor | None = None
     free: torch.cuda.Event | None = None
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from pipeline.errors import UserError
 from pipeline.model.categories import Category
@@ -141,6 +140,9 @@ def holds_scenes(folder: Path) -> bool:
 
 
 def _annotations(scene: Scene) -> list[dict[str, Any]]:
+    # Here, so that scenes can be rendered where it is lacking.
+    from pycocotools import mask as coco_mask
+
     rles = coco_mask.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0).astype(np.uint8)))
     return [
         {

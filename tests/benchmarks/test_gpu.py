@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 from torch.autograd import DeviceType
 
+from benchmarks.checks.import_graph import read_modules
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.record import SHARED, Key, Record, source_digest
 from benchmarks.gpu.runner import Runner
@@ -200,14 +201,29 @@ sys.meta_path = [Hidden if finder is importlib.machinery.PathFinder else finder 
 LACKING = ("ray", "pycocotools", "faster_coco_eval", "s3fs", "pandas", "obstore", "pooch")
 
 
-def test_runs_where_much_is_lacking(tmp_path: Path, file: Path) -> None:
-    """A machine with one GPU and little else: real steps in real processes, and not twice."""
+@pytest.fixture
+def poor(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Python that finds nothing of `LACKING`."""
     (tmp_path / "sitecustomize.py").write_text(HIDE.format(names=set(LACKING)))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_what_any_step_imports_is_there_where_much_is_lacking(poor: dict[str, str]) -> None:
+    """At once or when it runs: the next test runs two of the steps, and some run on a GPU alone."""
+    modules = read_modules(ROOT, ["benchmarks"])
+    names = sorted({name for own in modules if own.startswith("benchmarks.gpu.") for name in modules[own].imports})
+    assert "pipeline.synthetic.scenes" in names  # by a function
+    command = [sys.executable, "-c", f"import importlib\nfor name in {names}: importlib.import_module(name)"]
+    run = subprocess.run(command, cwd=ROOT, env=poor, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_runs_where_much_is_lacking(poor: dict[str, str], file: Path) -> None:
+    """A machine with one GPU and little else: real steps in real processes, and not twice."""
 
     def command(*arguments: str) -> str:
         line = [sys.executable, "-m", "benchmarks.gpu", *arguments]
-        run = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        run = subprocess.run(line, cwd=ROOT, env=poor, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
         return run.stdout
 

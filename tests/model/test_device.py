@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.model.device import DeviceLost, free_memory, raise_if_lost, true_float32, usable_device
+from pipeline.model.device import DeviceLost, free_memory, is_out_of_memory, raise_if_lost, true_float32, usable_device
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from tests.model.fake_cuda import LOST, FakeCuda, Lost
@@ -43,6 +43,28 @@ def test_a_device_that_answers_is_not_lost_whatever_the_message_says(text: str, 
 def test_an_error_of_the_device_itself_is_its_loss(cuda: FakeCuda) -> None:
     with pytest.raises(DeviceLost):
         raise_if_lost(CUDA, torch.AcceleratorError("CUDA error: unspecified launch failure"))
+
+
+def test_memory_that_is_refused_is_no_loss(cuda: FakeCuda) -> None:
+    """Pinned memory, for one, is refused in the words of the device."""
+    error = torch.AcceleratorError("CUDA error: out of memory")
+    error.error_code = 2  # type: ignore[attr-defined]
+    raise_if_lost(CUDA, error)
+    assert is_out_of_memory(error)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    for other in (torch.AcceleratorError("CUDA error: out of memory"), RuntimeError("out of memory")):
+        assert not is_out_of_memory(other)
+    cuda.is_lost = True
+    with pytest.raises(DeviceLost):
+        raise_if_lost(CUDA, error)
+
+
+def test_a_device_that_gives_no_memory_back_is_not_lost(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", refuse)
+    free_memory(CUDA, RuntimeError("CUDA error: invalid argument"))
 
 
 def test_a_cpu_is_never_lost(cuda: FakeCuda) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.model import graphs
+from pipeline.model import predictor as predictor_module
 from pipeline.model.detections import DETECTION_ARRAYS
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.graphs import MAX_GRAPHS, GraphedForward
@@ -275,18 +276,15 @@ def test_forward_that_waits_is_not_recorded(cuda: RecordingCuda) -> None:
     assert not run.shapes
 
 
-def test_graphs_make_room_for_a_batch_that_does_not_fit_beside_them(cuda: RecordingCuda) -> None:
-    def large_ones_need_all(images: Tensor, *rest: Tensor) -> Tensor:
-        if len(images) == 8 and cuda.alive:
-            raise out_of_memory()
-        return forward(images, *rest)
-
-    run = Watched(large_ones_need_all, cuda)
+def test_graphs_make_room_for_what_does_not_fit_beside_them(cuda: RecordingCuda) -> None:
+    run = Watched(forward, cuda)
+    assert not run.make_room()
     for side in (4, 8, 12, 16):
         run(*batch(1, side)), run(*batch(1, side))
     assert len(run.shapes) == 4
-    assert torch.equal(run(*batch(8, 4)), forward(*batch(8, 4)))
+    assert run.make_room()
     assert not run.shapes
+    assert not run.make_room()
     for seed in range(3):
         for side in (4, 8, 12, 16):
             assert torch.equal(run(*batch(1, side, seed)), forward(*batch(1, side, seed)))
@@ -320,6 +318,32 @@ def test_pictures_are_found_the_same_in_replays(cuda: RecordingCuda, small_check
     for ours, reference in zip(found, expected, strict=True):
         for name in DETECTION_ARRAYS:
             np.testing.assert_array_equal(getattr(ours, name), getattr(reference, name))
+
+
+@pytest.mark.parametrize("part", ["pack", "preprocess", "pack_detections"])
+def test_nothing_is_refused_for_the_memory_that_graphs_hold(
+    part: str, cuda: RecordingCuda, small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever it is that memory runs out beside them, on the device or on its way there."""
+    pictures = [picture(60, 90, seed) for seed in range(7)]
+    predictor = load_model(small_checkpoint, "cpu", speed=replace(SpeedOptions(), packed_linear=False))
+    predictor.detector.compact = False
+    predictor._detect = run = Watched(predictor._forward, cuda)
+    predictor.predict(pictures[:4], batch_size=2)
+    assert run.shapes
+    real = getattr(predictor_module, part)
+
+    def beside_graphs(*args: Any) -> Any:
+        if run.shapes:
+            raise out_of_memory()
+        return real(*args)
+
+    monkeypatch.setattr(predictor_module, part, beside_graphs)
+    # What does not fit of every candidate, which is never recorded, does not fit of a batch that was not recorded yet.
+    found = predictor.predict(pictures, batch_size=3 if part == "pack_detections" else 2)
+    assert sum(map(len, found)) > 50
+    assert not run.shapes
+    assert not predictor._most
 
 
 @pytest.mark.parametrize(("device", "switch"), [("cuda", True), ("cuda", False), ("cpu", True)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import pickle
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UserError
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
-from pipeline.model.detections import Detections
+from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import NotFinite
 from pipeline.model.device import free_memory
 from pipeline.model.files.checkpoints import Checkpoint, CheckpointError, save_checkpoint
@@ -67,6 +70,24 @@ def same(a: Detections, b: Detections) -> None:
     assert difference.box_px < ROUNDING_PX
     assert difference.score < ROUNDING
     assert a.image_size == b.image_size
+
+
+# -------------------------------------------------------------------------------------------------------------- copies
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
+def test_copies_find_the_same_and_live_by_themselves(
+    small_checkpoint: Checkpoint, copied: Callable[[Predictor], Predictor], precision: str
+) -> None:
+    first, image = load_model(small_checkpoint, "cpu", precision), picture(60, 90)
+    (expected,) = first.predict([image])
+    second, detector = copied(first), weakref.ref(first.detector)
+    del first
+    gc.collect()
+    assert detector() is None, "a copy holds the weights of the one it was made from"
+    (found,) = second.predict([image])
+    assert len(found) > 0
+    for name in DETECTION_ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 # -------------------------------------------------------------------------------------------------------------- images
@@ -419,6 +440,61 @@ def test_a_device_is_kept_busy_and_waited_for_under_the_name_of_its_batch(monkey
         "([4] run 2 fetch 1 wait 2 ) "
         "([4] fetch 2 )"
     )
+
+
+class Failing(Noting):
+    """Fails wherever the plan says so, call by call of any kind; with nothing once the plan is done."""
+
+    def __init__(self, plan: Sequence[Exception | None]) -> None:
+        super().__init__()
+        self.plan = iter(plan)
+
+    def _next(self) -> None:
+        if (error := next(self.plan, None)) is not None:
+            raise error
+
+    def send(self, size: int, fill: Any) -> Any:
+        self._next()
+        return super().send(size, fill)
+
+    def run(self, sent: Any, compute: Any) -> Any:
+        self._next()
+        return super().run(sent, compute)
+
+    def wait(self, running: Any) -> None:
+        self._next()
+        super().wait(running)
+
+    def fetch(self, running: Any) -> np.ndarray:
+        self._next()
+        return super().fetch(running)
+
+
+ERRORS = st.sampled_from([None, None, OUT_OF_MEMORY, ValueError("bad")])
+
+
+@given(
+    shapes=st.lists(st.sampled_from(HEIGHTS), max_size=8),
+    batch_size=st.integers(1, 10),
+    plan=st.lists(ERRORS, max_size=40),
+    not_final=PICTURES,
+)
+@example(shapes=[6], batch_size=1, plan=[None, None, OUT_OF_MEMORY], not_final=set())
+@example(shapes=[6, 6], batch_size=2, plan=[None, None, OUT_OF_MEMORY], not_final=set())  # the last batch, waited for
+@settings_of_hypothesis(deadline=None, max_examples=150)
+def test_each_image_has_its_outcome_however_a_device_fails(
+    shapes: list[int], batch_size: int, plan: list[Exception | None], not_final: set[int]
+) -> None:
+    predictor = stand_in(not_final=not_final)
+    predictor._feed = Failing(plan)
+    images = [plain(number, height) for number, height in enumerate(shapes)]
+    outcomes = predictor.attempt(images, batch_size)
+    assert len(outcomes) == len(images)
+    for image, result in zip(images, outcomes, strict=True):
+        if isinstance(result, Exception):
+            assert result in plan
+        else:
+            assert outcome(result) == (image.shape[:2], [0, 0, 8, len(image)], 3)
 
 
 def test_one_copy_each_way_for_a_batch_and_no_wait_but_for_its_end(small_checkpoint: Checkpoint) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import weakref
+from collections.abc import Callable
 from dataclasses import fields, replace
 
 import numpy as np
@@ -9,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
+import pipeline.model.speed as speed_module
 from pipeline.model.cascade_mask_rcnn.cascade import BoxHead
 from pipeline.model.cascade_mask_rcnn.roi import fold_batch_norm
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
-from pipeline.model.speed import PackedLinear, SpeedOptions
+from pipeline.model.speed import PackedLinear, SpeedOptions, pack_linear
 from testing.small_model import SMALL
 from tests.model.compare import assert_same
 from tests.model.test_golden import CASES, golden
@@ -95,6 +100,27 @@ def test_packed_linear_equals_the_layer(shape: tuple[int, ...], bias: bool) -> N
     ours, reference = PackedLinear(layer)(x), layer.double()(x.double())
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours.double(), reference.detach(), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])  # noqa: S301
+def test_packed_linear_can_be_copied(copied: Callable[[nn.Module], nn.Module]) -> None:
+    layer, x = PackedLinear(nn.Linear(24, 40)), torch.randn(7, 24)
+    assert torch.equal(copied(layer)(x), layer(x))
+
+
+def test_packing_holds_no_weights_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(5)))
+    layers = [weakref.ref(block[0]) for block in module]
+    alive = []
+
+    class Watched(PackedLinear):
+        def __init__(self, layer: nn.Linear) -> None:
+            alive.append(sum(layer() is not None for layer in layers))
+            super().__init__(layer)
+
+    monkeypatch.setattr(speed_module, "PackedLinear", Watched)
+    pack_linear(module)
+    assert alive == [5, 4, 3, 2, 1]
 
 
 def test_linear_layers_are_packed_where_that_is_faster(small_checkpoint: Checkpoint) -> None:

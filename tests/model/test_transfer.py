@@ -159,3 +159,18 @@ def test_memory_stays_from_batch_to_batch_and_grows_where_it_must(gpu: Pretended
     larger = feed.send(129, writing(1))
     assert len(larger.inputs) == 129
     assert larger.slot.staged.data_ptr() not in staged
+
+
+def test_a_batch_that_could_not_be_sent_leaves_results_alone(gpu: PretendedGpu) -> None:
+    """One that waits to be fetched, that is: the next batch must not be given its memory."""
+
+    def fail(memory: np.ndarray) -> None:
+        raise torch.OutOfMemoryError
+
+    feed = CudaFeed(CUDA)
+    first = feed.run(feed.send(4, writing(1)), total)
+    with pytest.raises(torch.OutOfMemoryError):
+        feed.send(4, fail)
+    second = feed.run(feed.send(4, writing(2)), total)
+    second.copied.synchronize()
+    assert [feed.fetch(running).item() for running in (first, second)] == [4, 8]
