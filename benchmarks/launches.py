@@ -51,7 +51,7 @@ SWIN_B_PICTURE = (480, 640)  # 800x1067 at the model's input, padded to 800x1088
 # The model of time. Peaks are an H200's data sheet (dense; float32 without TF32), of which kernels reach a share:
 # convolutions and products of these shapes about half of the arithmetic (Swin-B's attention blocks on an A100, as
 # FasterTransformer publishes them, reach 29 %; large products 80 %), copies five sixths of the bandwidth.
-PEAK_FLOPS = {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 67e12}
+PEAK_FLOPS = {torch.bfloat16: 989e12, torch.float32: 67e12}
 FLOPS_SHARE = 0.5
 BANDWIDTH = 4.8e12
 BANDWIDTH_SHARE = 5 / 6

@@ -1,7 +1,7 @@
 """Recorded forwards give what the forward gives, whatever memory they share, and are as many as there is room for.
 
-No GPU is needed: `FakeCuda` stands in for what of torch.cuda is used. It records each operation with the very tensors,
-replays into these tensors, and spoils whatever CUDA would let others overwrite: stale results show as NaN.
+No GPU is needed: `RecordingCuda` stands in for what of torch.cuda is used. It records each operation with the very
+tensors, replays into these tensors, and spoils whatever CUDA would let others overwrite: stale results show as NaN.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def tensors_of(values: Any) -> list[Tensor]:
     return [v for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Tensor)]
 
 
-class FakeGraph(TorchDispatchMode):
+class RecordedGraph(TorchDispatchMode):
     """What `torch.cuda.CUDAGraph` is, and the mode in which it is recorded."""
 
-    def __init__(self, cuda: FakeCuda) -> None:
+    def __init__(self, cuda: RecordingCuda) -> None:
         super().__init__()
         self.cuda = cuda
         self.calls: list[tuple[Any, Any, Any, list[Tensor]]] = []
@@ -79,7 +79,7 @@ class FakeGraph(TorchDispatchMode):
                     old.copy_(new)
 
 
-class FakeCuda:
+class RecordingCuda:
     """Stands in for what `GraphedForward` uses of torch.cuda.
 
     Attributes:
@@ -89,7 +89,7 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.log: list[str] = []
-        self.alive: list[FakeGraph] = []
+        self.alive: list[RecordedGraph] = []
         self.ended: set[int] = set()
         self.failure: Exception | None = None
         self.stream_now: object = "compute"
@@ -97,7 +97,7 @@ class FakeCuda:
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         replaced = {
-            "CUDAGraph": lambda: FakeGraph(self),
+            "CUDAGraph": lambda: RecordedGraph(self),
             "graph": self.graph,
             "graph_pool_handle": self.graph_pool_handle,
             "synchronize": lambda device=None: self.log.append("synchronize"),
@@ -122,7 +122,7 @@ class FakeCuda:
             self.stream_now = before
 
     @contextmanager
-    def graph(self, graph: FakeGraph, pool: int, stream: object, capture_error_mode: str) -> Iterator[None]:
+    def graph(self, graph: RecordedGraph, pool: int, stream: object, capture_error_mode: str) -> Iterator[None]:
         """As in torch: a pool whose graphs are all gone is dead, and a recording that fails leaves its stream."""
         assert capture_error_mode == "thread_local"
         assert pool not in self.ended, "use_count > 0 INTERNAL ASSERT FAILED"
@@ -143,7 +143,7 @@ class FakeCuda:
 class Watched(GraphedForward):
     """Tells the fake which graphs are gone, as their destructor tells torch."""
 
-    def __init__(self, forward: Any, cuda: FakeCuda) -> None:
+    def __init__(self, forward: Any, cuda: RecordingCuda) -> None:
         super().__init__(forward, CPU)
         self.cuda = cuda
 
@@ -161,8 +161,8 @@ class Watched(GraphedForward):
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    fake = FakeCuda()
+def cuda(monkeypatch: pytest.MonkeyPatch) -> RecordingCuda:
+    fake = RecordingCuda()
     fake.install(monkeypatch)
     return fake
 
@@ -181,7 +181,7 @@ def batch(count: int, side: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor,
     return images, torch.tensor(sizes) + seed, factors(count, 2) * (seed + 1), torch.full((6,), float(side))
 
 
-def test_second_batch_of_a_shape_is_recorded_and_the_next_are_replayed(cuda: FakeCuda) -> None:
+def test_second_batch_of_a_shape_is_recorded_and_the_next_are_replayed(cuda: RecordingCuda) -> None:
     run = Watched(forward, cuda)
     for seed in range(4):
         assert torch.equal(run(*batch(2, 8, seed)), forward(*batch(2, 8, seed)))
@@ -193,7 +193,7 @@ def test_second_batch_of_a_shape_is_recorded_and_the_next_are_replayed(cuda: Fak
 def test_results_are_the_forwards_and_stay(shapes: list[tuple[int, int]], room: int) -> None:
     """However shapes and batch sizes follow on each other, with room for all or for few of them."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        cuda = FakeCuda()
+        cuda = RecordingCuda()
         cuda.install(monkeypatch)
         monkeypatch.setattr(graphs, "MAX_GRAPHS", room)
         run = Watched(forward, cuda)
@@ -203,7 +203,7 @@ def test_results_are_the_forwards_and_stay(shapes: list[tuple[int, int]], room: 
         assert torch.equal(result, forward(*batch(*shape, seed)))
 
 
-def test_what_is_recorded_has_run_in_the_same_thread(cuda: FakeCuda) -> None:
+def test_what_is_recorded_has_run_in_the_same_thread(cuda: RecordingCuda) -> None:
     """Another has no handles of cuBLAS and cuDNN yet, and they must not be made while a graph is recorded."""
     run = Watched(forward, cuda)
     run(*batch(1, 8))
@@ -218,7 +218,7 @@ def test_what_is_recorded_has_run_in_the_same_thread(cuda: FakeCuda) -> None:
     assert cuda.log.count("replay") == 3
 
 
-def test_graph_holds_on_to_the_plan_that_it_reads(cuda: FakeCuda) -> None:
+def test_graph_holds_on_to_the_plan_that_it_reads(cuda: RecordingCuda) -> None:
     run = Watched(forward, cuda)
     plans = [batch(1, 8)[3] for _ in range(3)]
     for plan in plans:
@@ -227,7 +227,7 @@ def test_graph_holds_on_to_the_plan_that_it_reads(cuda: FakeCuda) -> None:
     assert graph.plan is plans[1]
 
 
-def test_graphs_share_a_pool_and_their_inputs(cuda: FakeCuda) -> None:
+def test_graphs_share_a_pool_and_their_inputs(cuda: RecordingCuda) -> None:
     run = Watched(forward, cuda)
     for side in (16, 8, 12):
         for seed in range(2):
@@ -237,7 +237,7 @@ def test_graphs_share_a_pool_and_their_inputs(cuda: FakeCuda) -> None:
     assert len(inputs) == 1
 
 
-def test_only_so_many_graphs_and_the_common_ones_stay(cuda: FakeCuda) -> None:
+def test_only_so_many_graphs_and_the_common_ones_stay(cuda: RecordingCuda) -> None:
     run = Watched(forward, cuda)
     for _ in range(3):
         for side in range(4, 4 + MAX_GRAPHS):
@@ -252,7 +252,7 @@ def test_only_so_many_graphs_and_the_common_ones_stay(cuda: FakeCuda) -> None:
 
 
 def test_shapes_that_are_all_as_common_are_not_recorded_again_and_again(
-    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+    cuda: RecordingCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(graphs, "MAX_GRAPHS", 3)
     run = Watched(forward, cuda)
@@ -275,7 +275,7 @@ FAILURES = {
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
 def test_where_recording_fails_the_forward_runs_as_it_is(
-    failure: Exception, cuda: FakeCuda, caplog: pytest.LogCaptureFixture
+    failure: Exception, cuda: RecordingCuda, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Watched(forward, cuda)
     run(*batch(1, 4)), run(*batch(1, 4))
@@ -291,7 +291,7 @@ def test_where_recording_fails_the_forward_runs_as_it_is(
     assert cuda.log[-1] == "replay"
 
 
-def test_forward_that_waits_is_not_recorded(cuda: FakeCuda) -> None:
+def test_forward_that_waits_is_not_recorded(cuda: RecordingCuda) -> None:
     run = Watched(lambda images, *_: images * images.sum().item(), cuda)
     for seed in range(3):
         images, *rest = batch(1, 4, seed)
@@ -299,7 +299,7 @@ def test_forward_that_waits_is_not_recorded(cuda: FakeCuda) -> None:
     assert not run.shapes
 
 
-def test_graphs_make_room_for_what_does_not_fit_beside_them(cuda: FakeCuda) -> None:
+def test_graphs_make_room_for_what_does_not_fit_beside_them(cuda: RecordingCuda) -> None:
     run = Watched(forward, cuda)
     assert not run.make_room()
     for side in (4, 8, 12, 16):
@@ -314,7 +314,7 @@ def test_graphs_make_room_for_what_does_not_fit_beside_them(cuda: FakeCuda) -> N
     assert len(run.shapes) == 2
 
 
-def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: FakeCuda) -> None:
+def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: RecordingCuda) -> None:
     def never(*args: Tensor) -> Tensor:
         raise out_of_memory()
 
@@ -326,7 +326,7 @@ def test_batch_that_does_not_fit_without_graphs_either_is_the_callers(cuda: Fake
     assert not cuda.log
 
 
-def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint: Checkpoint) -> None:
+def test_pictures_are_found_the_same_in_replays(cuda: RecordingCuda, small_checkpoint: Checkpoint) -> None:
     """The detector itself, which is recorded only as long as it waits for nothing."""
     pictures = [picture(60, 90, seed) for seed in range(7)] + [picture(90, 60, seed) for seed in range(3)]
     # What oneDNN packs has no address.
@@ -345,7 +345,7 @@ def test_pictures_are_found_the_same_in_replays(cuda: FakeCuda, small_checkpoint
 
 @pytest.mark.parametrize("part", ["pack", "preprocess", "pack_detections"])
 def test_nothing_is_refused_for_the_memory_that_graphs_hold(
-    part: str, cuda: FakeCuda, small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    part: str, cuda: RecordingCuda, small_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever it is that memory runs out beside them, on the device or on its way there."""
     pictures = [picture(60, 90, seed) for seed in range(7)]

@@ -1,8 +1,7 @@
-"""Detections as one tensor; and a GPU's feed on streams that note what was waited for, as no GPU is needed for that."""
+"""Detections as one tensor; and a GPU's feed, on the pretended one, for which what nothing orders is an error."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from pipeline.model.detections import BatchDetections
 from pipeline.model.transfer import CudaFeed, Feed, HostFeed, pack_detections, unpack_detections
-from tests.model.fake_streams import FakeStreams
+from testing.pretended_cuda import ForbiddenWait, PretendedGpu, pretended_cuda
 
 CUDA = torch.device("cuda")
 
@@ -59,10 +58,9 @@ def test_tensors_that_are_not_contiguous() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ the feeds
 @pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeStreams]:
-    streams = FakeStreams(monkeypatch)
-    yield streams
-    streams.close()
+def gpu() -> Iterator[PretendedGpu]:
+    with pretended_cuda() as gpu:
+        yield gpu
 
 
 def writing(value: int) -> Callable[[np.ndarray], None]:
@@ -73,11 +71,11 @@ def total(sent: Tensor) -> Tensor:
     return sent.sum(dtype=torch.int32)[None, None]
 
 
-def rounds(feed: Feed, compute: Callable[[Tensor], Tensor], count: int) -> list[int]:
+def rounds(feed: Feed, count: int) -> list[int]:
     """As the predictor does it: the next is sent while one is computed, and the one before fetched."""
     found, ahead, behind = [], feed.send(5, writing(0)), None
     for i in range(1, count + 1):
-        running = feed.run(ahead, compute)
+        running = feed.run(ahead, total)
         if behind is not None:
             found.append(feed.fetch(behind).item())
         ahead = feed.send(5 + i, writing(i))
@@ -86,66 +84,58 @@ def rounds(feed: Feed, compute: Callable[[Tensor], Tensor], count: int) -> list[
     return [*found, feed.fetch(behind).item()]
 
 
-def test_results_come_back_in_order(streams: FakeStreams) -> None:
+def test_results_come_back_in_order(gpu: PretendedGpu) -> None:
     expected = [i * (5 + i) for i in range(20)]
-    assert rounds(HostFeed(), total, 20) == expected
-    assert rounds(CudaFeed(CUDA), streams.queued(total), 20) == expected
+    assert rounds(HostFeed(), 20) == expected
+    gpu.forget()
+    assert rounds(CudaFeed(CUDA), 20) == expected
+    # Of each batch the host waits for its end and for its result, and for nothing else.
+    assert [wait.kind for wait in gpu.waits] == ["event"] * 2 * 20
 
 
-def test_the_next_batch_travels_while_one_is_computed(streams: FakeStreams) -> None:
-    feed, go_on = CudaFeed(CUDA), threading.Event()
-    first = feed.send(3, writing(1))
-    streams.compute.put(lambda: go_on.wait(20))
-    running = feed.run(first, streams.queued(total))
-    second = feed.send(4, writing(2))
+def test_the_next_batch_travels_while_one_is_computed(gpu: PretendedGpu) -> None:
+    feed = CudaFeed(CUDA)
+    with gpu.no_waits():
+        running = feed.run(feed.send(3, writing(1)), total)
+        second = feed.send(4, writing(2))
+        assert not running.computed.query()
     second.arrived.synchronize()
-    assert second.inputs.tolist() == [2] * 4
     assert not running.computed.query()
-    go_on.set()
-    feed.wait(running)
-    following = feed.run(second, streams.queued(total))
+    following = feed.run(second, total)
     assert feed.fetch(running).item() == 3
     assert feed.fetch(following).item() == 8
 
 
-def test_memory_is_not_written_before_its_readers_are_done(streams: FakeStreams) -> None:
-    """Also where more is sent than there are slots, and what is sent is never run."""
-    feed, go_on = CudaFeed(CUDA), threading.Event()
+def sends_without_a_wait(gpu: PretendedGpu, feed: CudaFeed) -> bool:
+    try:
+        with gpu.no_waits():
+            feed.send(4, writing(3))
+    except ForbiddenWait:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("is_run", [True, False])
+def test_memory_is_not_written_before_its_readers_are_done(is_run: bool, gpu: PretendedGpu) -> None:
+    """Neither where more is sent than there are slots, nor where what was sent is never run."""
+    feed = CudaFeed(CUDA)
     first = feed.send(4, writing(1))
-    streams.compute.put(lambda: go_on.wait(20))
-    running = feed.run(first, streams.queued(total))
+    running = feed.run(first, total) if is_run else None
     feed.send(4, writing(2))
-    third = threading.Thread(target=feed.send, args=(4, writing(3)), daemon=True)
-    third.start()
-    third.join(0.2)
-    assert third.is_alive()  # waits for the first slot
-    assert first.slot.staged[:4].tolist() == first.inputs.tolist() == [1] * 4
-    go_on.set()
-    third.join(20)
-    assert not third.is_alive()
-    assert feed.fetch(running).item() == 4
+    assert not sends_without_a_wait(gpu, feed)
+    assert first.slot.staged[:4].tolist() == [1] * 4
+    # The next slot is the second one, which is waited for as well; once that is done, both are free.
+    assert not sends_without_a_wait(gpu, feed)
+    torch.cuda.synchronize()
+    assert sends_without_a_wait(gpu, feed)
+    assert running is None or feed.fetch(running).item() == 4
 
 
-def test_a_copy_that_is_not_done_keeps_its_staging_memory(streams: FakeStreams) -> None:
-    feed, go_on = CudaFeed(CUDA), threading.Event()
-    feed._in.put(lambda: go_on.wait(20))  # type: ignore[attr-defined]
-    first, second = feed.send(4, writing(1)), feed.send(4, writing(2))
-    third = threading.Thread(target=feed.send, args=(4, writing(3)), daemon=True)
-    third.start()
-    third.join(0.2)
-    assert third.is_alive()
-    assert (first.slot.staged[:4].tolist(), second.slot.staged[:4].tolist()) == ([1] * 4, [2] * 4)
-    go_on.set()
-    third.join(20)
-    assert first.slot.staged[:4].tolist() == [3] * 4
-
-
-def test_what_failed_half_way_may_still_read(streams: FakeStreams) -> None:
-    feed, go_on = CudaFeed(CUDA), threading.Event()
+def test_what_failed_half_way_may_still_read(gpu: PretendedGpu) -> None:
+    feed = CudaFeed(CUDA)
 
     def fail(buffer: Tensor) -> Tensor:
-        streams.compute.put(lambda: go_on.wait(20))
-        streams.queued(total)(buffer)
+        total(buffer)
         raise torch.OutOfMemoryError
 
     sent = feed.send(4, writing(1))
@@ -153,40 +143,34 @@ def test_what_failed_half_way_may_still_read(streams: FakeStreams) -> None:
         feed.run(sent, fail)
     sent.arrived.synchronize()
     assert not sent.slot.free.query()
-    go_on.set()
     sent.slot.free.synchronize()
-    assert rounds(feed, streams.queued(total), 3) == [0, 6, 14]
+    assert rounds(feed, 3) == [0, 6, 14]
 
 
-def test_memory_stays_from_batch_to_batch_and_grows_where_it_must(streams: FakeStreams) -> None:
-    feed, places = CudaFeed(CUDA), set()
+def test_memory_stays_from_batch_to_batch_and_grows_where_it_must(gpu: PretendedGpu) -> None:
+    feed, staged, inputs = CudaFeed(CUDA), set(), set()
     for size in (100, 90, 128, 100, 60, 128):
         sent = feed.send(size, writing(1))
         assert len(sent.inputs) == size
-        feed.fetch(feed.run(sent, streams.queued(total)))
-        places.add((sent.slot.staged.data_ptr(), sent.inputs.data_ptr()))
-    assert len(places) == 2
-    assert len(feed.send(129, writing(1)).inputs) == 129
-    assert sorted(streams.pinned) == [4, 4, 128, 128, 256]
+        feed.fetch(feed.run(sent, total))
+        staged.add(sent.slot.staged.data_ptr())
+        inputs.add(id(sent.slot.inputs))
+    assert len(staged) == len(inputs) == 2
+    larger = feed.send(129, writing(1))
+    assert len(larger.inputs) == 129
+    assert larger.slot.staged.data_ptr() not in staged
 
 
-def test_each_batch_is_one_copy_each_way_and_none_is_of_pageable_memory(streams: FakeStreams) -> None:
-    feed = CudaFeed(CUDA)
-    for _ in range(3):
-        feed.fetch(feed.run(feed.send(9, writing(1)), streams.queued(total)))
-    assert streams.copies == ["in", "out"] * 3
-
-
-def test_a_batch_that_could_not_be_sent_leaves_results_alone(streams: FakeStreams) -> None:
+def test_a_batch_that_could_not_be_sent_leaves_results_alone(gpu: PretendedGpu) -> None:
     """One that waits to be fetched, that is: the next batch must not be given its memory."""
 
     def fail(memory: np.ndarray) -> None:
         raise torch.OutOfMemoryError
 
     feed = CudaFeed(CUDA)
-    first = feed.run(feed.send(4, writing(1)), streams.queued(total))
+    first = feed.run(feed.send(4, writing(1)), total)
     with pytest.raises(torch.OutOfMemoryError):
         feed.send(4, fail)
-    second = feed.run(feed.send(4, writing(2)), streams.queued(total))
+    second = feed.run(feed.send(4, writing(2)), total)
     second.copied.synchronize()
     assert [feed.fetch(running).item() for running in (first, second)] == [4, 8]

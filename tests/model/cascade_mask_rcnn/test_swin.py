@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -18,13 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, window_partition, window_reverse
 from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from pipeline.model.cascade_mask_rcnn.swin import (
     PadThenShiftBlock,
-    StageWindows,
     SwinBackbone,
     SwinStage,
     stage_windows,
@@ -395,34 +392,6 @@ def test_plain_attention_is_products_and_a_softmax() -> None:
     assert counts["_softmax"] == sum(NARROW.depths)
     assert counts["bmm"] == 2 * sum(NARROW.depths)
     assert not counts[ATTENTION]
-
-
-def tables(windows: tuple[StageWindows, ...]) -> Iterator[Tensor]:
-    for stage in windows:
-        for table in (stage.merged, stage.kinds):
-            yield from [] if table is None else [table]
-        for partition in (stage.plain, stage.shifted):
-            yield from (partition.tokens, partition.places)
-
-
-def test_two_graphs_serve_all_shapes_and_batches() -> None:
-    """One for single images, one for batches; whether a map needs padding is not asked."""
-    variant = CascadeVariant("tiny", WIDTHS[0], depths=(2, 1, 1, 1), num_heads=(1, 2, 4, 8), window_size=2)
-    backbone, counter = frozen(variant), CompileCounterWithBackend("eager")
-    torch.compiler.reset()
-    compiled = torch.compile(backbone, dynamic=True, fullgraph=True, backend=counter)
-    with torch.no_grad():
-        for shape in [(128, 160), (160, 128), (96, 192), (192, 192), (224, 100)]:
-            windows = backbone.windows(shape)
-            for table in tables(windows):
-                torch._dynamo.mark_dynamic(table, 0)
-            for B in (1, 2, 3):
-                images = random_map(B, 3, *shape)
-                for axis in (2, 3) if B == 1 else (0, 2, 3):
-                    torch._dynamo.mark_dynamic(images, axis)
-                found, expected = compiled(images, windows), backbone(images, windows)
-                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert counter.frame_count <= 2
 
 
 # ------------------------------------------------------------------------------------------------- stochastic depth
