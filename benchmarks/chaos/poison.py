@@ -31,14 +31,14 @@ def _die_on_decode(module: ModuleType) -> None:
 
 
 def _die_on_segment(module: ModuleType) -> None:
-    predict: Callable[..., Any] = module.Predictor.predict
+    attempt: Callable[..., Any] = module.Predictor.attempt
 
     def deadly(self: Any, images: Sequence[Any], *args: Any, **options: Any) -> Any:
         if any(image.shape[:2] == DEADLY_TO_SEGMENT for image in images):
             os.kill(os.getpid(), signal.SIGKILL)
-        return predict(self, images, *args, **options)
+        return attempt(self, images, *args, **options)
 
-    module.Predictor.predict = deadly
+    module.Predictor.attempt = deadly
 
 
 _PATCHES = {"pipeline.images.decode": _die_on_decode, "pipeline.model.predictor": _die_on_segment}

@@ -12,7 +12,8 @@ import os
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,17 +64,22 @@ class StubPredictor:
         self._log = Path(settings.log_dir, f"{uuid.uuid4().hex}.jsonl").open("w", buffering=1)  # noqa: SIM115
         self._made: dict[tuple[int, int], Detections] = {}
 
-    def predict(
-        self, images: Sequence[np.ndarray], batch_size: int, image_sizes: Sequence[tuple[int, int]]
+    def attempt(
+        self,
+        images: Sequence[np.ndarray],
+        batch_size: int,
+        image_sizes: Sequence[tuple[int, int]],
+        during: Callable[[Sequence[int]], AbstractContextManager[None]],
     ) -> list[Detections]:
         """Sleep once for each batch; the same detections for all images of a size."""
         for start in range(0, len(images), batch_size):
+            members = range(len(images))[start : start + batch_size]
             began = time.monotonic()
-            for image in images[start : start + batch_size]:
-                image[::16, ::16].sum()  # a copy to a device would touch the pixels too
-            time.sleep(max(0.0, began + self._settings.batch_s - time.monotonic()))
-            count = len(images[start : start + batch_size])
-            self._log.write(json.dumps([began, time.monotonic(), count]) + "\n")
+            for i in members:
+                images[i][::16, ::16].sum()  # a copy to a device would touch the pixels too
+            with during(members):
+                time.sleep(max(0.0, began + self._settings.batch_s - time.monotonic()))
+            self._log.write(json.dumps([began, time.monotonic(), len(members)]) + "\n")
         return [self._detections(size) for size in image_sizes]
 
     def _detections(self, size: tuple[int, int]) -> Detections:
