@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.bench import Bench
@@ -16,10 +14,10 @@ from pipeline.model.categories import COCO_CATEGORIES
 from pipeline.model.files.checkpoints import Checkpoint
 from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
-from tests.model.compare import Found, match
-from tests.model.golden_weights import GOLDEN_DIR, GOLDEN_VARIANT, golden_weights
+from tests.model import golden_cases
+from tests.model.compare import match
+from tests.model.golden_weights import GOLDEN_VARIANT, golden_weights
 
-_CASES = ("tiny_small_333x200", "tiny_tall_333x200")
 # A pair of detections: in float32 as the tests of the golden cases have it, in bf16 the same object by and large.
 _ALIKE = {"fp32": (0.99, 1e-3), "bf16": (0.8, 0.1)}
 
@@ -32,20 +30,16 @@ def golden(bench: Bench) -> None:
     checkpoint = Checkpoint(weights, GOLDEN_VARIANT, COCO_CATEGORIES, TestSettings())
     for precision, (min_iou, max_score) in _ALIKE.items():
         predictor = load_model(checkpoint, bench.device, precision)
-        for case in _CASES[: 1 if bench.small else None]:
-            with np.load(GOLDEN_DIR / f"{case}.npz") as file:
-                arrays = dict(file)
-            meta = json.loads(str(arrays["meta"]))
-            predictor.settings = TestSettings(short_side=meta["scale"][1], long_side=meta["scale"][0])
-            with Image.open(GOLDEN_DIR / meta["image"]) as image:
-                [found] = predictor.predict([np.asarray(image.convert("RGB"))])
-            reference = Found(arrays["boxes"], arrays["scores"], arrays["labels"])
+        for case in golden_cases.CASES[: 1 if bench.small else None]:
+            data = golden_cases.golden(case)
+            predictor.settings = data.settings
+            [found], reference = predictor.predict([data.image]), data.found
             pairs = match(reference, found, min_iou, max_score)
             theirs, ours = np.array(pairs, int).reshape(-1, 2).T
             known = dict(pairs)
             masks = [
                 np.abs(found.masks[known[i]] - mask).max()
-                for i, mask in enumerate(arrays["mask_prob_top"])
+                for i, mask in enumerate(data.arrays["mask_prob_top"])
                 if i in known
             ]
             bench.report(

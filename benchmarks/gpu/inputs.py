@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.bench import Bench
-from pipeline.images.sizes import scaled_size
-from pipeline.model.kernels.resize import resize_normalise
-from pipeline.model.preprocess import input_shape
+from pipeline.model.preprocess import input_shape, pack, packed_size, preprocess
 
 if TYPE_CHECKING:
     from pipeline.model.detections import BatchDetections
@@ -23,20 +21,16 @@ def forward_of(
 ) -> Callable[[], BatchDetections]:
     """A call that runs the detector on the same pictures each time, and waits for nothing."""
     pictures, settings, device = bench.pictures(batch), predictor.settings, bench.device
-    height, width = pictures[0].shape[:2]
-    size = scaled_size((height, width), settings.short_side, settings.long_side)
-    shape = input_shape((height, width), settings)
-    offsets = np.arange(batch)[:, None] * pictures[0].size
-    table = torch.from_numpy(np.concatenate([offsets, np.tile((height, width, *size), (batch, 1))], axis=1)).to(device)
-    pixels = torch.from_numpy(np.concatenate([picture.ravel() for picture in pictures])).to(device)
+    originals = [picture.shape[:2] for picture in pictures]
+    shape = input_shape(originals[0], settings)
+    buffer = np.empty(packed_size(pictures), np.uint8)
+    pack(pictures, originals, settings, buffer)
     with torch.inference_mode():
-        images = resize_normalise(pixels, table, *shape)
-        sizes = torch.tensor([size] * batch, dtype=torch.float32, device=device)
-        factors = torch.tensor([(size[1] / width, size[0] / height)] * batch, dtype=torch.float32, device=device)
+        inputs = preprocess(torch.from_numpy(buffer).to(device), batch, shape)
         plan = predictor.detector.plan(shape)
 
     @torch.inference_mode()
     def forward() -> BatchDetections:
-        return predictor.detector(images, sizes, factors, plan, settings, every_candidate)
+        return predictor.detector(*inputs, plan, settings, every_candidate)
 
     return forward

@@ -24,6 +24,7 @@ SHARED = (
     "pipeline/model",
     "testing/small_model.py",
     "tests/model/compare.py",
+    "tests/model/golden_cases.py",
     "tests/model/golden_weights.py",
     "tests/model/kernels/cases.py",
 )

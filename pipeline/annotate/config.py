@@ -155,6 +155,11 @@ class ModelConfig(Section):
         return self
 
     @property
+    def compile_folder(self) -> str | None:
+        """``compile_cache`` as the operating system knows it."""
+        return None if self.compile_cache is None else self.compile_cache.local_path
+
+    @property
     def call_timeout_s(self) -> float:
         """``timeout_s``, and time to compile, which happens in the first call with one image and with several."""
         return self.timeout_s + (_COMPILE_S if self.compile else 0.0)

@@ -84,7 +84,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     from pipeline.cluster.shared import check_shared
     from pipeline.model.speed import check_compile_cache
 
-    cache = config.model.compile_cache and config.model.compile_cache.local_path
+    cache = config.model.compile_folder
     if cache and os.path.lexists(cache):  # else the replicas make it
         check_compile_cache(cache)
     with connect(config.resources.ray_address):

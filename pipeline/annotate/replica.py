@@ -40,8 +40,9 @@ class SegmentActor:
             torch.set_num_threads(max(1, round(pool.cpus)))
         else:
             use_expandable_segments()
-        cache = None if config.compile_cache is None else config.compile_cache.local_path
-        speed = SpeedOptions(compile=config.compile, compile_cache=cache, cuda_graphs=config.cuda_graphs)
+        speed = SpeedOptions(
+            compile=config.compile, compile_cache=config.compile_folder, cuda_graphs=config.cuda_graphs
+        )
         with client.starting_replica():
             predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
         thresholds = config.label_thresholds([c.name for c in predictor.categories])

@@ -17,7 +17,6 @@ from pipeline.model.architectures import network_of
 from pipeline.model.detections import BatchDetections
 from pipeline.model.detector import Detector, Plan
 from pipeline.model.host_memory import keep_freed_memory
-from pipeline.model.settings import TestSettings
 
 
 @dataclass(frozen=True)
@@ -94,12 +93,7 @@ def compile_forward(detector: Detector, backend: str | Callable[..., Any] = "ind
     compiled = torch.compile(detector.forward, backend=backend)
 
     def forward(
-        images: Tensor,
-        image_sizes: Tensor,
-        scale_factors: Tensor,
-        plan: Plan,
-        settings: TestSettings,
-        every_candidate: bool = False,
+        images: Tensor, image_sizes: Tensor, scale_factors: Tensor, plan: Plan, *rest: Any, **named: Any
     ) -> BatchDetections:
         # What is not said to vary is taken to be constant until it does vary, and compiled again then.
         _say_varies(images, (0, 2, 3))
@@ -107,7 +101,7 @@ def compile_forward(detector: Detector, backend: str | Callable[..., Any] = "ind
             _say_varies(tensor, (0,))
         for tensor in _tensors(plan):
             _say_varies(tensor, range(tensor.dim()))
-        return compiled(images, image_sizes, scale_factors, plan, settings, every_candidate)
+        return compiled(images, image_sizes, scale_factors, plan, *rest, **named)
 
     detector.forward = forward  # type: ignore[method-assign]
 

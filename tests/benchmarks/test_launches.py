@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -24,16 +23,9 @@ from benchmarks.launches import (
 from pipeline.model.cascade_mask_rcnn.variants import SWIN_B
 from testing.pretended_cuda import Launch
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 # Of a forward in bf16, whatever the batch, each Triton kernel and each op of PyTorch counted as `pretended.costs` says.
 MAX_LAUNCHES = 824
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -10,12 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pipeline.images.resize import resize_bilinear_uint8
@@ -23,47 +20,14 @@ from pipeline.images.sizes import scaled_size
 from pipeline.model.detections import Detections
 from pipeline.model.files.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 from pipeline.model.predictor import Predictor, load_model
-from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions
 from testing.preprocessed import preprocessed
 from tests.model.compare import Found, assert_same, mask_iou, match
-from tests.model.golden_weights import GOLDEN_DIR, digest, save_mmdet3, save_modelscope, save_official
+from tests.model.golden_cases import CASES, Golden, golden
+from tests.model.golden_weights import digest, save_mmdet3, save_modelscope, save_official
 
 NEEDS_ALL_CORES = True
-CASES = ("tiny_small_333x200", "tiny_tall_333x200")
 KIT = Path(__file__).parents[3] / "shared" / "parity"
-
-
-@dataclass(frozen=True)
-class Golden:
-    """What the reference made of one image."""
-
-    arrays: dict[str, np.ndarray]
-    meta: dict[str, Any]
-    image: np.ndarray
-
-    @property
-    def settings(self) -> TestSettings:
-        long_side, short_side = self.meta["scale"]
-        return TestSettings(short_side=short_side, long_side=long_side)
-
-    @property
-    def found(self) -> Found:
-        return Found(self.arrays["boxes"], self.arrays["scores"], self.arrays["labels"])
-
-    @property
-    def rles(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for text in self.arrays["rles"]]
-
-
-@lru_cache
-def golden(case: str) -> Golden:
-    with np.load(GOLDEN_DIR / f"{case}.npz") as file:
-        arrays = dict(file)
-    meta = json.loads(str(arrays["meta"]))
-    path = GOLDEN_DIR / meta["image"]
-    assert hashlib.sha256(path.read_bytes()).hexdigest() == meta["image_sha256"]
-    return Golden(arrays, meta, np.asarray(Image.open(path).convert("RGB")))
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from pipeline.model.predictor import PRECISIONS, Predictor, load_model
 from pipeline.model.speed import SpeedOptions
 from testing.small_model import picture
 from tests.model.compare import match
-from tests.model.test_golden import CASES, golden
+from tests.model.golden_cases import CASES, golden
 
 # Of the published architecture: what is ranked, thresholded, or moves a box.
 LAST_LAYERS = (

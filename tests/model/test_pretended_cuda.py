@@ -25,7 +25,7 @@ from testing.pretended_cuda import (
 )
 from testing.small_model import picture
 from tests.model.compare import assert_same
-from tests.model.test_golden import golden
+from tests.model.golden_cases import golden
 
 CUDA = torch.device("cuda")
 MIXED = [(60, 90), (111, 50), (60, 90), (30, 200), (60, 88), (60, 90)]

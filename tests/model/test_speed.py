@@ -22,7 +22,7 @@ from pipeline.model.predictor import load_model
 from pipeline.model.speed import PackedLinear, SpeedOptions, pack_linear
 from testing.small_model import SMALL
 from tests.model.compare import assert_same
-from tests.model.test_golden import CASES, golden
+from tests.model.golden_cases import CASES, golden
 
 NEEDS_ALL_CORES = True
 # What changes the detector itself, and costs no minutes.

@@ -7,6 +7,7 @@ map.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torchvision.ops import roi_align
 
 from pipeline.model.cascade_mask_rcnn.boxes import pyramid_level
 from pipeline.model.cascade_mask_rcnn.rpn import STRIDES
-from pipeline.model.kernels.roi_align import roi_align_cpu, roi_align_levels
+from pipeline.model.kernels.roi_align import align_each_level, roi_align_cpu, roi_align_levels
 
 ROI_LEVELS = 4  # P2..P5
 
@@ -82,23 +83,15 @@ def pool_rois(features: Sequence[Tensor], boxes: Tensor, image_index: Tensor, si
         float32 ``(R, C, side, side)``.
     """
     boxes = boxes.nan_to_num(0.0)
-    rois = torch.cat([image_index[:, None].to(boxes), boxes], dim=1)
-    levels = pyramid_level(boxes, ROI_LEVELS)
     on_cpu = boxes.device.type == "cpu"
     pooled = torch.empty(
         (len(boxes), features[0].shape[1], side, side),
         device=boxes.device,
         memory_format=torch.channels_last if on_cpu else torch.contiguous_format,
     )
-    for level in range(ROI_LEVELS):
-        members = (levels == level).nonzero()[:, 0]
-        if len(members) == 0:
-            continue
-        scale = 1 / STRIDES[level]
-        if on_cpu:
-            pooled[members] = roi_align_cpu(features[level], rois[members], side, scale)
-        else:
-            pooled[members] = roi_align(features[level], rois[members], side, scale, sampling_ratio=0, aligned=True)
+    align = roi_align_cpu if on_cpu else partial(roi_align, sampling_ratio=0, aligned=True)
+    levels = pyramid_level(boxes, ROI_LEVELS)
+    align_each_level(align, pooled, features, boxes, levels, image_index, STRIDES[:ROI_LEVELS])
     return pooled
 
 

@@ -7,6 +7,8 @@ B images, R RoIs, C channels, S bins along a side of a pooled RoI, T pixels of o
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -36,12 +38,30 @@ def roi_align_levels(
         ``(R, C, S, S)`` of the features' dtype, channels last in memory, computed in float32.
     """
     pooled = features[0].new_zeros((len(boxes), side, side, features[0].shape[1])).permute(0, 3, 1, 2)
+    align_each_level(roi_align_cpu, pooled, features, boxes, levels, images, strides)
+    return pooled
+
+
+def align_each_level(
+    align: Callable[[Tensor, Tensor, int, float], Tensor],
+    pooled: Tensor,
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    levels: Tensor,
+    images: Tensor,
+    strides: Sequence[int],
+) -> None:
+    """Align the RoIs of one level after the other, by a function with the arguments of `roi_align_cpu`.
+
+    Args:
+        pooled: ``(R, C, S, S)``, written where the RoI has a level.
+    """
     rois = torch.cat([images[:, None].to(boxes), boxes], dim=1)
     for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
         members = (levels == level).nonzero()[:, 0]
         if len(members):
-            pooled[members] = roi_align_cpu(feature.float(), rois[members], side, 1 / stride).to(pooled.dtype)
-    return pooled
+            aligned = align(feature.float(), rois[members], pooled.shape[-1], 1 / stride)
+            pooled[members] = aligned.to(pooled.dtype)
 
 
 @roi_align_levels.register_kernel("cuda")

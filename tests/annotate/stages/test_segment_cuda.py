@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.files.checkpoints import Checkpoint
@@ -19,15 +17,8 @@ from tests.annotate.stages.test_fetch_decode import photo
 from tests.annotate.stages.test_segment import as_rows, found, segment
 from tests.model.golden_weights import official_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = [(64, 90), (96, 64), (64, 90), (50, 50), (64, 90), (64, 88)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

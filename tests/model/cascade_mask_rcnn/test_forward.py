@@ -30,7 +30,7 @@ from pipeline.model.settings import TestSettings
 from testing.small_model import SMALL_SETTINGS, picture
 from tests.model.cascade_mask_rcnn import reference_forward
 from tests.model.cascade_mask_rcnn.reference_forward import ImageDetections
-from tests.model.test_golden import CASES, golden
+from tests.model.golden_cases import CASES, golden
 
 CPU = torch.device("cpu")
 FIELDS = ("boxes", "scores", "labels", "masks")

@@ -22,20 +22,13 @@ from pipeline.train.loop.validate import ValidationSet, validate
 from pipeline.train.sample.sample import Sample
 from tests.train.loop_cases import CPU, SETTINGS, VALIDATION, Scenes, scene, tiny_start
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FAST = LoopConfig(
     seed=5,
     optimizer=OptimizerConfig(lr=1e-3, max_grad_norm=5.0, ema_decay=0.9),
     schedule=ScheduleConfig(epochs=2, warmup_iterations=3, steps=(1,)),
     log_every=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Killed(Exception):
