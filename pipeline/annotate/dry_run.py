@@ -64,7 +64,7 @@ def dry_run(config: AnnotateConfig) -> str:
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, "dry-run")
-    _steady(lambda: store.check_identity(identity))
+    _steady(lambda: store.files().check_identity(identity))
     with without_new_folders(store.uri.local_path):
         _write_probe(store)
         return _look(config, store, model, identity)
@@ -130,8 +130,9 @@ def _steady(look: Callable[[], Looked]) -> Looked:
 
 def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) -> Pending:
     schema = output_schema(manifest.id_type, manifest.carried)
-    store.check_identity(identity, schema)
-    done = () if store.in_the_way(identity, schema) else store.iter_ids()
+    files = store.files()
+    files.check_identity(identity, schema)
+    done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled)
     return find_pending(manifest, (table["image_id"] for table in done))
 
 

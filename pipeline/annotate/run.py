@@ -11,17 +11,18 @@ import socket
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
-from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.pending.antijoin import Audit, Pending
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
-from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
+from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
 from pipeline.annotations.overview_text import failure_lines, printable
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
@@ -79,15 +80,16 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         recovery = store.recover(fence)
         if recovery:
             logger.info("recovered the output: %s", recovery)
-        store.check_identity(identity)
+        recovery.files.check_identity(identity)
         manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
         schema = output_schema(manifest.id_type, manifest.carried)
-        store.check_identity(identity, schema)
+        files = store.files()
+        files.check_identity(identity, schema)
         run = _Run(config, model.header, identity, store, manifest, fence, run_id)
-        redo = run.to_redo(schema, retry_failed)
-        pending = None if redo else run.pending()
+        redo = run.to_redo(files, schema, retry_failed)
+        pending = None if redo else run.pending(files)
         if pending is not None and not pending.num_pending:
-            return run.nothing_to_do(pending)
+            return run.nothing_to_do(files, pending)
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.
         from pipeline.annotate.rounds import connected
 
@@ -100,7 +102,7 @@ class _Redo:
     """Rows that are removed before the run looks at what is pending, so that their images are.
 
     Attributes:
-        in_the_way: see `OutputStore.in_the_way`.
+        in_the_way: see `DataFiles.in_the_way`.
         failed: all that failed.
     """
 
@@ -122,16 +124,19 @@ class _Run:
     run_id: str
     begun: bool = False  # run.json says that this run is at work
 
-    def to_redo(self, schema: pa.Schema, retry_failed: bool) -> _Redo:
-        """What is to be removed; nothing is, before Ray is there for doing it again."""
-        in_the_way = self.store.in_the_way(self.identity, schema)
-        return _Redo(in_the_way, retry_failed and bool(self.store.counts().failed))
+    @cached_property
+    def _audit(self) -> Audit:
+        return Audit(self.manifest, self.store)
 
-    def nothing_to_do(self, pending: Pending) -> RunJson:
+    def to_redo(self, files: DataFiles, schema: pa.Schema, retry_failed: bool) -> _Redo:
+        """What is to be removed; nothing is, before Ray is there for doing it again."""
+        return _Redo(files.in_the_way(self.identity, schema), retry_failed and bool(files.counts.failed))
+
+    def nothing_to_do(self, files: DataFiles, pending: Pending) -> RunJson:
         """The books of an output that is complete."""
         report = self._new_report({})
         report.state = RunState.NOTHING_TO_DO
-        self._close_books(report, self.store.counts(), pending)
+        self._close_books(report, files.counts, pending)
         logger.info("the output is complete; nothing to do")
         self._finish_report(report)
         return report
@@ -149,9 +154,10 @@ class _Run:
                 if pending is None:
                     self._begin(report)
                     self._queue_again(redo)
-                    pending = self.pending()
+                    files = self.store.files()
+                    pending = self.pending(files)
                     if not pending.num_pending:  # what failed was none of the manifest's any more
-                        return self.nothing_to_do(pending)
+                        return self.nothing_to_do(files, pending)
                 todo = pending.num_pending
                 report.this_run = ThisRun(images=todo)
                 self._begin(report)
@@ -198,14 +204,15 @@ class _Run:
             if rounds.num > 1:
                 logger.warning("the audit found %s missing; queued again", counted(pending.num_pending, "image"))
             reason = rounds.run(pending, work)
-            pending = self._find_pending()
+            files = self.store.files()
+            pending = self._find_pending(files)
             if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
                 report.this_run = rounds.figures(todo)
                 report.this_run.error = reason
                 return
         report.this_run = rounds.figures(todo)
-        self._close_books(report, self.store.counts(), pending)
+        self._close_books(report, files.counts, pending)
 
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""
@@ -216,9 +223,9 @@ class _Run:
         if old is None or not old.state.closed:
             self._write_report(report)
 
-    def pending(self) -> Pending:
+    def pending(self, files: DataFiles) -> Pending:
         """What there is to do, said aloud."""
-        found = self._find_pending()
+        found = self._find_pending(files)
         logger.info(
             "%s in the manifest, %s done, %s to do",
             counted(found.num_rows, "image"),
@@ -226,10 +233,9 @@ class _Run:
         )
         return found
 
-    def _find_pending(self) -> Pending:
+    def _find_pending(self, files: DataFiles) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""
-        done = (table["image_id"] for table in self.store.iter_ids())
-        pending = find_pending(self.manifest, done)
+        pending = self._audit.look(files)
         twice, unknown = pending.duplicate_done, pending.unknown_done
         if twice.count:
             raise RunFailed(
