@@ -25,7 +25,7 @@ class Stages:
     """Gives blocks, and then an error."""
 
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
-        self._coming: list[Block | BaseException] = [Block(name, 4, 1) for name in blocks]
+        self._coming: list[Block | BaseException] = [Block(name, 1) for name in blocks]
         self._coming += [] if error is None else [error]
         self.ended = False
 
@@ -107,7 +107,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
 def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
     run.parts = SimpleNamespace(  # type: ignore[assignment]
-        config=SimpleNamespace(output=output, resources=SimpleNamespace(object_store_limit_bytes=None)),
+        config=SimpleNamespace(
+            output=output, images_per_block=4, resources=SimpleNamespace(object_store_limit_bytes=None)
+        ),
         **dict.fromkeys(("monitor", "store", "identity", "fence", "schema", "categories")),
         pool=SimpleNamespace(max_writes=8),
     )
