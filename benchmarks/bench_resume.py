@@ -216,7 +216,7 @@ def measure_files(folder: Path) -> None:
             for owner, name, phase, after in (
                 (OutputStore, "recover", "recover", "identity"),
                 (job, "open_manifest", "manifest", "identity"),
-                (job._Run, "pending", "first pass", "closing audit"),
+                (job._Run, "pending", "first pass", "books"),
                 (Rounds, "run", "rounds", "closing audit"),
                 (page, "_draw_if_due", "page", "closing words"),
             ):
@@ -224,8 +224,8 @@ def measure_files(folder: Path) -> None:
                 stack.enter_context(mock.patch.object(owner, name, timed))
             phases.begin("lock")
             config = config_of(folder)
-            report = job.annotate(config)
-            job.summary(report, config.output.uri)
+            store = OutputStore(config.output.uri)
+            job.summary(job.annotate(config, store=store), store)
             phases.begin("")
             figures.append(phases.costs())
     print(json.dumps(figures))

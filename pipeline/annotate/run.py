@@ -37,7 +37,6 @@ from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.lease import Fence, LockLost, OutputLock
 from pipeline.storage.lock.scratch import scratch_of
 from pipeline.storage.objects.base import Entry
-from pipeline.storage.uris import Uri
 
 if TYPE_CHECKING:
     from pipeline.annotate.rounds import Rounds
@@ -53,11 +52,12 @@ class RunFailed(RunError):
     """The run ended without closing its books; what it wrote is kept."""
 
 
-def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
+def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputStore | None = None) -> RunJson:
     """Run the job until every image of the manifest is annotated or failed with a reason.
 
     Args:
         retry_failed: queue the images again that failed in earlier runs.
+        store: the config's output, for whoever looks at it afterwards: what the run has read is not read again.
 
     Returns:
         The report, also written to ``run.json``. Its ``state`` is ``finished``, ``nothing_to_do``,
@@ -69,14 +69,14 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
     run_id = new_run_id()
-    store = OutputStore(config.output.uri)
+    store = store or OutputStore(config.output.uri)
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, run_id)
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
         fence = lock.fence()
-        stack.enter_context(page_at_end(store.uri, run_id, fence))
+        stack.enter_context(page_at_end(store, run_id, fence))
         recovery = store.recover(fence)
         if recovery:
             logger.info("recovered the output: %s", recovery)
@@ -280,11 +280,11 @@ def _are(images: int) -> str:
     return f"{counted(images, 'image')} {'is' if images == 1 else 'are'}"
 
 
-def summary(report: RunJson, uri: Uri) -> str:
+def summary(report: RunJson, store: OutputStore) -> str:
     """The closing words: the books, failures with examples, detections per category, speed.
 
     Args:
-        uri: of the output folder.
+        store: the output.
     """
     images = report.images
     lines = [
@@ -292,7 +292,7 @@ def summary(report: RunJson, uri: Uri) -> str:
         f"({report.failed_fraction:.2%})"
     ]
     if images.failed:
-        lines += failed_lines(uri)
+        lines += failed_lines(store)
     top = sorted(report.detections_per_category.items(), key=lambda x: -x[1])
     total = counted(sum(count for _, count in top), "detection")
     lines.append(total + (": " + ", ".join(f"{name} {n:,}" for name, n in top[:12]) if top else ""))
@@ -305,13 +305,14 @@ def summary(report: RunJson, uri: Uri) -> str:
     return "\n".join(lines)
 
 
-def failed_lines(uri: Uri) -> list[str]:
+def failed_lines(store: OutputStore) -> list[str]:
     """How many images of an output failed by error code, the first of each with their messages, and how to get all.
 
     Args:
-        uri: of the output folder.
+        store: the output.
     """
     with suppress(OSError):  # the run is over, whatever the storage says now
-        lines = [f"  {printable(line)}" for line in failure_lines(look_over(uri).failures)]
-        return [*lines, f"  all of them: maskfleet show {uri} --failed failed.csv"] if lines else []
+        failures = look_over(store.uri, folder=store.folder).failures
+        lines = [f"  {printable(line)}" for line in failure_lines(failures)]
+        return [*lines, f"  all of them: maskfleet show {store.uri} --failed failed.csv"] if lines else []
     return []
