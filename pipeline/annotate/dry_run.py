@@ -89,7 +89,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         check_compile_cache(cache)
     with connect(config.resources.ray_address):
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
-        cluster, pool = describe_cluster(), choose_pool(config.resources)
+        cluster, pool = describe_cluster(), choose_pool(config.resources, to_come=True)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [

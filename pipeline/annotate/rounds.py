@@ -22,7 +22,7 @@ from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
 from pipeline.annotate.pending.antijoin import Pending
-from pipeline.annotate.pool import choose_pool
+from pipeline.annotate.pool import choose_pool, gpus_waited_for
 from pipeline.annotate.prepare import ChosenModel
 from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
 from pipeline.annotations.data_file import Identity
@@ -64,11 +64,12 @@ def connected(
     Raises:
         CheckpointError: the weights cannot be used.
         ClusterError: no cluster answers, or it cannot run this.
+        NoGpus: it was to wait for GPUs, and none came.
         RayNotStarted: Ray does not start on this machine.
     """
     logger.info("reading the checkpoint, and connecting to Ray")
     checkpoint = model.load()
-    with connect(config.resources.ray_address):
+    with connect(config.resources.ray_address), gpus_waited_for(config.resources):
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
         parts = RunParts(
