@@ -5,15 +5,13 @@ What it counts is for people to watch; a retried task counts twice. The books ar
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.metrics import Counter as MetricCounter
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.annotate.progress import Snapshot
@@ -67,9 +65,6 @@ def start_monitor() -> Any:
 class MonitorClient:
     """A worker's end of the monitor: the `Guard` of its stage, and its `Report`. Picklable.
 
-    Everything reported also goes to Ray's metrics as ``maskfleet_<name>_total``, failures as
-    ``maskfleet_failed_<code>_total``.
-
     Attributes:
         monitor: handle of the actor that `start_monitor` started.
     """
@@ -107,14 +102,3 @@ class MonitorClient:
     def report(self, counts: StageCounts) -> None:
         """Add to the run's counts."""
         self.monitor.add.remote(counts)
-        figures = {f.name: getattr(counts, f.name) for f in fields(counts) if f.name != "failed"}
-        figures |= {f"failed_{code}": count for code, count in counts.failed.items()}
-        for name, value in figures.items():
-            if value > 0:
-                _metric(name).inc(value)
-
-
-@functools.cache
-def _metric(name: str) -> MetricCounter:
-    """One for each worker process: metrics may be made only once."""
-    return MetricCounter(f"maskfleet_{name}_total", f"{name}, summed over the run")

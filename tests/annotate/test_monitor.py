@@ -4,44 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 
-from pipeline.annotate import monitor
 from pipeline.annotate.monitor import MonitorClient, RunMonitor, start_monitor
 from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import Deadline, run_guarded
 from pipeline.annotate.stages.stage import StageCounts
-
-
-class FakeMetric:
-    """Remembers what was counted, by name; a second metric of the same name is an error, as in Ray."""
-
-    made: dict[str, float] = {}  # noqa: RUF012 as a registry
-
-    def __init__(self, name: str, description: str) -> None:
-        assert name not in self.made
-        assert description
-        self.name = name
-        self.made[name] = 0.0
-
-    def inc(self, value: float) -> None:
-        assert value > 0  # Ray refuses anything else
-        self.made[self.name] += value
-
-
-@pytest.fixture
-def metrics(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, float]]:
-    FakeMetric.made = {}
-    monkeypatch.setattr(monitor, "MetricCounter", FakeMetric)
-    monitor._metric.cache_clear()
-    yield FakeMetric.made
-    monitor._metric.cache_clear()
 
 
 class TestPlainClass:
@@ -83,25 +55,13 @@ class TestPlainClass:
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("ray_cluster")
 class TestActor:
-    def test_report(self, metrics: dict[str, float]) -> None:
+    def test_report(self) -> None:
         handle = start_monitor()
         client = MonitorClient(handle)
         client.report(StageCounts(encoded=5, fetch_s=0.0, failed=Counter(not_found=2)))
         client.report(StageCounts(encoded=1, decode_s=0.5))
         counts = StageCounts(encoded=6, decode_s=0.5, failed=Counter(not_found=2))
         assert ray.get(handle.snapshot.remote()) == Snapshot(counts, 0.0)
-        assert metrics == {
-            "maskfleet_encoded_total": 6,
-            "maskfleet_failed_not_found_total": 2,
-            "maskfleet_decode_s_total": 0.5,
-        }
-
-    def test_ray_takes_the_names(self) -> None:
-        handle = start_monitor()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # Ray warns of a metric that it will not take
-            MonitorClient(handle).report(StageCounts(encoded=2, fetch_s=0.5, failed=Counter(not_found=1)))
-        assert ray.get(handle.snapshot.remote()).counts.failed == Counter(not_found=1)
 
     def test_guards_across_processes(self) -> None:
         handle = start_monitor()

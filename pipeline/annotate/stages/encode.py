@@ -13,7 +13,7 @@ from pycocotools import mask as mask_api
 
 from pipeline.annotate.stages.guard import Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import FIRST_FAILED, Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import rasterise
@@ -60,12 +60,14 @@ class Encode:
             else:
                 found[i] = result
         table = self._output_rows(rows, found, errors)
+        failed = [(image_id, error) for image_id, error in zip(ids, errors, strict=True) if error is not None]
         self.report(
             StageCounts(
                 encode_s=time.perf_counter() - started,
                 encoded=len(rows),
                 detections=sum(len(d.scores) for d in found if d is not None),
-                failed=Counter(error.code for error in errors if error is not None),
+                failed=Counter(error.code for _, error in failed),
+                first_failed=tuple(f"{i}: {error.code}: {error.message}" for i, error in failed[:FIRST_FAILED]),
             )
         )
         return table

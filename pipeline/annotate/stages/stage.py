@@ -9,6 +9,8 @@ from typing import Protocol
 
 import pyarrow as pa
 
+FIRST_FAILED = 3
+
 
 @dataclass(frozen=True)
 class StageCounts:
@@ -20,6 +22,8 @@ class StageCounts:
         detections: on the images that were encoded.
         files: data files that were written.
         failed: images that came out failed, by error code.
+        first_failed: the first `FIRST_FAILED` of them, each as ``id: code: message``; an image that failed in two
+            attempts is there once.
     """
 
     fetch_s: float = 0.0
@@ -34,9 +38,12 @@ class StageCounts:
     written: int = 0
     files: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    first_failed: tuple[str, ...] = ()
 
     def __add__(self, other: StageCounts) -> StageCounts:
-        return StageCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        sums["first_failed"] = tuple(dict.fromkeys(sums["first_failed"]))[:FIRST_FAILED]
+        return StageCounts(**sums)
 
 
 Report = Callable[[StageCounts], None]

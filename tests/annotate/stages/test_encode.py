@@ -149,7 +149,14 @@ def test_report() -> None:
     (counts,) = reports
     assert counts.encode_s > 0
     failed = Counter({"not_found": 2, "bad_mask": 1})
-    assert counts == StageCounts(encode_s=counts.encode_s, encoded=6, detections=4, failed=failed)
+    first = counts.first_failed
+    assert counts == StageCounts(encode_s=counts.encode_s, encoded=6, detections=4, failed=failed, first_failed=first)
+    ids = segmented_rows(images)["image_id"].to_pylist()
+    assert [line.split(": ")[:2] for line in first] == [
+        [ids[1], "not_found"],
+        [ids[3], "bad_mask"],
+        [ids[4], "not_found"],
+    ]
 
 
 def test_the_footer_counts_what_was_encoded() -> None:
