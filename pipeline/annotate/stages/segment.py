@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.annotate.stages.guard import Deadline, Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import Report, StageCounts, failures
 from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
@@ -79,8 +78,8 @@ class Segment:
                 errors[i] = result
             else:
                 results[i] = result
-        failed = Counter(error.code for error in errors if error is not None)
-        self._report(StageCounts(segment_s=work_s, segmented=len(rows), failed=failed))
+        failed = [(image_id, error) for image_id, error in zip(ids, errors, strict=True) if error is not None]
+        self._report(StageCounts(segment_s=work_s, segmented=len(rows), **failures(failed)))
         return _segmented_rows(rows, results, errors)
 
     def _predict(
