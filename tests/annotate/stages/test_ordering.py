@@ -101,7 +101,7 @@ class TestSizes:
         padded = [input_size((h, w), 800, 1333) for h, w in sizes.tolist() if min(h, w) > 0]
         assert padded[0] == padded[2] != padded[1] == padded[3]
         ordered = sizes[self.ORDER.permutation(sizes)].tolist()
-        assert ordered == [[427, 640], [428, 640], [480, 640], [481, 641], [640, 480], [0, 640], [-1, 5]]
+        assert ordered == [[480, 640], [481, 641], [427, 640], [428, 640], [640, 480], [0, 640], [-1, 5]]
         assert self.ORDER.num_calls(sizes) == 4 + 1
         assert self.ORDER.num_calls(np.array(ordered)) == 3
 
