@@ -72,20 +72,26 @@ class PictureSource:
         return [result for result in results if result is not None]
 
     def fetch_in_turn(self, uris: Sequence[UriText | None]) -> Iterator[tuple[int, bytes | ImageFailure]]:
-        """Encoded pictures with their positions, in any order and no more at once than fit into memory.
+        """The pictures of `fetch_turns` one by one, with their positions, in any order."""
+        for turn in self.fetch_turns(uris):
+            while turn:
+                yield turn.popitem()
+
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
+        """Encoded pictures by their positions, no more at once than fit into memory.
+
+        As `pipeline.storage.fetch.fetcher.Fetcher.fetch_turns`, which fetches the next ones while these are worked on.
 
         Args:
             uris: what `read_many` takes.
         """
-        places: list[tuple[int, UriText]] = []
-        for i, uri in enumerate(uris):
-            place = self._place(uri)
-            if isinstance(place, ImageFailure):
-                yield i, place
-            else:
-                places.append((i, place))
-        for turn, blob in self.fetcher.fetch_in_turn([place for _, place in places]):
-            yield places[turn][0], _fetched(blob)
+        places = [self._place(uri) for uri in uris]
+        named = [(i, place) for i, place in enumerate(places) if not isinstance(place, ImageFailure)]
+        refused = {i: place for i, place in enumerate(places) if isinstance(place, ImageFailure)}
+        if refused:
+            yield refused
+        for turn in self.fetcher.fetch_turns([place for _, place in named]):
+            yield {named[i][0]: _fetched(turn.pop(i)) for i in list(turn)}
 
     def find_local(self, uri: UriText | None) -> str | ImageFailure | None:
         """The path of a picture in a local file, absolute and without links; ``None`` for what lies elsewhere."""
