@@ -35,12 +35,13 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest
-from pipeline.annotate.manifest.rules import ReadUnit
+from pipeline.annotate.manifest.rules import HEIGHT, WIDTH, ReadUnit
 from pipeline.annotate.monitor import MonitorClient
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.pool import LIGHT_CPUS, Pool
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
+from pipeline.annotate.stages.ordering import ROWS_PER_FETCH, ROWS_PER_WINDOW, BatchOrder
 from pipeline.annotate.stages.stage import Stage
 from pipeline.annotate.stages.write import Write
 from pipeline.annotations.data_file import Identity
@@ -53,12 +54,8 @@ from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 
-# Rows that are read, and ordered, together; and what a task reads at least, where row groups are small.
-WINDOW_ROWS = 4096
 # A read task looks at no more rows of small row groups than that, however few of them are wanted.
-_ROWS_PER_READ_TASK = 64 * WINDOW_ROWS
-# Of a task that fetches: enough for its launch to cost nothing, few enough to be repeated when a process dies.
-_ROWS_PER_FETCH = 512
+_ROWS_PER_READ_TASK = 64 * ROWS_PER_WINDOW
 _TASKS_PER_CPU = 4  # of a run that is small
 _JOINED_BYTES = 16 << 20
 # What is gathered and written is no longer in Ray Data's books: these shares of the object store are for it (Ray Data
@@ -111,16 +108,16 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     _set_context(parts.config)
     config, settings, pool = parts.config, parts.settings, parts.pool
     block, client = config.images_per_block, MonitorClient(parts.monitor)
-    rows, window = rows_per_fetch(pending.num_pending, block, ray.cluster_resources().get("CPU", 0.0)), WINDOW_ROWS
+    rows, window = rows_per_fetch(pending.num_pending, block, ray.cluster_resources().get("CPU", 0.0)), ROWS_PER_WINDOW
     if parts.manifest.columns.bytes is not None:  # then the pictures themselves are what is read
         (unit, _), *_ = pending.packed
         window = max(block, min(rows, parts.manifest.num_rows_within(unit, _JOINED_BYTES)) // block * block)
         rows = min(rows, window)
-    read = functools.partial(_read, manifest=parts.manifest, window_rows=window)
+    order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, block)
+    read = functools.partial(_read, manifest=parts.manifest, order=order, window_rows=window)
     pictures = PictureSource.of_config(config.images)
-    sides = (settings.short_side, settings.long_side)
-    fetch_decode = FetchDecode(pictures, *sides, client, client.report, config.images.decode_timeout_s)
-    fetch = functools.partial(_fetch, stage=fetch_decode, rows_per_block=block)
+    fetch_decode = FetchDecode(pictures, order, client, client.report, config.images.decode_timeout_s)
+    fetch = functools.partial(_fetch, stage=fetch_decode)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     return (
         ray.data.from_arrow(list(_read_tasks(pending)))
@@ -149,7 +146,7 @@ def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
         cpus: of the cluster.
     """
     fair = math.ceil(num_pending / (_TASKS_PER_CPU * max(1.0, cpus)))
-    return max(1, min(fair, _ROWS_PER_FETCH) // rows_per_block) * rows_per_block
+    return max(1, min(fair, ROWS_PER_FETCH) // rows_per_block) * rows_per_block
 
 
 class Block(NamedTuple):
@@ -387,30 +384,35 @@ def _read_tasks(pending: Pending) -> Iterator[pa.Table]:
         )
         wanted += int(np.unpackbits(bits).sum())
         looked_at += unit.num_rows
-        if wanted >= WINDOW_ROWS or looked_at >= _ROWS_PER_READ_TASK:
+        if wanted >= ROWS_PER_WINDOW or looked_at >= _ROWS_PER_READ_TASK:
             yield pa.Table.from_pylist(units)
             units, wanted, looked_at = [], 0, 0
     if units:
         yield pa.Table.from_pylist(units)
 
 
-def _read(units: pa.Table, manifest: Manifest, window_rows: int) -> Iterator[pa.Table]:
-    """The rows that are wanted, in windows; in the same ones each time."""
-    waiting = manifest.schema.empty_table()
+def _read(units: pa.Table, manifest: Manifest, order: BatchOrder, window_rows: int) -> Iterator[pa.Table]:
+    """The rows that are wanted, in windows, each ordered by the sizes in the manifest; in the same order each time."""
+
+    def ordered(rows: pa.Table) -> pa.Table:
+        sizes = np.stack([rows[name].to_numpy() for name in (HEIGHT, WIDTH)], axis=1).astype(np.int64)
+        return rows.drop_columns([HEIGHT, WIDTH]).take(pa.array(order.permutation(sizes)))
+
+    waiting: list[pa.Table] = []
     for unit in units.to_pylist():
         bits = np.frombuffer(unit.pop("wanted"), np.uint8)
         rows = np.unpackbits(bits, count=unit["num_rows"]).astype(np.bool_)
-        for table in manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows, window_rows):
-            waiting = pa.concat_tables([waiting, table])
-            if waiting.num_rows >= window_rows:
-                yield waiting.slice(0, window_rows).combine_chunks()
-                waiting = waiting.slice(window_rows)
-    if waiting.num_rows:
-        yield waiting.combine_chunks()
+        for table in manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows, window_rows, with_sizes=True):
+            waiting.append(table)
+            if sum(map(len, waiting)) >= window_rows:
+                joined = pa.concat_tables(waiting)
+                yield ordered(joined.slice(0, window_rows))
+                waiting = [joined.slice(window_rows)]
+    if any(map(len, waiting)):
+        yield ordered(pa.concat_tables(waiting))
 
 
-def _fetch(rows: pa.Table, stage: Stage, rows_per_block: int) -> Iterator[pa.Table]:
+def _fetch(rows: pa.Table, stage: FetchDecode) -> Iterator[pa.Table]:
     # Pictures live together for a while; fresh pages for each would cost a sixth of the stage's CPU time.
     keep_freed_memory()
-    for start in range(0, len(rows), rows_per_block):
-        yield stage(rows.slice(start, rows_per_block))
+    yield from stage(rows)

@@ -296,9 +296,7 @@ def _essentials(plugin: type[ImageFile.ImageFile], data: bytes, check_scans: boo
 
 
 @contextmanager
-def _opened(
-    plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels: int
-) -> Iterator[ImageFile.ImageFile]:
+def _opened(plugin: Callable[..., ImageFile.ImageFile], data: bytes, max_pixels: int) -> Iterator[ImageFile.ImageFile]:
     """What stands before the pixels has been read, and the size is allowed."""
     if plugin is WebPImagePlugin.WebPImageFile and (canvas := webp_size(data)):
         _check_size(canvas, max_pixels)  # here, because opening it takes half of the memory already

@@ -49,6 +49,17 @@ class Guard(Protocol):
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
         """Whether the row ever was one of those that took too long."""
 
+    def settle(self, key: str, order: bytes = b"") -> bytes:
+        """The order of a piece of work, for all attempts at it: what was first proposed under this key.
+
+        Args:
+            key: names the piece of work, among all of the run.
+            order: the proposal, about two bytes a row: it is kept for as long as the run lasts. Empty proposes nothing.
+
+        Returns:
+            The order that counts; empty where none was proposed yet.
+        """
+
 
 class InProcessGuard:
     """The book-keeping itself; the pipeline keeps one outside the workers."""
@@ -56,6 +67,7 @@ class InProcessGuard:
     def __init__(self) -> None:
         self._in_flight: Counter[tuple[str, Hashable]] = Counter()
         self._expired: set[tuple[str, Hashable]] = set()
+        self._settled: dict[str, bytes] = {}
 
     def begin(self, stage: str, ids: Sequence[Hashable]) -> list[int]:
         """See `Guard`."""
@@ -83,6 +95,10 @@ class InProcessGuard:
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
         """See `Guard`."""
         return (stage, image_id) in self._expired
+
+    def settle(self, key: str, order: bytes = b"") -> bytes:
+        """See `Guard`."""
+        return self._settled.setdefault(key, order) if order else self._settled.get(key, b"")
 
 
 class _Step(NamedTuple):
@@ -178,6 +194,39 @@ def run_guarded(
                 results[i] = work([i])[0]
                 guard.end(stage, [ids[i]])
     return [results[i] for i in range(len(ids))]
+
+
+@contextmanager
+def all_in_flight(
+    guard: Guard, stage: str, ids: Sequence[Hashable], deadline: Deadline
+) -> Iterator[Callable[[Sequence[int]], None] | None]:
+    """Rows that are worked on one after the other, and are in flight together, where none of them met a death before.
+
+    Args:
+        guard, stage, ids: as `run_guarded` has them.
+        deadline: of the steps that the work tells it of, by positions in ``ids``.
+
+    Yields:
+        What is told of the positions that were survived. ``None`` where a row has a death to its name: then none is
+        in flight, and the rows are for `run_guarded`, a few at a time.
+    """
+    left = dict.fromkeys(range(len(ids)))
+
+    def survived(members: Sequence[int]) -> None:
+        for i in members:
+            del left[i]
+        guard.end(stage, [ids[i] for i in members])
+
+    def name_them(members: Collection[int]) -> None:
+        guard.expire(stage, [ids[i] for i in members], [ids[i] for i in left if i not in members])
+
+    deaths = guard.begin(stage, ids)
+    if any(deaths):
+        survived([i for i, count in enumerate(deaths) if count == 0])
+        yield None
+    else:
+        with deadline.watching(name_them):
+            yield survived
 
 
 def _refusal(guard: Guard, stage: str, image_id: Hashable, deaths: int, deadline: Deadline) -> ImageFailure:

@@ -7,6 +7,7 @@ import pickle
 import struct
 import threading
 import zlib
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.rows import DECODED
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
@@ -48,11 +50,20 @@ def discard(counts: StageCounts) -> None:
 def stage(guard: InProcessGuard | None = None, report: Report = discard, **changes: Any) -> FetchDecode:
     fetch = FetchSettings(max_object_bytes=MAX_BYTES, max_attempts=1)
     pictures = PictureSource(**{"fetcher": Fetcher(fetch), "max_pixels": MAX_PIXELS, **changes})
-    return FetchDecode(pictures, SETTINGS.short_side, SETTINGS.long_side, guard or InProcessGuard(), report)
+    order = BatchOrder(SETTINGS.short_side, SETTINGS.long_side, batch_size=2, images_per_block=4)
+    return FetchDecode(pictures, order, guard or InProcessGuard(), report)
 
 
 def run(rows: pa.Table, guard: InProcessGuard | None = None, **changes: Any) -> pa.Table:
-    return stage(guard, **changes)(rows)
+    return in_order(stage(guard, **changes)(rows), rows)
+
+
+def in_order(tables: Iterable[pa.Table], rows: pa.Table) -> pa.Table:
+    """The rows of some tables in the order of those they were made of: each of them, and no other."""
+    decoded = pa.concat_tables(tables)
+    ids = decoded["image_id"].to_pylist()
+    assert sorted(ids) == sorted(rows["image_id"].to_pylist())
+    return decoded.take(pa.array([ids.index(i) for i in rows["image_id"].to_pylist()], pa.int64())).combine_chunks()
 
 
 def manifest_rows(uris: list[str | None], blobs: list[bytes | None] | None = None, **carried: list[Any]) -> pa.Table:
@@ -301,7 +312,7 @@ class TestFailures:
         monkeypatch.setattr("pipeline.annotate.stages.guard.os._exit", end)
         monkeypatch.setattr(PictureSource, "decode", decode)
         limited = replace(stage(guard), decode_timeout_s=0.2)
-        assert len(limited(manifest_rows([None] * 3, [b"a", b"slow", b"b"]))) == 3
+        assert len(pa.concat_tables(limited(manifest_rows([None] * 3, [b"a", b"slow", b"b"])))) == 3
         assert named == [("decode", ["id 1"], ["id 0", "id 2"])]
 
     def test_more_bytes_than_are_held_at_once(self, tmp_path: Path) -> None:
@@ -440,14 +451,14 @@ class TestTable:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        stage(report=reports.append)(self.rows())
+        list(stage(report=reports.append)(self.rows()))
         (counts,) = reports
         assert min(counts.fetch_s, counts.decode_s) > 0
         assert counts == StageCounts(fetch_s=counts.fetch_s, decode_s=counts.decode_s, decoded=4)
 
     def test_pickles(self) -> None:
         copy = pickle.loads(pickle.dumps(stage()))  # noqa: S301
-        assert copy(self.rows()).to_pylist() == run(self.rows()).to_pylist()
+        assert in_order(copy(self.rows()), self.rows()).to_pylist() == run(self.rows()).to_pylist()
 
     def test_same_pixels_as_the_decoder(self) -> None:
         blob = LOSSY["jpeg"]

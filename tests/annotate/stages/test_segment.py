@@ -16,6 +16,7 @@ import torch
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, TIMEOUT_EXIT_CODE, InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.segment import ModelNotFinite, Segment
 from pipeline.annotate.stages.stage import StageCounts
@@ -134,7 +135,7 @@ class TestRows:
         Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))
         (counts,) = reports
         assert counts.segment_s > 0
-        assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
+        assert counts == StageCounts(segment_s=counts.segment_s, segmented=2, batches=1, batched=2)
 
 
 @pytest.mark.parametrize(
@@ -278,8 +279,9 @@ def model() -> Predictor:
 
 def as_rows(images: Sequence[np.ndarray]) -> pa.Table:
     """Through the stage before: pictures much larger than the input come shrunk."""
-    fetch_decode = FetchDecode(PictureSource(), 64, 96, InProcessGuard(), lambda counts: None)
-    return fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
+    fetch_decode = FetchDecode(PictureSource(), BatchOrder(64, 96, 1, 64), InProcessGuard(), lambda counts: None)
+    (rows,) = fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
+    return rows
 
 
 def assert_same(values: dict[str, np.ndarray] | None, expected: Detections) -> None:
