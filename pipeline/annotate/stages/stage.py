@@ -20,7 +20,8 @@ class StageCounts:
         batches, batched: calls of the model, and images in them.
         detections: on the images that were encoded.
         files: data files that were written.
-        failed: images that came out failed, by error code.
+        failed: images that came out failed, by error code: counted when the model's stage is behind them, which all
+            images pass soon, and where encoding fails.
     """
 
     fetch_s: float = 0.0
