@@ -115,7 +115,7 @@ def choose_pool(config: ResourcesConfig, to_come: bool = False) -> Pool:
     if cluster_cpus < needs.cpus * fewest + needs.others:
         raise ClusterError(
             f"{counted(fewest, 'replica')} of {amount(needs.cpus, 'CPU')}, and {amount(needs.others, 'CPU')} for "
-            f"fetching and moving images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, "
+            f"fetching images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, "
             "cpus_per_actor or fetch_cpus_per_task"
         )
     room = max(fewest, needs.room(nodes)) if needs.gpus else fewest

@@ -21,6 +21,7 @@ class StageCounts:
     Attributes:
         fetch_s, decode_s, segment_s, encode_s, write_s: seconds of work, summed over workers.
         decoded, segmented, encoded, written: rows that came out of the stage, failed ones included.
+        batches, batched: calls of the model, and images in them.
         detections: on the images that were encoded.
         files: data files that were written.
         failed: images that came out failed, by error code: counted when the model's stage is behind them, which all
@@ -34,6 +35,8 @@ class StageCounts:
     decoded: int = 0
     segment_s: float = 0.0
     segmented: int = 0
+    batches: int = 0
+    batched: int = 0
     encode_s: float = 0.0
     encoded: int = 0
     detections: int = 0
@@ -63,9 +66,10 @@ Report = Callable[[StageCounts], None]
 class Stage(Protocol):
     """Takes any number of rows and gives a row for each, in their order; a row that fails says so and goes on.
 
-    Only the last one, `pipeline.annotate.stages.write.Write`, gives no rows but the file. What a stage needs beside the
+    The first one, `pipeline.annotate.stages.fetch_decode.FetchDecode`, gives them by and by and in an order of its own;
+    the last one, `pipeline.annotate.stages.write.Write`, gives no rows but the file. What a stage needs beside the
     rows is bound when it is made: settings, a `pipeline.annotate.stages.guard.Guard` where rows can kill the process,
-    and a `Report`, called once for each call. A stage pickles, unless it holds the model.
+    and a `Report`, called once for each table. A stage pickles, unless it holds the model.
     """
 
     def __call__(self, rows: pa.Table, /) -> pa.Table: ...
