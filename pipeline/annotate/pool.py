@@ -12,13 +12,10 @@ from pipeline.cluster.address import ClusterError
 from pipeline.cluster.connect import amount
 from pipeline.messages.counts import counted
 
-# Ray Data repartitions blocks in tasks of one CPU, whatever the stages around it ask for. Where replicas leave less
-# than that free, nothing ever moves.
-_REPARTITION_CPUS = 1.0
 # Fetching fills a node to the last CPU that it may take, and light tasks beside it would wait until all images are
 # fetched; so fetch tasks ask for a little less than their share, and light ones fit into what that leaves.
 _FETCH_SHARE = 0.99
-LIGHT_CPUS = 0.002
+LIGHT_CPUS = 0.001  # so that eight fit into what a single fetch task leaves
 # Ray Data fuses a task stage into an actor stage that asks for exactly the same resources; fetching must stay
 # in tasks of its own.
 _APART = 0.01
@@ -82,11 +79,11 @@ def choose_pool(config: ResourcesConfig) -> Pool:
     fetch_cpus = _FETCH_SHARE * config.fetch_cpus_per_task
     if not gpus and cpus == fetch_cpus:
         cpus -= _APART
-    others = max(config.fetch_cpus_per_task, _REPARTITION_CPUS)
+    others = config.fetch_cpus_per_task
     if cluster_cpus < cpus * low + others:
         raise ClusterError(
-            f"{counted(low, 'replica')} of {amount(cpus, 'CPU')}, and {amount(others, 'CPU')} for fetching and moving "
-            f"images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, cpus_per_actor or "
+            f"{counted(low, 'replica')} of {amount(cpus, 'CPU')}, and {amount(others, 'CPU')} for fetching images, "
+            f"do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, cpus_per_actor or "
             "fetch_cpus_per_task"
         )
     return Pool(low, high, gpus, cpus, fetch_cpus)
