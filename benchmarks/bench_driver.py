@@ -145,7 +145,7 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = trivial_stages.config_of(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
     values = {f.name: None for f in fields(graph.RunParts)}
     manifest = open_manifest(config.manifest, Uri(str(folder / "scratch")))
-    pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99)
+    pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
     return {**values, "config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool}
 
 

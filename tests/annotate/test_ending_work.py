@@ -163,8 +163,12 @@ class Output:
     def __init__(self, uri: Uri, at_strip: BaseException | None = None) -> None:
         self.uri, self._at_strip = uri, at_strip
 
+    @property
     def counts(self) -> Counts:
         return Counts(annotated=8, failed=2)
+
+    def files(self) -> Any:
+        return self
 
     def in_the_way(self, *_: Any) -> dict[Any, Any]:
         return {}
@@ -183,14 +187,14 @@ def executed(
 ) -> Callable[[], RunJson]:
     """The job from where Ray is connected on, without Ray."""
     monkeypatch.setattr(job._Run, "_new_report", lambda *_: RunJson(run_id="second", state=RunState.RUNNING))
-    monkeypatch.setattr(job._Run, "pending", lambda _: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
     monkeypatch.setattr(job._Run, "_annotate_all", work)
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
     run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
     started: Any = SimpleNamespace(cluster={}, figures=lambda todo: ThisRun())
-    redo = run.to_redo(anything, retry_failed)
-    return lambda: run.execute(started, redo, None if redo else run.pending())
+    redo = run.to_redo(store.files(), anything, retry_failed)
+    return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
 
 
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "stopped"), (OSError("no"), "failed")])

@@ -7,11 +7,10 @@ import random
 from typing import Any
 
 import pytest
-import ray
 
+from pipeline.annotate import pool
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.graph import Block, Gatherer, rows_per_fetch
-from pipeline.annotate.pool import LIGHT_CPUS, choose_pool
 
 
 class Clock:
@@ -124,8 +123,8 @@ def test_nothing_is_lost_doubled_or_kept_too_long(seed: int) -> None:
 def test_files_are_written_where_fetching_fills_the_cluster(
     monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    pool = choose_pool(ResourcesConfig(**settings))
-    free = resources["CPU"] - pool.min_actors * pool.cpus
-    free -= math.floor(free / pool.fetch_cpus) * pool.fetch_cpus
-    assert free >= pool.max_writes * LIGHT_CPUS
+    monkeypatch.setattr(pool, "node_resources", lambda: [resources])
+    chosen = pool.choose_pool(ResourcesConfig(**settings))
+    free = resources["CPU"] - chosen.min_actors * chosen.cpus
+    free -= math.floor(free / chosen.fetch_cpus) * chosen.fetch_cpus
+    assert free >= chosen.max_writes * pool.LIGHT_CPUS
