@@ -117,16 +117,19 @@ def make_output(folder: Path, num_files: int) -> None:
     data.mkdir(parents=True)
     schema = pa.schema([("image_id", pa.string()), ("image_uri", pa.string())])
     with pq.ParquetWriter(folder / "manifest.parquet", schema, compression="zstd") as writer:
+        waiting: list[str] = []
         for number in range(num_files + NEW_FILES):
             ids = make_ids(np.arange(number * ROWS_PER_SMALL_FILE, (number + 1) * ROWS_PER_SMALL_FILE))
-            columns = [pa.array(ids), pa.array([f"/nowhere/{image_id}.jpg" for image_id in ids])]
+            waiting += ids
             if number < num_files:
-                writer.write_batch(pa.record_batch(columns, schema=schema), row_group_size=ROW_GROUP_ROWS)
                 before, after = good if number % ONE_IN_FAILED else bad
-                name = data_file_name(pa.chunked_array(columns[:1]))
+                name = data_file_name(pa.chunked_array([ids]))
                 (data / name).write_bytes(before + plain(ids) + after)
-            else:  # a unit, and so a file, of its own
-                writer.write_table(pa.table(columns, schema=schema))
+            # Each new file is of a unit of its own.
+            if len(waiting) >= ROW_GROUP_ROWS or number >= num_files - 1:
+                uris = pa.array([f"/nowhere/{image_id}.jpg" for image_id in waiting])
+                writer.write_table(pa.table([pa.array(waiting), uris], schema=schema))
+                waiting = []
 
 
 def file_pattern(identity: Any, with_failures: bool) -> tuple[bytes, bytes]:
