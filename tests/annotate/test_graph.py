@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
 import pytest
+import ray
 
+from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.graph import Block, Gatherer, rows_per_fetch
+from pipeline.annotate.pool import LIGHT_CPUS, choose_pool
 
 
 class Clock:
@@ -104,3 +109,23 @@ def test_nothing_is_lost_doubled_or_kept_too_long(seed: int) -> None:
         look()
     look(everything=True)
     assert written == list(came)  # in order: a retry writes the same files
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings"),
+    [
+        pytest.param({"CPU": 2.0}, {}, id="two cores, a replica on one of them"),
+        pytest.param({"CPU": 2.0}, {"fetch_cpus_per_task": 0.5}, id="two fetch tasks beside it"),
+        pytest.param({"CPU": 16.0, "GPU": 1.0}, {}, id="a GPU"),
+        pytest.param({"CPU": 64.0, "GPU": 8.0}, {"actors": 8}, id="eight GPUs"),
+        pytest.param({"CPU": 1.0, "GPU": 1.0}, {}, id="one core beside a GPU"),
+    ],
+)
+def test_files_are_written_where_fetching_fills_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
+    pool = choose_pool(ResourcesConfig(**settings))
+    free = resources["CPU"] - pool.min_actors * pool.cpus
+    free -= math.floor(free / pool.fetch_cpus) * pool.fetch_cpus
+    assert free >= pool.max_writes * LIGHT_CPUS
