@@ -120,6 +120,7 @@ class Rounds:
         with suppress(RayError):  # a Ray that is gone knows no figures
             snapshot = self._last_snapshot()
         progress = Progress(todo, snapshot, seconds, self.parts.pool.max_actors)
+        used, price = snapshot.used, self.parts.config.resources.price_per_gpu_hour
         return ThisRun(
             images=todo,
             written=self.written,
@@ -128,6 +129,10 @@ class Rounds:
             images_per_second=round(self.written / seconds, 3),
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+            replica_seconds=used.replicas.rounded(3),
+            gpu_seconds=used.gpus.rounded(3),
+            by_accelerator={name: used.figures() for name, used in snapshot.by_accelerator.items()},
+            cost=None if price is None else round(used.gpus.held / 3600 * price, 2),
         )
 
     def _last_snapshot(self) -> Snapshot:
