@@ -20,6 +20,7 @@ from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
@@ -64,7 +65,7 @@ def dry_run(config: AnnotateConfig) -> str:
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, "dry-run")
-    _steady(lambda: store.check_identity(identity))
+    _steady(lambda: store.files().check_identity(identity))
     with without_new_folders(store.uri.local_path):
         _write_probe(store)
         return _look(config, store, model, identity)
@@ -89,7 +90,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         check_compile_cache(cache)
     with connect(config.resources.ray_address):
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
-        cluster, pool = describe_cluster(), choose_pool(config.resources)
+        cluster, pool = describe_cluster(), choose_pool(config.resources, to_come=True)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
@@ -131,8 +132,9 @@ def _steady(look: Callable[[], Looked]) -> Looked:
 
 def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) -> Pending:
     schema = output_schema(manifest.id_type, manifest.carried)
-    store.check_identity(identity, schema)
-    done = () if store.in_the_way(identity, schema) else store.iter_ids()
+    files = store.files()
+    files.check_identity(identity, schema)
+    done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled)
     return find_pending(manifest, (table["image_id"] for table in done))
 
 
@@ -189,14 +191,10 @@ def _decode_sample(config: AnnotateConfig, settings: TestSettings, rows: pa.Tabl
     from pipeline.annotate.stages.fetch_decode import FetchDecode
     from pipeline.annotate.stages.guard import InProcessGuard
 
-    stage = FetchDecode(
-        PictureSource.of_config(config.images),
-        settings.short_side,
-        settings.long_side,
-        InProcessGuard(),
-        report=lambda counts: None,
-    )
-    return stage(rows)
+    order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, config.images_per_block)
+    pictures = PictureSource.of_config(config.images)
+    stage = FetchDecode(pictures, order, InProcessGuard(), report=lambda counts: None)
+    return pa.concat_tables(stage(rows))
 
 
 def _sample_line(decoded: pa.Table, num_pending: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, TIMEOUT_EXIT_CODE, InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.segment import ModelNotFinite, Segment
 from pipeline.annotate.stages.stage import StageCounts
@@ -131,10 +133,19 @@ class TestRows:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))
+        error, guard = ImageFailure("fetch", "not_found", "gone"), InProcessGuard()
+        rows = decoded_rows([plain(0), None, plain(1)], [None, error, None])
+        for _ in range(MAX_DEATHS):
+            guard.retry("segment", rows["image_id"][2].as_py())
+        Segment(stand_in(), 4, (0, 0, 0), guard, reports.append)(rows)
         (counts,) = reports
         assert counts.segment_s > 0
-        assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
+        failed = Counter(not_found=1, process_killed=1)
+        died = f"the process died {MAX_DEATHS} times on this image"
+        ids = rows["image_id"].to_pylist()
+        first = (f"{ids[1]}: not_found: gone", f"{ids[2]}: process_killed: {died}")
+        told = StageCounts(segmented=3, batches=1, batched=1, failed=failed, first_failed=first)
+        assert counts == told + StageCounts(segment_s=counts.segment_s)
 
 
 @pytest.mark.parametrize(
@@ -278,8 +289,9 @@ def model() -> Predictor:
 
 def as_rows(images: Sequence[np.ndarray]) -> pa.Table:
     """Through the stage before: pictures much larger than the input come shrunk."""
-    fetch_decode = FetchDecode(PictureSource(), 64, 96, InProcessGuard(), lambda counts: None)
-    return fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
+    fetch_decode = FetchDecode(PictureSource(), BatchOrder(64, 96, 1, 64), InProcessGuard(), lambda counts: None)
+    (rows,) = fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
+    return rows
 
 
 def assert_same(values: dict[str, np.ndarray] | None, expected: Detections) -> None:
