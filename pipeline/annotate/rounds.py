@@ -140,6 +140,7 @@ class Rounds:
     def figures(self) -> ThisRun:
         """How fast the run was, for the report."""
         progress = self.progress()
+        used, price = progress.so_far.used, self.parts.config.resources.price_per_gpu_hour
         return ThisRun(
             images=self.todo,
             written=self.written,
@@ -148,6 +149,10 @@ class Rounds:
             images_per_second=round(self.written / progress.elapsed_s, 3),
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+            replica_seconds=used.replicas.rounded(3),
+            gpu_seconds=used.gpus.rounded(3),
+            by_accelerator={name: used.figures() for name, used in progress.so_far.by_accelerator.items()},
+            cost=None if price is None else round(used.gpus.held / 3600 * price, 2),
         )
 
     def _last_snapshot(self) -> Snapshot:
