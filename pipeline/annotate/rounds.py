@@ -19,12 +19,12 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import MAX_WRITES, Running, RunParts, Writes, build
+from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.metrics import RunMetrics
-from pipeline.annotate.monitor import start_monitor
+from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
 from pipeline.annotate.pending.antijoin import Pending
-from pipeline.annotate.pool import choose_pool
+from pipeline.annotate.pool import choose_pool, gpus_waited_for
 from pipeline.annotate.prepare import ChosenModel
 from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
 from pipeline.annotate.stages.stage import FIRST_FAILED
@@ -44,11 +44,12 @@ logger = logging.getLogger(__name__)
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
+# Workers tell what they did a little later; those of a monitor whose process was killed do not do so again.
+_LAST_COUNTS_S = 4 * TELL_AFTER_S
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
 _SAVE_S = 120.0
-_SAVE_ERRORS = 2 * MAX_WRITES
 # While replicas start nothing moves, and one line tells it all.
 _STILL_WAITING_S = 60.0
 
@@ -68,11 +69,12 @@ def connected(
     Raises:
         CheckpointError: the weights cannot be used.
         ClusterError: no cluster answers, or it cannot run this.
+        NoGpus: it was to wait for GPUs, and none came.
         RayNotStarted: Ray does not start on this machine.
     """
     logger.info("reading the checkpoint, and connecting to Ray")
     checkpoint = model.load()
-    with connect(config.resources.ray_address):
+    with connect(config.resources.ray_address), gpus_waited_for(config.resources):
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
         parts = RunParts(
@@ -127,7 +129,7 @@ class Rounds:
         """Where the run is; a Ray that is gone knows nothing of it."""
         snapshot = Snapshot()
         with suppress(RayError):
-            snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            snapshot = self._last_snapshot()
         return self._at(snapshot)
 
     def _at(self, snapshot: Snapshot) -> Progress:
@@ -145,6 +147,17 @@ class Rounds:
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
         )
+
+    def _last_snapshot(self) -> Snapshot:
+        """What the workers did, with what they tell last; less of it where the monitor was started anew."""
+        give_up_at = time.monotonic() + _LAST_COUNTS_S
+        while True:
+            snapshot: Snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            counts = snapshot.counts
+            told = min(counts.decoded, counts.segmented, counts.encoded, counts.written)
+            if told >= self.written or time.monotonic() > give_up_at:
+                return snapshot
+            time.sleep(TELL_AFTER_S / 5)
 
     def run(self, pending: Pending, work: ExitStack) -> str:
         """A round; why it ended early, or "". However it ends, what is ready is written.
@@ -222,7 +235,7 @@ class Rounds:
     def _save_rest(self, running: Running, writes: Writes) -> None:
         """The same after an error, which counts more than any that comes now: each of these costs a file at most."""
         give_up_at = time.monotonic() + _SAVE_S
-        for _ in range(_SAVE_ERRORS):
+        for _ in range(2 * writes.max_open):
             try:
                 self.lock.check()
                 self._write_rest(running, writes, give_up_at)

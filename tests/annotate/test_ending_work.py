@@ -25,7 +25,7 @@ class Stages:
     """Gives blocks, and then an error."""
 
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
-        self._coming: list[Block | BaseException] = [Block(name, 4) for name in blocks]
+        self._coming: list[Block | BaseException] = [Block(name, 1) for name in blocks]
         self._coming += [] if error is None else [error]
         self.ended = False
 
@@ -51,6 +51,9 @@ class Store:
 
     def put(self, value: Any) -> None:
         """Nothing."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"object_store_memory": 1 << 30}}]
 
     def remote(self, work: Any) -> Any:
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda stage, *blocks: blocks))
@@ -90,6 +93,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
             yield lambda: ""
 
         monkeypatch.setattr(graph, "ray", store)
+        monkeypatch.setattr(graph, "Encode", lambda *_: None)
         monkeypatch.setattr(graph, "Write", lambda *_: None)
         monkeypatch.setattr(rounds, "build", lambda *_: None)
         monkeypatch.setattr(rounds, "Running", lambda _: stages)
@@ -103,7 +107,11 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
 def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
     run.parts = SimpleNamespace(  # type: ignore[assignment]
-        config=SimpleNamespace(output=output), monitor=None, store=None, identity=None, fence=None
+        config=SimpleNamespace(
+            output=output, images_per_block=4, resources=SimpleNamespace(object_store_limit_bytes=None)
+        ),
+        **dict.fromkeys(("monitor", "store", "identity", "fence", "schema", "categories")),
+        pool=SimpleNamespace(max_writes=8),
     )
     with contextlib.ExitStack() as stack:
         run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
@@ -155,8 +163,12 @@ class Output:
     def __init__(self, uri: Uri, at_strip: BaseException | None = None) -> None:
         self.uri, self._at_strip = uri, at_strip
 
+    @property
     def counts(self) -> Counts:
         return Counts(annotated=8, failed=2)
+
+    def files(self) -> Any:
+        return self
 
     def in_the_way(self, *_: Any) -> dict[Any, Any]:
         return {}
@@ -175,14 +187,14 @@ def executed(
 ) -> Callable[[], RunJson]:
     """The job from where Ray is connected on, without Ray."""
     monkeypatch.setattr(job._Run, "_new_report", lambda *_: RunJson(run_id="second", state=RunState.RUNNING))
-    monkeypatch.setattr(job._Run, "pending", lambda _: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
     monkeypatch.setattr(job._Run, "_annotate_all", work)
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
     run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
     started: Any = SimpleNamespace(cluster={}, figures=lambda: ThisRun())
-    redo = run.to_redo(anything, retry_failed)
-    return lambda: run.execute(started, redo, None if redo else run.pending())
+    redo = run.to_redo(store.files(), anything, retry_failed)
+    return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
 
 
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "stopped"), (OSError("no"), "failed")])
