@@ -133,7 +133,8 @@ class Rounds:
         return self._at(snapshot)
 
     def _at(self, snapshot: Snapshot) -> Progress:
-        return Progress(self.todo, snapshot, time.monotonic() - self.started, self.parts.pool.max_actors)
+        seconds, batch_size = time.monotonic() - self.started, self.parts.config.model.batch_size
+        return Progress(self.todo, snapshot, seconds, self.parts.pool.initial_actors, batch_size)
 
     def figures(self) -> ThisRun:
         """How fast the run was, for the report."""

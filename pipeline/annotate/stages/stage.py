@@ -21,6 +21,7 @@ class StageCounts:
     Attributes:
         fetch_s, decode_s, segment_s, encode_s, write_s: seconds of work, summed over workers.
         decoded, segmented, encoded, written: rows that came out of the stage, failed ones included.
+        batches, batched: calls of the model, and images in them.
         detections: on the images that were encoded.
         files: data files that were written.
         failed: images that came out failed, by error code: counted when the model's stage is behind them, which all
@@ -34,6 +35,8 @@ class StageCounts:
     decoded: int = 0
     segment_s: float = 0.0
     segmented: int = 0
+    batches: int = 0
+    batched: int = 0
     encode_s: float = 0.0
     encoded: int = 0
     detections: int = 0
