@@ -37,6 +37,7 @@ from pipeline.cluster.connect import USES_RAY, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.signals import deferred
 from pipeline.messages.counts import counted
+from pipeline.messages.timing import REPLACES_LINE
 from pipeline.storage.lock.lease import LockLost, OutputLock
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,8 @@ class Rounds:
         return self._at(snapshot)
 
     def _at(self, snapshot: Snapshot) -> Progress:
-        return Progress(self.todo, snapshot, time.monotonic() - self.started, self.parts.pool.max_actors)
+        seconds, batch_size = time.monotonic() - self.started, self.parts.config.model.batch_size
+        return Progress(self.todo, snapshot, seconds, self.parts.pool.initial_actors, batch_size)
 
     def figures(self) -> ThisRun:
         """How fast the run was, for the report."""
@@ -289,7 +291,8 @@ class _Told:
                 logger.warning("failed: %s", printable(failed))
         line, interval_s, now = progress.line(), self._interval_s, time.monotonic()
         if self._live:
-            print(f"\r\033[K{_fitted(line)}", end="", file=sys.stderr, flush=True)
+            self._said = line
+            print(f"{REPLACES_LINE}{_fitted(line)}", end="", file=sys.stderr, flush=True)
             return
         if progress.waiting:
             interval_s = 0.0 if line != self._said else max(interval_s, _STILL_WAITING_S)
@@ -298,9 +301,9 @@ class _Told:
             logger.info(line)
 
     def end(self) -> None:
-        """Nothing more is told."""
-        if self._live:
-            print(file=sys.stderr)
+        """Nothing more is told: the last line stays."""
+        if self._live and self._said:
+            print(f"{REPLACES_LINE}{_fitted(self._said)}", file=sys.stderr, flush=True)
 
 
 class _Shrunk:
