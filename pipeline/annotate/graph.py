@@ -1,23 +1,33 @@
 """The graph of the annotate job on Ray Data; the only module that knows how the stages run.
 
-    read units -> repartition -> fetch + decode -> segment (actors) -> encode ..> gather -> write
+    read -> fetch + decode -> segment (actors) ..> gather ..> encode + write
 
-Decoded pictures cross as uint8 in blocks of a few model batches. There Ray Data ends: the driver gathers
-references to what comes out, and a task writes ``images_per_file`` rows as one file, or fewer that have waited long.
+Ray Data has the first three, and ends with segmented blocks. Its cost is one of the blocks it sees times the operators,
+so nothing is an operator that need not be one: the driver gathers references to what comes out, and a plain task
+encodes ``images_per_file`` rows and writes them as one file, or fewer that have waited long.
+
+Blocks are cut where they are made. Ray Data fuses a map with the ``repartition(target_num_rows_per_block=...)`` behind
+it: that one cuts the map's tables exactly, without a task and without a copy (tables are joined and sliced by
+reference; a block is copied once, into the object store). Before the cut it joins the tables a map yields until they
+hold more than ``target_max_block_size``, 128 MiB by default: a task of small pictures would give its first block when
+it is over. `_JOINED_BYTES` is less, so the first block comes after some 20 pictures, and a task holds little beside
+what it works on. What the map yields may be larger or smaller than a block.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import DataContext, Dataset
@@ -43,16 +53,25 @@ from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 
-# A unit of reading is one task: enough rows to be worth its launch, few enough to spread over the cluster.
-ROWS_PER_READ_TASK = 4096
+# Rows that are read, and ordered, together; and what a task reads at least, where row groups are small.
+WINDOW_ROWS = 4096
+# A read task looks at no more rows of small row groups than that, however few of them are wanted.
+_ROWS_PER_READ_TASK = 64 * WINDOW_ROWS
+# Of a task that fetches: enough for its launch to cost nothing, few enough to be repeated when a process dies.
+_ROWS_PER_FETCH = 512
+_TASKS_PER_CPU = 4  # of a run that is small
+_JOINED_BYTES = 16 << 20
+# What is gathered and written is no longer in Ray Data's books: these shares of the object store are for it (Ray Data
+# itself takes half). A file's blocks come together on one node.
+_FILE_SHARE, _GATHERED_SHARE = 1 / 8, 1 / 4
+# Two deaths are an image's own (see the guard), and workers die of other causes. What is lost after so many attempts
+# comes back in the next round.
+_WRITE_RETRIES = 8
 # Ray's own default: a run in which nothing comes out for so long has failed.
 _NO_PROGRESS_S = 1800
-MAX_WRITES = 8  # at a time: storage answers slowly, and a file is in memory while it is written
 _MAX_BLOCKS_WAITING = 16
 
 logger = logging.getLogger(__name__)
-
-Ref = TypeVar("Ref")
 
 
 @dataclass(frozen=True)
@@ -92,18 +111,23 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     _set_context(parts.config)
     config, settings, pool = parts.config, parts.settings, parts.pool
     block, client = config.images_per_block, MonitorClient(parts.monitor)
-    read = functools.partial(_read, manifest=parts.manifest, rows_per_block=block)
+    rows, window = rows_per_fetch(pending.num_pending, block, ray.cluster_resources().get("CPU", 0.0)), WINDOW_ROWS
+    if parts.manifest.columns.bytes is not None:  # then the pictures themselves are what is read
+        (unit, _), *_ = pending.packed
+        window = max(block, min(rows, parts.manifest.num_rows_within(unit, _JOINED_BYTES)) // block * block)
+        rows = min(rows, window)
+    read = functools.partial(_read, manifest=parts.manifest, window_rows=window)
     pictures = PictureSource.of_config(config.images)
     sides = (settings.short_side, settings.long_side)
     fetch_decode = FetchDecode(pictures, *sides, client, client.report, config.images.decode_timeout_s)
-    fetch = functools.partial(_keeping_memory, stage=fetch_decode)
-    encode = Encode(parts.schema, parts.categories, client, client.report)
+    fetch = functools.partial(_fetch, stage=fetch_decode, rows_per_block=block)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     return (
-        ray.data.from_arrow(list(_unit_tables(pending)))
+        ray.data.from_arrow(list(_read_tasks(pending)))
         .map_batches(read, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
+        .repartition(target_num_rows_per_block=rows)
+        .map_batches(fetch, batch_size=None, num_cpus=pool.fetch_cpus, **tables)
         .repartition(target_num_rows_per_block=block)
-        .map_batches(fetch, batch_size=block, num_cpus=pool.fetch_cpus, **tables)
         .map_batches(
             SegmentActor,
             fn_constructor_args=(parts.checkpoint, config.model, settings, pool, client),
@@ -113,8 +137,19 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
             num_cpus=pool.cpus,
             **tables,
         )
-        .map_batches(encode, batch_size=None, compute=pool.encode_strategy(), num_cpus=LIGHT_CPUS, **tables)
     )
+
+
+def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
+    """Rows of a task that fetches and decodes: a multiple of a block, and so few that all CPUs get some tasks.
+
+    Args:
+        num_pending: images that are to be fetched in all.
+        rows_per_block: of what comes out.
+        cpus: of the cluster.
+    """
+    fair = math.ceil(num_pending / (_TASKS_PER_CPU * max(1.0, cpus)))
+    return max(1, min(fair, _ROWS_PER_FETCH) // rows_per_block) * rows_per_block
 
 
 class Block(NamedTuple):
@@ -122,6 +157,7 @@ class Block(NamedTuple):
 
     ref: Any
     num_rows: int
+    num_bytes: int
 
 
 class Running:
@@ -165,7 +201,7 @@ class Running:
         try:
             for bundle in bundles:
                 for entry in bundle.blocks:
-                    self._put(Block(entry.ref, entry.metadata.num_rows))
+                    self._put(Block(entry.ref, entry.metadata.num_rows, entry.metadata.size_bytes or 0))
             self._put(None)
         except BaseException as error:
             self._put(error)
@@ -179,64 +215,92 @@ class Running:
                 continue
 
 
-class Gatherer(Generic[Ref]):
-    """What waits to be written, in the order in which it came. A file is due when it is full, or has waited too long.
+class Gatherer:
+    """What waits to be written, in the order in which it came, whatever task or unit it is of.
+
+    A file is due when it is full, or has waited too long.
 
     Args:
         rows_per_file: of a full file; no file has more, and no block may.
+        bytes_per_file: of its blocks, which is full as well.
         interval_s: the longest that rows wait for others.
         clock: gives seconds.
     """
 
-    def __init__(self, rows_per_file: int, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._rows_per_file, self._interval_s, self._clock = rows_per_file, interval_s, clock
-        self._waiting: deque[tuple[Ref, int, float]] = deque()
-        self.num_rows = 0
+    def __init__(
+        self,
+        rows_per_file: int,
+        bytes_per_file: float,
+        interval_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rows_per_file, self._bytes_per_file = rows_per_file, bytes_per_file
+        self._interval_s, self._clock = interval_s, clock
+        self._waiting: deque[tuple[Block, float]] = deque()
+        self.num_rows = self.num_bytes = 0
 
-    def add(self, ref: Ref, num_rows: int) -> None:
+    def add(self, block: Block) -> None:
         """A block came."""
-        if num_rows:
-            self._waiting.append((ref, num_rows, self._clock()))
-            self.num_rows += num_rows
+        if block.num_rows:
+            self._waiting.append((block, self._clock()))
+            self._count(block, 1)
 
-    def take(self, everything: bool = False) -> tuple[list[Ref], int]:
-        """The blocks of a file that is due, and their rows; none if none is.
+    def take(self, everything: bool = False) -> list[Block]:
+        """The blocks of a file that is due; none if none is.
 
         Args:
             everything: whatever waits is due.
         """
-        old = bool(self._waiting) and self._clock() - self._waiting[0][2] >= self._interval_s
-        if not (everything or old or self.num_rows >= self._rows_per_file):
-            return [], 0
-        refs: list[Ref] = []
-        rows = 0
-        while self._waiting and (not refs or rows + self._waiting[0][1] <= self._rows_per_file):
-            ref, num_rows, _ = self._waiting.popleft()
-            refs.append(ref)
-            rows += num_rows
-        self.num_rows -= rows
-        return refs, rows
+        full = self.num_rows >= self._rows_per_file or self.num_bytes >= self._bytes_per_file
+        old = bool(self._waiting) and self._clock() - self._waiting[0][1] >= self._interval_s
+        if not (everything or old or full):
+            return []
+        blocks: list[Block] = []
+        rows = size = 0
+        while self._waiting:
+            block, _ = self._waiting[0]
+            rows, size = rows + block.num_rows, size + block.num_bytes
+            if blocks and (rows > self._rows_per_file or size > self._bytes_per_file):
+                break
+            self._waiting.popleft()
+            self._count(block, -1)
+            blocks.append(block)
+        return blocks
+
+    def _count(self, block: Block, sign: int) -> None:
+        self.num_rows += sign * block.num_rows
+        self.num_bytes += sign * block.num_bytes
 
 
 class Writes:
-    """Tasks that write a file each, a few at a time.
+    """Tasks that encode and write a file each, a few at a time.
 
     Attributes:
+        max_open: files at a time.
         num_written: rows of the files that were seen to be written.
     """
 
     def __init__(self, parts: RunParts) -> None:
-        output = parts.config.output
-        report = MonitorClient(parts.monitor).report
-        self._stage = ray.put(Write(parts.store, parts.identity, output.compression_level, parts.fence, report))
-        self._task = ray.remote(_write).options(num_cpus=LIGHT_CPUS, name="write")
-        self._gathered: Gatherer[Any] = Gatherer(output.images_per_file, output.write_interval_s)
-        self._in_flight: dict[Any, int] = {}
+        output, client = parts.config.output, MonitorClient(parts.monitor)
+        encode = Encode(parts.schema, parts.categories, client, client.report)
+        write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report)
+        self._stages = ray.put((encode, write))
+        # Spread: by default a task goes to where most of its blocks lie, and those are the nodes of the replicas alone.
+        self._task = ray.remote(_encode_and_write).options(
+            num_cpus=LIGHT_CPUS, max_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD", name="encode and write"
+        )
+        stores = [node["Resources"]["object_store_memory"] for node in ray.nodes() if node["Alive"]]
+        self._max_bytes = _GATHERED_SHARE * (parts.config.resources.object_store_limit_bytes or sum(stores))
+        bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
+        self._gathered = Gatherer(output.images_per_file, bytes_per_file, output.write_interval_s)
+        self._in_flight: dict[Any, list[Block]] = {}
+        self._bytes_in_flight = 0
+        self.max_open = parts.pool.max_writes
         self.num_written = 0
 
     def add(self, block: Block) -> None:
         """Rows to be written, now or later."""
-        self._gathered.add(*block)
+        self._gathered.add(block)
 
     def go_on(self, everything: bool = False) -> None:
         """Start what is due, and see what is done.
@@ -247,17 +311,15 @@ class Writes:
         Raises:
             Exception: that of a file that could not be written.
         """
-        while len(self._in_flight) < MAX_WRITES:
-            refs, rows = self._gathered.take(everything)
-            if not refs:
-                break
-            self._in_flight[self._task.remote(self._stage, *refs)] = rows
+        while self.num_open < self.max_open and (blocks := self._gathered.take(everything)):
+            self._in_flight[self._task.remote(self._stages, *(block.ref for block in blocks))] = blocks
+            self._bytes_in_flight += sum(block.num_bytes for block in blocks)
         self._collect(timeout_s=0)
 
     @property
     def full(self) -> bool:
         """Whether more blocks had better wait where they are."""
-        return len(self._in_flight) >= MAX_WRITES
+        return self.num_open >= self.max_open or self._gathered.num_bytes + self._bytes_in_flight >= self._max_bytes
 
     @property
     def num_open(self) -> int:
@@ -274,7 +336,8 @@ class Writes:
         enough = 1 if timeout_s else len(self._in_flight)
         done, _ = ray.wait(list(self._in_flight), num_returns=enough, timeout=timeout_s)
         for ref in done:
-            rows = self._in_flight.pop(ref)
+            blocks = self._in_flight.pop(ref)
+            self._bytes_in_flight -= sum(block.num_bytes for block in blocks)
             try:
                 file: DataFile = ray.get(ref)
             except RayError as error:
@@ -282,14 +345,16 @@ class Writes:
                 if not isinstance(reason, RayError):
                     raise reason from error
                 # The task's process is lost, or the blocks and all that they could be made of again.
+                rows = sum(block.num_rows for block in blocks)
                 logger.warning("%d rows were lost before they were written: %s", rows, type(reason).__name__)
             else:
                 logger.debug("wrote %s: %d images", file.name, file.num_rows)
                 self.num_written += file.num_rows
 
 
-def _write(stage: Write, *blocks: pa.Table) -> DataFile:
-    return stage(pa.concat_tables(blocks))
+def _encode_and_write(stages: tuple[Stage, Write], *blocks: pa.Table) -> DataFile:
+    encode, write = stages
+    return write(pa.concat_tables([encode(block) for block in blocks]))
 
 
 def _set_context(config: AnnotateConfig) -> None:
@@ -297,32 +362,55 @@ def _set_context(config: AnnotateConfig) -> None:
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
     longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
+    context.target_max_block_size = _JOINED_BYTES
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
-        context.execution_options.resource_limits = ray.data.ExecutionResources(object_store_memory=limit)
+        within = ray.data.ExecutionResources(object_store_memory=round((1 - _GATHERED_SHARE) * limit))
+        context.execution_options.resource_limits = within
 
 
-def _unit_tables(pending: Pending) -> Iterator[pa.Table]:
-    """One small table for each read task: where the rows lie, and which of them are wanted."""
-    for unit, rows in pending.iter_units():
-        for start in range(0, len(rows), ROWS_PER_READ_TASK):
-            part = rows[start : start + ROWS_PER_READ_TASK]
-            yield pa.table(
-                {
-                    "file": [unit.file.secret_text],
-                    "row_group": [unit.row_group],
-                    "num_rows": [unit.num_rows],
-                    "rows": pa.array([part], pa.list_(pa.int64())),
-                }
-            )
+def _read_tasks(pending: Pending) -> Iterator[pa.Table]:
+    """One small table for each task that reads: row groups, and a bit a row for which are wanted.
+
+    A row group is read by one task, once, however large it is; small ones come together.
+    """
+    units: list[dict[str, Any]] = []
+    wanted = looked_at = 0
+    for unit, bits in pending.packed:
+        units.append(
+            {
+                "file": unit.file.secret_text,
+                "row_group": unit.row_group,
+                "num_rows": unit.num_rows,
+                "wanted": bits.tobytes(),
+            }
+        )
+        wanted += int(np.unpackbits(bits).sum())
+        looked_at += unit.num_rows
+        if wanted >= WINDOW_ROWS or looked_at >= _ROWS_PER_READ_TASK:
+            yield pa.Table.from_pylist(units)
+            units, wanted, looked_at = [], 0, 0
+    if units:
+        yield pa.Table.from_pylist(units)
 
 
-def _read(units: pa.Table, manifest: Manifest, rows_per_block: int) -> Iterator[pa.Table]:
-    for unit, rows in zip(units.drop_columns(["rows"]).to_pylist(), units["rows"], strict=True):
-        yield from manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows.values.to_numpy(), rows_per_block)
+def _read(units: pa.Table, manifest: Manifest, window_rows: int) -> Iterator[pa.Table]:
+    """The rows that are wanted, in windows; in the same ones each time."""
+    waiting = manifest.schema.empty_table()
+    for unit in units.to_pylist():
+        bits = np.frombuffer(unit.pop("wanted"), np.uint8)
+        rows = np.unpackbits(bits, count=unit["num_rows"]).astype(np.bool_)
+        for table in manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows, window_rows):
+            waiting = pa.concat_tables([waiting, table])
+            if waiting.num_rows >= window_rows:
+                yield waiting.slice(0, window_rows).combine_chunks()
+                waiting = waiting.slice(window_rows)
+    if waiting.num_rows:
+        yield waiting.combine_chunks()
 
 
-def _keeping_memory(rows: pa.Table, stage: Stage) -> pa.Table:
-    # A block's pictures live together; fresh pages for each would cost a sixth of the stage's CPU time.
+def _fetch(rows: pa.Table, stage: Stage, rows_per_block: int) -> Iterator[pa.Table]:
+    # Pictures live together for a while; fresh pages for each would cost a sixth of the stage's CPU time.
     keep_freed_memory()
-    return stage(rows)
+    for start in range(0, len(rows), rows_per_block):
+        yield stage(rows.slice(start, rows_per_block))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import ray
-from ray.data import ActorPoolStrategy, TaskPoolStrategy
+from ray.data import ActorPoolStrategy
 
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.cluster.address import ClusterError
@@ -52,9 +52,10 @@ class Pool:
             max_tasks_in_flight_per_actor=4,
         )
 
-    def encode_strategy(self) -> TaskPoolStrategy:
-        """An image takes less time to encode than to segment; two tasks a replica keep up, and cannot fill a node."""
-        return TaskPoolStrategy(size=2 * self.max_actors)
+    @property
+    def max_writes(self) -> int:
+        """Files that are encoded and written at a time: two a replica keep up with it, and storage answers slowly."""
+        return max(8, 2 * self.max_actors)
 
 
 def choose_pool(config: ResourcesConfig) -> Pool:

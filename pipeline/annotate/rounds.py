@@ -18,7 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import MAX_WRITES, Running, RunParts, Writes, build
+from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.monitor import start_monitor
 from pipeline.annotate.pending.antijoin import Pending
@@ -43,7 +43,6 @@ _SNAPSHOT_TIMEOUT_S = 5.0
 _ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
 _SAVE_S = 120.0
-_SAVE_ERRORS = 2 * MAX_WRITES
 # While replicas start nothing moves, and one line tells it all.
 _STILL_WAITING_S = 60.0
 
@@ -172,7 +171,7 @@ class Rounds:
     def _save_rest(self, running: Running, writes: Writes) -> None:
         """The same after an error, which counts more than any that comes now: each of these costs a file at most."""
         give_up_at = time.monotonic() + _SAVE_S
-        for _ in range(_SAVE_ERRORS):
+        for _ in range(2 * writes.max_open):
             try:
                 self.lock.check()
                 self._write_rest(running, writes, give_up_at)

@@ -25,7 +25,7 @@ class Stages:
     """Gives blocks, and then an error."""
 
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
-        self._coming: list[Block | BaseException] = [Block(name, 4) for name in blocks]
+        self._coming: list[Block | BaseException] = [Block(name, 4, 1) for name in blocks]
         self._coming += [] if error is None else [error]
         self.ended = False
 
@@ -51,6 +51,9 @@ class Store:
 
     def put(self, value: Any) -> None:
         """Nothing."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"object_store_memory": 1 << 30}}]
 
     def remote(self, work: Any) -> Any:
         return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda stage, *blocks: blocks))
@@ -90,6 +93,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
             yield lambda: ""
 
         monkeypatch.setattr(graph, "ray", store)
+        monkeypatch.setattr(graph, "Encode", lambda *_: None)
         monkeypatch.setattr(graph, "Write", lambda *_: None)
         monkeypatch.setattr(rounds, "build", lambda *_: None)
         monkeypatch.setattr(rounds, "Running", lambda _: stages)
@@ -103,7 +107,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
 def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
     run.parts = SimpleNamespace(  # type: ignore[assignment]
-        config=SimpleNamespace(output=output), monitor=None, store=None, identity=None, fence=None
+        config=SimpleNamespace(output=output, resources=SimpleNamespace(object_store_limit_bytes=None)),
+        **dict.fromkeys(("monitor", "store", "identity", "fence", "schema", "categories")),
+        pool=SimpleNamespace(max_writes=8),
     )
     with contextlib.ExitStack() as stack:
         run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]

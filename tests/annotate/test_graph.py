@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from pipeline.annotate.graph import Gatherer
+from pipeline.annotate.graph import Block, Gatherer, rows_per_fetch
 
 
 class Clock:
@@ -16,60 +16,91 @@ class Clock:
         return self.now
 
 
+def add(gathered: Gatherer, names: str, num_bytes: int = 1) -> None:
+    for name in names:
+        gathered.add(Block(name, 4, num_bytes))
+
+
+def take(gathered: Gatherer, everything: bool = False) -> str:
+    return "".join(block.ref for block in gathered.take(everything))
+
+
 def test_a_file_is_due_when_it_is_full() -> None:
-    gathered: Gatherer[str] = Gatherer(8, 100.0, Clock())
-    gathered.add("a", 4)
-    assert gathered.take() == ([], 0)
-    gathered.add("b", 4)
-    gathered.add("c", 4)
-    assert gathered.take() == (["a", "b"], 8)
-    assert gathered.take() == ([], 0)
-    assert gathered.num_rows == 4
+    gathered = Gatherer(8, 100, 100.0, Clock())
+    add(gathered, "a")
+    assert take(gathered) == ""
+    add(gathered, "bc")
+    assert take(gathered) == "ab"
+    assert take(gathered) == ""
+    assert (gathered.num_rows, gathered.num_bytes) == (4, 1)
+
+
+def test_a_file_is_due_when_its_blocks_take_much_memory() -> None:
+    gathered = Gatherer(1000, 100, 100.0, Clock())
+    add(gathered, "abc", num_bytes=40)
+    assert take(gathered) == "ab"
+    add(gathered, "d", num_bytes=1000)
+    add(gathered, "e")
+    assert [take(gathered) for _ in range(3)] == ["c", "d", ""]
 
 
 def test_a_file_is_due_when_its_oldest_rows_have_waited() -> None:
     clock = Clock()
-    gathered: Gatherer[str] = Gatherer(1000, 120.0, clock)
-    gathered.add("a", 4)
+    gathered = Gatherer(1000, 100, 120.0, clock)
+    add(gathered, "a")
     clock.now = 100.0
-    gathered.add("b", 4)
+    add(gathered, "b")
     clock.now = 119.9
-    assert gathered.take() == ([], 0)
+    assert take(gathered) == ""
     clock.now = 120.0
-    assert gathered.take() == (["a", "b"], 8)
+    assert take(gathered) == "ab"
     clock.now = 1000.0
-    assert gathered.take() == ([], 0)  # nothing waits, nothing is old
+    assert take(gathered) == ""  # nothing waits, nothing is old
 
 
 def test_everything_is_due_at_the_end() -> None:
-    gathered: Gatherer[str] = Gatherer(8, 100.0, Clock())
-    for name in "abc":
-        gathered.add(name, 4)
-    assert gathered.take(everything=True) == (["a", "b"], 8)
-    assert gathered.take(everything=True) == (["c"], 4)
-    assert gathered.take(everything=True) == ([], 0)
+    gathered = Gatherer(8, 100, 100.0, Clock())
+    add(gathered, "abc")
+    assert [take(gathered, everything=True) for _ in range(3)] == ["ab", "c", ""]
+
+
+@pytest.mark.parametrize(
+    ("num_pending", "rows_per_block", "cpus", "rows"),
+    [
+        pytest.param(10**9, 64, 16, 512, id="many"),
+        pytest.param(10**9, 48, 16, 480, id="whole blocks"),
+        pytest.param(10**9, 64, 0, 512, id="no CPU yet"),
+        pytest.param(6400, 64, 16, 64, id="several tasks for each CPU"),
+        pytest.param(6400, 64, 2, 512, id="few CPUs"),
+        pytest.param(1600, 16, 16, 16, id="some tasks"),
+        pytest.param(1, 64, 2, 64, id="one image"),
+    ],
+)
+def test_rows_of_a_fetch_task(num_pending: int, rows_per_block: int, cpus: float, rows: int) -> None:
+    assert rows_per_fetch(num_pending, rows_per_block, cpus) == rows
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost_doubled_or_kept_too_long(seed: int) -> None:
     rng, clock = random.Random(seed), Clock()
-    gathered: Gatherer[int] = Gatherer(50, 10.0, clock)
-    came: dict[int, tuple[float, int]] = {}
+    gathered = Gatherer(50, 100, 10.0, clock)
+    came: dict[int, tuple[float, Block]] = {}
     written: list[int] = []
 
     def look(everything: bool = False) -> None:
-        while (file := gathered.take(everything))[0]:
-            refs, rows = file
-            assert rows == sum(came[ref][1] for ref in refs) <= 50
-            written.extend(refs)
-        waiting = [ref for ref in came if ref not in written and came[ref][1]]
+        while file := gathered.take(everything):
+            assert sum(block.num_rows for block in file) <= 50
+            assert len(file) == 1 or sum(block.num_bytes for block in file) <= 100
+            written.extend(block.ref for block in file)
+        waiting = [ref for ref in came if ref not in written and came[ref][1].num_rows]
         assert all(clock.now - came[ref][0] < 10.0 for ref in waiting)
-        assert sum(came[ref][1] for ref in waiting) == gathered.num_rows < 50
+        assert sum(came[ref][1].num_rows for ref in waiting) == gathered.num_rows < 50
+        assert sum(came[ref][1].num_bytes for ref in waiting) == gathered.num_bytes < 100
 
     for ref in range(300):
         clock.now += rng.choice([0.0, 0.1, 3.0])
-        came[ref] = (clock.now, rng.randint(0, 20))
-        gathered.add(ref, came[ref][1])
+        came[ref] = (clock.now, Block(ref, rng.randint(0, 20), rng.randint(0, 60)))
+        gathered.add(came[ref][1])
         look()
     look(everything=True)
-    assert written == [ref for ref in came if came[ref][1]]  # in order: a retry writes the same files
+    assert written == [ref for ref in came if came[ref][1].num_rows]  # in order: a retry writes the same files
