@@ -5,30 +5,31 @@ files, made by the job, by a plain Ray Data script and by a loop over a DataLoad
 All decode with Pillow, one thread a process, and rasterise masks with the job's function: pasting them would cost each
 of the plain ways ten times as much (``benchmarks.bench_masks``).
 
-CPU time of all processes of a way, those of Ray included, but for the start: each way is a process of its own, whose
-workers are there before a run and have imported what they need (a start takes some seconds each). It makes few images
-and many, and what lies between the two is divided by the images between. The ways take turns, and the best of several
-rounds counts. Their outputs are compared, and must be equal.
+CPU time of all processes of a way, those of Ray included, over the images that its model took meanwhile. The ways run
+side by side, so that what else happens on the machine happens to all of them, and the time that counts begins when all
+are at work and no process has been started for a while: a worker's start takes some seconds of CPU. What a run does at
+its start and its end is not in it. At last the rows that all have written are compared, and must be equal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
+import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
 import torch
 from PIL import Image
 
@@ -47,15 +48,17 @@ from benchmarks.support.stub_replica import (
 from benchmarks.support.textures import coco_like_sizes
 
 OURS, SCRIPT, LOOP = WAYS = ("maskfleet", "plain Ray Data", "DataLoader")
+KINDS = ("driver", "tasks", "replica", "monitor", "servers", "other")
+MIXES = ("coco", "tiny")
 TINY = (96, 128)
-IMAGES = {"coco": 2048, "tiny": 8192}  # of a large run
-SMALL = 4  # a small run has the fourth part
+NUM_IMAGES = 300_000  # more than there is time for
 BATCH, BLOCK = 16, 64
 BATCH_S = 0.01
 DETECTIONS = 20
 CPUS = 2
-READY, DONE = "ready\n", "> done\n"
-WORKERS = 6  # a run takes CPUS for fetching, some for light tasks, and one for each actor
+FIRST_IMAGES = 2 * IMAGES_PER_FILE  # of each way, before anything counts
+QUIET_S = 10.0  # since the last start of a process
+GIVE_UP_S = 400.0
 COMPARED = ("image_id", "image_uri", "height", "width", "exif_orientation", "status", "detections")
 
 
@@ -69,145 +72,125 @@ def make_pictures(folder: Path, mix: str) -> list[Path]:
     return files
 
 
-def have_workers(folder: Path) -> None:
-    """Wait until so many of Ray's workers are there as a run can need, and have imported all that it uses."""
-    signs = Path(tempfile.mkdtemp(dir=folder))
-
-    def arrive() -> None:
-        from benchmarks.support import plain_ways, stub_replica  # noqa: F401
-        from pipeline.annotate import graph  # noqa: F401
-
-        (signs / str(os.getpid())).touch()
-        while len(list(signs.iterdir())) < WORKERS:
-            time.sleep(0.05)
-
-    task = ray.remote(arrive).options(num_cpus=0.001)
-    ray.get([task.remote() for _ in range(WORKERS)])
-
-
 def serve(way: str, folder: Path) -> None:
-    """A way's process: for each line on standard input, annotate the manifest into a folder of that name."""
-    log = folder / "log"
-    log.mkdir(exist_ok=True)
+    """A way's process: annotate the folder's manifest."""
     torch.set_num_threads(1)
-    settings = StubSettings(BATCH_S, DETECTIONS, str(log))
-    model = folder / "model.safetensors", settings, BATCH
+    settings = StubSettings(BATCH_S, DETECTIONS, str(_log_dir(folder, way)))
     if way != LOOP:
-        # Workers that have nothing to do for a second would end, and others start in the next run.
+        # Workers that have nothing to do for a second would end, and others start soon after.
         lasting = {"idle_worker_killing_time_threshold_ms": 3_600_000}
         start_ray(settings, num_cpus=CPUS, num_gpus=1, object_store_memory=1 << 30, _system_config=lasting)
-    manifest = folder / "manifest.parquet"
-    for line in sys.stdin:
-        if line == READY:
-            if way != LOOP:
-                have_workers(folder)
-            print(DONE, end="", flush=True)
-            continue
-        out = folder / line.strip()
-        if way == OURS:
-            annotate_with_stub(folder, out, BATCH, actors=1, gpus_per_actor=1, images_per_block=BLOCK)
-        elif way == SCRIPT:
-            with_ray_data(manifest, out, model, BLOCK, IMAGES_PER_FILE)
-        else:
-            with_data_loader(manifest, out, model, CPUS, IMAGES_PER_FILE)
-        print(DONE, end="", flush=True)
+    manifest, out = folder / "manifest.parquet", folder / way
+    model = folder / "model.safetensors", settings, BATCH
+    if way == OURS:
+        annotate_with_stub(folder, out, BATCH, actors=1, gpus_per_actor=1, images_per_block=BLOCK)
+    elif way == SCRIPT:
+        with_ray_data(manifest, out, model, BLOCK, IMAGES_PER_FILE)
+    else:
+        with_data_loader(manifest, out, model, CPUS, IMAGES_PER_FILE)
+
+
+def _log_dir(folder: Path, way: str) -> Path:
+    return folder / f"{way} log"
 
 
 class Way:
-    """One of the ways, in a process of its own.
+    """One of the ways at work, in a process of its own.
 
     Args:
         name: of `WAYS`.
         folder: with manifest and pictures; the way's output goes into it.
-        log: takes what the process says beside.
     """
 
-    def __init__(self, name: str, folder: Path, log: Path) -> None:
-        self.name, self._folder, self._num_runs = name, folder, 0
-        with open(log, "ab") as errors:
-            command = [sys.executable, "-m", "benchmarks.bench_against_plain", "--serve", name, "--folder", str(folder)]
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, text=True)
-        self._cpu = ProcessCpu(self._process.pid)
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self._folder = name, folder
+        _log_dir(folder, name).mkdir()
+        command = [sys.executable, "-m", "benchmarks.bench_against_plain", "--serve", name, "--folder", str(folder)]
+        with open(folder / f"{name}.txt", "wb") as said:
+            self._process = subprocess.Popen(command, stdout=said, stderr=said)
+        self.cpu = ProcessCpu(self._process.pid)
 
-    def run(self) -> tuple[Counter[str], pa.Table]:
-        """Annotate the manifest once: CPU seconds by kind of process, and the output's rows in order of their ids.
+    def images(self, start: float = 0.0, end: float = math.inf) -> int:
+        """Those that the model took between two moments of the monotonic clock.
 
         Raises:
             RuntimeError: the process has ended.
         """
-        self._num_runs += 1
-        out = self._folder / f"{self.name}-{self._num_runs}".replace(" ", "-")
-        self._ask(READY)
-        with self._cpu.watched() as spent:
-            self._ask(f"{out.name}\n")
-        files = sorted(out.rglob("*.parquet"))
-        rows = pa.concat_tables([pq.ParquetFile(file).read(columns=COMPARED) for file in files])
-        shutil.rmtree(out)
-        return spent, rows.sort_by("image_id")
-
-    def _ask(self, line: str) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(line)
-        self._process.stdin.flush()
-        while (answer := self._process.stdout.readline()) != DONE:
-            if not answer:
-                raise RuntimeError(f"{self.name} has failed")
+        if self._process.poll() is not None:
+            said = (self._folder / f"{self.name}.txt").read_text(errors="replace")
+            raise RuntimeError(f"{self.name} has ended:\n{said[-2000:]}")
+        lines = [line for log in _log_dir(self._folder, self.name).iterdir() for line in log.read_text().splitlines()]
+        return sum(count for _, ended, count in map(json.loads, lines) if start <= ended < end)
 
     def end(self) -> None:
-        """End the process, and Ray with it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        """Kill all of its processes."""
+        self.cpu.kill()
         self._process.wait()
 
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """What it has written, by image id; a file that was not finished is left out."""
+        rows: dict[int, dict[str, Any]] = {}
+        for path in (self._folder / self.name).rglob("*.parquet"):
+            with suppress(pa.ArrowInvalid):
+                table = pq.ParquetFile(path).read(columns=COMPARED)
+                rows.update({row["image_id"]: row for row in table.filter(pc.field("image_id") < 4096).to_pylist()})
+        return rows
 
-def measure(mix: str, num_images: int, rounds: int) -> dict[str, Counter[str]]:
+
+def measure(mix: str, seconds: float) -> dict[str, Counter[str]]:
     """CPU milliseconds an image of each way, by kind of process.
 
     Raises:
-        RuntimeError: a way has failed, or the outputs differ.
+        RuntimeError: a way has failed, or processes are started all the time, or the outputs differ.
     """
     with tempfile.TemporaryDirectory(prefix="bench-plain-") as name:
         folder = Path(name)
-        files = make_pictures(folder, mix)
-        sizes = num_images // SMALL, num_images
-        best: dict[tuple[str, int], Counter[str]] = {}
+        write_manifest(folder, make_pictures(folder, mix), NUM_IMAGES)
         ways: list[Way] = []
         try:
-            ways += [Way(way, folder, folder / f"{i}.log") for i, way in enumerate(WAYS)]
-            for number in range(rounds + 1):
-                for size in sizes:
-                    write_manifest(folder, files, size)
-                    outputs = {}
-                    for way in ways:
-                        spent, outputs[way.name] = way.run()
-                        key = way.name, size
-                        if number and (key not in best or spent.total() < best[key].total()):
-                            best[key] = spent
-                    for way_name, rows in outputs.items():
-                        if not rows.equals(outputs[OURS]):
-                            raise RuntimeError(f"{way_name} gives other rows than {OURS}")
-        except RuntimeError:
-            sys.stderr.write("".join(log.read_text(errors="replace")[-4000:] for log in folder.glob("*.log")))
-            raise
+            ways += [Way(way, folder) for way in WAYS]
+            spent, images = _window(ways, seconds)
         finally:
             for way in ways:
                 way.end()
-    small, large = sizes
-    between = {way: Counter(best[way, large]) for way in WAYS}
-    for way, spent in between.items():
-        spent.subtract(best[way, small])
-    return {
-        way: Counter({kind: s * 1e3 / (large - small) for kind, s in spent.items()}) for way, spent in between.items()
-    }
+        outputs = [way.rows() for way in ways]
+        common = set.intersection(*map(set, outputs))
+        if not common or any(rows[i] != outputs[0][i] for rows in outputs for i in common):
+            raise RuntimeError(f"of {len(common)} rows that all ways have written, some differ")
+    return {way: Counter({kind: s * 1e3 / images[way] for kind, s in each.items()}) for way, each in spent.items()}
+
+
+def _window(ways: Sequence[Way], seconds: float) -> tuple[dict[str, Counter[str]], dict[str, int]]:
+    """What each way spent in so many seconds, and the images it took in them."""
+    give_up_at = time.monotonic() + GIVE_UP_S
+    while any(way.images() < FIRST_IMAGES for way in ways):
+        for way in ways:
+            way.cpu.read()
+        if time.monotonic() > give_up_at:
+            raise RuntimeError(f"at work: {[(way.name, way.images()) for way in ways]}")
+        time.sleep(1)
+    begun = None
+    while True:
+        now = time.monotonic()
+        readings = {way.name: way.cpu.read() for way in ways}
+        if now - max(way.cpu.last_start for way in ways) < QUIET_S:
+            begun = None
+        elif begun is None:
+            begun = now, readings
+        elif now - begun[0] >= seconds:
+            break
+        if now > give_up_at:
+            raise RuntimeError("processes are started all the time")
+        time.sleep(1)
+    for name, before in begun[1].items():
+        readings[name].subtract(before)
+    return readings, {way.name: way.images(begun[0], now) for way in ways}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mixes", nargs="+", choices=list(IMAGES), default=list(IMAGES))
-    parser.add_argument("--images", type=int, help="of a large run")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--mixes", nargs="+", choices=MIXES, default=MIXES)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each mix, that count")
     parser.add_argument("--json", action="store_true", help="the figures once more, as the last line")
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -216,14 +199,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(args.serve, args.folder)
         return 0
     print(f"{describe()}\n{DETECTIONS} detections an image, batches of {BATCH}, blocks of {BLOCK}\n")
-    kinds = ("driver", "tasks", "replica", "monitor", "servers", "other")
-    print(f"| pictures | way | CPU ms an image | of plain Ray Data | {' | '.join(kinds)} |\n|--|--|" + "--:|" * 8)
+    print(f"| pictures | way | CPU ms an image | of plain Ray Data | {' | '.join(KINDS)} |\n|--|--|" + "--:|" * 8)
     figures: dict[str, dict[str, float]] = {}
     for mix in args.mixes:
-        spent = measure(mix, args.images or IMAGES[mix], args.rounds)
+        spent = measure(mix, args.seconds)
         totals = {way: each.total() for way, each in spent.items()}
         for way in WAYS:
-            parts = " | ".join(f"{spent[way][kind]:.2f}" for kind in kinds)
+            parts = " | ".join(f"{spent[way][kind]:.2f}" for kind in KINDS)
             print(f"| {mix} | {way} | {totals[way]:.2f} | {totals[way] / totals[SCRIPT]:.2f}x | {parts} |", flush=True)
         figures[mix] = {way: round(ms, 3) for way, ms in totals.items()}
         figures[mix]["ratio"] = round(totals[OURS] / totals[SCRIPT], 3)

@@ -2,60 +2,53 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import psutil
 
-_INTERVAL_S = 0.5
-
 
 class ProcessCpu:
-    """The books of one process tree, those that have ended included; Linux keeps no sum over them that Ray fills.
+    """The books of a tree of processes, those that have ended included; Linux keeps no sum over them that Ray fills.
 
     Args:
         pid: of the process at the root, the driver.
+
+    Attributes:
+        last_start: when a process was first seen, on the monotonic clock.
     """
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
         self._seen: dict[psutil.Process, tuple[str, float]] = {}
-        self._lock = threading.Lock()
+        self.last_start = time.monotonic()
 
     def read(self) -> Counter[str]:
         """CPU seconds so far, user and system, by kind of process. Of one that ended, as when it was last looked at."""
-        with self._lock:
+        for process in self._processes():
+            with suppress(psutil.Error):
+                times = process.cpu_times()
+                if process not in self._seen:
+                    self.last_start = time.monotonic()
+                self._seen[process] = self._kind(process), times.user + times.system
+        seconds: Counter[str] = Counter()
+        for kind, spent in self._seen.values():
+            seconds[kind] += spent
+        return seconds
+
+    def kill(self) -> None:
+        """End all of them."""
+        processes = self._processes()
+        for process in {*processes, *self._seen}:
             with suppress(psutil.NoSuchProcess):
-                for process in [self._root, *self._root.children(recursive=True)]:
-                    with suppress(psutil.Error):
-                        times = process.cpu_times()
-                        self._seen[process] = self._kind(process), times.user + times.system
-            seconds: Counter[str] = Counter()
-            for kind, spent in self._seen.values():
-                seconds[kind] += spent
-            return seconds
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)
 
-    @contextmanager
-    def watched(self) -> Iterator[Counter[str]]:
-        """What is spent while the block runs, filled when it ends. Looks often, lest somebody ends unseen."""
-        over, spent = threading.Event(), Counter[str]()
-
-        def loop() -> None:
-            while not over.wait(_INTERVAL_S):
-                self.read()
-
-        before = self.read()
-        thread = threading.Thread(target=loop, name="process-cpu", daemon=True)
-        thread.start()
-        try:
-            yield spent
-        finally:
-            over.set()
-            thread.join()
-            spent.update(self.read())
-            spent.subtract(before)
+    def _processes(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return [self._root, *self._root.children(recursive=True)]
+        return []
 
     def _kind(self, process: psutil.Process) -> str:
         if process == self._root:
