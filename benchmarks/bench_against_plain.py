@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -36,7 +37,7 @@ from PIL import Image
 from benchmarks.bench_fetch_decode import textured_picture
 from benchmarks.support.machine import describe
 from benchmarks.support.plain_ways import with_data_loader, with_ray_data
-from benchmarks.support.process_cpu import ProcessCpu
+from benchmarks.support.process_cpu import KINDS, CpuTimes
 from benchmarks.support.stub_replica import (
     IMAGES_PER_FILE,
     StubSettings,
@@ -48,7 +49,6 @@ from benchmarks.support.stub_replica import (
 from benchmarks.support.textures import coco_like_sizes
 
 OURS, SCRIPT, LOOP = WAYS = ("maskfleet", "plain Ray Data", "DataLoader")
-KINDS = ("driver", "tasks", "replica", "monitor", "servers", "other")
 MIXES = ("coco", "tiny")
 TINY = (96, 128)
 NUM_IMAGES = 300_000  # more than there is time for
@@ -108,7 +108,11 @@ class Way:
         command = [sys.executable, "-m", "benchmarks.bench_against_plain", "--serve", name, "--folder", str(folder)]
         with open(folder / f"{name}.txt", "wb") as said:
             self._process = subprocess.Popen(command, stdout=said, stderr=said)
-        self.cpu = ProcessCpu(self._process.pid)
+        self._root = psutil.Process(self._process.pid)
+
+    def cpu(self) -> CpuTimes:
+        """Of its processes, so far."""
+        return CpuTimes.of_tree(self._root)
 
     def images(self, start: float = 0.0, end: float = math.inf) -> int:
         """Those that the model took between two moments of the monotonic clock.
@@ -124,7 +128,10 @@ class Way:
 
     def end(self) -> None:
         """Kill all of its processes."""
-        self.cpu.kill()
+        with suppress(psutil.NoSuchProcess):
+            for process in [*self._root.children(recursive=True), self._root]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
         self._process.wait()
 
     def rows(self) -> dict[int, dict[str, Any]]:
@@ -164,27 +171,23 @@ def _window(ways: Sequence[Way], seconds: float) -> tuple[dict[str, Counter[str]
     """What each way spent in so many seconds, and the images it took in them."""
     give_up_at = time.monotonic() + GIVE_UP_S
     while any(way.images() < FIRST_IMAGES for way in ways):
-        for way in ways:
-            way.cpu.read()
         if time.monotonic() > give_up_at:
             raise RuntimeError(f"at work: {[(way.name, way.images()) for way in ways]}")
         time.sleep(1)
-    begun = None
-    while True:
-        now = time.monotonic()
-        readings = {way.name: way.cpu.read() for way in ways}
-        if now - max(way.cpu.last_start for way in ways) < QUIET_S:
-            begun = None
-        elif begun is None:
-            begun = now, readings
-        elif now - begun[0] >= seconds:
-            break
-        if now > give_up_at:
-            raise RuntimeError("processes are started all the time")
+    quiet_since, begun, before = time.monotonic(), 0.0, [way.cpu() for way in ways]
+    while not begun or time.monotonic() - begun < seconds:
         time.sleep(1)
-    for name, before in begun[1].items():
-        readings[name].subtract(before)
-    return readings, {way.name: way.images(begun[0], now) for way in ways}
+        now = [way.cpu() for way in ways]
+        if any(new.started_since(old) for new, old in zip(now, before, strict=True)):
+            quiet_since, begun = time.monotonic(), 0.0
+        if not begun:
+            before = now
+            if time.monotonic() - quiet_since > QUIET_S:
+                begun = time.monotonic()
+        if time.monotonic() > give_up_at:
+            raise RuntimeError("processes are started all the time")
+    images = {way.name: way.images(begun, time.monotonic()) for way in ways}
+    return {way.name: way.cpu().since(old) for way, old in zip(ways, before, strict=True)}, images
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -199,7 +202,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(args.serve, args.folder)
         return 0
     print(f"{describe()}\n{DETECTIONS} detections an image, batches of {BATCH}, blocks of {BLOCK}\n")
-    print(f"| pictures | way | CPU ms an image | of plain Ray Data | {' | '.join(KINDS)} |\n|--|--|" + "--:|" * 8)
+    print(
+        f"| pictures | way | CPU ms an image | of plain Ray Data | {' | '.join(KINDS)} |\n|--|--|"
+        + "--:|" * (2 + len(KINDS))
+    )
     figures: dict[str, dict[str, float]] = {}
     for mix in args.mixes:
         spent = measure(mix, args.seconds)

@@ -1,7 +1,13 @@
-"""Time and memory from start to the list of pending rows: ``python -m benchmarks.bench_resume --rows 1000000``.
+"""What it costs to resume: ``python -m benchmarks.bench_resume --rows 1000000``, and with ``--files 1000 5000 50000``.
 
-A Parquet manifest with string ids, and a folder of Parquet files as a run leaves them, holding the ids done so
-far in random order. Each measurement is a process of its own; the files are in the page cache.
+Rows: time and memory from start to the list of pending rows, of a Parquet manifest with string ids and a folder of
+Parquet files that hold the ids done so far in random order.
+
+Files: the annotate job from its first request to its last, on an output of so many small files of which none changes,
+with rounds that only write a few more; by phase, with the requests that an object store would get (counted; the files
+are on this disk) in this process: the pictures of the page are drawn in another one.
+
+Each measurement is a process of its own; the files are in the page cache.
 """
 
 from __future__ import annotations
@@ -13,17 +19,29 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 ROW_GROUP_ROWS = 100_000
 ROWS_PER_OUTPUT_FILE = 20_000
 DETECTIONS_BYTES = 64  # stands for the columns that a resume must not read
+
+ROWS_PER_SMALL_FILE = 20
+NEW_FILES = 10
+ONE_IN_FAILED = 1000
+CLASSES = 80
+_ROWS: list[pa.Table] = []  # made once
+KINDS = ("LIST", "GET", "HEAD", "PUT", "DELETE")
 
 
 def make_files(folder: Path, num_rows: int, done_fraction: float, seed: int) -> None:
@@ -80,10 +98,178 @@ def measure(folder: Path, memory_rows: int, started: float) -> None:
     print(json.dumps(figures))
 
 
+def make_output(folder: Path, num_files: int) -> None:
+    """A model, ``manifest.parquet`` with ids for ``NEW_FILES`` more files, and ``out/data/*.parquet``."""
+    from dataclasses import replace
+
+    from pipeline.annotate.prepare import choose_model, make_identity
+    from pipeline.annotations.data_file import data_file_name, encode_data_file
+    from pipeline.model.categories import Category
+    from pipeline.model.files.checkpoints import save_checkpoint
+    from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+
+    categories = [Category(i + 1, f"class {i + 1}") for i in range(CLASSES)]
+    checkpoint = random_checkpoint(replace(TINY, num_classes=CLASSES), categories, TINY_SETTINGS)
+    save_checkpoint(checkpoint, folder / "model.safetensors")
+    config = config_of(folder)
+    identity = make_identity(config, choose_model(config).header, "earlier")
+    (folder / "out/data").mkdir(parents=True)
+    schema = pa.schema([("image_id", pa.string()), ("image_uri", pa.string())])
+    with pq.ParquetWriter(folder / "manifest.parquet", schema, compression="zstd") as writer:
+        for number in range(num_files + NEW_FILES):
+            ids = pa.array(make_ids(np.arange(number * ROWS_PER_SMALL_FILE, (number + 1) * ROWS_PER_SMALL_FILE)))
+            uris = pa.array([f"/nowhere/{image_id}.jpg" for image_id in ids.to_pylist()])
+            if number < num_files:
+                writer.write_batch(pa.record_batch([ids, uris], schema=schema), row_group_size=ROW_GROUP_ROWS)
+                table = rows_of(ids)
+                content = encode_data_file(table, identity, 1, "")
+                (folder / "out/data" / data_file_name(table["image_id"])).write_bytes(content)
+            else:  # a unit, and so a file, of its own
+                writer.write_table(pa.table([ids, uris], schema=schema))
+
+
+def rows_of(ids: pa.Array) -> pa.Table:
+    """Rows as a run writes them, which differ in their ids alone; one in ``ONE_IN_FAILED`` has failed."""
+    from benchmarks.bench_show import rows
+    from pipeline.annotations.schema import FAILED, output_schema
+
+    if not _ROWS:
+        _ROWS.append(rows(1, ROWS_PER_SMALL_FILE))
+    table = _ROWS[0]
+    failed = sum(map(ord, ids[0].as_py())) % (ONE_IN_FAILED // ROWS_PER_SMALL_FILE) == 0
+    table = table if failed else table.filter(pa.compute.not_equal(table["status"], FAILED))
+    table = pa.concat_tables([table, table])[: len(ids)]
+    uris = pa.array([f"/nowhere/{image_id}.jpg" for image_id in ids.to_pylist()])
+    columns = [ids, uris, *table.columns[2:]]
+    return pa.table(columns, schema=output_schema(pa.string()))
+
+
+def config_of(folder: Path) -> Any:
+    """The job's config."""
+    from pipeline.annotate.config import AnnotateConfig
+
+    values = {
+        "manifest": {"uri": str(folder / "manifest.parquet")},
+        "model": {"checkpoint": str(folder / "model.safetensors")},
+        "output": {"uri": str(folder / "out"), "max_failed_fraction": 1.0},
+    }
+    return AnnotateConfig.model_validate(values)
+
+
+class Phases:
+    """What each phase of a run has cost; a phase lasts until the next one begins.
+
+    Args:
+        requests: so far, by kind and name, counted by whoever makes them.
+    """
+
+    def __init__(self, requests: Counter[tuple[str, str]]) -> None:
+        self._requests = requests
+        self._costs: dict[str, Counter[str]] = {}
+        self._phase = ""
+        self._before = self._now()
+
+    def begin(self, phase: str) -> None:
+        """The phase before is over; one of the same name goes on."""
+        now = self._now()
+        spent = self._costs.setdefault(self._phase, Counter())
+        spent.update(Counter({name: now[name] - self._before[name] for name in now}))
+        spent["peak_bytes"] = peak_bytes()
+        self._phase, self._before = phase, self._now()
+
+    def around(self, phase: str, after: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, as a phase."""
+
+        def timed(*args: Any, **options: Any) -> Any:
+            self.begin(phase)
+            try:
+                return call(*args, **options)
+            finally:
+                self.begin(after)
+
+        return timed
+
+    def costs(self) -> dict[str, Counter[str]]:
+        """By phase: requests of each kind, ``cpu_s``, ``wall_s``, and ``peak_bytes`` by its end."""
+        return {phase: costs for phase, costs in self._costs.items() if phase}
+
+    def _now(self) -> Counter[str]:
+        by_kind: Counter[str] = Counter({"cpu_s": time.process_time(), "wall_s": time.perf_counter()})
+        for (kind, _), number in list(self._requests.items()):
+            by_kind[kind] += number
+        return by_kind
+
+
+def measure_files(folder: Path) -> None:
+    """Print the costs of a run by phase as JSON, and then of one with nothing to do."""
+    from pipeline.annotate import run as job
+    from pipeline.annotate.summary import page
+    from pipeline.annotations.ledger import OutputStore
+    from testing.rounds_without_ray import Rounds, rounds_without_ray
+    from testing.store_requests import counted_requests
+
+    figures = []
+    for _ in range(2):
+        with ExitStack() as stack:
+            phases = Phases(stack.enter_context(counted_requests()))
+            stack.enter_context(rounds_without_ray(rows_of))
+            for owner, name, phase, after in (
+                (OutputStore, "recover", "recover", "identity"),
+                (job, "open_manifest", "manifest", "identity"),
+                (job._Run, "pending", "first pass", "books"),
+                (Rounds, "run", "rounds", "closing audit"),
+                (page, "_draw_if_due", "page", "closing words"),
+            ):
+                timed = phases.around(phase, after, getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, timed))
+            phases.begin("lock")
+            config = config_of(folder)
+            store = OutputStore(config.output.uri)
+            job.summary(job.annotate(config, store=store), store)
+            phases.begin("")
+            figures.append(phases.costs())
+    print(json.dumps(figures))
+
+
 def peak_bytes() -> int:
     """Largest resident memory of this process so far."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def report_files(args: argparse.Namespace) -> None:
+    """Measure each number of files and print the tables."""
+    lines = []
+    for num_files in args.files:
+        with tempfile.TemporaryDirectory(prefix="bench-resume-", dir=args.folder) as name:
+            run_step("--step", "make", "--folder", name, "--files", str(num_files))
+            for kind, costs in zip(
+                (f"{NEW_FILES} more files", "nothing to do"),
+                json.loads(run_step("--step", "measure", "--folder", name, "--files", str(num_files))),
+                strict=True,
+            ):
+                lines += [f"\n{num_files:,} files, {kind}\n", *table(costs, num_files)]
+    from benchmarks.support.machine import describe
+
+    print(f"{describe()}, pyarrow {pa.__version__}")
+    print("\n".join(lines))
+
+
+def table(costs: dict[str, dict[str, float]], num_files: int) -> list[str]:
+    """A line a phase: requests, and for each file those that read."""
+    kinds = [kind for kind in KINDS if any(phase.get(kind) for phase in costs.values())]
+    total = {key: sum(phase.get(key, 0) for phase in costs.values()) for key in (*kinds, "cpu_s", "wall_s")}
+    total["peak_bytes"] = max(phase["peak_bytes"] for phase in costs.values())
+    lines = [
+        f"| phase | {' | '.join(kinds)} | GET a file | CPU s | CPU ms a file | wall s | peak MB |",
+        f"|--|{'--:|' * (len(kinds) + 5)}",
+    ]
+    for name, phase in {**costs, "all": total}.items():
+        requests = " | ".join(f"{phase.get(kind, 0):,}" for kind in kinds)
+        cpu_s, gets = phase["cpu_s"], phase.get("GET", 0) / num_files
+        times = f"{cpu_s:.2f} | {1e3 * cpu_s / num_files:.2f} | {phase['wall_s']:.1f}"
+        lines.append(f"| {name} | {requests} | {gets:.2f} | {times} | {phase['peak_bytes'] / 1e6:.0f} |")
+    return lines
 
 
 def run_step(*arguments: str) -> str:
@@ -119,11 +305,16 @@ def main() -> None:
     parser.add_argument("--done", type=float, default=0.99, help="fraction of the rows that the output holds")
     parser.add_argument("--spill-rows", type=int, default=100_000, help="memory_rows of the run that is to spill")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", type=int, nargs="+", metavar="N", help="measure a run on an output of N files")
     parser.add_argument("--step", choices=["make", "measure"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--memory-rows", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.step == "measure":
+    if args.step and args.files:
+        make_output(args.folder, *args.files) if args.step == "make" else measure_files(args.folder)
+    elif args.files:
+        report_files(args)
+    elif args.step == "measure":
         measure(args.folder, args.memory_rows, psutil.Process().create_time())
     elif args.step == "make":
         make_files(args.folder, args.rows, args.done, args.seed)

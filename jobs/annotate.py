@@ -45,21 +45,23 @@ def _annotate(args: argparse.Namespace) -> int:
     check_there({"manifest.uri": config.manifest.uri})
     from pipeline.annotate.dry_run import dry_run
     from pipeline.annotate.run import annotate, failed_lines, summary
+    from pipeline.annotations.ledger import OutputStore
     from pipeline.annotations.run_json import RunState
 
     if args.dry_run:
         say(dry_run(config))
         return end(logger, OK, "a dry run: nothing was started")
-    report = annotate(config, retry_failed=args.retry_failed)
+    store = OutputStore(config.output.uri)
+    report = annotate(config, args.retry_failed, store)
     if report.state is RunState.STOPPED_BY_FAILURES:
-        say("\n".join(failed_lines(config.output.uri)))
+        say("\n".join(failed_lines(store)))
         return end(
             logger,
             STOPPED_BY_FAILURES,
             f"{report.this_run.error}, as output.stop forbids: mend the cause, and --retry-failed does them again; "
             f"what was written is kept: {config.output.uri}",
         )
-    say(summary(report, config.output.uri))
+    say(summary(report, store))
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(

@@ -21,7 +21,7 @@
       NonFiniteLoss, ModelNotFinite,    a training that diverged; a model that computes NaN; a GPU that is gone
         DeviceLost
       LockHeld, LockLost                another run is at work in the folder
-      RayNotStarted                     Ray did not start in time
+      RayNotStarted, NoGpus             Ray did not start in time; no GPU came in the time given for it
       FetchError, NoRoom, Changed       one picture that could not be fetched, or not yet; a file that another writer
                                         replaced
 

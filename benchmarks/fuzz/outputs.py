@@ -163,8 +163,7 @@ class OutputCase:
         store = OutputStore(self._uri)
         with OutputLock(self._uri, "fuzz", lease_s=0.1, wait_s=0.3):
             store.recover(lambda: None)
-            store.check_identity(IDENTITY)
-            store.counts()
+            store.files().check_identity(IDENTITY)
             self._read()
             self._check_the_rest("recover")
             store.strip_failed(lambda: None)
@@ -173,7 +172,7 @@ class OutputCase:
     def _read(self) -> None:
         store = OutputStore(self._uri)
         columns = tuple(next(iter(self.whole.rows.values())))
-        for table in store.iter_ids(columns):
+        for table in store.iter_ids(store.files().settled, columns):
             for row in table.to_pylist():
                 if row.keys() != set(columns):
                     raise Wrong("the ledger reads a row without some columns", str(row.keys() ^ set(columns)))

@@ -1,64 +1,59 @@
-"""CPU time of a process and of all that it starts, by kind: Ray's driver, its workers, its servers."""
+"""CPU time of a process and of all that it starts, by what they are to Ray."""
 
 from __future__ import annotations
 
-import time
+import re
 from collections import Counter
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 
+KINDS = ("driver", "task workers", "replicas", "monitor", "raylet", "gcs", "rest")
+_TITLES = {
+    "monitor": re.compile(r"ray::\w*Monitor\w*"),
+    "replicas": re.compile(r"ray::(\w*MapWorker|MapBatches\((Segment|Annotator))"),
+    "task workers": re.compile(r"ray::(MapBatches|IDLE|encode|write|Write|Read|List|Streaming|_|\w+\()"),
+    "raylet": re.compile(r"\S*/raylet "),
+    "gcs": re.compile(r"\S*/gcs_server "),
+}
 
-class ProcessCpu:
-    """The books of a tree of processes, those that have ended included; Linux keeps no sum over them that Ray fills.
 
-    Args:
-        pid: of the process at the root, the driver.
+class Process(NamedTuple):
+    """What stays the same of a process."""
 
-    Attributes:
-        last_start: when a process was first seen, on the monotonic clock.
-    """
+    pid: int
+    created: float
 
-    def __init__(self, pid: int) -> None:
-        self._root = psutil.Process(pid)
-        self._seen: dict[psutil.Process, tuple[str, float]] = {}
-        self.last_start = time.monotonic()
 
-    def read(self) -> Counter[str]:
-        """CPU seconds so far, user and system, by kind of process. Of one that ended, as when it was last looked at."""
-        for process in self._processes():
-            with suppress(psutil.Error):
-                times = process.cpu_times()
-                if process not in self._seen:
-                    self.last_start = time.monotonic()
-                self._seen[process] = self._kind(process), times.user + times.system
-        seconds: Counter[str] = Counter()
-        for kind, spent in self._seen.values():
-            seconds[kind] += spent
-        return seconds
+@dataclass(frozen=True)
+class CpuTimes:
+    """CPU seconds, user and system, of each process that there is, with its kind."""
 
-    def kill(self) -> None:
-        """End all of them."""
-        processes = self._processes()
-        for process in {*processes, *self._seen}:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(processes, timeout=10)
+    by_process: dict[Process, tuple[str, float]]
 
-    def _processes(self) -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):
-            return [self._root, *self._root.children(recursive=True)]
-        return []
+    @classmethod
+    def of_tree(cls, root: psutil.Process) -> CpuTimes:
+        """Of the driver and all below it."""
+        found = {}
+        for process in [root, *root.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess), process.oneshot():
+                times, title = process.cpu_times(), " ".join(process.cmdline())
+                kind = next((name for name, pattern in _TITLES.items() if pattern.match(title)), "rest")
+                key = Process(process.pid, process.create_time())
+                found[key] = ("driver" if process.pid == root.pid else kind, times.user + times.system)
+        return cls(found)
 
-    def _kind(self, process: psutil.Process) -> str:
-        if process == self._root:
-            return "driver"
-        title = " ".join(process.cmdline())
-        if not title:  # about to end
-            return self._seen.get(process, ("other", 0.0))[0]
-        if "gcs_server" in title or "raylet/raylet" in title:
-            return "servers"
-        if title.startswith("ray::") and "Agent" not in title:
-            name = title.removeprefix("ray::")
-            return "monitor" if name.startswith("RunMonitor") else "replica" if "MapWorker" in name else "tasks"
-        return "other"
+    def since(self, before: CpuTimes) -> Counter[str]:
+        """Seconds by kind. Without processes that have started since: what they cost is imports, once."""
+        spent: Counter[str] = Counter()
+        for process in self.by_process.keys() & before.by_process.keys():
+            (known, before_s), (kind, cpu_s) = before.by_process[process], self.by_process[process]
+            # A replica that idles is titled like any worker: what it was called before or after tells more.
+            spent[kind if known in ("task workers", "rest") else known] += cpu_s - before_s
+        return spent
+
+    def started_since(self, before: CpuTimes) -> int:
+        """Processes that were not there before."""
+        return len(self.by_process.keys() - before.by_process.keys())

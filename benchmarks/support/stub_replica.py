@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 import uuid
@@ -160,3 +161,19 @@ def run_job(folder: Path, files: Sequence[Path], num_images: int, batch_size: in
     write_manifest(folder, files, num_images)
     with tempfile.TemporaryDirectory(dir=folder, prefix="output-") as output:
         return annotate_with_stub(folder, Path(output), batch_size, **resources)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The annotate job as it is, but for its replicas; takes its arguments, and gives its exit code.
+
+    The nodes of its cluster must have been started with `STUB_VARIABLE`, and this repository on their path.
+    """
+    from benchmarks.support import stub_replica  # not this module, which workers cannot import where it is __main__
+    from jobs import annotate as job
+
+    pipeline.annotate.replica.SegmentActor = stub_replica.StubActor  # type: ignore[misc]
+    return job.main(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -31,9 +31,8 @@ from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
 
-# A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
-# Larger blocks were measured to leave the actors idle (too few in flight), far smaller ones to make the
-# driver's scheduling loop the limit.
+# A block crosses the object store as a whole: 128 MiB are about 40 pictures of 1333 x 800. Larger blocks were measured
+# to leave the actors idle (too few in flight), far smaller ones to make the driver's scheduling loop the limit.
 MAX_IMAGES_PER_BLOCK = 64
 _BATCHES_PER_BLOCK = 4
 _COMPILE_S = 1800.0
@@ -212,24 +211,37 @@ class ResourcesConfig(Section):
         "null: RAY_ADDRESS where it is set, else Ray in this process.",
     )
     actors: PositiveInt | None = Field(
-        default=None, description="Replicas of the model, fixed. null with no min_actors and max_actors either: 1."
+        default=None,
+        description="Replicas of the model, fixed. null with no min_actors and max_actors either: as many as there is "
+        "room for on the GPUs of the cluster, all of them; 1 without GPUs.",
     )
     min_actors: PositiveInt | None = Field(
         default=None, description="Fewest replicas of a pool that grows and shrinks."
     )
-    max_actors: PositiveInt | None = Field(default=None, description="Most replicas of a pool that grows and shrinks.")
+    max_actors: PositiveInt | None = Field(
+        default=None,
+        description="Most replicas of a pool that grows and shrinks. It begins with those that there is room for.",
+    )
+    wait_for_gpus_s: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="Seconds to wait for the GPUs of actors, of min_actors, or of one replica, which the cluster's "
+        "autoscaler is asked for: it may start from none. Then the job begins with what came, and more replicas start "
+        "as nodes come. 0: what is there must be enough.",
+    )
     gpus_per_actor: Annotated[float, Field(ge=0, le=1)] | None = Field(
         default=None,
-        description="GPUs a replica takes, 0 to 1; 0.5: two share one. null: 1 where the cluster has GPUs, else 0.",
+        description="GPUs a replica takes, 0 to 1; 0.5: two share one. null: 1 where the cluster has GPUs or is waited "
+        "for, else 0.",
     )
     cpus_per_actor: Annotated[float, Field(ge=0)] | None = Field(
         default=None,
-        description="CPUs a replica reserves. null: none beside a GPU, else 1.",
+        description="CPUs a replica reserves; without a GPU, the threads of its model too. null: none beside a GPU, "
+        "else 1.",
     )
     images_per_block: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] | None = Field(
         default=None,
-        description="Images that travel and are redone together. null: 4 batches, at most 64. A block of decoded "
-        "images should stay below 128 MiB (40 pictures of 1333 x 800); fewer than four batches leave replicas waiting.",
+        description="Images that travel and are redone together. null: 4 batches, at most 64. Fewer than four "
+        "batches leave replicas waiting; a replica wants some eight decoded blocks of room in the object store.",
     )
     fetch_cpus_per_task: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="CPUs a fetch-and-decode task reserves; below 1 where fetching is mostly waiting."
@@ -247,14 +259,16 @@ class ResourcesConfig(Section):
             raise ValueError("min_actors and max_actors belong together: set both")
         if self.min_actors is not None and self.max_actors is not None and self.min_actors > self.max_actors:
             raise ValueError("min_actors must be at most max_actors")
+        if self.wait_for_gpus_s and self.gpus_per_actor == 0:
+            raise ValueError("wait_for_gpus_s waits for GPUs, and gpus_per_actor is 0: set one of them to null")
         return self
 
     @property
-    def actor_range(self) -> tuple[int, int]:
-        """Fewest and most replicas; equal for a fixed pool."""
+    def actor_range(self) -> tuple[int, int] | None:
+        """Fewest and most replicas, equal for a fixed pool; ``None`` if the cluster decides."""
         if self.min_actors is not None and self.max_actors is not None:
             return self.min_actors, self.max_actors
-        return self.actors or 1, self.actors or 1
+        return None if self.actors is None else (self.actors, self.actors)
 
 
 class StopConfig(Section):

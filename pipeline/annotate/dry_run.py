@@ -64,7 +64,7 @@ def dry_run(config: AnnotateConfig) -> str:
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, "dry-run")
-    _steady(lambda: store.check_identity(identity))
+    _steady(lambda: store.files().check_identity(identity))
     with without_new_folders(store.uri.local_path):
         _write_probe(store)
         return _look(config, store, model, identity)
@@ -89,7 +89,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         check_compile_cache(cache)
     with connect(config.resources.ray_address):
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
-        cluster, pool = describe_cluster(), choose_pool(config.resources)
+        cluster, pool = describe_cluster(), choose_pool(config.resources, to_come=True)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
@@ -130,8 +130,9 @@ def _steady(look: Callable[[], Looked]) -> Looked:
 
 def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) -> Pending:
     schema = output_schema(manifest.id_type, manifest.carried)
-    store.check_identity(identity, schema)
-    done = () if store.in_the_way(identity, schema) else store.iter_ids()
+    files = store.files()
+    files.check_identity(identity, schema)
+    done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled)
     return find_pending(manifest, (table["image_id"] for table in done))
 
 

@@ -6,12 +6,12 @@ Ray Data has the first three, and ends with segmented blocks. Its cost is one of
 so nothing is an operator that need not be one: the driver gathers references to what comes out, and a plain task
 encodes ``images_per_file`` rows and writes them as one file, or fewer that have waited long.
 
-Blocks are cut where they are made. Ray Data fuses a map with the ``repartition(target_num_rows_per_block=...)`` behind
-it: that one cuts the map's tables exactly, without a task and without a copy (tables are joined and sliced by
-reference; a block is copied once, into the object store). Before the cut it joins the tables a map yields until they
-hold more than ``target_max_block_size``, 128 MiB by default: a task of small pictures would give its first block when
-it is over. `_JOINED_BYTES` is less, so the first block comes after some 20 pictures, and a task holds little beside
-what it works on. What the map yields may be larger or smaller than a block.
+A row of Ray Data is a block of images: a table of up to ``images_per_block`` rows, packed into one
+(:mod:`pipeline.tables.packed`). So blocks are exactly what the tasks give, at once and without a copy, and a task that
+is repeated gives the same ones. Of ordinary rows Ray Data makes blocks of its own: it joins what a task gives until
+128 MiB have come together (all of a task's small pictures), cuts large blocks, and gives actors several at once. Its
+streaming repartition cuts exactly, but within the task before it only if that asks for just one CPU; else it is one
+more operator.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ from pipeline.annotations.ledger import DataFile, OutputStore
 from pipeline.annotations.pictures import PictureSource
 from pipeline.cluster.connect import USES_RAY
 from pipeline.cluster.quiet import quiet
+from pipeline.messages.counts import counted
 from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
+from pipeline.tables.packed import cut, packed, unpacked
 
 # Rows that are read, and ordered, together; and what a task reads at least, where row groups are small.
 WINDOW_ROWS = 4096
@@ -60,7 +62,8 @@ _ROWS_PER_READ_TASK = 64 * WINDOW_ROWS
 # Of a task that fetches: enough for its launch to cost nothing, few enough to be repeated when a process dies.
 _ROWS_PER_FETCH = 512
 _TASKS_PER_CPU = 4  # of a run that is small
-_JOINED_BYTES = 16 << 20
+# Of pictures that stand in the manifest: what is read, and what a task gets.
+_READ_BYTES = 16 << 20
 # What is gathered and written is no longer in Ray Data's books: these shares of the object store are for it (Ray Data
 # itself takes half). A file's blocks come together on one node.
 _FILE_SHARE, _GATHERED_SHARE = 1 / 8, 1 / 4
@@ -104,7 +107,7 @@ class RunParts:
 
 
 def build(parts: RunParts, pending: Pending) -> Dataset:
-    """A lazy dataset of the output's rows."""
+    """A lazy dataset of segmented blocks."""
     # Here and not above: the model's packages take seconds to import, and only replicas need them.
     from pipeline.annotate.replica import SegmentActor
 
@@ -114,9 +117,9 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     rows, window = rows_per_fetch(pending.num_pending, block, ray.cluster_resources().get("CPU", 0.0)), WINDOW_ROWS
     if parts.manifest.columns.bytes is not None:  # then the pictures themselves are what is read
         (unit, _), *_ = pending.packed
-        window = max(block, min(rows, parts.manifest.num_rows_within(unit, _JOINED_BYTES)) // block * block)
+        window = max(block, min(rows, parts.manifest.num_rows_within(unit, _READ_BYTES)) // block * block)
         rows = min(rows, window)
-    read = functools.partial(_read, manifest=parts.manifest, window_rows=window)
+    read = functools.partial(_read, manifest=parts.manifest, window_rows=window, rows_per_task=rows)
     pictures = PictureSource.of_config(config.images)
     sides = (settings.short_side, settings.long_side)
     fetch_decode = FetchDecode(pictures, *sides, client, client.report, config.images.decode_timeout_s)
@@ -125,14 +128,12 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     return (
         ray.data.from_arrow(list(_read_tasks(pending)))
         .map_batches(read, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
-        .repartition(target_num_rows_per_block=rows)
         .map_batches(fetch, batch_size=None, num_cpus=pool.fetch_cpus, **tables)
-        .repartition(target_num_rows_per_block=block)
         .map_batches(
             SegmentActor,
             fn_constructor_args=(parts.checkpoint, config.model, settings, pool, client),
             compute=pool.strategy(),
-            batch_size=block,
+            batch_size=1,
             num_gpus=pool.gpus or None,
             num_cpus=pool.cpus,
             **tables,
@@ -153,10 +154,9 @@ def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
 
 
 class Block(NamedTuple):
-    """Rows somewhere in the cluster."""
+    """Packed rows somewhere in the cluster."""
 
     ref: Any
-    num_rows: int
     num_bytes: int
 
 
@@ -201,7 +201,7 @@ class Running:
         try:
             for bundle in bundles:
                 for entry in bundle.blocks:
-                    self._put(Block(entry.ref, entry.metadata.num_rows, entry.metadata.size_bytes or 0))
+                    self._put(Block(entry.ref, entry.metadata.size_bytes or 0))
             self._put(None)
         except BaseException as error:
             self._put(error)
@@ -221,29 +221,28 @@ class Gatherer:
     A file is due when it is full, or has waited too long.
 
     Args:
-        rows_per_file: of a full file; no file has more, and no block may.
-        bytes_per_file: of its blocks, which is full as well.
-        interval_s: the longest that rows wait for others.
+        blocks_per_file: of a full file; no file has more.
+        bytes_per_file: of a file that is full as well; only a single block may be larger.
+        interval_s: the longest that blocks wait for others.
         clock: gives seconds.
     """
 
     def __init__(
         self,
-        rows_per_file: int,
+        blocks_per_file: int,
         bytes_per_file: float,
         interval_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rows_per_file, self._bytes_per_file = rows_per_file, bytes_per_file
+        self._blocks_per_file, self._bytes_per_file = blocks_per_file, bytes_per_file
         self._interval_s, self._clock = interval_s, clock
         self._waiting: deque[tuple[Block, float]] = deque()
-        self.num_rows = self.num_bytes = 0
+        self.num_bytes = 0
 
     def add(self, block: Block) -> None:
         """A block came."""
-        if block.num_rows:
-            self._waiting.append((block, self._clock()))
-            self._count(block, 1)
+        self._waiting.append((block, self._clock()))
+        self.num_bytes += block.num_bytes
 
     def take(self, everything: bool = False) -> list[Block]:
         """The blocks of a file that is due; none if none is.
@@ -251,25 +250,19 @@ class Gatherer:
         Args:
             everything: whatever waits is due.
         """
-        full = self.num_rows >= self._rows_per_file or self.num_bytes >= self._bytes_per_file
+        full = len(self._waiting) >= self._blocks_per_file or self.num_bytes >= self._bytes_per_file
         old = bool(self._waiting) and self._clock() - self._waiting[0][1] >= self._interval_s
         if not (everything or old or full):
             return []
         blocks: list[Block] = []
-        rows = size = 0
-        while self._waiting:
-            block, _ = self._waiting[0]
-            rows, size = rows + block.num_rows, size + block.num_bytes
-            if blocks and (rows > self._rows_per_file or size > self._bytes_per_file):
+        size = 0
+        while self._waiting and len(blocks) < self._blocks_per_file:
+            size += self._waiting[0][0].num_bytes
+            if blocks and size > self._bytes_per_file:
                 break
-            self._waiting.popleft()
-            self._count(block, -1)
-            blocks.append(block)
+            blocks.append(self._waiting.popleft()[0])
+        self.num_bytes -= sum(block.num_bytes for block in blocks)
         return blocks
-
-    def _count(self, block: Block, sign: int) -> None:
-        self.num_rows += sign * block.num_rows
-        self.num_bytes += sign * block.num_bytes
 
 
 class Writes:
@@ -281,7 +274,7 @@ class Writes:
     """
 
     def __init__(self, parts: RunParts) -> None:
-        output, client = parts.config.output, MonitorClient(parts.monitor)
+        config, output, client = parts.config, parts.config.output, MonitorClient(parts.monitor)
         encode = Encode(parts.schema, parts.categories, client, client.report)
         write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report)
         self._stages = ray.put((encode, write))
@@ -290,9 +283,10 @@ class Writes:
             num_cpus=LIGHT_CPUS, max_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD", name="encode and write"
         )
         stores = [node["Resources"]["object_store_memory"] for node in ray.nodes() if node["Alive"]]
-        self._max_bytes = _GATHERED_SHARE * (parts.config.resources.object_store_limit_bytes or sum(stores))
+        self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
-        self._gathered = Gatherer(output.images_per_file, bytes_per_file, output.write_interval_s)
+        blocks_per_file = output.images_per_file // config.images_per_block
+        self._gathered = Gatherer(blocks_per_file, bytes_per_file, output.write_interval_s)
         self._in_flight: dict[Any, list[Block]] = {}
         self._bytes_in_flight = 0
         self.max_open = parts.pool.max_writes
@@ -345,8 +339,7 @@ class Writes:
                 if not isinstance(reason, RayError):
                     raise reason from error
                 # The task's process is lost, or the blocks and all that they could be made of again.
-                rows = sum(block.num_rows for block in blocks)
-                logger.warning("%d rows were lost before they were written: %s", rows, type(reason).__name__)
+                logger.warning("%s lost before being written: %s", counted(len(blocks), "block"), type(reason).__name__)
             else:
                 logger.debug("wrote %s: %d images", file.name, file.num_rows)
                 self.num_written += file.num_rows
@@ -354,7 +347,7 @@ class Writes:
 
 def _encode_and_write(stages: tuple[Stage, Write], *blocks: pa.Table) -> DataFile:
     encode, write = stages
-    return write(pa.concat_tables([encode(block) for block in blocks]))
+    return write(pa.concat_tables([encode(unpacked(block)) for block in blocks]))
 
 
 def _set_context(config: AnnotateConfig) -> None:
@@ -362,7 +355,7 @@ def _set_context(config: AnnotateConfig) -> None:
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
     longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
-    context.target_max_block_size = _JOINED_BYTES
+    context.target_max_block_size = 1  # byte: every row that a task gives is more, and so a block of its own
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
         within = ray.data.ExecutionResources(object_store_memory=round((1 - _GATHERED_SHARE) * limit))
@@ -394,23 +387,20 @@ def _read_tasks(pending: Pending) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(units)
 
 
-def _read(units: pa.Table, manifest: Manifest, window_rows: int) -> Iterator[pa.Table]:
-    """The rows that are wanted, in windows; in the same ones each time."""
-    waiting = manifest.schema.empty_table()
-    for unit in units.to_pylist():
-        bits = np.frombuffer(unit.pop("wanted"), np.uint8)
-        rows = np.unpackbits(bits, count=unit["num_rows"]).astype(np.bool_)
-        for table in manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows, window_rows):
-            waiting = pa.concat_tables([waiting, table])
-            if waiting.num_rows >= window_rows:
-                yield waiting.slice(0, window_rows).combine_chunks()
-                waiting = waiting.slice(window_rows)
-    if waiting.num_rows:
-        yield waiting.combine_chunks()
+def _read(units: pa.Table, manifest: Manifest, window_rows: int, rows_per_task: int) -> Iterator[pa.Table]:
+    """What tasks are to fetch, packed; the same each time."""
+
+    def tables() -> Iterator[pa.Table]:
+        for unit in units.to_pylist():
+            bits = np.frombuffer(unit.pop("wanted"), np.uint8)
+            rows = np.unpackbits(bits, count=unit["num_rows"]).astype(np.bool_)
+            yield from manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), rows, window_rows)
+
+    yield from map(packed, cut(cut(tables(), window_rows), rows_per_task))
 
 
 def _fetch(rows: pa.Table, stage: Stage, rows_per_block: int) -> Iterator[pa.Table]:
+    """Blocks of decoded pictures, packed."""
     # Pictures live together for a while; fresh pages for each would cost a sixth of the stage's CPU time.
     keep_freed_memory()
-    for start in range(0, len(rows), rows_per_block):
-        yield stage(rows.slice(start, rows_per_block))
+    yield from map(packed, map(stage, cut([unpacked(rows)], rows_per_block)))

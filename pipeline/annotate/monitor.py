@@ -1,33 +1,56 @@
 """One small actor per run, outside the workers: it counts, and it remembers which images are in flight.
 
 What it counts is for people to watch; a retried task counts twice. The books are closed from the output.
+
+One actor answers a whole cluster, so workers send it few messages. A process adds up what it has to tell, and tells it
+with its next `begin`, which is waited for, or when nothing has followed for `TELL_AFTER_S`. A kill takes away the
+counts of that time, and word that rows were survived: should they come back, it is with a death to their name, one at
+a time. That refuses no row: for that, a death must find it in flight alone, and a row that was survived alone is told
+of at once.
 """
 
 from __future__ import annotations
 
-import functools
+import threading
 import time
+import uuid
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import ray
-from ray.util.metrics import Counter as MetricCounter
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.stage import StageCounts
 
+# A replica at work begins its next block sooner, so that nearly all goes with a `begin`; and a process that ends, or is
+# ended, when it has nothing to do has told all by then.
+TELL_AFTER_S = 0.5
 _LAST_WORDS_S = 20.0
+_PROCESS = uuid.uuid4().hex
 
 
-class RunMonitor(InProcessGuard):
-    """The sum of all counts, and the guard's book-keeping."""
+class Told(NamedTuple):
+    """What a process has to tell.
+
+    Attributes:
+        counts: what its stages did since it last told.
+        ends: stages and rows that were survived.
+    """
+
+    counts: StageCounts | None = None
+    ends: tuple[tuple[str, Sequence[Hashable]], ...] = ()
+
+
+class RunMonitor:
+    """The sum of all counts, and the guard's book-keeping. Each call says by which process it is."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._guard = InProcessGuard()
         self._counts = StageCounts()
         self._first_segment: float | None = None
         self._starting = self._ready = 0
@@ -40,11 +63,38 @@ class RunMonitor(InProcessGuard):
         """A replica has loaded it."""
         self._ready += 1
 
-    def add(self, counts: StageCounts) -> None:
-        """Add to the sum."""
-        self._counts += counts
-        if self._first_segment is None and counts.segment_s:
-            self._first_segment = time.monotonic() - counts.segment_s
+    def hear(self, by: str, told: Told) -> None:
+        """Add to the sum, and to the guard's book."""
+        for stage, ids in told.ends:
+            self._guard.end(stage, ids, by)
+        if told.counts is None:
+            return
+        self._counts += told.counts
+        if self._first_segment is None and told.counts.segment_s:
+            self._first_segment = time.monotonic() - told.counts.segment_s
+
+    def begin(self, by: str, told: Told, stage: str, ids: Sequence[Hashable]) -> list[int]:
+        """See `pipeline.annotate.stages.guard.Guard`; so are those below."""
+        self.hear(by, told)
+        return self._guard.begin(stage, ids, by)
+
+    def retry(self, by: str, told: Told, stage: str, image_id: Hashable) -> None:
+        self.hear(by, told)
+        self._guard.retry(stage, image_id, by)
+
+    def survive(self, by: str, told: Told, stage: str, image_id: Hashable) -> None:
+        self.hear(by, told)
+        self._guard.survive(stage, image_id, by)
+
+    def expire(self, by: str, told: Told, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        self.hear(by, told)
+        self._guard.expire(stage, ids, others, by)
+
+    def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        return self._guard.has_expired(stage, image_id)
+
+    def settle(self, key: str, order: bytes) -> bytes:
+        return self._guard.settle(key, order)
 
     def snapshot(self) -> Snapshot:
         """The sum now, and the time since the first model call began."""
@@ -63,58 +113,111 @@ def start_monitor() -> Any:
     return ray.remote(RunMonitor).options(**options).remote()
 
 
-@dataclass(frozen=True)
+class _Sender:
+    """What this process has to tell a monitor, and in which order: shared by all clients in it, and their threads."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._lock = threading.Lock()
+        self._counts: StageCounts | None = None
+        self._ends: list[tuple[str, Sequence[Hashable]]] = []
+        self._later: threading.Timer | None = None
+
+    def add(self, counts: StageCounts | None = None, end: tuple[str, Sequence[Hashable]] | None = None) -> None:
+        """To be told soon."""
+        with self._lock:
+            if counts is not None:
+                self._counts = counts if self._counts is None else self._counts + counts
+            if end is not None:
+                self._ends.append(end)
+            if self._later is None:
+                self._later = threading.Timer(TELL_AFTER_S, self._tell)
+                self._later.daemon = True
+                self._later.start()
+
+    def call(self, method: str, *args: Any) -> Any:
+        """Tell, and ask something: the reference to the answer. Calls arrive in the order in which they are made."""
+        with self._lock:
+            return getattr(self._monitor, method).remote(_PROCESS, self._take(), *args)
+
+    def _tell(self) -> None:
+        with self._lock, suppress(RayError):  # of a run that is over
+            if (told := self._take()) != Told():
+                self._monitor.hear.remote(_PROCESS, told)
+
+    def _take(self) -> Told:
+        if self._later is not None:
+            self._later.cancel()
+        told = Told(self._counts, tuple(self._ends))
+        self._counts, self._ends, self._later = None, [], None
+        return told
+
+
+_SENDERS: WeakValueDictionary[Any, _Sender] = WeakValueDictionary()
+_SENDERS_LOCK = threading.Lock()
+
+
+def _sender(monitor: Any) -> _Sender:
+    """This process' one for that monitor. It lives while a client does, or while there is something to tell."""
+    with _SENDERS_LOCK:
+        found = _SENDERS.get(monitor)
+        if found is None:
+            found = _SENDERS[monitor] = _Sender(monitor)
+        return found
+
+
 class MonitorClient:
     """A worker's end of the monitor: the `Guard` of its stage, and its `Report`. Picklable.
 
-    Everything reported also goes to Ray's metrics as ``maskfleet_<name>_total``, failures as
-    ``maskfleet_failed_<code>_total``.
-
-    Attributes:
+    Args:
         monitor: handle of the actor that `start_monitor` started.
     """
 
-    monitor: Any
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._sender = _sender(monitor)
+
+    def __reduce__(self) -> tuple[type[MonitorClient], tuple[Any]]:
+        return MonitorClient, (self._monitor,)
 
     def begin(self, stage: str, ids: Sequence[Hashable]) -> list[int]:
         """See `pipeline.annotate.stages.guard.Guard`; returns when the monitor has written the rows down."""
-        return ray.get(self.monitor.begin.remote(stage, ids))
+        deaths: list[int] = ray.get(self._sender.call("begin", stage, ids))
+        return deaths
 
     def retry(self, stage: str, image_id: Hashable) -> None:
         """See `pipeline.annotate.stages.guard.Guard`; returns when the monitor has written the row down."""
-        ray.get(self.monitor.retry.remote(stage, image_id))
+        ray.get(self._sender.call("retry", stage, image_id))
 
     def end(self, stage: str, ids: Sequence[Hashable]) -> None:
-        """See `pipeline.annotate.stages.guard.Guard`. Not waited for: calls of one process arrive in order."""
-        self.monitor.end.remote(stage, ids)
+        """See `pipeline.annotate.stages.guard.Guard`. Told soon, and before this process begins anything else."""
+        self._sender.add(end=(stage, ids))
+
+    def survive(self, stage: str, image_id: Hashable) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`; returns when the monitor has written it down."""
+        ray.get(self._sender.call("survive", stage, image_id))
 
     def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
         """See `pipeline.annotate.stages.guard.Guard`. Waited for, but not long: the process has no time left."""
-        ray.get(self.monitor.expire.remote(stage, ids, others), timeout=_LAST_WORDS_S)
+        ray.get(self._sender.call("expire", stage, ids, others), timeout=_LAST_WORDS_S)
 
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
         """See `pipeline.annotate.stages.guard.Guard`."""
-        expired: bool = ray.get(self.monitor.has_expired.remote(stage, image_id))
+        expired: bool = ray.get(self._monitor.has_expired.remote(stage, image_id))
         return expired
+
+    def settle(self, key: str, order: bytes = b"") -> bytes:
+        """See `pipeline.annotate.stages.guard.Guard`."""
+        settled: bytes = ray.get(self._monitor.settle.remote(key, order))
+        return settled
 
     @contextmanager
     def starting_replica(self) -> Iterator[None]:
         """Tell of a replica that is ready when the block ends."""
-        self.monitor.start_replica.remote()
+        self._monitor.start_replica.remote()
         yield
-        self.monitor.have_replica.remote()
+        self._monitor.have_replica.remote()
 
     def report(self, counts: StageCounts) -> None:
-        """Add to the run's counts."""
-        self.monitor.add.remote(counts)
-        figures = {f.name: getattr(counts, f.name) for f in fields(counts) if f.name != "failed"}
-        figures |= {f"failed_{code}": count for code, count in counts.failed.items()}
-        for name, value in figures.items():
-            if value > 0:
-                _metric(name).inc(value)
-
-
-@functools.cache
-def _metric(name: str) -> MetricCounter:
-    """One for each worker process: metrics may be made only once."""
-    return MetricCounter(f"maskfleet_{name}_total", f"{name}, summed over the run")
+        """Add to the run's counts, soon."""
+        self._sender.add(counts)

@@ -133,7 +133,7 @@ class FailureWatch:
             return ""
         failures = counts.failed
         codes = failures.keys() if self._limit.codes is None else self._limit.codes
-        images, failed = counts.encoded, sum(failures[code] for code in codes)
+        images, failed = counts.segmented, sum(failures[code] for code in codes)
         if images < self._seen[-1][0]:
             self._seen = deque([(0, 0)])
         if images > self._seen[-1][0]:

@@ -17,6 +17,7 @@ from pipeline.model.device import DeviceLost
 from pipeline.model.predictor import load_model
 from pipeline.model.settings import TestSettings
 from pipeline.model.speed import SpeedOptions
+from pipeline.tables.packed import packed, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +49,10 @@ class SegmentActor:
         thresholds = config.label_thresholds([c.name for c in predictor.categories])
         self._stage = Segment(predictor, config.batch_size, thresholds, client, client.report, config.call_timeout_s)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Decoded rows to segmented rows."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Decoded rows to segmented rows, both packed."""
         try:
-            return self._stage(rows)
+            return packed(self._stage(unpacked(block)))
         except DeviceLost:
             # A lost CUDA context poisons the process; Ray starts another one and gives it these rows again.
             logger.exception("the device is lost; restarting this replica")

@@ -20,9 +20,9 @@ from ray.exceptions import RayError
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest
-from pipeline.annotate.monitor import start_monitor
+from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
 from pipeline.annotate.pending.antijoin import Pending
-from pipeline.annotate.pool import choose_pool
+from pipeline.annotate.pool import choose_pool, gpus_waited_for
 from pipeline.annotate.prepare import ChosenModel
 from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
 from pipeline.annotations.data_file import Identity
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 # How often the driver looks whether rows have waited long enough, and whether it is to stop.
 _POLL_S = 0.5
 _SNAPSHOT_TIMEOUT_S = 5.0
+# Workers tell what they did a little later; those of a monitor whose process was killed do not do so again.
+_LAST_COUNTS_S = 4 * TELL_AFTER_S
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
 # What is ready when a run fails is written, unless the same cause forbids that.
@@ -62,11 +64,12 @@ def connected(
     Raises:
         CheckpointError: the weights cannot be used.
         ClusterError: no cluster answers, or it cannot run this.
+        NoGpus: it was to wait for GPUs, and none came.
         RayNotStarted: Ray does not start on this machine.
     """
     logger.info("reading the checkpoint, and connecting to Ray")
     checkpoint = model.load()
-    with connect(config.resources.ray_address):
+    with connect(config.resources.ray_address), gpus_waited_for(config.resources):
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
         parts = RunParts(
@@ -115,7 +118,7 @@ class Rounds:
         seconds = time.monotonic() - self.started
         snapshot = Snapshot()
         with suppress(RayError):  # a Ray that is gone knows no figures
-            snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            snapshot = self._last_snapshot()
         progress = Progress(todo, snapshot, seconds, self.parts.pool.max_actors)
         return ThisRun(
             images=todo,
@@ -126,6 +129,17 @@ class Rounds:
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
         )
+
+    def _last_snapshot(self) -> Snapshot:
+        """What the workers did, with what they tell last; less of it where the monitor was started anew."""
+        give_up_at = time.monotonic() + _LAST_COUNTS_S
+        while True:
+            snapshot: Snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+            counts = snapshot.counts
+            told = min(counts.decoded, counts.segmented, counts.encoded, counts.written)
+            if told >= self.written or time.monotonic() > give_up_at:
+                return snapshot
+            time.sleep(TELL_AFTER_S / 5)
 
     def run(self, pending: Pending, work: ExitStack) -> str:
         """A round; why it ended early, or "". However it ends, what is ready is written.

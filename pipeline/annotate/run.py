@@ -11,17 +11,18 @@ import socket
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
-from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.pending.antijoin import Audit, Pending
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
-from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
+from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
 from pipeline.annotations.overview_text import failure_lines, printable
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
@@ -36,7 +37,6 @@ from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.lease import Fence, LockLost, OutputLock
 from pipeline.storage.lock.scratch import scratch_of
 from pipeline.storage.objects.base import Entry
-from pipeline.storage.uris import Uri
 
 if TYPE_CHECKING:
     from pipeline.annotate.rounds import Rounds
@@ -52,11 +52,12 @@ class RunFailed(RunError):
     """The run ended without closing its books; what it wrote is kept."""
 
 
-def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
+def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputStore | None = None) -> RunJson:
     """Run the job until every image of the manifest is annotated or failed with a reason.
 
     Args:
         retry_failed: queue the images again that failed in earlier runs.
+        store: the config's output, for whoever looks at it afterwards: what the run has read is not read again.
 
     Returns:
         The report, also written to ``run.json``. Its ``state`` is ``finished``, ``nothing_to_do``,
@@ -68,26 +69,27 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False) -> RunJson:
         KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
     run_id = new_run_id()
-    store = OutputStore(config.output.uri)
+    store = store or OutputStore(config.output.uri)
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, run_id)
     with ExitStack() as stack:
         lock = stack.enter_context(OutputLock(config.output.uri, run_id, config.output.lease_s))
         fence = lock.fence()
-        stack.enter_context(page_at_end(store.uri, run_id, fence))
+        stack.enter_context(page_at_end(store, run_id, fence))
         recovery = store.recover(fence)
         if recovery:
             logger.info("recovered the output: %s", recovery)
-        store.check_identity(identity)
+        recovery.files.check_identity(identity)
         manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
         schema = output_schema(manifest.id_type, manifest.carried)
-        store.check_identity(identity, schema)
+        files = store.files()
+        files.check_identity(identity, schema)
         run = _Run(config, model.header, identity, store, manifest, fence, run_id)
-        redo = run.to_redo(schema, retry_failed)
-        pending = None if redo else run.pending()
+        redo = run.to_redo(files, schema, retry_failed)
+        pending = None if redo else run.pending(files)
         if pending is not None and not pending.num_pending:
-            return run.nothing_to_do(pending)
+            return run.nothing_to_do(files, pending)
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.
         from pipeline.annotate.rounds import connected
 
@@ -100,7 +102,7 @@ class _Redo:
     """Rows that are removed before the run looks at what is pending, so that their images are.
 
     Attributes:
-        in_the_way: see `OutputStore.in_the_way`.
+        in_the_way: see `DataFiles.in_the_way`.
         failed: all that failed.
     """
 
@@ -122,16 +124,19 @@ class _Run:
     run_id: str
     begun: bool = False  # run.json says that this run is at work
 
-    def to_redo(self, schema: pa.Schema, retry_failed: bool) -> _Redo:
-        """What is to be removed; nothing is, before Ray is there for doing it again."""
-        in_the_way = self.store.in_the_way(self.identity, schema)
-        return _Redo(in_the_way, retry_failed and bool(self.store.counts().failed))
+    @cached_property
+    def _audit(self) -> Audit:
+        return Audit(self.manifest, self.store)
 
-    def nothing_to_do(self, pending: Pending) -> RunJson:
+    def to_redo(self, files: DataFiles, schema: pa.Schema, retry_failed: bool) -> _Redo:
+        """What is to be removed; nothing is, before Ray is there for doing it again."""
+        return _Redo(files.in_the_way(self.identity, schema), retry_failed and bool(files.counts.failed))
+
+    def nothing_to_do(self, files: DataFiles, pending: Pending) -> RunJson:
         """The books of an output that is complete."""
         report = self._new_report({})
         report.state = RunState.NOTHING_TO_DO
-        self._close_books(report, self.store.counts(), pending)
+        self._close_books(report, files.counts, pending)
         logger.info("the output is complete; nothing to do")
         self._finish_report(report)
         return report
@@ -149,9 +154,10 @@ class _Run:
                 if pending is None:
                     self._begin(report)
                     self._queue_again(redo)
-                    pending = self.pending()
+                    files = self.store.files()
+                    pending = self.pending(files)
                     if not pending.num_pending:  # what failed was none of the manifest's any more
-                        return self.nothing_to_do(pending)
+                        return self.nothing_to_do(files, pending)
                 todo = pending.num_pending
                 report.this_run = ThisRun(images=todo)
                 self._begin(report)
@@ -198,14 +204,15 @@ class _Run:
             if rounds.num > 1:
                 logger.warning("the audit found %s missing; queued again", counted(pending.num_pending, "image"))
             reason = rounds.run(pending, work)
-            pending = self._find_pending()
+            files = self.store.files()
+            pending = self._find_pending(files)
             if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
                 report.this_run = rounds.figures(todo)
                 report.this_run.error = reason
                 return
         report.this_run = rounds.figures(todo)
-        self._close_books(report, self.store.counts(), pending)
+        self._close_books(report, files.counts, pending)
 
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""
@@ -216,9 +223,9 @@ class _Run:
         if old is None or not old.state.closed:
             self._write_report(report)
 
-    def pending(self) -> Pending:
+    def pending(self, files: DataFiles) -> Pending:
         """What there is to do, said aloud."""
-        found = self._find_pending()
+        found = self._find_pending(files)
         logger.info(
             "%s in the manifest, %s done, %s to do",
             counted(found.num_rows, "image"),
@@ -226,10 +233,9 @@ class _Run:
         )
         return found
 
-    def _find_pending(self) -> Pending:
+    def _find_pending(self, files: DataFiles) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""
-        done = (table["image_id"] for table in self.store.iter_ids())
-        pending = find_pending(self.manifest, done)
+        pending = self._audit.look(files)
         twice, unknown = pending.duplicate_done, pending.unknown_done
         if twice.count:
             raise RunFailed(
@@ -274,11 +280,11 @@ def _are(images: int) -> str:
     return f"{counted(images, 'image')} {'is' if images == 1 else 'are'}"
 
 
-def summary(report: RunJson, uri: Uri) -> str:
+def summary(report: RunJson, store: OutputStore) -> str:
     """The closing words: the books, failures with examples, detections per category, speed.
 
     Args:
-        uri: of the output folder.
+        store: the output.
     """
     images = report.images
     lines = [
@@ -286,7 +292,7 @@ def summary(report: RunJson, uri: Uri) -> str:
         f"({report.failed_fraction:.2%})"
     ]
     if images.failed:
-        lines += failed_lines(uri)
+        lines += failed_lines(store)
     top = sorted(report.detections_per_category.items(), key=lambda x: -x[1])
     total = counted(sum(count for _, count in top), "detection")
     lines.append(total + (": " + ", ".join(f"{name} {n:,}" for name, n in top[:12]) if top else ""))
@@ -299,13 +305,14 @@ def summary(report: RunJson, uri: Uri) -> str:
     return "\n".join(lines)
 
 
-def failed_lines(uri: Uri) -> list[str]:
+def failed_lines(store: OutputStore) -> list[str]:
     """How many images of an output failed by error code, the first of each with their messages, and how to get all.
 
     Args:
-        uri: of the output folder.
+        store: the output.
     """
     with suppress(OSError):  # the run is over, whatever the storage says now
-        lines = [f"  {printable(line)}" for line in failure_lines(look_over(uri).failures)]
-        return [*lines, f"  all of them: maskfleet show {uri} --failed failed.csv"] if lines else []
+        failures = look_over(store.uri, folder=store.folder).failures
+        lines = [f"  {printable(line)}" for line in failure_lines(failures)]
+        return [*lines, f"  all of them: maskfleet show {store.uri} --failed failed.csv"] if lines else []
     return []

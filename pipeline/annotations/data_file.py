@@ -220,8 +220,8 @@ def _is_intact(footer: bytes) -> bool:
     return hashlib.sha256(footer[:start] + _NO_DIGEST + footer[stop:]).hexdigest().encode() == footer[start:stop]
 
 
-def read_footer(objects: ObjectFolder, name: str, entry: Entry) -> Footer | None:
-    """The footer of a file; ``None`` if it is a Parquet file that this pipeline did not write.
+def read_footer(objects: ObjectFolder, name: str, entry: Entry) -> bytes:
+    """The bytes of a file's footer, for `parse_footer` and `open_data_file`: one request where it is of ours.
 
     Raises:
         NotParquet: the file is cut off: its end is not that of a Parquet file.
@@ -229,31 +229,48 @@ def read_footer(objects: ObjectFolder, name: str, entry: Entry) -> Footer | None
         OSError: it cannot be read.
     """
     with objects.open(name, entry.size_bytes) as source:
-        return _parse(_read_metadata(source, name, entry.size_bytes))
+        return _read_footer(source, name, entry.size_bytes)
+
+
+def parse_footer(content: bytes) -> Footer | None:
+    """What a footer says; ``None`` if it is of a Parquet file that this pipeline did not write.
+
+    Raises:
+        Damaged: it is not what was written.
+    """
+    return _parse(_metadata_of(content))
 
 
 @contextmanager
-def open_data_file(objects: ObjectFolder, name: str, entry: Entry) -> Iterator[pq.ParquetFile]:
+def open_data_file(
+    objects: ObjectFolder, name: str, entry: Entry, footer: bytes | None = None
+) -> Iterator[pq.ParquetFile]:
     """A file for reading its rows, whose pages are checked as they are read.
+
+    Args:
+        footer: its bytes, where they were read before, and said that it is ours: they are not read again.
 
     Raises:
         NotParquet, Damaged, OSError: see `read_footer`.
     """
     with objects.open(name, entry.size_bytes) as source:
-        metadata = _read_metadata(source, name, entry.size_bytes)
-        if _parse(metadata) is None:
+        metadata = _metadata_of(_read_footer(source, name, entry.size_bytes) if footer is None else footer)
+        if footer is None and _parse(metadata) is None:
             raise Damaged("it is not one of annotate's any more")
         yield pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
 
 
-def _read_metadata(source: pa.NativeFile, name: str, size_bytes: int) -> pq.FileMetaData:
+def _read_footer(source: pa.NativeFile, name: str, size_bytes: int) -> bytes:
     tail = _read_end(source, size_bytes, _TAIL_BYTES)
     if len(tail) < 12 or tail[-4:] != MAGIC:  # two magics and a length
         raise NotParquet(name)
     footer_bytes = int.from_bytes(tail[-8:-4], "little") + 8
     if footer_bytes > size_bytes - len(MAGIC):
         raise Damaged(f"a footer of {footer_bytes:,} bytes does not fit into it")
-    footer = (tail if footer_bytes <= len(tail) else _read_end(source, size_bytes, footer_bytes))[-footer_bytes:]
+    return (tail if footer_bytes <= len(tail) else _read_end(source, size_bytes, footer_bytes))[-footer_bytes:]
+
+
+def _metadata_of(footer: bytes) -> pq.FileMetaData:
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
     # Of bytes in memory: pyarrow's own complaints, and Python's of a name that is no text.

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.annotations.data_file import Damaged, Footer, NotParquet, OutputError, open_data_file, read_footer
+from pipeline.annotations.data_file import (
+    Damaged,
+    Footer,
+    Identity,
+    NotParquet,
+    OutputError,
+    open_data_file,
+    parse_footer,
+    read_footer,
+)
 from pipeline.messages.examples import Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed, is_of_content
@@ -56,7 +67,10 @@ def no_output(uri: Uri, lack: str) -> str:
 
 
 class DataFolder:
-    """The data files of an output, of which each footer is read once: for checking, counting and so on.
+    """The data files of an output, of which each footer is read once: for checking, counting, and reading rows.
+
+    A file is the same as long as listings show it with the same size and version. Where they tell no versions, nothing
+    is kept.
 
     Args:
         uri: of the output folder, which holds the folder of data files.
@@ -64,10 +78,11 @@ class DataFolder:
     """
 
     def __init__(self, uri: Uri, concurrency: int) -> None:
-        self._uri = uri
+        self.uri = uri
         self._concurrency = concurrency
         self._footers: dict[Entry, Footer] = {}
-        self._kinds: list[Footer] = []
+        self._kinds: dict[Identity, list[Footer]] = {}
+        self._contents = _Packed()
 
     def list(self, objects: ObjectFolder) -> tuple[list[Entry], list[str]]:
         """Data files, and names of temporary files.
@@ -85,7 +100,7 @@ class DataFolder:
     def _refuse(self, foreign: Sequence[str]) -> None:
         if foreign:
             raise OutputError(
-                f"{self._uri}/{DATA_FOLDER} holds files that this pipeline did not write: "
+                f"{self.uri}/{DATA_FOLDER} holds files that this pipeline did not write: "
                 f"{Examples.of(foreign)}. Move them away, or choose another output."
             )
 
@@ -98,39 +113,44 @@ class DataFolder:
         if entry not in self._footers:
             try:
                 with self._named(entry):
-                    footer = read_footer(objects, f"{DATA_FOLDER}/{entry.name}", entry)
+                    content = read_footer(objects, f"{DATA_FOLDER}/{entry.name}", entry)
+                    footer = parse_footer(content)
             except NotParquet:
                 return None
             if footer is None:
                 self._refuse([entry.name])
                 return None
             if footer.replaces == entry.name:
-                raise OutputError(f"{self._uri}/{DATA_FOLDER}/{entry.name} claims to replace itself: move it away")
+                raise OutputError(f"{self.uri}/{DATA_FOLDER}/{entry.name} claims to replace itself: move it away")
             if not entry.version:
                 return footer
+            self._contents.put(entry, content)
             self._footers[entry] = self._lean(footer)
         return self._footers[entry]
 
     def _lean(self, footer: Footer) -> Footer:
         """The same, sharing what nearly all files have in common: a footer of its own takes 10 kB."""
-        for kind in self._kinds:
-            if footer.identity == kind.identity and footer.schema.equals(kind.schema):
+        kinds = self._kinds.setdefault(footer.identity, [])
+        for kind in kinds:
+            if footer.schema.equals(kind.schema):
                 return replace(footer, identity=kind.identity, schema=kind.schema)
-        self._kinds.append(footer)
+        kinds.append(footer)
         return footer
 
-    def footers(self, objects: ObjectFolder) -> Iterator[tuple[Entry, Footer]]:
-        """All data files with their footers.
+    def footers(self, objects: ObjectFolder) -> dict[Entry, Footer]:
+        """All data files with their footers, in the order of the names.
 
         Raises:
             OutputError: see `list`; or a file is cut off.
         """
         entries, _ = self.list(objects)
+        found = {}
         footers = map_files(lambda entry: self.footer_or_none(objects, entry), entries, self._concurrency)
         for entry, footer in zip(entries, footers, strict=True):
             if footer is None:
                 raise OutputError(self._cut_off(entry))
-            yield entry, footer
+            found[entry] = footer
+        return found
 
     def survey(self, objects: ObjectFolder) -> Survey:
         """What there is, whatever state it is in, and though a run may be writing and replacing files meanwhile."""
@@ -143,16 +163,16 @@ class DataFolder:
             if not problems or problems.keys() <= set(objects.list(DATA_FOLDER).files):
                 break
         footers = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, Footer)}
-        settled = _settled(footers)
-        foreign = [entry.name for entry in visible if entry not in set(entries)]
+        counting = settled(footers)
+        foreign = [entry.name for entry in visible if not DATA_NAME.fullmatch(entry.name)]
         foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
         disagreement = ""
         try:
-            self.agreed(footers.items())
+            self.agreed(footers)
         except OutputError as error:
             disagreement = str(error)
-        superfluous = tuple(entry for entry in footers if entry not in settled)
-        return Survey(settled, superfluous, problems, tuple(foreign), disagreement)
+        superfluous = tuple(entry for entry in footers if entry not in counting)
+        return Survey(self, counting, superfluous, problems, tuple(foreign), disagreement)
 
     def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | str:
         try:
@@ -167,31 +187,19 @@ class DataFolder:
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
-        footers = dict(self.footers(objects))
-        self.agreed(footers.items())
-        return _settled(footers)
+        footers = self.footers(objects)
+        self.agreed(footers)
+        return settled(footers)
 
-    def settled(self, objects: ObjectFolder) -> dict[Entry, Footer]:
-        """The files that count, with their footers: without those that `Superfluous` finds.
-
-        Raises:
-            OutputError: see `footers`.
-        """
-        return _settled(dict(self.footers(objects)))
-
-    def common_footer(self, objects: ObjectFolder) -> Footer | None:
+    def agreed(self, footers: Mapping[Entry, Footer]) -> Footer | None:
         """What all files agree in, as the footer of one of them; ``None`` if there is no file.
 
         Raises:
-            OutputError: see `footers`; or the files disagree.
+            OutputError: the files disagree.
         """
-        return self.agreed(self.footers(objects))
-
-    def agreed(self, footers: Iterable[tuple[Entry, Footer]]) -> Footer | None:
-        """As `common_footer`, of these files."""
         first: tuple[Entry, Footer] | None = None
         odd: list[str] = []
-        for entry, footer in footers:
+        for entry, footer in footers.items():
             if first is None:
                 first = entry, footer
             elif _key(footer) != _key(first[1]):
@@ -200,7 +208,7 @@ class DataFolder:
             return None
         if odd:
             raise OutputError(
-                f"the files in {self._uri}/{DATA_FOLDER} were made with different weights, settings or "
+                f"the files in {self.uri}/{DATA_FOLDER} were made with different weights, settings or "
                 f"schemas: {Examples.of(odd)} and {first[0].name} do not belong together"
             )
         return first[1]
@@ -215,7 +223,8 @@ class DataFolder:
         """
         with self._named(entry):
             try:
-                with open_data_file(objects, f"{DATA_FOLDER}/{entry.name}", entry) as file:
+                footer = self._contents.get(entry)
+                with open_data_file(objects, f"{DATA_FOLDER}/{entry.name}", entry, footer) as file:
                     yield file
             except NotParquet:
                 raise OutputError(self._cut_off(entry)) from None
@@ -253,7 +262,7 @@ class DataFolder:
     @contextmanager
     def _named(self, entry: Entry) -> Iterator[None]:
         """What is wrong with a file, with its name and what to do."""
-        place = f"{self._uri}/{DATA_FOLDER}/{entry.name}"
+        place = f"{self.uri}/{DATA_FOLDER}/{entry.name}"
         try:
             yield
         except NotParquet:
@@ -269,7 +278,28 @@ class DataFolder:
             ) from None
 
     def _cut_off(self, entry: Entry) -> str:
-        return f"{self._uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover"
+        return f"{self.uri}/{DATA_FOLDER}/{entry.name} is cut off; run again to recover"
+
+
+class _Packed:
+    """Footers as they differ from the first one: 300 bytes of 10 kB each."""
+
+    def __init__(self) -> None:
+        self._first = b""
+        self._packed: dict[Entry, bytes] = {}
+        self._lock = Lock()
+
+    def put(self, entry: Entry, content: bytes) -> None:
+        """Keep the footer of a file."""
+        with self._lock:
+            self._first = self._first or content
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS, zdict=self._first)
+        self._packed[entry] = packer.compress(content) + packer.flush()
+
+    def get(self, entry: Entry) -> bytes | None:
+        """The footer; ``None`` if it was not kept."""
+        packed = self._packed.get(entry)
+        return None if packed is None else zlib.decompressobj(-zlib.MAX_WBITS, zdict=self._first).decompress(packed)
 
 
 @dataclass(frozen=True)
@@ -277,6 +307,7 @@ class Survey:
     """A folder of data files as it was found, for those who look and change nothing.
 
     Attributes:
+        folder: that was looked at; it knows the footers.
         footers: the files that count, with their footers; they need not belong together.
         superfluous: files whose rows others hold as well, see `Superfluous`; the next run removes them.
         problems: files that cannot be read, with why and what to do.
@@ -284,6 +315,7 @@ class Survey:
         disagreement: which files do not belong together, or "".
     """
 
+    folder: DataFolder
     footers: Mapping[Entry, Footer]
     superfluous: tuple[Entry, ...]
     problems: Mapping[Entry, str]
@@ -322,7 +354,8 @@ class Superfluous:
         return cls(replaced, doubled)
 
 
-def _settled(footers: Mapping[Entry, Footer]) -> dict[Entry, Footer]:
+def settled(footers: Mapping[Entry, Footer]) -> dict[Entry, Footer]:
+    """The files that count: without those that `Superfluous` finds."""
     superfluous = Superfluous.among(footers)
     left_out = {*superfluous.replaced, *superfluous.doubled}
     return {entry: footer for entry, footer in footers.items() if entry not in left_out}

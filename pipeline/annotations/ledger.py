@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ from pipeline.annotations.data_file import (
     differences,
     encode_data_file,
 )
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, stem
+from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, settled, stem
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import FAILED
@@ -53,17 +54,17 @@ COMPRESSION_LEVEL = 3
 
 
 def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
-    """By a data file, or else by the report; a report that is damaged tells nothing."""
-    folder = f"{DATA_FOLDER}/"
-    if folder in names and any(DATA_NAME.fullmatch(entry.name) for entry in open_objects(uri).list(DATA_FOLDER).files):
+    """By the report, or else by a data file: to list those takes longer. A report that is damaged tells nothing."""
+    run = None
+    if REPORT_NAME in names:
+        with suppress(OutputError):
+            run = RunJson.read(uri)
+    if run is not None and run.run_id and run.identity:
         return True
-    if REPORT_NAME not in names:
-        return None
-    try:
-        run = RunJson.read(uri)
-    except OutputError:
-        return None
-    return run is not None and bool(run.run_id and run.identity)
+    files = open_objects(uri).list(DATA_FOLDER).files if f"{DATA_FOLDER}/" in names else []
+    if any(DATA_NAME.fullmatch(entry.name) for entry in files):
+        return True
+    return None if run is None else False
 
 
 PAGE_NAME = "summary.html"
@@ -99,22 +100,92 @@ class DataFile(NamedTuple):
 
 
 @dataclass(frozen=True)
+class DataFiles:
+    """The data files of an output as one listing showed them.
+
+    Attributes:
+        folder: they are in.
+        footers: of each, in the order of the names.
+    """
+
+    folder: DataFolder
+    footers: Mapping[Entry, Footer]
+
+    @cached_property
+    def settled(self) -> Mapping[Entry, Footer]:
+        """Those that count: without the ones whose rows others hold as well."""
+        return settled(self.footers)
+
+    @cached_property
+    def counts(self) -> Counts:
+        """Rows by kind, from the footers of the files that count."""
+        return Counts.total(footer.counts for footer in self.settled.values())
+
+    def identity(self) -> Identity | None:
+        """What made the rows, as one of the files says; ``None`` if there are no data.
+
+        Raises:
+            OutputError: the files disagree.
+        """
+        footer = self.folder.agreed(self.footers)
+        return footer.identity if footer else None
+
+    def check_identity(self, identity: Identity, schema: pa.Schema | None = None) -> None:
+        """Raise unless rows of this identity belong in this output.
+
+        An empty output takes any, and so does one of which every row failed: see `in_the_way`.
+
+        Args:
+            identity: of the run about to start.
+            schema: of its rows, if the columns are to be compared too.
+
+        Raises:
+            IdentityMismatch: showing what changed.
+            OutputError: the files disagree among themselves.
+        """
+        if not self._has_annotated():
+            return
+        footer = self.folder.agreed(self.footers)
+        changed = differences(footer, identity, schema) if footer else []
+        if changed:
+            message = (
+                f"{self.folder.uri} holds results that were made with other settings (there -> now): "
+                f"{'; '.join(changed)}. Write to another output, or run with the settings that it was made with"
+            )
+            raise IdentityMismatch(message, changed)
+
+    def in_the_way(self, identity: Identity, schema: pa.Schema) -> dict[Entry, Footer]:
+        """Files of rows that failed under other settings, where nothing succeeded; see `OutputStore.make_way`."""
+        if self._has_annotated():
+            return {}
+        return {entry: footer for entry, footer in self.footers.items() if differences(footer, identity, schema)}
+
+    def _has_annotated(self) -> bool:
+        return any(footer.counts.annotated for footer in self.footers.values())
+
+
+@dataclass(frozen=True)
 class Recovery:
     """What was put right.
 
     Attributes:
-        num_files: data files there are now.
+        files: that there are now.
         temporary: leftovers of writers that died, removed.
         half_written: files that are cut off, removed; their images are pending again.
         replaced: files whose replacement was complete, removed.
         doubled: files whose rows another one holds as well, removed.
     """
 
-    num_files: int
+    files: DataFiles = field(compare=False, repr=False)
     temporary: tuple[str, ...] = ()
     half_written: tuple[str, ...] = ()
     replaced: tuple[str, ...] = ()
     doubled: tuple[str, ...] = ()
+
+    @property
+    def num_files(self) -> int:
+        """How many there are now."""
+        return len(self.files.footers)
 
     def __bool__(self) -> bool:
         """Whether there was anything to do."""
@@ -139,7 +210,8 @@ class OutputStore:
         return type(self), (self.uri, self.concurrency, self.timeout_s)
 
     @cached_property
-    def _files(self) -> DataFolder:
+    def folder(self) -> DataFolder:
+        """Of the data files: as long as this object lives, their footers are read once."""
         return DataFolder(self.uri, self.concurrency)
 
     def write_rows(
@@ -184,8 +256,8 @@ class OutputStore:
             Changed: another run writes there.
         """
         objects = self._open()
-        entries, temporary = self._files.list(objects)
-        footers = list(map_files(lambda entry: self._files.footer_or_none(objects, entry), entries, self.concurrency))
+        entries, temporary = self.folder.list(objects)
+        footers = list(map_files(lambda entry: self.folder.footer_or_none(objects, entry), entries, self.concurrency))
         whole = {entry: footer for entry, footer in zip(entries, footers, strict=True) if footer is not None}
         half_written = [entry for entry in entries if entry not in whole]
         superfluous = Superfluous.among(whole)
@@ -200,59 +272,25 @@ class OutputStore:
             objects.delete(name)  # nobody else has, or will have, this name
         groups = (half_written, superfluous.replaced, superfluous.doubled)
         names = (tuple(entry.name for entry in group) for group in groups)
-        return Recovery(len(entries) - len(removed), (*temporary, *others), *names)
+        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(removed))}
+        return Recovery(DataFiles(self.folder, kept), (*temporary, *others), *names)
 
-    def identity(self) -> Identity | None:
-        """What made the rows, as one of the files says; ``None`` if there are no data.
-
-        Raises:
-            OutputError: the files disagree.
-        """
-        footer = self._files.common_footer(self._open())
-        return footer.identity if footer else None
-
-    def check_identity(self, identity: Identity, schema: pa.Schema | None = None) -> None:
-        """Raise unless rows of this identity belong in this output.
-
-        An empty output takes any, and so does one of which every row failed: see `make_way`.
-
-        Args:
-            identity: of the run about to start.
-            schema: of its rows, if the columns are to be compared too.
-
-        Raises:
-            IdentityMismatch: showing what changed.
-            OutputError: the files disagree among themselves.
-        """
-        footers = dict(self._files.footers(self._open()))
-        if not any(footer.counts.annotated for footer in footers.values()):
-            return
-        footer = self._files.agreed(footers.items())
-        changed = differences(footer, identity, schema) if footer else []
-        if changed:
-            message = (
-                f"{self.uri} holds results that were made with other settings (there -> now): {'; '.join(changed)}. "
-                "Write to another output, or run with the settings that it was made with"
-            )
-            raise IdentityMismatch(message, changed)
-
-    def iter_ids(self, columns: Sequence[str] = ("image_id",)) -> Iterator[pa.Table]:
-        """Columns of all rows, a table a file, read ahead by ``concurrency`` files.
+    def files(self) -> DataFiles:
+        """The data files, listed anew.
 
         Raises:
             OutputError: see `recover`; or a file is cut off.
+        """
+        return DataFiles(self.folder, self.folder.footers(self._open()))
+
+    def iter_ids(self, files: Iterable[Entry], columns: Sequence[str] = ("image_id",)) -> Iterator[pa.Table]:
+        """Columns of all rows of some files, a table a file, read ahead by ``concurrency`` files.
+
+        Raises:
+            OutputError: a file is damaged, or cut off.
         """
         objects = self._open()
-        entries = list(self._files.settled(objects))
-        return map_files(lambda entry: self._files.read(objects, entry, columns), entries, self.concurrency)
-
-    def counts(self) -> Counts:
-        """Rows by kind, from the footers.
-
-        Raises:
-            OutputError: see `recover`; or a file is cut off.
-        """
-        return Counts.total(footer.counts for footer in self._files.settled(self._open()).values())
+        return map_files(lambda entry: self.folder.read(objects, entry, columns), list(files), self.concurrency)
 
     def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
         """Remove the failed rows, so that their images are pending again; how many there were.
@@ -271,11 +309,12 @@ class OutputStore:
         """
         objects = self._open()
         token = uuid.uuid4().hex[:8]
-        with_failures = [(entry, footer) for entry, footer in self._files.footers(objects) if footer.counts.failed]
+        footers = self.folder.footers(objects).items()
+        with_failures = [(entry, footer) for entry, footer in footers if footer.counts.failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:
             entry, footer = item
-            rows = self._files.read(objects, entry, None)
+            rows = self.folder.read(objects, entry, None)
             kept = rows.filter(pc.not_equal(rows["status"], FAILED))
             if kept.num_rows:
                 content = encode_data_file(kept, footer.identity, compression_level, replaces=entry.name)
@@ -285,17 +324,6 @@ class OutputStore:
 
         return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
 
-    def in_the_way(self, identity: Identity, schema: pa.Schema) -> dict[Entry, Footer]:
-        """Files of rows that failed under other settings, where nothing succeeded under them; see `make_way`.
-
-        Raises:
-            OutputError: see `counts`.
-        """
-        footers = dict(self._files.footers(self._open()))
-        if any(footer.counts.annotated for footer in footers.values()):
-            return {}
-        return {entry: footer for entry, footer in footers.items() if differences(footer, identity, schema)}
-
     def make_way(self, files: Mapping[Entry, Footer], fence: Callable[[], None]) -> int:
         """Remove rows; how many there were.
 
@@ -303,7 +331,7 @@ class OutputStore:
         settings. An output that holds an annotated row is left as it is.
 
         Args:
-            files: that are `in_the_way` of the run about to start.
+            files: that are `DataFiles.in_the_way` of the run about to start.
             fence: see `strip_failed`.
 
         Raises:
@@ -332,12 +360,12 @@ class OutputStore:
     ) -> None:
         """Raise unless others hold all that is to be kept of these files: no row may be lost by a mistake."""
         for old, new in superfluous.replaced.items():
-            rows = self._files.read(objects, old, ["image_id", "status"])
+            rows = self.folder.read(objects, old, ["image_id", "status"])
             kept = rows.filter(pc.not_equal(rows["status"], FAILED))["image_id"]
             if data_file_name(kept) != f"{stem(new.name)}.parquet" or footers[new].counts.failed:
                 raise self._not_the_same(f"{new.name} claims to replace {old.name}", "holds other rows")
         for one, other in superfluous.doubled.items():
-            ids = (self._files.read(objects, entry, ["image_id"])["image_id"] for entry in (one, other))
+            ids = (self.folder.read(objects, entry, ["image_id"])["image_id"] for entry in (one, other))
             if len({data_file_name(each) for each in ids}) > 1:
                 raise self._not_the_same(f"{one.name} has the name of {other.name}", "holds other rows")
 

@@ -182,12 +182,13 @@ class Overview:
         return self.run is not None and self.run.state is state
 
 
-def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
+def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES, folder: DataFolder | None = None) -> Overview:
     """Look an output over.
 
     Args:
         uri: of the output folder.
         num_examples: how many failed images to name for each error code.
+        folder: its data files, where somebody has looked at them before: footers that it knows are not read again.
 
     Raises:
         OutputError: it is no output of an annotate job.
@@ -203,8 +204,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     run = _read_report(uri, problems)
     if run is not None and run.state is RunState.RUNNING and (lock is None or lock.holder.run_id != run.run_id):
         lock = _read_lock(uri, objects)  # a run that began between the two looks
-    folder = DataFolder(uri, _CONCURRENCY)
-    survey = folder.survey(objects)
+    survey = (folder or DataFolder(uri, _CONCURRENCY)).survey(objects)
     if not survey.footers and not survey.problems and run is None and lock is None:
         raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()
@@ -221,7 +221,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES) -> Overview:
     if survey.disagreement:
         problems.append(survey.disagreement)
     counts = Counts.total(footer.counts for footer in survey.footers.values())
-    rows = _Rows(folder, objects, survey.footers, counts, problems)
+    rows = _Rows(survey.folder, objects, survey.footers, counts, problems)
     return Overview(
         uri=uri,
         looked_at=datetime.now(timezone.utc),
@@ -244,7 +244,7 @@ def failed_rows(overview: Overview, problems: list[str]) -> Iterator[FailedRow]:
         overview: of the output.
         problems: gets why files cannot be read, whose rows are left out.
     """
-    objects, folder = open_objects(overview.uri), DataFolder(overview.uri, _CONCURRENCY)
+    objects, folder = open_objects(overview.uri), overview.survey.folder
     problems += overview.survey.problems.values()
     with_failures = [entry for entry, footer in overview.survey.footers.items() if footer.counts.failed]
     for rows in _read_failed(folder, objects, with_failures, problems):

@@ -98,21 +98,18 @@ class OutputRows:
             raise OutputError(f"the ids in {self._uri} are integers: {error}") from None
 
 
-def sample_files(
-    uri: Uri,
-    num_files: int,
+def first_rows(
+    folder: DataFolder,
+    files: Sequence[Entry],
     columns: Sequence[str],
     work: Callable[[pa.Table], Result],
     concurrency: int,
 ) -> Iterator[Result]:
-    """What ``work`` makes of the first row group of files drawn evenly over an output, always the same ones.
-
-    What it costs does not grow with the output. A file's name is a digest of its ids, so the order of the names has
-    nothing to do with what is on the images.
+    """What ``work`` makes of the first row group of some files.
 
     Args:
-        uri: of the output folder; an empty one has no files.
-        num_files: at most.
+        folder: they are in.
+        files: to read.
         columns: to read.
         work: is called in threads.
         concurrency: files in memory.
@@ -120,14 +117,13 @@ def sample_files(
     Raises:
         OutputError: a file is damaged, or not ours.
     """
-    objects, folder = open_objects(uri), DataFolder(uri, concurrency)
-    entries, _ = folder.list(objects)
+    objects = open_objects(folder.uri)
 
     def read(entry: Entry) -> Result:
         with folder.open(objects, entry) as file:
             return work(file.read_row_group(0, list(columns), use_threads=False))
 
-    return map_files(read, evenly(entries, num_files), concurrency)
+    return map_files(read, files, concurrency)
 
 
 def evenly(items: Sequence[Item], most: int) -> list[Item]:

@@ -131,6 +131,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What Ray may deal out on each node that is alive, by its name: ``CPU``, ``GPU`` and others."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def describe_cluster() -> dict[str, Any]:
     """Nodes, CPUs, GPUs with their kinds, and memory of the object store."""
     resources = ray.cluster_resources()

@@ -175,7 +175,7 @@ def _model(predictions: Predictions) -> dict[str, str]:
     """What made the predictions, where they say it."""
     if not isinstance(predictions, AnnotatedOutput):
         return {}
-    identity = OutputStore(predictions.uri).identity()
+    identity = OutputStore(predictions.uri).files().identity()
     if identity is None:
         return {}
     keys = ("model_name", "weights_sha256", "config_digest", "code_version")

@@ -90,10 +90,10 @@ def test_every_field_is_described() -> None:
 
 @pytest.mark.parametrize(
     ("resources", "expected"),
-    [({}, (1, 1)), ({"actors": 3}, (3, 3)), ({"min_actors": 1, "max_actors": 4}, (1, 4))],
+    [({}, None), ({"actors": 3}, (3, 3)), ({"min_actors": 1, "max_actors": 4}, (1, 4))],
     ids=["default", "fixed", "growing"],
 )
-def test_pool_size(resources: dict[str, Any], expected: tuple[int, int]) -> None:
+def test_pool_size(resources: dict[str, Any], expected: tuple[int, int] | None) -> None:
     assert config(resources=resources).resources.actor_range == expected
 
 

@@ -25,7 +25,7 @@ class Stages:
     """Gives blocks, and then an error."""
 
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
-        self._coming: list[Block | BaseException] = [Block(name, 4, 1) for name in blocks]
+        self._coming: list[Block | BaseException] = [Block(name, 1) for name in blocks]
         self._coming += [] if error is None else [error]
         self.ended = False
 
@@ -107,7 +107,9 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
 def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
     run.parts = SimpleNamespace(  # type: ignore[assignment]
-        config=SimpleNamespace(output=output, resources=SimpleNamespace(object_store_limit_bytes=None)),
+        config=SimpleNamespace(
+            output=output, images_per_block=4, resources=SimpleNamespace(object_store_limit_bytes=None)
+        ),
         **dict.fromkeys(("monitor", "store", "identity", "fence", "schema", "categories")),
         pool=SimpleNamespace(max_writes=8),
     )
@@ -161,8 +163,12 @@ class Output:
     def __init__(self, uri: Uri, at_strip: BaseException | None = None) -> None:
         self.uri, self._at_strip = uri, at_strip
 
+    @property
     def counts(self) -> Counts:
         return Counts(annotated=8, failed=2)
+
+    def files(self) -> Any:
+        return self
 
     def in_the_way(self, *_: Any) -> dict[Any, Any]:
         return {}
@@ -181,14 +187,14 @@ def executed(
 ) -> Callable[[], RunJson]:
     """The job from where Ray is connected on, without Ray."""
     monkeypatch.setattr(job._Run, "_new_report", lambda *_: RunJson(run_id="second", state=RunState.RUNNING))
-    monkeypatch.setattr(job._Run, "pending", lambda _: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
     monkeypatch.setattr(job._Run, "_annotate_all", work)
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
     run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
     started: Any = SimpleNamespace(cluster={}, figures=lambda todo: ThisRun())
-    redo = run.to_redo(anything, retry_failed)
-    return lambda: run.execute(started, redo, None if redo else run.pending())
+    redo = run.to_redo(store.files(), anything, retry_failed)
+    return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
 
 
 @pytest.mark.parametrize(("error", "state"), [(KeyboardInterrupt(), "stopped"), (OSError("no"), "failed")])

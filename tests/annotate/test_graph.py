@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
 import pytest
 
+from pipeline.annotate import pool
+from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.graph import Block, Gatherer, rows_per_fetch
 
 
@@ -18,7 +22,7 @@ class Clock:
 
 def add(gathered: Gatherer, names: str, num_bytes: int = 1) -> None:
     for name in names:
-        gathered.add(Block(name, 4, num_bytes))
+        gathered.add(Block(name, num_bytes))
 
 
 def take(gathered: Gatherer, everything: bool = False) -> str:
@@ -26,13 +30,13 @@ def take(gathered: Gatherer, everything: bool = False) -> str:
 
 
 def test_a_file_is_due_when_it_is_full() -> None:
-    gathered = Gatherer(8, 100, 100.0, Clock())
+    gathered = Gatherer(2, 100, 100.0, Clock())
     add(gathered, "a")
     assert take(gathered) == ""
     add(gathered, "bc")
     assert take(gathered) == "ab"
     assert take(gathered) == ""
-    assert (gathered.num_rows, gathered.num_bytes) == (4, 1)
+    assert gathered.num_bytes == 1
 
 
 def test_a_file_is_due_when_its_blocks_take_much_memory() -> None:
@@ -59,7 +63,7 @@ def test_a_file_is_due_when_its_oldest_rows_have_waited() -> None:
 
 
 def test_everything_is_due_at_the_end() -> None:
-    gathered = Gatherer(8, 100, 100.0, Clock())
+    gathered = Gatherer(2, 100, 100.0, Clock())
     add(gathered, "abc")
     assert [take(gathered, everything=True) for _ in range(3)] == ["ab", "c", ""]
 
@@ -83,24 +87,44 @@ def test_rows_of_a_fetch_task(num_pending: int, rows_per_block: int, cpus: float
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_lost_doubled_or_kept_too_long(seed: int) -> None:
     rng, clock = random.Random(seed), Clock()
-    gathered = Gatherer(50, 100, 10.0, clock)
+    gathered = Gatherer(6, 100, 10.0, clock)
     came: dict[int, tuple[float, Block]] = {}
     written: list[int] = []
 
     def look(everything: bool = False) -> None:
         while file := gathered.take(everything):
-            assert sum(block.num_rows for block in file) <= 50
+            assert len(file) <= 6
             assert len(file) == 1 or sum(block.num_bytes for block in file) <= 100
             written.extend(block.ref for block in file)
-        waiting = [ref for ref in came if ref not in written and came[ref][1].num_rows]
+        waiting = [ref for ref in came if ref not in written]
         assert all(clock.now - came[ref][0] < 10.0 for ref in waiting)
-        assert sum(came[ref][1].num_rows for ref in waiting) == gathered.num_rows < 50
+        assert len(waiting) < 6
         assert sum(came[ref][1].num_bytes for ref in waiting) == gathered.num_bytes < 100
 
     for ref in range(300):
         clock.now += rng.choice([0.0, 0.1, 3.0])
-        came[ref] = (clock.now, Block(ref, rng.randint(0, 20), rng.randint(0, 60)))
+        came[ref] = (clock.now, Block(ref, rng.randint(0, 60)))
         gathered.add(came[ref][1])
         look()
     look(everything=True)
-    assert written == [ref for ref in came if came[ref][1].num_rows]  # in order: a retry writes the same files
+    assert written == list(came)  # in order: a retry writes the same files
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings"),
+    [
+        pytest.param({"CPU": 2.0}, {}, id="two cores, a replica on one of them"),
+        pytest.param({"CPU": 2.0}, {"fetch_cpus_per_task": 0.5}, id="two fetch tasks beside it"),
+        pytest.param({"CPU": 16.0, "GPU": 1.0}, {}, id="a GPU"),
+        pytest.param({"CPU": 64.0, "GPU": 8.0}, {"actors": 8}, id="eight GPUs"),
+        pytest.param({"CPU": 1.0, "GPU": 1.0}, {}, id="one core beside a GPU"),
+    ],
+)
+def test_files_are_written_where_fetching_fills_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pool, "node_resources", lambda: [resources])
+    chosen = pool.choose_pool(ResourcesConfig(**settings))
+    free = resources["CPU"] - chosen.min_actors * chosen.cpus
+    free -= math.floor(free / chosen.fetch_cpus) * chosen.fetch_cpus
+    assert free >= chosen.max_writes * pool.LIGHT_CPUS

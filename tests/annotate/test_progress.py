@@ -73,7 +73,7 @@ def test_retried_tasks_do_not_count_beyond_the_total() -> None:
 
 
 def so_far(images: int, **failed: int) -> StageCounts:
-    return StageCounts(encoded=images, failed=Counter(failed))
+    return StageCounts(segmented=images, failed=Counter(failed))
 
 
 class TestFailureWatch:

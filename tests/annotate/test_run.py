@@ -427,7 +427,7 @@ class TestFirstRun:
         assert max(rows) <= 8
         store = OutputStore(Uri(str(first.out)))
         assert store.recover(lambda: None).num_files == len(rows)
-        identity = store.identity()
+        identity = store.files().identity()
         assert identity is not None
         assert (identity.weights_sha256, identity.run_id) == (checkpoint.weights_sha256, first.report["run_id"])
         assert identity.config_digest == first.report["identity"]["config_digest"]

@@ -52,4 +52,4 @@ def output_table(
 
 def all_ids(store: OutputStore) -> list[int | str]:
     """Every id in the output, sorted, as often as it is there."""
-    return sorted(i for table in store.iter_ids() for i in table["image_id"].to_pylist())
+    return sorted(i for table in store.iter_ids(store.files().settled) for i in table["image_id"].to_pylist())

@@ -58,7 +58,8 @@ def output(tmp_path: Path) -> Output:
 
 
 def _ids(uri: Uri) -> Any:
-    return [table.to_pydict() for table in OutputStore(uri).iter_ids(("image_id", "status"))]
+    store = OutputStore(uri)
+    return [table.to_pydict() for table in store.iter_ids(store.files().settled, ("image_id", "status"))]
 
 
 def _export(uri: Uri) -> Any:
@@ -90,8 +91,8 @@ def _show(uri: Uri) -> Any:
 
 READERS: dict[str, Callable[[Uri], Any]] = {
     "resume": _ids,
-    "books": lambda uri: OutputStore(uri).counts(),
-    "identity": lambda uri: OutputStore(uri).identity(),
+    "books": lambda uri: OutputStore(uri).files().counts,
+    "identity": lambda uri: OutputStore(uri).files().identity(),
     "export": _export,
     "visualize": lambda uri: list(OutputRows(uri).annotated()),
     "rows by id": lambda uri: OutputRows(uri).by_id(["1", "3", "999"]),
@@ -158,7 +159,7 @@ def test_rows_are_not_removed_where_they_cannot_be_read(output: Output) -> None:
     assert output.file.read_bytes() == bytes(content)
     output.file.rename(output.file.parents[2] / "away")
     assert OutputStore(output.uri).recover(lambda: None).num_files == 1
-    assert OutputStore(output.uri).counts().rows == 1
+    assert OutputStore(output.uri).files().counts.rows == 1
 
 
 def _of_an_earlier_release(table: pa.Table, changed: dict[str, str | bytes | None]) -> bytes:
@@ -249,9 +250,9 @@ def test_settings_that_are_none(output: Output, settings: str) -> None:
     """They are shown where another run has others, and are no reason to end otherwise."""
     output.file.write_bytes(_of_an_earlier_release(table_of(awkward_pictures()), {"content_config": settings}))
     output.file.parent.joinpath(next(f for f in output.file.parent.iterdir() if f != output.file)).unlink()
-    OutputStore(output.uri).check_identity(IDENTITY)
+    OutputStore(output.uri).files().check_identity(IDENTITY)
     with pytest.raises(OutputError, match="made with other settings"):
-        OutputStore(output.uri).check_identity(type(IDENTITY)(**asdict(IDENTITY) | {"config_digest": "d" * 64}))
+        OutputStore(output.uri).files().check_identity(type(IDENTITY)(**asdict(IDENTITY) | {"config_digest": "d" * 64}))
 
 
 def test_a_schema_of_others_that_is_deeply_nested(output: Output) -> None:
@@ -280,4 +281,4 @@ def test_a_storage_that_fails_is_no_damage(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(FsspecObjects, "read_range", fail)
     for _ in range(2):  # when the rows are read, and when the footer is
         with pytest.raises(OSError, match=rf"{name} cannot be read: HTTP 503"):
-            list(store.iter_ids())
+            list(store.iter_ids(store.files().settled))

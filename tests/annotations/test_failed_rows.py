@@ -48,9 +48,9 @@ def test_all_jobs_read_both(tmp_path: Path, before: set[int]) -> None:
     uri, now = write(tmp_path / "some", before), write(tmp_path / "now", set())
 
     store = OutputStore(uri)
-    store.check_identity(IDENTITY, table_of(FILES[0]).schema)  # so a run may go on with it
-    assert (store.counts().annotated, store.counts().failed) == (3, 4)
-    assert sum(store.counts().detections_by_category.values()) == 3
+    store.files().check_identity(IDENTITY, table_of(FILES[0]).schema)  # so a run may go on with it
+    assert (store.files().counts.annotated, store.files().counts.failed) == (3, 4)
+    assert sum(store.files().counts.detections_by_category.values()) == 3
 
     for writer in (write_coco, write_coco_results):
         files = io.BytesIO(), io.BytesIO()
@@ -78,4 +78,4 @@ def test_all_jobs_read_both(tmp_path: Path, before: set[int]) -> None:
     assert {row["status"] for row in rows.by_id(["1", "4", "7"])} == {FAILED}
 
     assert store.strip_failed(lambda: None) == 4
-    assert (store.counts().annotated, store.counts().failed) == (3, 0)
+    assert (store.files().counts.annotated, store.files().counts.failed) == (3, 0)

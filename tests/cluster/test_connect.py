@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
@@ -27,93 +28,228 @@ from ray.core.generated.gcs_service_pb2_grpc import (
     add_NodeInfoGcsServiceServicer_to_server,
 )
 
+from pipeline.annotate import pool
 from pipeline.annotate.config import ResourcesConfig
-from pipeline.annotate.pool import Pool, choose_pool
+from pipeline.annotate.pool import NoGpus, Pool, choose_pool, gpus_waited_for
 from pipeline.cluster.address import ClusterError
 from pipeline.cluster.connect import RayNotStarted, check_address, connect
 from pipeline.storage.uris import UriText
 
-LAPTOP = {"CPU": 8.0}
-GPU_BOX = {"CPU": 16.0, "GPU": 1.0}
-CLUSTER = {"CPU": 256.0, "GPU": 16.0}
+LAPTOP = [{"CPU": 8.0}]
+TWO_CORES = [{"CPU": 2.0}]
+GPU_BOX = [{"CPU": 16.0, "GPU": 1.0}]
+HEAD: dict[str, float] = {}
+CLUSTER = [HEAD, {"CPU": 64.0}, *4 * [{"CPU": 48.0, "GPU": 4.0}]]
 
 
 @pytest.mark.parametrize(
     ("cluster", "settings", "expected"),
     [
-        pytest.param(LAPTOP, {}, Pool(1, 1, 0.0, 1.0, 0.99), id="laptop"),
+        pytest.param(LAPTOP, {}, Pool(1, 1, 0.0, 1.0, 0.99, 1), id="laptop"),
         pytest.param(
-            LAPTOP, {"actors": 2, "cpus_per_actor": 3.0}, Pool(2, 2, 0.0, 3.0, 0.99), id="laptop, two replicas"
+            LAPTOP, {"actors": 2, "cpus_per_actor": 3.0}, Pool(2, 2, 0.0, 3.0, 0.99, 2), id="laptop, two replicas"
         ),
-        pytest.param(LAPTOP, {"cpus_per_actor": 0.0}, Pool(1, 1, 0.0, 0.0, 0.99), id="laptop, nothing reserved"),
+        pytest.param(LAPTOP, {"cpus_per_actor": 0.0}, Pool(1, 1, 0.0, 0.0, 0.99, 1), id="laptop, nothing reserved"),
         pytest.param(
             LAPTOP,
             {"cpus_per_actor": 2.0, "fetch_cpus_per_task": 2.0},
-            Pool(1, 1, 0.0, 2.0, 1.98),
+            Pool(1, 1, 0.0, 2.0, 1.98, 1),
             id="kept apart from fetch",
         ),
-        pytest.param(LAPTOP, {"fetch_cpus_per_task": 0.5}, Pool(1, 1, 0.0, 1.0, 0.495), id="fetch takes less anyway"),
-        pytest.param(LAPTOP, {"gpus_per_actor": 0.0, "actors": 7}, Pool(7, 7, 0.0, 1.0, 0.99), id="as many as fit"),
-        pytest.param({"CPU": 2.0}, {}, Pool(1, 1, 0.0, 1.0, 0.99), id="two cores"),
-        pytest.param(GPU_BOX, {}, Pool(1, 1, 1.0, 0.0, 0.99), id="GPU box"),
-        pytest.param(GPU_BOX, {"gpus_per_actor": 0.0}, Pool(1, 1, 0.0, 1.0, 0.99), id="GPU box, on the CPU"),
-        pytest.param(GPU_BOX, {"gpus_per_actor": 0.5, "actors": 2}, Pool(2, 2, 0.5, 0.0, 0.99), id="two share a GPU"),
-        pytest.param(GPU_BOX, {"cpus_per_actor": 2.0}, Pool(1, 1, 1.0, 2.0, 0.99), id="CPUs beside the GPU"),
-        pytest.param(CLUSTER, {"actors": 16}, Pool(16, 16, 1.0, 0.0, 0.99), id="whole cluster"),
-        pytest.param(CLUSTER, {"min_actors": 2, "max_actors": 64}, Pool(2, 64, 1.0, 0.0, 0.99), id="may grow beyond"),
-        pytest.param(CLUSTER, {"min_actors": 3, "max_actors": 3}, Pool(3, 3, 1.0, 0.0, 0.99), id="range of one"),
-        pytest.param({"CPU": 8.0, "GPU": 0.5}, {}, Pool(1, 1, 0.0, 1.0, 0.99), id="less than a GPU is none"),
+        pytest.param(
+            LAPTOP, {"fetch_cpus_per_task": 0.5}, Pool(1, 1, 0.0, 1.0, 0.495, 1), id="fetch takes less anyway"
+        ),
+        pytest.param(LAPTOP, {"gpus_per_actor": 0.0, "actors": 7}, Pool(7, 7, 0.0, 1.0, 0.99, 7), id="as many as fit"),
+        pytest.param(TWO_CORES, {}, Pool(1, 1, 0.0, 1.0, 0.99, 1), id="two cores"),
+        pytest.param(GPU_BOX, {}, Pool(1, 1, 1.0, 0.0, 0.99, 1), id="GPU box"),
+        pytest.param(GPU_BOX, {"gpus_per_actor": 0.0}, Pool(1, 1, 0.0, 1.0, 0.99, 1), id="GPU box, on the CPU"),
+        pytest.param(
+            GPU_BOX, {"gpus_per_actor": 0.5, "actors": 2}, Pool(2, 2, 0.5, 0.0, 0.99, 2), id="two share a GPU"
+        ),
+        pytest.param(GPU_BOX, {"cpus_per_actor": 2.0}, Pool(1, 1, 1.0, 2.0, 0.99, 1), id="CPUs beside the GPU"),
+        pytest.param(CLUSTER, {"actors": 16}, Pool(16, 16, 1.0, 0.0, 0.99, 16), id="whole cluster"),
+        pytest.param(
+            CLUSTER, {"min_actors": 2, "max_actors": 64}, Pool(2, 64, 1.0, 0.0, 0.99, 16), id="may grow beyond"
+        ),
+        pytest.param(CLUSTER, {"min_actors": 3, "max_actors": 3}, Pool(3, 3, 1.0, 0.0, 0.99, 3), id="range of one"),
+        pytest.param([{"CPU": 8.0, "GPU": 0.5}], {}, Pool(1, 1, 0.0, 1.0, 0.99, 1), id="less than a GPU is none"),
+        pytest.param([{"CPU": 64.0}] * 3, {}, Pool(1, 1, 0.0, 1.0, 0.99, 1), id="CPUs alone, many"),
+        pytest.param(CLUSTER, {}, Pool(16, 16, 1.0, 0.0, 0.99, 16), id="all GPUs"),
+        pytest.param(CLUSTER, {"gpus_per_actor": 0.5}, Pool(32, 32, 0.5, 0.0, 0.99, 32), id="all, two on each"),
+        pytest.param(CLUSTER, {"gpus_per_actor": 0.4}, Pool(32, 32, 0.4, 0.0, 0.99, 32), id="no part of two GPUs"),
+        pytest.param(CLUSTER, {"gpus_per_actor": 1 / 3}, Pool(48, 48, 1 / 3, 0.0, 0.99, 48), id="thirds"),
+        pytest.param(CLUSTER, {"cpus_per_actor": 16.0}, Pool(12, 12, 1.0, 16.0, 0.99, 12), id="CPUs of each node"),
+        pytest.param(
+            [{"CPU": 8.0, "GPU": 8.0}], {"cpus_per_actor": 1.0}, Pool(7, 7, 1.0, 1.0, 0.99, 7), id="one core is kept"
+        ),
+        pytest.param([HEAD, {"CPU": 4.0, "GPU": 1.5}], {}, Pool(1, 1, 1.0, 0.0, 0.99, 1), id="half a GPU is over"),
+        pytest.param(CLUSTER, {"wait_for_gpus_s": 9.0, "actors": 20}, Pool(20, 20, 1.0, 0.0, 0.99, 20), id="16 came"),
+        pytest.param(CLUSTER, {"wait_for_gpus_s": 9.0}, Pool(16, 16, 1.0, 0.0, 0.99, 16), id="all that came"),
+        pytest.param(
+            CLUSTER,
+            {"wait_for_gpus_s": 9.0, "min_actors": 20, "max_actors": 32},
+            Pool(20, 32, 1.0, 0.0, 0.99, 20),
+            id="fewer than the fewest came",
+        ),
     ],
 )
 def test_pool(
-    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float], settings: dict[str, Any], expected: Pool
+    monkeypatch: pytest.MonkeyPatch, cluster: list[dict[str, float]], settings: dict[str, Any], expected: Pool
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
+    monkeypatch.setattr(pool, "node_resources", lambda: cluster)
     assert choose_pool(ResourcesConfig(**settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("cluster", "settings", "warnings"),
+    [
+        pytest.param([{"CPU": 3.0, "GPU": 8.0}], {}, ["3 CPUs for 8 GPUs: .* so they feed about 200 "], id="few CPUs"),
+        pytest.param([{"CPU": 3.0, "GPU": 8.0}], {"actors": 3}, [], id="not for three of them"),
+        pytest.param([{"CPU": 3.0, "GPU": 2.0}], {"cpus_per_actor": 0.75}, ["1.5 CPUs for 2 "], id="they take some"),
+        pytest.param([{"CPU": 64.0}], {}, ["a single replica on one of 64 CPUs: "], id="idle CPUs"),
+        pytest.param([{"CPU": 64.0}], {"cpus_per_actor": 32.0}, [], id="chosen"),
+        pytest.param(TWO_CORES, {}, [], id="two cores"),
+        pytest.param(CLUSTER, {}, [], id="enough of all"),
+    ],
+)
+def test_what_is_short_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    cluster: list[dict[str, float]],
+    settings: dict[str, Any],
+    warnings: list[str],
+) -> None:
+    monkeypatch.setattr(pool, "node_resources", lambda: cluster)
+    choose_pool(ResourcesConfig(**settings))
+    assert len(caplog.messages) == len(warnings)
+    assert all(re.search(pattern, said) for pattern, said in zip(warnings, caplog.messages, strict=True))
 
 
 @pytest.mark.parametrize(
     ("cluster", "settings", "message"),
     [
         pytest.param(
-            LAPTOP, {"gpus_per_actor": 1.0}, "1 replica of 1 GPU: that takes 1 GPU, and the cluster has 0", id="no GPU"
+            LAPTOP,
+            {"gpus_per_actor": 1.0},
+            "1 replica of 1 GPU do not fit on 0 GPUs, which have room for 0",
+            id="no GPU",
         ),
-        pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU: that takes 2 GPUs", id="one GPU too few"),
-        pytest.param(GPU_BOX, {"actors": 3, "gpus_per_actor": 0.5}, "that takes 1.5 GPUs", id="shares too many"),
-        pytest.param(CLUSTER, {"min_actors": 17, "max_actors": 20}, "that takes 17 GPUs", id="fewest do not fit"),
-        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPU, and 1 CPU for", id="no core left to fetch"),
-        pytest.param({"CPU": 1.0}, {}, "do not fit on 1 CPU:", id="one core"),
+        pytest.param(GPU_BOX, {"actors": 2}, "2 replicas of 1 GPU do not fit on 1 GPU", id="one GPU too few"),
         pytest.param(
-            {"CPU": 2.0},
-            {"actors": 2, "cpus_per_actor": 0.8, "fetch_cpus_per_task": 0.4},
-            "2 replicas of 0.8 CPUs, and 1 CPU for fetching and moving",
-            id="no core left to move blocks",
+            GPU_BOX,
+            {"actors": 3, "gpus_per_actor": 0.5},
+            "3 replicas of 0.5 GPUs do not fit on 1 GPU, which have room for 2",
+            id="shares too many",
+        ),
+        pytest.param(
+            CLUSTER,
+            {"min_actors": 17, "max_actors": 20},
+            "17 replicas of 1 GPU do not fit on 16 GPUs",
+            id="fewest do not fit",
+        ),
+        pytest.param(LAPTOP, {"actors": 8}, "8 replicas of 1 CPU, and 1 CPU for", id="no core left to fetch"),
+        pytest.param([{"CPU": 1.0}], {}, "do not fit on 1 CPU:", id="one core"),
+        pytest.param(
+            TWO_CORES,
+            {"actors": 2, "cpus_per_actor": 0.9, "fetch_cpus_per_task": 0.4},
+            "2 replicas of 0.9 CPUs, and 0.4 CPUs for fetching images",
+            id="too little left to fetch",
         ),
         pytest.param(GPU_BOX, {"cpus_per_actor": 64.0}, "1 replica of 64 CPUs", id="all cores beside the GPU"),
-        pytest.param({}, {}, "do not fit on 0 CPUs", id="nothing"),
+        pytest.param([HEAD], {}, "do not fit on 0 CPUs", id="nothing"),
+        pytest.param([{"GPU": 2.0}], {"gpus_per_actor": 0.7, "actors": 3}, "have room for 2", id="parts of two GPUs"),
     ],
 )
 def test_no_room(
-    monkeypatch: pytest.MonkeyPatch, cluster: dict[str, float], settings: dict[str, Any], message: str
+    monkeypatch: pytest.MonkeyPatch, cluster: list[dict[str, float]], settings: dict[str, Any], message: str
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: cluster)
+    monkeypatch.setattr(pool, "node_resources", lambda: cluster)
     with pytest.raises(ClusterError, match=message):
         choose_pool(ResourcesConfig(**settings))
 
 
 @pytest.mark.parametrize(
-    ("pool", "bounds"),
+    ("replicas", "bounds"),
     [
-        pytest.param(Pool(2, 2, 1.0, 0.0, 0.99), (2, 2), id="fixed"),
-        pytest.param(Pool(1, 4, 1.0, 0.0, 0.99), (1, 4), id="growing"),
+        pytest.param(Pool(2, 2, 1.0, 0.0, 0.99, 2), (2, 2, 2), id="fixed"),
+        pytest.param(Pool(1, 4, 1.0, 0.0, 0.99, 3), (1, 3, 4), id="growing"),
     ],
 )
-def test_strategy(pool: Pool, bounds: tuple[int, int]) -> None:
-    strategy = pool.strategy()
-    assert (strategy.min_size, strategy.max_size) == bounds
+def test_strategy(replicas: Pool, bounds: tuple[int, int, int]) -> None:
+    strategy = replicas.strategy()
+    assert (strategy.min_size, strategy.initial_size, strategy.max_size) == bounds
     assert strategy.max_concurrent_calls_per_actor == 2
     assert strategy.max_tasks_in_flight_per_actor == 4
     assert strategy.enable_true_multi_threading is False  # one model call at a time
+
+
+class FakeScaler:
+    """Nodes that come some looks after they were asked for; and a clock that goes on with each look."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *looks: list[dict[str, float]]) -> None:
+        self._looks = looks
+        self._now = 0.0
+        self.asked: list[list[dict[str, float]]] = []
+        monkeypatch.setattr(pool, "request_resources", lambda bundles: self.asked.append(bundles))
+        monkeypatch.setattr(pool, "node_resources", lambda: self._looks[min(int(self._now), len(looks) - 1)])
+        monkeypatch.setattr(pool.time, "monotonic", lambda: self._now)
+        monkeypatch.setattr(pool.time, "sleep", self._sleep)
+
+    def _sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
+GPU_NODE = {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("settings", "looks", "seconds", "bundles", "expected"),
+    [
+        pytest.param({}, [[HEAD], [HEAD], [HEAD, GPU_NODE]], 2, 1, (1, 1), id="one, without a setting"),
+        pytest.param({}, [[HEAD], [HEAD, {"CPU": 96.0, "GPU": 8.0}]], 1, 1, (8, 8), id="all that came with it"),
+        pytest.param({"actors": 3}, [[HEAD], [GPU_NODE] * 2, [GPU_NODE] * 3], 2, 3, (3, 3), id="all of a fixed pool"),
+        pytest.param({"actors": 3}, [[HEAD], [GPU_NODE] * 2], 30, 3, (3, 3), id="not all in time"),
+        pytest.param(
+            {"min_actors": 2, "max_actors": 4}, [[GPU_NODE], [GPU_NODE] * 2], 1, 4, (2, 4), id="the fewest of a pool"
+        ),
+        pytest.param({"actors": 1}, [[{"GPU": 1.0}], [{"GPU": 1.0}, {"CPU": 4.0}]], 1, 1, (1, 1), id="CPUs as well"),
+        pytest.param({"actors": 1}, [[GPU_NODE]], 0, 1, (1, 1), id="there already"),
+    ],
+)
+def test_gpus_are_asked_for_and_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    looks: list[list[dict[str, float]]],
+    seconds: float,
+    bundles: int,
+    expected: tuple[int, int],
+) -> None:
+    scaler = FakeScaler(monkeypatch, *looks)
+    config = ResourcesConfig(wait_for_gpus_s=30.0, **settings)
+    with gpus_waited_for(config):
+        assert pool.time.monotonic() == seconds
+        chosen = choose_pool(config)
+        assert (chosen.min_actors, chosen.max_actors) == expected
+        assert scaler.asked == [[{"GPU": 1.0}] * bundles + [{"CPU": 1}]]
+    assert scaler.asked[1:] == [[]]
+
+
+def test_no_gpu_comes(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    scaler = FakeScaler(monkeypatch, [{"CPU": 8.0}])
+    config = ResourcesConfig(wait_for_gpus_s=40.0, actors=2)
+    with (
+        caplog.at_level("INFO"),
+        pytest.raises(NoGpus, match=r"no node with 1 GPU has come within 40\.0 s: raise resources\.wait_for_gpus_s"),
+        gpus_waited_for(config),
+    ):
+        choose_pool(config)
+    assert scaler.asked[-1] == []  # nothing comes for a run that is over
+    assert [record.message for record in caplog.records] == [
+        *(f"waiting for GPUs: 0 of 2 replicas have room, {left} s left" for left in ("40.0", "25.0", "10.0")),
+        "the time to wait for GPUs is over: 0 of 2 replicas have room",
+    ]
+    expected = choose_pool(config, to_come=True)
+    assert (expected.max_actors, expected.gpus) == (2, 1.0)
 
 
 class FakeRay:

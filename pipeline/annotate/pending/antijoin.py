@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
+from pipeline.annotations.ledger import DataFiles, OutputStore
 from pipeline.messages.counts import counted
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.objects.base import Entry
 from pipeline.storage.uris import UriText
 from pipeline.tables.arrow_types import is_text
 from pipeline.tables.ids import concat_ids, wide, wide_type
@@ -68,13 +70,20 @@ class Pending:
 
 
 def find_pending(
-    manifest: Manifest, done: Iterable[pa.Array], *, memory_rows: int = 1_000_000, tmp_dir: str | None = None
+    manifest: Manifest,
+    done: Iterable[pa.Array],
+    *,
+    among: Pending | None = None,
+    memory_rows: int = 1_000_000,
+    tmp_dir: str | None = None,
 ) -> Pending:
     """Join the manifest's ids with those of the output, and check both for duplicates.
 
     Args:
         manifest: its ids are read once, a few units ahead.
         done: arrays of ids, of any length; each is asked for when the one before is dealt with.
+        among: what an earlier join of the same manifest left pending: only these rows are joined. An id of any other
+            row counts as unknown.
         memory_rows: ids to hold in memory, of either side.
         tmp_dir: where partitions go, 1 to 2 times the size of all ids; the system's own if ``None``. Removed
             before this returns.
@@ -84,30 +93,116 @@ def find_pending(
         ManifestError: a null id, or ids of the output that are not of the manifest's type.
     """
     ids_done = (_as_manifest_ids(ids, manifest.id_type) for ids in done)
-    ids_manifest = (wide(ids) for ids in map_ahead(manifest.read_ids, manifest.units, _READ_AHEAD, _READ_AHEAD))
-    result = _Result(manifest)
+    side = _ManifestSide(manifest, among)
+    result = _Result(side)
     in_memory, rest = _take(ids_done, memory_rows)
-    if manifest.num_rows <= memory_rows and rest is None:
+    if side.num_rows <= memory_rows and rest is None:
         kind = wide_type(manifest.id_type)
-        rows = np.arange(manifest.num_rows)
-        result.join(concat_ids(list(ids_manifest), kind), rows, concat_ids(in_memory, kind))
+        rows = np.arange(side.num_rows)
+        result.join(concat_ids(list(side.ids()), kind), rows, concat_ids(in_memory, kind))
     else:
         with tempfile.TemporaryDirectory(prefix="antijoin-", dir=tmp_dir) as folder:
-            sides = IdPartitions(folder, manifest.id_type, manifest.num_rows, memory_rows)
+            sides = IdPartitions(folder, manifest.id_type, side.num_rows, memory_rows)
             sides.deal("done", chain(in_memory, rest or ()))
             in_memory.clear()
-            sides.deal("manifest", ids_manifest)
+            sides.deal("manifest", side.ids())
             for partition in range(sides.num_partitions):
                 result.join(*sides.read("manifest", partition), sides.read("done", partition)[0])
     return result.close()
 
 
+class Audit:
+    """What of a manifest is pending, asked again and again while files come to the output.
+
+    The first time the ids of all files are read, then those of the files that came since, which are joined with what
+    was pending. That is exact: a file that is listed as it was holds what it held. As soon as anything else has
+    happened (a file is gone, is another one, or counts no more; a new id was not pending), all ids are read again.
+
+    Args:
+        manifest: must stay what it is.
+        store: the output.
+    """
+
+    def __init__(self, manifest: Manifest, store: OutputStore) -> None:
+        self._manifest = manifest
+        self._store = store
+        self._seen: frozenset[Entry] = frozenset()
+        self._pending: Pending | None = None
+
+    def look(self, files: DataFiles) -> Pending:
+        """The books of these files.
+
+        Args:
+            files: as they were listed just now.
+
+        Raises:
+            OutputError: a file is damaged.
+            DuplicateIdError, ManifestError: see `find_pending`.
+        """
+        pending = self._of_new(files)
+        if pending is None:
+            pending = find_pending(self._manifest, self._ids(files.settled))
+        self._seen, self._pending = frozenset(files.settled), pending
+        return pending
+
+    def _of_new(self, files: DataFiles) -> Pending | None:
+        """``None`` where the new files do not tell all."""
+        before = self._pending
+        if before is None or not self._seen <= files.settled.keys() or not all(entry.version for entry in self._seen):
+            return None
+        new = [entry for entry in files.settled if entry not in self._seen]
+        now = find_pending(self._manifest, self._ids(new), among=before)
+        if now.duplicate_done.count or now.unknown_done.count:
+            return None
+        return replace(now, duplicate_done=before.duplicate_done, unknown_done=before.unknown_done)
+
+    def _ids(self, files: Iterable[Entry]) -> Iterator[pa.ChunkedArray]:
+        return (table["image_id"] for table in self._store.iter_ids(files))
+
+
+class _ManifestSide:
+    """The rows of a manifest that are joined, numbered from 0 on in the order in which they are read.
+
+    Args:
+        manifest: read anew by each call of `ids`.
+        among: see `find_pending`.
+    """
+
+    def __init__(self, manifest: Manifest, among: Pending | None) -> None:
+        self.manifest = manifest
+        self.num_rows = manifest.num_rows if among is None else among.num_pending
+        self._among = among
+
+    def units(self) -> Iterator[tuple[ReadUnit, Int64Array]]:
+        """Units with their rows' indices, ascending."""
+        if self._among is not None:
+            return self._among.iter_units()
+        return ((unit, np.arange(unit.num_rows)) for unit in self.manifest.units)
+
+    def ids(self) -> Iterator[pa.Array]:
+        """The ids of the rows, a unit at a time."""
+        return map_ahead(self._read, self.units(), _READ_AHEAD, _READ_AHEAD)
+
+    def _read(self, unit_rows: tuple[ReadUnit, Int64Array]) -> pa.Array:
+        unit, rows = unit_rows
+        ids = wide(self.manifest.read_ids(unit))
+        return ids if len(rows) == len(ids) else ids.take(pa.array(rows))
+
+    def name_row(self, row: int) -> str:
+        """Where the user finds the row of a number."""
+        for unit, rows in self.units():
+            if row < len(rows):
+                return self.manifest.name_row(unit, int(rows[row]))
+            row -= len(rows)
+        raise AssertionError("a row behind the manifest's end")
+
+
 class _Result:
     """Joins pairs of partitions and adds up what it finds."""
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._pending = np.ones(manifest.num_rows, dtype=bool)
+    def __init__(self, side: _ManifestSide) -> None:
+        self._side = side
+        self._pending = np.ones(side.num_rows, dtype=bool)
         self._num_twice = 0
         self._twice: list[tuple[int, int | str, int]] = []  # first row, id, how often
         self._duplicate_done = self._unknown_done = Examples()
@@ -146,17 +241,20 @@ class _Result:
         self._raise_for_duplicates()
         packed = []
         start = 0
-        for unit in self._manifest.units:
-            mask = self._pending[start : start + unit.num_rows]
-            start += unit.num_rows
-            if mask.any():
+        for unit, rows in self._side.units():
+            pending = self._pending[start : start + len(rows)]
+            start += len(rows)
+            if pending.any():
+                mask = np.zeros(unit.num_rows, dtype=bool)
+                mask[rows[pending]] = True
                 packed.append((unit, np.packbits(mask)))
+        num_rows = self._side.manifest.num_rows
         num_pending = int(np.count_nonzero(self._pending))
         return Pending(
             packed=tuple(packed),
-            num_rows=start,
+            num_rows=num_rows,
             num_pending=num_pending,
-            num_done=start - num_pending,
+            num_done=num_rows - num_pending,
             duplicate_done=self._duplicate_done,
             unknown_done=self._unknown_done,
         )
@@ -167,23 +265,16 @@ class _Result:
         named = []
         for first_row, identifier, count in sorted(self._twice)[:NUM_EXAMPLES]:
             shown = repr(str(UriText(identifier))) if isinstance(identifier, str) else identifier
-            named.append(f"{shown} {count} times (first in {self._name_row(first_row)})")
+            named.append(f"{shown} {count} times (first in {self._side.name_row(first_row)})")
         occur = "occurs" if self._num_twice == 1 else "occur"
         cure = "name another id_column"
-        if self._manifest.columns.id is None:
+        if self._side.manifest.columns.id is None:
             cure = "give the manifest a column of ids (id_column): without one the URIs are the ids"
         raise DuplicateIdError(
-            f"{self._manifest.uri}: {counted(self._num_twice, 'image id')} {occur} more than once: "
+            f"{self._side.manifest.uri}: {counted(self._num_twice, 'image id')} {occur} more than once: "
             f"{Examples.of(named, self._num_twice)}. Every image needs an id of its own: remove the repeated rows or "
             f"{cure}"
         )
-
-    def _name_row(self, row: int) -> str:
-        for unit in self._manifest.units:
-            if row < unit.num_rows:
-                return self._manifest.name_row(unit, row)
-            row -= unit.num_rows
-        raise AssertionError("a row behind the manifest's end")
 
 
 def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:

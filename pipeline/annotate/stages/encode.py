@@ -53,10 +53,12 @@ class Encode:
         def work(members: list[int]) -> list[ImageDetections | ImageFailure]:
             return [self._image({n: fields[n][waiting[m]] for n in fields}, sizes[waiting[m]]) for m in members]
 
+        failed: Counter[str] = Counter()
         found: list[ImageDetections | None] = [None] * len(rows)
         for i, result in zip(waiting, run_guarded(self.guard, ENCODE, [ids[i] for i in waiting], work), strict=True):
             if isinstance(result, ImageFailure):
                 errors[i] = result
+                failed[result.code] += 1
             else:
                 found[i] = result
         table = self._output_rows(rows, found, errors)
@@ -65,7 +67,7 @@ class Encode:
                 encode_s=time.perf_counter() - started,
                 encoded=len(rows),
                 detections=sum(len(d.scores) for d in found if d is not None),
-                failed=Counter(error.code for error in errors if error is not None),
+                failed=failed,
             )
         )
         return table

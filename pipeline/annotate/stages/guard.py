@@ -15,7 +15,6 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple, Protocol, TypeVar
@@ -41,7 +40,10 @@ class Guard(Protocol):
         """One row with a death to its name is in flight again, alone."""
 
     def end(self, stage: str, ids: Sequence[Hashable]) -> None:
-        """These rows were survived."""
+        """These rows were survived. It may be written down a little later, and is lost if the process dies before."""
+
+    def survive(self, stage: str, image_id: Hashable) -> None:
+        """The one that was in flight alone was survived. Written down at once, as the next death would refuse it."""
 
     def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
         """The process ends now, because these rows take too long; the others in flight are not at fault."""
@@ -49,40 +51,76 @@ class Guard(Protocol):
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
         """Whether the row ever was one of those that took too long."""
 
+    def settle(self, key: str, order: bytes = b"") -> bytes:
+        """The order of a piece of work, for all attempts at it: what was first proposed under this key.
+
+        Args:
+            key: names the piece of work, among all of the run.
+            order: the proposal, about two bytes a row: it is kept for as long as the run lasts. Empty proposes nothing.
+
+        Returns:
+            The order that counts; empty where none was proposed yet.
+        """
+
 
 class InProcessGuard:
-    """The book-keeping itself; the pipeline keeps one outside the workers."""
+    """The book-keeping itself; the pipeline keeps one outside the workers.
+
+    Each process of several says its name. An end may arrive after another process has begun the same row: it takes away
+    its own process' mark and the deaths before it, and leaves the row in flight where it is now.
+    """
 
     def __init__(self) -> None:
-        self._in_flight: Counter[tuple[str, Hashable]] = Counter()
+        # Who began the row and was not seen to end it, in the order in which they did: whoever comes next counts them.
+        self._marks: dict[tuple[str, Hashable], list[str]] = {}
         self._expired: set[tuple[str, Hashable]] = set()
+        self._settled: dict[str, bytes] = {}
 
-    def begin(self, stage: str, ids: Sequence[Hashable]) -> list[int]:
+    def begin(self, stage: str, ids: Sequence[Hashable], by: str = "") -> list[int]:
         """See `Guard`."""
-        deaths = [self._in_flight[stage, i] for i in ids]
+        deaths = [len(self._marks.get((stage, i), ())) for i in ids]
         for image_id, count in zip(ids, deaths, strict=True):
             if count == 0:
-                self._in_flight[stage, image_id] = 1
+                self._marks[stage, image_id] = [by]
         return deaths
 
-    def retry(self, stage: str, image_id: Hashable) -> None:
+    def retry(self, stage: str, image_id: Hashable, by: str = "") -> None:
         """See `Guard`."""
-        self._in_flight[stage, image_id] += 1
+        self._marks.setdefault((stage, image_id), []).append(by)
 
-    def end(self, stage: str, ids: Sequence[Hashable]) -> None:
+    def end(self, stage: str, ids: Sequence[Hashable], by: str = "") -> None:
         """See `Guard`."""
         for image_id in ids:
-            del self._in_flight[stage, image_id]
+            self._unmark((stage, image_id), by, with_earlier=True)
 
-    def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+    def survive(self, stage: str, image_id: Hashable, by: str = "") -> None:
+        """See `Guard`."""
+        self.end(stage, [image_id], by)
+
+    def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable], by: str = "") -> None:
         """See `Guard`."""
         self._expired.update((stage, image_id) for image_id in ids)
         for image_id in others:
-            self._in_flight[stage, image_id] -= 1
+            self._unmark((stage, image_id), by, with_earlier=False)
 
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
         """See `Guard`."""
         return (stage, image_id) in self._expired
+
+    def settle(self, key: str, order: bytes = b"") -> bytes:
+        """See `Guard`."""
+        return self._settled.setdefault(key, order) if order else self._settled.get(key, b"")
+
+    def _unmark(self, row: tuple[str, Hashable], by: str, with_earlier: bool) -> None:
+        marks = self._marks.get(row, [])
+        if by not in marks:
+            return
+        last = max(i for i, name in enumerate(marks) if name == by)
+        left = marks[last + 1 :] if with_earlier else marks[:last] + marks[last + 1 :]
+        if left:
+            self._marks[row] = left
+        else:
+            del self._marks[row]
 
 
 class _Step(NamedTuple):
@@ -176,7 +214,7 @@ def run_guarded(
                 guard.retry(stage, ids[i])
                 in_flight = [i]
                 results[i] = work([i])[0]
-                guard.end(stage, [ids[i]])
+                guard.survive(stage, ids[i])
     return [results[i] for i in range(len(ids))]
 
 

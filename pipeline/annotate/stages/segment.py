@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -58,8 +59,8 @@ class Segment:
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Decoded rows become rows with the detection fields in the place of the pixels."""
         started = time.perf_counter()
-        failed_before = rows["error_code"].is_valid().to_pylist()
-        waiting = [i for i, failed in enumerate(failed_before) if not failed]
+        errors = read_errors(rows)
+        waiting = [i for i, error in enumerate(errors) if error is None]
         views = binary_views(rows["pixels"])
         shapes = list(zip(rows["pixels_height"].to_pylist(), rows["pixels_width"].to_pylist(), strict=True))
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
@@ -71,10 +72,16 @@ class Segment:
             return self._predict(images, [sizes[i] for i in chosen], members)
 
         found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work, self._deadline)
-        results: dict[int, Detections | ImageFailure] = dict(zip(waiting, found, strict=True))
         work_s = time.perf_counter() - started if waiting else 0.0
-        self._report(StageCounts(segment_s=work_s, segmented=len(rows)))
-        return _segmented_rows(rows, results)
+        results: list[Detections | None] = [None] * len(rows)
+        for i, result in zip(waiting, found, strict=True):
+            if isinstance(result, ImageFailure):
+                errors[i] = result
+            else:
+                results[i] = result
+        failed = Counter(error.code for error in errors if error is not None)
+        self._report(StageCounts(segment_s=work_s, segmented=len(rows), failed=failed))
+        return _segmented_rows(rows, results, errors)
 
     def _predict(
         self, images: list[np.ndarray], sizes: list[tuple[int, int]], members: Sequence[int]
@@ -106,18 +113,13 @@ def model_not_finite(error: NotFinite, precision: str) -> ModelNotFinite:
     return ModelNotFinite(f"{error}, the first that this replica got: {cure}")
 
 
-def _segmented_rows(rows: pa.Table, results: Mapping[int, Detections | ImageFailure]) -> pa.Table:
-    errors = read_errors(rows)
-    found: list[Detections | None] = [None] * len(rows)
-    for i, result in results.items():
-        if isinstance(result, ImageFailure):
-            errors[i] = result
-        else:
-            found[i] = result
+def _segmented_rows(
+    rows: pa.Table, results: Sequence[Detections | None], errors: Sequence[ImageFailure | None]
+) -> pa.Table:
     rows = rows.drop_columns(["pixels", "pixels_height", "pixels_width", *ERROR_COLUMNS])
     for name, values in zip(ERROR_COLUMNS, error_arrays(errors), strict=True):
         rows = rows.append_column(name, values)
     for name, dtype in DETECTION_ARRAYS.items():
-        arrays = [None if d is None else getattr(d, name).astype(dtype, copy=False) for d in found]
+        arrays = [None if d is None else getattr(d, name).astype(dtype, copy=False) for d in results]
         rows = rows.append_column(name, binary_array(arrays))
     return rows

@@ -19,7 +19,8 @@ class StageCounts:
         decoded, segmented, encoded, written: rows that came out of the stage, failed ones included.
         detections: on the images that were encoded.
         files: data files that were written.
-        failed: images that came out failed, by error code.
+        failed: images that came out failed, by error code: counted when the model's stage is behind them, which all
+            images pass soon, and where encoding fails.
     """
 
     fetch_s: float = 0.0

@@ -21,10 +21,10 @@ import yaml
 from jinja2 import Environment
 
 from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, SampleCard, draw_sample
-from pipeline.annotations.ledger import PAGE_NAME
+from pipeline.annotations.ledger import PAGE_NAME, OutputStore
 from pipeline.annotations.overview import FailureKind, Overview, look_over
 from pipeline.annotations.overview_text import how_it_ended
-from pipeline.annotations.rows import sample_files
+from pipeline.annotations.rows import evenly, first_rows
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.messages.counts import counted, size
@@ -32,6 +32,7 @@ from pipeline.messages.timing import duration
 from pipeline.page.shell import environment, rendered
 from pipeline.provenance import begun_at
 from pipeline.storage.lock.lease import LockLost
+from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, hide_secrets
 
@@ -54,31 +55,35 @@ _SCORE, _AREA = (f"detections.list.element.{name}" for name in ("score", "area")
 
 
 @contextmanager
-def page_at_end(uri: Uri, run_id: str, fence: Callable[[], None]) -> Iterator[None]:
+def page_at_end(store: OutputStore, run_id: str, fence: Callable[[], None]) -> Iterator[None]:
     """However a run ends in this block by itself, its page is drawn then, if ``run.json`` says how it did.
 
     A run that ends well also draws the page of an earlier one that has none. Whatever goes wrong is a warning: the rows
     are what counts. After a signal no page is drawn: whoever sends one waits for the end, and may not wait for long.
 
     Args:
-        uri: of the output folder.
+        store: the output.
         run_id: of the run.
         fence: called right before the page is written; raises if this run must not write any more.
     """
     try:
         yield
     except Exception:
-        _draw_if_due(uri, run_id, fence, if_missing=False)
+        _draw_if_due(store, run_id, fence, if_missing=False)
         raise
-    _draw_if_due(uri, run_id, fence, if_missing=True)
+    _draw_if_due(store, run_id, fence, if_missing=True)
 
 
-def _draw_if_due(uri: Uri, run_id: str, fence: Callable[[], None], if_missing: bool) -> None:
+def _draw_if_due(store: OutputStore, run_id: str, fence: Callable[[], None], if_missing: bool) -> None:
+    uri = store.uri
     try:
         if not _is_due(uri, run_id, if_missing):
             return
         logger.info("drawing the page of the output")
-        page = render_summary(look_over(uri), read_shapes(uri), draw_sample(uri, NUM_PICTURES, PICTURES_TIMEOUT_S))
+        overview = look_over(uri, folder=store.folder)
+        files = _some_files(overview, NUM_PICTURES)
+        sample = draw_sample(uri, files, NUM_PICTURES, PICTURES_TIMEOUT_S)
+        page = render_summary(overview, read_shapes(overview), sample)
         fence()
         open_objects(uri).put(PAGE_NAME, page.encode())
     except LockLost:
@@ -145,13 +150,23 @@ def _binned(values: np.ndarray, edges: np.ndarray) -> tuple[int, ...]:
     return tuple(np.histogram(inside, edges)[0].tolist())
 
 
-def read_shapes(uri: Uri) -> Shapes:
-    """Of the first rows of files that are drawn evenly over an output.
+def read_shapes(overview: Overview) -> Shapes:
+    """Of the first rows of some files of an output.
 
     Raises:
         OutputError: a file is damaged.
     """
-    return sum(sample_files(uri, _FILES_SAMPLED, ["status", _SCORE, _AREA], Shapes.of, _FILES_AT_ONCE), Shapes())
+    files = _some_files(overview, _FILES_SAMPLED)
+    columns = ["status", _SCORE, _AREA]
+    return sum(first_rows(overview.survey.folder, files, columns, Shapes.of, _FILES_AT_ONCE), Shapes())
+
+
+def _some_files(overview: Overview, most: int) -> list[Entry]:
+    """Always the same ones, so few that what they cost does not grow with the output.
+
+    A file's name is a digest of its ids, so the order of the names has nothing to do with what is on the images.
+    """
+    return evenly(list(overview.survey.footers), most)
 
 
 class ClassRow(NamedTuple):

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import IO, Any
@@ -20,14 +20,16 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
-from pipeline.annotations.rows import COLUMNS, Row, evenly, sample_files
+from pipeline.annotations.rows import COLUMNS, Row, evenly, first_rows
 from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import ANNOTATED
 from pipeline.drawing.draw import DrawOptions
 from pipeline.drawing.rows import row_objects, row_uri
 from pipeline.page.thumbnails import Overlay, Thumbnail, thumbnail
+from pipeline.storage.objects.base import Entry
 from pipeline.storage.uris import Uri, hide_secrets
 
 SHOWN_SCORE = 0.3
@@ -64,17 +66,18 @@ class Sample:
     missing: str = ""
 
 
-def draw_sample(uri: Uri, num_images: int, timeout_s: float) -> Sample:
-    """Draw annotated images, taken evenly from the files of an output with a ``run.json``.
+def draw_sample(uri: Uri, files: Sequence[Entry], num_images: int, timeout_s: float) -> Sample:
+    """Draw annotated images of an output with a ``run.json``.
 
     The pictures are read as the run read them.
 
     Args:
         uri: of the output folder.
+        files: to take them from evenly.
         num_images: at most.
         timeout_s: for all of it; what is drawn by then is kept.
     """
-    task = {"uri": uri.secret_text, "num_images": num_images, "timeout_s": timeout_s}
+    task = {"uri": uri.secret_text, "files": files, "num_images": num_images, "timeout_s": timeout_s}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -105,11 +108,11 @@ def draw_here() -> None:
     """The other process: a line of JSON for each card, as soon as there is one."""
     task = json.load(sys.stdin)
     signal.setitimer(signal.ITIMER_REAL, task["timeout_s"] + _LAST_WAIT_S)  # if the run dies meanwhile
-    for place, card in sample_cards(Uri(task["uri"]), task["num_images"]):
+    for place, card in sample_cards(Uri(task["uri"]), [Entry(*file) for file in task["files"]], task["num_images"]):
         print(json.dumps([place, asdict(card)]), flush=True)
 
 
-def sample_cards(uri: Uri, num_images: int) -> Iterator[tuple[int, SampleCard]]:
+def sample_cards(uri: Uri, files: Sequence[Entry], num_images: int) -> Iterator[tuple[int, SampleCard]]:
     """The cards with their places, in any order, one picture in memory at a time.
 
     Raises:
@@ -119,7 +122,8 @@ def sample_cards(uri: Uri, num_images: int) -> Iterator[tuple[int, SampleCard]]:
     if run is None:
         return
     source = PictureSource.of_run(run)
-    first = sample_files(uri, num_images, COLUMNS, lambda table: _annotated(table, num_images), _FILES_AT_ONCE)
+    folder = DataFolder(uri, _FILES_AT_ONCE)
+    first = first_rows(folder, files, COLUMNS, lambda table: _annotated(table, num_images), _FILES_AT_ONCE)
     by_file = [rows for rows in first if rows]
     shares = [num_images // max(1, len(by_file)) + (i < num_images % max(1, len(by_file))) for i in range(len(by_file))]
     rows = [row for found, share in zip(by_file, shares, strict=True) for row in evenly(found, share)]

@@ -55,11 +55,17 @@ class Worker:
         self.alone = None
         self.tick()
 
+    def survive(self, stage: str, image_id: Hashable) -> None:
+        self.end(stage, [image_id])
+
     def expire(self, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
         self.guard.expire(stage, ids, others)
 
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
         return self.guard.has_expired(stage, image_id)
+
+    def settle(self, key: str, order: bytes = b"") -> bytes:
+        return self.guard.settle(key, order)
 
     def tick(self) -> None:
         self.moment += 1
@@ -153,6 +159,36 @@ def test_ids_of_text_and_number_are_told_apart() -> None:
     guard = InProcessGuard()
     guard.begin(STAGE, [1])
     assert guard.begin(STAGE, ["1", 1]) == [0, 1]
+
+
+def test_an_end_that_comes_late_leaves_the_row_in_flight_where_it_is_now() -> None:
+    guard = InProcessGuard()
+    guard.begin(STAGE, ["a"], by="first")
+    assert guard.begin(STAGE, ["a"], by="second") == [1]  # whether the first one died, nobody knows yet
+    guard.retry(STAGE, "a", by="second")
+    guard.end(STAGE, ["a"], by="first")
+    assert guard.begin(STAGE, ["a"], by="third") == [1]  # of the second
+    guard.retry(STAGE, "a", by="third")
+    guard.survive(STAGE, "a", by="third")
+    guard.end(STAGE, ["a"], by="second")
+    assert guard.begin(STAGE, ["a"]) == [0]
+
+
+def test_what_expires_beside_a_row_takes_the_mark_of_that_process_alone() -> None:
+    guard = InProcessGuard()
+    guard.begin(STAGE, ["a", "slow"], by="first")
+    guard.retry(STAGE, "a", by="second")
+    guard.expire(STAGE, ["slow"], ["a"], by="first")
+    assert guard.begin(STAGE, ["a", "slow"], by="third") == [1, 1]
+
+
+def test_the_first_order_of_a_piece_of_work_is_settled() -> None:
+    guard = InProcessGuard()
+    assert guard.settle("rows of 7") == b""
+    assert guard.settle("rows of 7", b"\1\0") == b"\1\0"
+    assert guard.settle("rows of 7", b"\0\1") == b"\1\0"
+    assert guard.settle("rows of 7") == b"\1\0"
+    assert guard.settle("rows of 8", b"\0\1") == b"\0\1"
 
 
 def test_an_innocent_in_flight_alone_at_a_kill_from_outside_is_refused() -> None:

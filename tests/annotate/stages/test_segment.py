@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -131,10 +132,15 @@ class TestRows:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), reports.append)(decoded_rows([plain(0), plain(1)]))
+        error, guard = ImageFailure("fetch", "not_found", "gone"), InProcessGuard()
+        rows = decoded_rows([plain(0), None, plain(1)], [None, error, None])
+        for _ in range(MAX_DEATHS):
+            guard.retry("segment", rows["image_id"][2].as_py())
+        Segment(stand_in(), 4, (0, 0, 0), guard, reports.append)(rows)
         (counts,) = reports
         assert counts.segment_s > 0
-        assert counts == StageCounts(segment_s=counts.segment_s, segmented=2)
+        failed = Counter(not_found=1, process_killed=1)
+        assert counts == StageCounts(segment_s=counts.segment_s, segmented=3, failed=failed)
 
 
 @pytest.mark.parametrize(

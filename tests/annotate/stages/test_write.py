@@ -27,7 +27,7 @@ def test_all_rows_become_one_file(tmp_path: Path) -> None:
     written = Write(store, IDENTITY, 3, lambda: None, reports.append)(rows())
     (path,) = (tmp_path / "data").iterdir()
     assert written == DataFile(path.name, 3, path.stat().st_size)
-    assert store.counts().annotated == 3
+    assert store.files().counts.annotated == 3
     (counts,) = reports
     assert counts == StageCounts(write_s=counts.write_s, written=3, files=1)
     assert counts.write_s > 0

@@ -62,7 +62,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> Uri:
 
 @pytest.fixture(scope="module")
 def full(uri: Uri) -> str:
-    return render_summary(look_over(uri), read_shapes(uri), SAMPLE)
+    return render_summary(look_over(uri), read_shapes(look_over(uri)), SAMPLE)
 
 
 def words(text: str) -> str:
@@ -114,7 +114,7 @@ def test_a_long_message_is_cut(full: str) -> None:
 
 
 def test_scores_and_sizes_are_those_of_the_rows(uri: Uri) -> None:
-    shapes = read_shapes(uri)
+    shapes = read_shapes(look_over(uri))
     of_rows = f"(select unnest(detections) d from '{uri}/data/*.parquet')"
     counts = dict(duckdb.sql(f"select floor(d.score * 20)::int, count(*) from {of_rows} group by 1").fetchall())
     assert shapes.scores == tuple(counts.get(i, 0) for i in range(20))
@@ -131,8 +131,8 @@ def test_the_cost_does_not_grow_with_the_output(tmp_path: Path, monkeypatch: pyt
     for i in range(30):
         OutputStore(uri).write_rows(output_table([i, 1000 + i]), IDENTITY)
     monkeypatch.setattr(page, "_FILES_SAMPLED", 10)
-    assert read_shapes(uri).images == 20
-    text = words(render_summary(look_over(uri), read_shapes(uri), Sample()))
+    assert read_shapes(look_over(uri)).images == 20
+    text = words(render_summary(look_over(uri), read_shapes(look_over(uri)), Sample()))
     assert "a sample of 20 annotated images, drawn evenly over the files" in text
     assert "annotated 60 (100.0 %)" in text
 
@@ -140,7 +140,7 @@ def test_the_cost_does_not_grow_with_the_output(tmp_path: Path, monkeypatch: pyt
 def test_an_output_without_anything(tmp_path: Path) -> None:
     uri = Uri(str(tmp_path))
     RunJson(run_id="x", state=RunState.FAILED, this_run=ThisRun(error="no disk")).write(uri)
-    text = render_summary(look_over(uri), read_shapes(uri), Sample())
+    text = render_summary(look_over(uri), read_shapes(look_over(uri)), Sample())
     assert Page(text).sections() == ["books", "sample", "run"]
     for expected in ("The run: failed: no disk", "There is no annotated image"):
         assert expected in words(text)
@@ -149,7 +149,7 @@ def test_an_output_without_anything(tmp_path: Path) -> None:
 def test_rows_without_a_report(tmp_path: Path) -> None:
     uri = Uri(str(tmp_path))
     OutputStore(uri).write_rows(output_table([1, 2], failed=[1, 2]), IDENTITY)
-    text = words(render_summary(look_over(uri), read_shapes(uri), Sample()))
+    text = words(render_summary(look_over(uri), read_shapes(look_over(uri)), Sample()))
     assert "not known: no run.json says how it was made" in text
     assert "Model swin" in text
 
@@ -189,7 +189,7 @@ class TestWhenItIsDrawn:
     def draw(out: Path, fence: Any = lambda: None, error: BaseException | None = None) -> str | None:
         """The page after a run "now" that ended with this error."""
         raised = pytest.raises(type(error)) if error else nullcontext()
-        with raised, page_at_end(Uri(str(out)), "now", fence):
+        with raised, page_at_end(OutputStore(Uri(str(out))), "now", fence):
             if error is not None:
                 raise error
         file = out / "summary.html"
@@ -251,7 +251,7 @@ class TestWhenItIsDrawn:
         uri = Uri("s3://bucket/summary/out")
         OutputStore(uri).write_rows(output_table([1, 2]), IDENTITY)
         replace(RUN, run_id="now").write(uri)
-        with caplog.at_level(logging.INFO), page_at_end(uri, "now", lambda: None):
+        with caplog.at_level(logging.INFO), page_at_end(OutputStore(uri), "now", lambda: None):
             pass
         content, _ = open_objects(uri).read("summary.html")
         assert "annotated 2 (100.0 %)" in words(content.decode())
@@ -279,7 +279,7 @@ class TestInABrowser:
     def test_pictures_can_be_shown(self, uri: Uri, browser: Any, tmp_path: Path) -> None:
         write_picture(tmp_path / "a.png")
         write_output(tmp_path / "out", ["a"], [str(tmp_path / "a.png")])
-        with page_at_end(Uri(str(tmp_path / "out")), "now", lambda: None):
+        with page_at_end(OutputStore(Uri(str(tmp_path / "out"))), "now", lambda: None):
             pass
         show(browser, tmp_path / "out/summary.html", 1280, 844)
         loaded = "return [...document.images].map(i => i.complete && i.naturalWidth > 0)"

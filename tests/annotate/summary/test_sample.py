@@ -13,16 +13,24 @@ from PIL import Image
 
 from pipeline.annotate.summary import sample
 from pipeline.annotate.summary.sample import SampleCard, draw_sample, sample_cards
+from pipeline.annotations.ledger import OutputStore
 from pipeline.drawing.colours import category_colour
+from pipeline.storage.objects.base import Entry
 from pipeline.storage.uris import Uri
 from tests.drawing.drawn_cases import GREY, SIZE, write_output, write_picture
 
 CARD = '{"image_id": "a", "shown": 0, "weaker": 0, "picture": null, "reason": "?"}'
 
 
+def of(folder: Path) -> tuple[Uri, list[Entry]]:
+    """An output and its files."""
+    store = OutputStore(Uri(str(folder / "out")))
+    return store.uri, list(store.files().settled)
+
+
 def drawn_here(folder: Path, num_images: int = 12) -> list[SampleCard]:
     """Without the process of their own."""
-    return [card for _, card in sorted(sample_cards(Uri(str(folder / "out")), num_images), key=itemgetter(0))]
+    return [card for _, card in sorted(sample_cards(*of(folder), num_images), key=itemgetter(0))]
 
 
 def test_every_picture_is_drawn_or_has_its_reason(tmp_path: Path) -> None:
@@ -32,7 +40,7 @@ def test_every_picture_is_drawn_or_has_its_reason(tmp_path: Path) -> None:
     ids = ["a", "gone", "failed", "turned", "broken", "bytes"]
     uris = [str(tmp_path / f"{name}.png") for name in ids[:-1]]
     write_output(tmp_path / "out", ids, [*uris, None], failed=["failed"])
-    found = draw_sample(Uri(str(tmp_path / "out")), 12, 60.0)
+    found = draw_sample(*of(tmp_path), 12, 60.0)
     assert found.missing == ""
     assert [card.image_id for card in found.cards] == ["a", "gone", "turned", "broken", "bytes"]
     reasons = [card.reason.partition(":")[0] for card in found.cards]
@@ -46,7 +54,7 @@ def test_packages_of_the_users_are_not_loaded(tmp_path: Path, monkeypatch: pytes
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('of the user')")
     monkeypatch.chdir(tmp_path)
     write_output(tmp_path / "out", [1], [None])
-    found = draw_sample(Uri(str(tmp_path / "out")), 12, 60.0)
+    found = draw_sample(*of(tmp_path), 12, 60.0)
     assert (found.missing, len(found.cards)) == ("", 1)
 
 
@@ -84,7 +92,7 @@ def test_what_hangs_or_dies_costs_its_time_and_no_more(
     lines = f"print('[0, {CARD}]', flush=True); print('[1, {{', end='', flush=True); "
     monkeypatch.setattr(sample, "_COMMAND", lines + command)
     before = time.monotonic()
-    found = draw_sample(Uri(str(tmp_path)), 12, 2.0)
+    found = draw_sample(Uri(str(tmp_path)), [], 12, 2.0)
     assert time.monotonic() - before < 20
     assert [card.image_id for card in found.cards] == ["a"]
     assert re.search(missing, found.missing)

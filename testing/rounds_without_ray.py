@@ -1,0 +1,67 @@
+"""The annotate job without Ray and without a model: its rounds write rows for all that is pending, at once."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.pending.antijoin import Pending
+from pipeline.annotations.data_file import Identity
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import ThisRun
+
+
+@dataclass
+class Rounds:
+    """Stands for `pipeline.annotate.rounds.Rounds`."""
+
+    manifest: Manifest
+    store: OutputStore
+    identity: Identity
+    rows: Callable[[pa.Array], pa.Table]
+    meanwhile: Callable[[OutputStore], None]
+    num: int = 0
+    cluster: dict[str, Any] = field(default_factory=dict)
+
+    def run(self, pending: Pending, work: ExitStack) -> str:
+        """A file for each unit with pending rows; and whatever else happens in that time."""
+        for unit, indices in pending.iter_units():
+            ids = self.manifest.read_ids(unit).take(pa.array(np.asarray(indices)))
+            self.store.write_rows(self.rows(ids), self.identity)
+        self.meanwhile(self.store)
+        return ""
+
+    def figures(self, todo: int) -> ThisRun:
+        """None that mean something."""
+        return ThisRun(images=todo, rounds=self.num, seconds=1.0)
+
+
+@contextmanager
+def rounds_without_ray(
+    rows: Callable[[pa.Array], pa.Table], meanwhile: Callable[[OutputStore], None] = lambda store: None
+) -> Iterator[None]:
+    """In this block `pipeline.annotate.run.annotate` has no other rounds.
+
+    Args:
+        rows: of images with these ids, of the output's schema.
+        meanwhile: called at the end of each round.
+    """
+
+    @contextmanager
+    def connected(
+        config: Any, model: Any, manifest: Manifest, schema: Any, store: OutputStore, identity: Identity, lock: Any
+    ) -> Iterator[Rounds]:
+        yield Rounds(manifest, store, identity, rows, meanwhile)
+
+    # Not the module's own function: to import it takes Ray.
+    with mock.patch.dict(sys.modules, {"pipeline.annotate.rounds": SimpleNamespace(connected=connected)}):
+        yield
