@@ -155,7 +155,11 @@ def measure(mix: str, seconds: float) -> dict[str, Counter[str]]:
         write_manifest(folder, make_pictures(folder, mix), NUM_IMAGES)
         ways: list[Way] = []
         try:
-            ways += [Way(way, folder) for way in WAYS]
+            for way in WAYS:
+                if way == LOOP:  # is at work at once, and would keep the others from it
+                    _wait_for_images(ways)
+                ways.append(Way(way, folder))
+            _wait_for_images(ways)
             spent, images = _window(ways, seconds)
         finally:
             for way in ways:
@@ -167,13 +171,17 @@ def measure(mix: str, seconds: float) -> dict[str, Counter[str]]:
     return {way: Counter({kind: s * 1e3 / images[way] for kind, s in each.items()}) for way, each in spent.items()}
 
 
-def _window(ways: Sequence[Way], seconds: float) -> tuple[dict[str, Counter[str]], dict[str, int]]:
-    """What each way spent in so many seconds, and the images it took in them."""
+def _wait_for_images(ways: Sequence[Way]) -> None:
     give_up_at = time.monotonic() + GIVE_UP_S
     while any(way.images() < FIRST_IMAGES for way in ways):
         if time.monotonic() > give_up_at:
             raise RuntimeError(f"at work: {[(way.name, way.images()) for way in ways]}")
         time.sleep(1)
+
+
+def _window(ways: Sequence[Way], seconds: float) -> tuple[dict[str, Counter[str]], dict[str, int]]:
+    """What each way spent in so many seconds, and the images it took in them."""
+    give_up_at = time.monotonic() + GIVE_UP_S
     quiet_since, begun, before = time.monotonic(), 0.0, [way.cpu() for way in ways]
     while not begun or time.monotonic() - begun < seconds:
         time.sleep(1)

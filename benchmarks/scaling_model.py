@@ -1,21 +1,24 @@
 """What a number of GPUs needs of drivers and CPUs, by arithmetic: ``python -m benchmarks.scaling_model``.
 
-A model and no measurement. Its coefficients are CPU milliseconds a block of 64 images, as
-``python -m benchmarks.bench_driver`` measures them on one machine; give those of another one as arguments. It takes
-each driver's costs to grow with its blocks alone, and the thread that schedules to be the limit: above half of a core
-replicas would wait for it. GPUs are as fast as ``--images`` says, and all alike. Nodes beyond the first, their network
-and Ray's head at hundreds of nodes are not in it.
+A model and no measurement. Its coefficients are CPU milliseconds a block of 64 images, as ``python -m
+benchmarks.bench_driver --json`` measures them; ``--figures`` takes what that printed on another machine. It takes
+costs to grow with the blocks alone, and the thread that schedules to be the limit: above half of a core replicas would
+wait for it. GPUs are as fast as ``--images`` says, and all alike. Other nodes, their network and Ray's head at hundreds
+of nodes are not in it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 BLOCK = 64
+LOOP_SHARE = 0.7  # of the driver's CPU time; the rest are threads that receive and send
 MAX_LOOP_SHARE = 0.5
 
 
@@ -35,9 +38,15 @@ class Costs:
     servers: float = 1.1
     workers: float = 9.0
 
-
-# Of the driver's CPU time; the rest are threads that receive and send.
-LOOP_SHARE = 0.7
+    @classmethod
+    def measured(cls, figures: Mapping[str, float]) -> Costs:
+        """Of a graph in the last line of ``bench_driver --json``."""
+        return cls(
+            driver=figures["driver"],
+            monitor=figures["monitor"],
+            servers=figures["raylet"] + figures["gcs"],
+            workers=figures["task workers"] + figures["replicas"],
+        )
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,8 @@ class Need:
 
 
 def blocks_per_driver(costs: Costs) -> float:
-    """The most blocks a second that one driver schedules while its replicas do not wait for it."""
-    return MAX_LOOP_SHARE * 1e3 / (costs.driver * LOOP_SHARE)
+    """The most blocks a second that one driver and its monitor carry while replicas do not wait for them."""
+    return MAX_LOOP_SHARE * 1e3 / max(costs.driver * LOOP_SHARE, costs.monitor)
 
 
 def need(gpus: int, images_per_s: float, start_s: float, costs: Costs) -> Need:
@@ -76,7 +85,7 @@ def need(gpus: int, images_per_s: float, start_s: float, costs: Costs) -> Need:
         start_s: from the start of a replica to its first batch.
     """
     blocks = gpus * images_per_s / BLOCK
-    drivers = math.ceil(blocks / min(blocks_per_driver(costs), MAX_LOOP_SHARE * 1e3 / costs.monitor))
+    drivers = math.ceil(blocks / blocks_per_driver(costs))
     return Need(
         blocks_per_s=blocks,
         drivers=drivers,
@@ -94,12 +103,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 64, 128, 256, 512])
     parser.add_argument("--images", type=float, default=100.0, help="a second, of each GPU")
     parser.add_argument("--start-s", type=float, default=60.0, help="from a replica's start to its first batch")
-    for cost in fields(Costs):
-        parser.add_argument(f"--{cost.name}-ms", type=float, default=cost.default, help="CPU a block of 64 images")
+    parser.add_argument("--figures", type=Path, help="what bench_driver --json printed; by default that of docs")
     args = parser.parse_args(argv)
-    costs = Costs(**{cost.name: getattr(args, f"{cost.name}_ms") for cost in fields(Costs)})
+    costs = Costs()
+    if args.figures:
+        costs = Costs.measured(json.loads(args.figures.read_text().splitlines()[-1])["now"])
     most = blocks_per_driver(costs)
-    parts = ", ".join(f"{cost.name} {getattr(costs, cost.name):g}" for cost in fields(Costs))
+    parts = ", ".join(f"{name} {ms:g}" for name, ms in asdict(costs).items())
     print(f"A model: {args.images:g} images/s a GPU; CPU ms a block of {BLOCK}: {parts}.")
     print(f"One driver: {most:.0f} blocks/s, {most * BLOCK / args.images:.0f} GPUs.\n")
     print("| GPUs | blocks/s | drivers | a core's share of each loop | of each monitor | ", end="")
