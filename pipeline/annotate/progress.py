@@ -83,6 +83,16 @@ class Progress:
         }
 
     @property
+    def replicas_ready(self) -> int:
+        """Replicas that have loaded the model; one that was killed counts with the one in its place."""
+        return min(self.actors, self.so_far.ready)
+
+    @property
+    def seconds_to_go(self) -> float | None:
+        """Until the last image is through the model, at the rate so far; ``None`` while there is none."""
+        return (self.total - self.segmented) / self.rate if self.rate else None
+
+    @property
     def waiting(self) -> bool:
         """Whether no image has come through the model's stage yet: there are no figures."""
         return not self.so_far.counts.segmented
@@ -98,18 +108,24 @@ class Progress:
             f"{self.done:,}/{counted(self.total, 'image')} written "
             f"({self.segmented:,} segmented, {self.failed:,} failed)"
         )
-        if not self.rate:
+        left = self.seconds_to_go
+        if left is None:
             return f"{done} | none for the model so far"
-        left = duration((self.total - self.segmented) / self.rate)
-        return f"{done} | {self.rate:.1f} img/s | {shares} | replicas busy {self.busy_share:.0%} | {left} to go"
+        there = "replicas" if self.replicas_ready == self.actors else f"{self.replicas_ready:,} of {self._replicas},"
+        busy = f"{there} busy {self.busy_share:.0%}"
+        return f"{done} | {self.rate:.1f} img/s | {shares} | {busy} | {duration(left)} to go"
 
     def _waiting_line(self) -> str:
-        replicas = f"{min(self.actors, self.so_far.ready):,} of {counted(self.actors, 'replica')} ready"
-        if self.so_far.ready:
-            return f"the first images are with the model: {replicas}"
-        if self.so_far.starting:
-            return f"loading the model: {replicas}"
-        return f"starting the processes that hold the model: {replicas}"
+        missing = self.actors - min(self.actors, self.so_far.starting)
+        if missing == self.actors:
+            return f"waiting for {self._replicas} of the model to start"
+        step = "the first images are with the model" if self.so_far.ready else "loading the model"
+        more = f", waiting for {missing:,} of {self.actors:,} to start" if missing else ""
+        return f"{step}: {self.replicas_ready:,} of {self._replicas} ready{more}"
+
+    @property
+    def _replicas(self) -> str:
+        return counted(self.actors, "replica")
 
 
 class FailureWatch:

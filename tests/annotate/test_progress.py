@@ -23,6 +23,8 @@ HALFWAY = Snapshot(
         write_s=1.5,
     ),
     segmenting_s=10.0,
+    starting=2,
+    ready=2,
 )
 
 
@@ -38,21 +40,27 @@ def test_by_hand() -> None:
     )
 
 
+def test_replicas_that_are_missing_are_said() -> None:
+    assert "| 2 of 4 replicas, busy 38% |" in Progress(100, HALFWAY, 30.0, 4).line()
+
+
 @pytest.mark.parametrize(
     ("so_far", "line"),
     [
-        (Snapshot(), "starting the processes that hold the model: 0 of 2 replicas ready"),
+        (Snapshot(), "waiting for 4 replicas of the model to start"),
+        (Snapshot(StageCounts(decoded=8, fetch_s=1.0)), "waiting for 4 replicas of the model to start"),
+        (Snapshot(starting=2), "loading the model: 0 of 4 replicas ready, waiting for 2 of 4 to start"),
+        (Snapshot(starting=4), "loading the model: 0 of 4 replicas ready"),
+        (Snapshot(starting=4, ready=2), "the first images are with the model: 2 of 4 replicas ready"),
         (
-            Snapshot(StageCounts(decoded=8, fetch_s=1.0)),
-            "starting the processes that hold the model: 0 of 2 replicas ready",
+            Snapshot(starting=3, ready=2),
+            "the first images are with the model: 2 of 4 replicas ready, waiting for 1 of 4 to start",
         ),
-        (Snapshot(starting=1), "loading the model: 0 of 2 replicas ready"),
-        (Snapshot(starting=2, ready=1), "the first images are with the model: 1 of 2 replicas ready"),
-        (Snapshot(starting=5, ready=4), "the first images are with the model: 2 of 2 replicas ready"),
+        (Snapshot(starting=9, ready=8), "the first images are with the model: 4 of 4 replicas ready"),
     ],
 )
 def test_before_the_first_image_what_is_waited_for(so_far: Snapshot, line: str) -> None:
-    progress = Progress(1234, so_far, 12.0, 2)
+    progress = Progress(1234, so_far, 12.0, 4)
     assert (progress.done, progress.failed, progress.rate, progress.busy_share) == (0, 0, 0.0, 0.0)
     assert progress.waiting
     assert progress.line() == line
