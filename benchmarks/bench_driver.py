@@ -13,7 +13,6 @@ import gc
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ import ray
 import pipeline.annotate.replica
 from benchmarks.support import trivial_stages
 from benchmarks.support.machine import describe
+from benchmarks.support.process_cpu import KINDS, CpuTimes
 from pipeline.annotate import graph, rounds
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.monitor import start_monitor
@@ -39,30 +39,6 @@ from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 
 WARM_UP, END = 0.35, 0.95  # of the blocks: measured is what comes between them
-KINDS = ("driver", "task workers", "replicas", "monitor", "raylet", "gcs", "rest")
-_TITLES = {
-    "monitor": re.compile(r"ray::\w*Monitor\w*"),
-    "replicas": re.compile(r"ray::(\w*MapWorker|MapBatches\(Segment)"),
-    "task workers": re.compile(r"ray::(MapBatches|IDLE|encode|write|_|\w+\()"),
-    "raylet": re.compile(r"\S*/raylet "),
-    "gcs": re.compile(r"\S*/gcs_server "),
-}
-
-
-def cpu_by_process() -> dict[tuple[int, float], tuple[str, float]]:
-    """Kind and CPU seconds of each process of this session, by what stays the same of it."""
-    found = {}
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            with process.oneshot():
-                times, title = process.cpu_times(), " ".join(process.cmdline())
-                key = (process.pid, process.create_time())
-        except psutil.NoSuchProcess:
-            continue
-        kind = next((name for name, pattern in _TITLES.items() if pattern.match(title)), "rest")
-        found[key] = ("driver" if process.pid == me.pid else kind, times.user + times.system)
-    return found
 
 
 @dataclass
@@ -73,22 +49,16 @@ class Window:
     seconds: float = 0.0
     cpu_s: Counter[str] = field(default_factory=Counter)
     started: int = 0
-    kinds: dict[tuple[int, float], str] = field(default_factory=dict)
 
     def open(self) -> None:
         """Blocks count from here on."""
-        self._before, self.blocks, self._began = cpu_by_process(), 0, time.monotonic()
+        self._before, self.blocks, self._began = CpuTimes.of_tree(psutil.Process()), 0, time.monotonic()
 
     def close(self) -> None:
         """They do not any more."""
         self.seconds = time.monotonic() - self._began
-        for process, (kind, cpu_s) in cpu_by_process().items():
-            if process not in self._before:
-                self.started += 1
-                continue
-            known, before_s = self._before[process]
-            # A replica that idles is titled like any worker: what it was called before or after tells more.
-            self.cpu_s[kind if known in ("task workers", "rest") else known] += cpu_s - before_s
+        now = CpuTimes.of_tree(psutil.Process())
+        self.cpu_s, self.started = now.since(self._before), now.started_since(self._before)
 
     def figures(self) -> dict[str, Any]:
         """CPU ms a block by kind of process, and blocks a second."""
