@@ -76,11 +76,11 @@ def test_everything_is_due_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("num_pending", "rows_per_block", "cpus", "rows"),
     [
-        pytest.param(10**9, 64, 16, 512, id="many"),
-        pytest.param(10**9, 48, 16, 480, id="whole blocks"),
-        pytest.param(10**9, 64, 0, 512, id="no CPU yet"),
+        pytest.param(10**9, 64, 16, 768, id="many"),
+        pytest.param(10**9, 40, 16, 760, id="whole blocks"),
+        pytest.param(10**9, 64, 0, 768, id="no CPU yet"),
         pytest.param(6400, 64, 16, 64, id="several tasks for each CPU"),
-        pytest.param(6400, 64, 2, 512, id="few CPUs"),
+        pytest.param(6400, 64, 2, 768, id="few CPUs"),
         pytest.param(1600, 16, 16, 16, id="some tasks"),
         pytest.param(1, 64, 2, 64, id="one image"),
     ],
