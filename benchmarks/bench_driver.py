@@ -19,6 +19,7 @@ from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -113,10 +114,12 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     uris = pa.array([f"s3://bucket/{i:012d}.jpg" for i in range(len(ids))])
     pq.write_table(pa.table({"image_id": ids, "image_uri": uris}), folder / "manifest.parquet")
     config = trivial_stages.config_of(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
-    values = {f.name: None for f in fields(graph.RunParts)}
+    values: dict[str, Any] = {f.name: None for f in fields(graph.RunParts)}
     manifest = open_manifest(config.manifest, Uri(str(folder / "scratch")))
     pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
-    return {**values, "config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool}
+    named: Any = SimpleNamespace(run_id="bench_driver")
+    values |= {"config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool, "identity": named}
+    return values
 
 
 def start_ray(args: argparse.Namespace) -> None:

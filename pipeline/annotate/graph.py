@@ -48,7 +48,7 @@ from pipeline.annotate.stages.write import Write, encode_and_write
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
 from pipeline.annotations.pictures import PictureSource
-from pipeline.cluster.connect import USES_RAY
+from pipeline.cluster.connect import USES_RAY, node_resources
 from pipeline.cluster.quiet import quiet
 from pipeline.messages.counts import counted
 from pipeline.model.categories import Category
@@ -292,7 +292,7 @@ class Writes:
         self._task = ray.remote(encode_and_write).options(
             num_cpus=LIGHT_CPUS, max_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD", name="encode and write"
         )
-        stores = [node["Resources"]["object_store_memory"] for node in ray.nodes() if node["Alive"]]
+        stores = [store for node in node_resources() if (store := node.get("object_store_memory"))]
         self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
         blocks_per_file = output.images_per_file // config.images_per_block
