@@ -9,6 +9,7 @@ are left out: what they cost is imports. The last line with ``--json`` is an obj
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import logging
@@ -86,8 +87,10 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
             super().__init__(parts)
             if before:
                 client = trivial_stages.ClientBefore(parts.monitor)
-                self._stages = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
-                self._task = ray.remote(trivial_stages.write_before).options(num_cpus=LIGHT_CPUS, name="write")
+                stage = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
+                task = ray.remote(trivial_stages.write_before).options(num_cpus=LIGHT_CPUS, name="write")
+                write = SimpleNamespace(remote=functools.partial(task.remote, stage))
+                self._new_writer = lambda: SimpleNamespace(write=write)
 
         def add(self, block: graph.Block) -> None:
             nonlocal seen

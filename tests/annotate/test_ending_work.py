@@ -49,11 +49,9 @@ class Store:
         self.broken = broken
         self.files: list[tuple[str, ...]] = []
 
-    def put(self, value: Any) -> None:
-        """Nothing."""
-
     def remote(self, work: Any) -> Any:
-        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda stage, *blocks: blocks))
+        writer = SimpleNamespace(write=SimpleNamespace(remote=lambda *blocks: blocks))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *stages: writer))
 
     def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return refs[:num_returns], refs[num_returns:]
