@@ -133,6 +133,13 @@ class Rounds:
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
         )
 
+    def changes(self) -> dict[str, Any]:
+        """What the cluster is now, under ``at_end``, if that is something else than at the start."""
+        with suppress(RayError, ConnectionError):  # of a Ray that is gone
+            now = describe_cluster()
+            return {"at_end": now} if now != self.cluster else {}
+        return {}
+
     def _last_snapshot(self) -> Snapshot:
         """What the workers did, with what they tell last; less of it where the monitor was started anew."""
         give_up_at = time.monotonic() + _LAST_COUNTS_S

@@ -197,7 +197,7 @@ def executed(
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
     run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
-    started: Any = SimpleNamespace(cluster={}, figures=lambda todo: ThisRun())
+    started: Any = SimpleNamespace(cluster={}, figures=lambda todo: ThisRun(), changes=dict)
     redo = run.to_redo(store.files(), anything, retry_failed)
     return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
 
@@ -299,6 +299,15 @@ def test_a_round_whose_last_blocks_went_with_a_node_ends(
     assert store.files == [tuple("ab")]
     assert stages.stops == 1 + gone  # that of all work at the end
     assert stages.ended != gone
+
+
+def test_a_cluster_that_grew_is_told_of(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = work("", None)
+    clusters = iter([{"nodes": 1}, {"nodes": 3}])
+    monkeypatch.setattr(rounds, "describe_cluster", lambda: next(clusters))
+    run.cluster = {"nodes": 1}
+    assert run.changes() == {}
+    assert run.changes() == {"at_end": {"nodes": 3}}
 
 
 def test_another_round_has_the_replicas_that_there_is_room_for(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
