@@ -47,7 +47,7 @@ RATE = Metric(f"{PREFIX}images_per_second", "Images per second through the model
 ETA = Metric(f"{PREFIX}eta_seconds", "Seconds to go at that rate.")
 WANTED = Metric(f"{PREFIX}replicas_wanted", "Replicas of the model that the run wants.")
 READY = Metric(f"{PREFIX}replicas_ready", "Of them, those that have loaded it.")
-BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of their time at work, since the model's first call, 0 to 1.")
+BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of their time with the model loaded spent at work, 0 to 1.")
 PROGRESSED = Metric(f"{PREFIX}progress_timestamp_seconds", "Unix time at which an image last came through a stage.")
 METRICS = (WRITTEN, FAILED, STAGE_SECONDS, DUE, PENDING, RATE, ETA, WANTED, READY, BUSY, PROGRESSED)
 
