@@ -122,7 +122,7 @@ class _Sender:
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a replica that is let go may be so in the middle of anything
         self._counts: StageCounts | None = None
         self._ends: list[tuple[str, Sequence[Hashable]]] = []
         self._later: threading.Timer | None = None
