@@ -47,7 +47,7 @@ def test_by_hand() -> None:
 
 
 def test_replicas_that_are_missing_are_said() -> None:
-    assert "| 2 of 4 replicas, busy 38% |" in Progress(100, HALFWAY, 30.0, 4).line()
+    assert "| 2 of 4 replicas, busy 75% |" in Progress(100, HALFWAY, 30.0, 4).line()
 
 
 @pytest.mark.parametrize(
