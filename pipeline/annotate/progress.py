@@ -44,13 +44,15 @@ class Progress:
         total: images this run has to do.
         so_far: what the monitor knows.
         elapsed_s: since the run began.
-        actors: replicas of the model.
+        actors: replicas of the model that the run begins with; a pool that grows has more later.
+        batch_size: images that a call of the model has room for.
     """
 
     total: int
     so_far: Snapshot
     elapsed_s: float
     actors: int
+    batch_size: int
 
     @property
     def done(self) -> int:
@@ -91,9 +93,10 @@ class Progress:
         }
 
     @property
-    def replicas_ready(self) -> int:
-        """Replicas that are there and have loaded the model."""
-        return min(self.actors, self.so_far.ready)
+    def batch_fill(self) -> float | None:
+        """Of the room in the model's calls, the share that images took; ``None`` before the first call."""
+        counts = self.so_far.counts
+        return counts.batched / (counts.batches * self.batch_size) if counts.batches else None
 
     @property
     def seconds_to_go(self) -> float | None:
@@ -106,7 +109,9 @@ class Progress:
         return not self.so_far.counts.segmented
 
     def line(self) -> str:
-        """Written, segmented, failed, rate, time split, busy share, time to go; before the first image, what is due."""
+        """Written, segmented, failed, rate, time split, full batches, replicas and their busy share, time to go; before
+        the first image, what is due.
+        """
         if self.waiting:
             return self._waiting_line()
         split = self.time_split()
@@ -119,21 +124,23 @@ class Progress:
         left = self.seconds_to_go
         if left is None:
             return f"{done} | none for the model so far"
-        there = "replicas" if self.replicas_ready == self.actors else f"{self.replicas_ready:,} of {self._replicas},"
+        fill = "" if self.batch_fill is None else f"batches {self.batch_fill:.0%} full | "
+        ready = self.so_far.ready
+        there = f"{ready:,} of {self._replicas}" if ready < self.actors else counted(ready, "replica")
         busy = f"{there} busy {self.busy_share:.0%}"
-        return f"{done} | {self.rate:.1f} img/s | {shares} | {busy} | {duration(left)} to go"
+        return f"{done} | {self.rate:.1f} img/s | {shares} | {fill}{busy} | {duration(left)} to go"
 
     def _waiting_line(self) -> str:
-        missing = self.actors - min(self.actors, self.so_far.starting)
-        if missing == self.actors:
+        missing = self.actors - self.so_far.starting
+        if missing >= self.actors:
             return f"waiting for {self._replicas} of the model to start"
         step = "the first images are with the model" if self.so_far.ready else "loading the model"
-        more = f", waiting for {missing:,} of {self.actors:,} to start" if missing else ""
-        return f"{step}: {self.replicas_ready:,} of {self._replicas} ready{more}"
+        more = f", waiting for {missing:,} of {self.actors:,} to start" if missing > 0 else ""
+        return f"{step}: {self.so_far.ready:,} of {self._replicas} ready{more}"
 
     @property
     def _replicas(self) -> str:
-        return counted(self.actors, "replica")
+        return counted(max(self.actors, self.so_far.starting), "replica")
 
 
 class FailureWatch:

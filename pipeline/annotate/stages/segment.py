@@ -103,7 +103,8 @@ class Segment:
 
     def _result(self, outcome: Detections | Exception) -> Detections | ImageFailure:
         if isinstance(outcome, Detections):
-            return outcome.where(outcome.scores >= self._thresholds[outcome.labels])
+            chosen = outcome.scores >= self._thresholds[outcome.labels]
+            return outcome if chosen.all() else outcome.where(chosen)
         if isinstance(outcome, NotFinite) and not self._has_worked:
             raise model_not_finite(outcome, self._predictor.precision) from outcome
         return ImageFailure(SEGMENT, failure_code(outcome), f"{type(outcome).__name__}: {outcome}")
