@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pipeline.annotate.config import StopConfig
+from pipeline.annotate.replica_time import Used
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
@@ -18,14 +19,21 @@ class Snapshot:
     Attributes:
         counts: sum of what their stages reported.
         segmenting_s: seconds since the first model call began; 0 before it.
-        starting: replicas of the model that have begun to load it, those of a process that was killed as well.
-        ready: those that have loaded it.
+        starting: replicas of the model that have begun to load it and are there.
+        ready: those of them that have loaded it.
+        by_accelerator: what the replicas took and gave, by the name of their device; those that are gone as well.
     """
 
     counts: StageCounts = field(default_factory=StageCounts)
     segmenting_s: float = 0.0
     starting: int = 0
     ready: int = 0
+    by_accelerator: dict[str, Used] = field(default_factory=dict)
+
+    @property
+    def used(self) -> Used:
+        """By all replicas."""
+        return sum(self.by_accelerator.values(), Used())
 
 
 @dataclass(frozen=True)
@@ -69,9 +77,9 @@ class Progress:
 
     @property
     def busy_share(self) -> float:
-        """Of the replicas' time since the first model call, the share spent in the stage."""
-        seconds = self.so_far.segmenting_s * self.actors
-        return min(1.0, self.so_far.counts.segment_s / seconds) if seconds > 0 else 0.0
+        """Of the time of all replicas that had loaded the model, as long as each was there, the share in the stage."""
+        used = self.so_far.used
+        return used.replicas.busy / used.ready_s if used.ready_s > 0 else 0.0
 
     def time_split(self) -> dict[str, float]:
         """Seconds of work in each stage, summed over workers."""

@@ -154,9 +154,9 @@ def test_what_is_short_is_told(
         pytest.param([{"CPU": 1.0}], {}, "do not fit on 1 CPU:", id="one core"),
         pytest.param(
             TWO_CORES,
-            {"actors": 2, "cpus_per_actor": 0.8, "fetch_cpus_per_task": 0.4},
-            "2 replicas of 0.8 CPUs, and 1 CPU for fetching and moving",
-            id="no core left to move blocks",
+            {"actors": 2, "cpus_per_actor": 0.9, "fetch_cpus_per_task": 0.4},
+            "2 replicas of 0.9 CPUs, and 0.4 CPUs for fetching images",
+            id="too little left to fetch",
         ),
         pytest.param(GPU_BOX, {"cpus_per_actor": 64.0}, "1 replica of 64 CPUs", id="all cores beside the GPU"),
         pytest.param([HEAD], {}, "do not fit on 0 CPUs", id="nothing"),

@@ -66,9 +66,10 @@ Report = Callable[[StageCounts], None]
 class Stage(Protocol):
     """Takes any number of rows and gives a row for each, in their order; a row that fails says so and goes on.
 
-    Only the last one, `pipeline.annotate.stages.write.Write`, gives no rows but the file. What a stage needs beside the
+    The first one, `pipeline.annotate.stages.fetch_decode.FetchDecode`, gives them by and by and in an order of its own;
+    the last one, `pipeline.annotate.stages.write.Write`, gives no rows but the file. What a stage needs beside the
     rows is bound when it is made: settings, a `pipeline.annotate.stages.guard.Guard` where rows can kill the process,
-    and a `Report`, called once for each call. A stage pickles, unless it holds the model.
+    and a `Report`, called once for each table. A stage pickles, unless it holds the model.
     """
 
     def __call__(self, rows: pa.Table, /) -> pa.Table: ...
