@@ -45,11 +45,12 @@ DUE = Metric(f"{PREFIX}images_due", "Images that the run has to do.")
 PENDING = Metric(f"{PREFIX}images_pending", "Of them, those that are not in a file yet.")
 RATE = Metric(f"{PREFIX}images_per_second", "Images per second through the model, since its first call.")
 ETA = Metric(f"{PREFIX}eta_seconds", "Seconds to go at that rate.")
-WANTED = Metric(f"{PREFIX}replicas_wanted", "Replicas of the model that the run wants.")
-READY = Metric(f"{PREFIX}replicas_ready", "Of them, those that have loaded it.")
-BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of their time at work, since the model's first call, 0 to 1.")
+FILL = Metric(f"{PREFIX}batch_fill_ratio", "Of the room in the model's batches, the share that images took, 0 to 1.")
+WANTED = Metric(f"{PREFIX}replicas_wanted", "Replicas of the model that the run begins with.")
+READY = Metric(f"{PREFIX}replicas_ready", "Replicas that have loaded it.")
+BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of the replicas' time at work, 0 to 1.")
 PROGRESSED = Metric(f"{PREFIX}progress_timestamp_seconds", "Unix time at which an image last came through a stage.")
-METRICS = (WRITTEN, FAILED, STAGE_SECONDS, DUE, PENDING, RATE, ETA, WANTED, READY, BUSY, PROGRESSED)
+METRICS = (WRITTEN, FAILED, STAGE_SECONDS, DUE, PENDING, RATE, ETA, FILL, WANTED, READY, BUSY, PROGRESSED)
 
 
 @dataclass
@@ -77,8 +78,10 @@ class RunMetrics:
         self._gauge(RATE, progress.rate)
         if (left := progress.seconds_to_go) is not None:
             self._gauge(ETA, left)
+        if progress.batch_fill is not None:
+            self._gauge(FILL, progress.batch_fill)
         self._gauge(WANTED, progress.actors)
-        self._gauge(READY, progress.replicas_ready)
+        self._gauge(READY, progress.so_far.ready)
         self._gauge(BUSY, progress.busy_share)
         moved = counts.decoded + counts.segmented + counts.written
         if moved != self._moved:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -36,6 +36,8 @@ from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import USES_RAY, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.signals import deferred
+from pipeline.messages.counts import counted
+from pipeline.messages.timing import REPLACES_LINE
 from pipeline.storage.lock.lease import LockLost, OutputLock
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ _ARRIVAL_S = 1.0
 _SAVE_S = 120.0
 # While replicas start nothing moves, and one line tells it all.
 _STILL_WAITING_S = 60.0
+# Nodes may come back; an autoscaler takes minutes for one. Replicas that are idle begin anew in less.
+_HELD_UP_S = 60.0
 
 
 @contextmanager
@@ -132,11 +136,13 @@ class Rounds:
         return self._at(snapshot)
 
     def _at(self, snapshot: Snapshot) -> Progress:
-        return Progress(self.todo, snapshot, time.monotonic() - self.started, self.parts.pool.max_actors)
+        seconds, batch_size = time.monotonic() - self.started, self.parts.config.model.batch_size
+        return Progress(self.todo, snapshot, seconds, self.parts.pool.initial_actors, batch_size)
 
     def figures(self) -> ThisRun:
         """How fast the run was, for the report."""
         progress = self.progress()
+        used, price = progress.so_far.used, self.parts.config.resources.price_per_gpu_hour
         return ThisRun(
             images=self.todo,
             written=self.written,
@@ -145,6 +151,10 @@ class Rounds:
             images_per_second=round(self.written / progress.elapsed_s, 3),
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+            replica_seconds=used.replicas.rounded(3),
+            gpu_seconds=used.gpus.rounded(3),
+            by_accelerator={name: used.figures() for name, used in progress.so_far.by_accelerator.items()},
+            cost=None if price is None else round(used.gpus.held / 3600 * price, 2),
         )
 
     def _last_snapshot(self) -> Snapshot:
@@ -159,7 +169,10 @@ class Rounds:
             time.sleep(TELL_AFTER_S / 5)
 
     def run(self, pending: Pending, work: ExitStack) -> str:
-        """A round; why it ended early, or "". However it ends, what is ready is written.
+        """A round; why the run should end early, or "". However it ends, what is ready is written.
+
+        It ends early as well where nodes went and what is left waits for them: another round is for the replicas that
+        there is room for.
 
         Args:
             work: takes what ends the work that is still going on then.
@@ -168,12 +181,14 @@ class Rounds:
             KeyboardInterrupt: a signal ended it early.
         """
         reason = ""
+        if self.num > 1:
+            self._choose_again()
         with deferred() as stopping, self._watched() as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
-            writes = Writes(self.parts)
+            writes, shrunk = Writes(self.parts), _Shrunk(running)
             try:
-                while not (running.ended or stopping() or (reason := failing())):
+                while not (running.ended or stopping() or (reason := failing()) or shrunk.for_long):
                     if writes.full:
                         writes.wait(_POLL_S)
                     elif (block := running.take(_POLL_S)) is not None:
@@ -181,12 +196,21 @@ class Rounds:
                     writes.go_on()
                     self.lock.check()
                 self._write_rest(running, writes)
+                if not running.ended:
+                    running.stop()  # the replicas make room for those of another round
             except (KeyboardInterrupt, Exception):
                 self._save_rest(running, writes)
                 raise
             finally:
                 self.written += writes.num_written
         return reason
+
+    def _choose_again(self) -> None:
+        """The replicas that there is room for now, of the kind that there were."""
+        parts = self.parts
+        resources = parts.config.resources.model_copy(update={"gpus_per_actor": parts.pool.gpus})
+        with gpus_waited_for(resources):
+            self.parts = replace(parts, pool=choose_pool(resources))
 
     @contextmanager
     def _watched(self) -> Iterator[Callable[[], str]]:
@@ -267,7 +291,8 @@ class _Told:
                 logger.warning("failed: %s", printable(failed))
         line, interval_s, now = progress.line(), self._interval_s, time.monotonic()
         if self._live:
-            print(f"\r\033[K{_fitted(line)}", end="", file=sys.stderr, flush=True)
+            self._said = line
+            print(f"{REPLACES_LINE}{_fitted(line)}", end="", file=sys.stderr, flush=True)
             return
         if progress.waiting:
             interval_s = 0.0 if line != self._said else max(interval_s, _STILL_WAITING_S)
@@ -276,9 +301,39 @@ class _Told:
             logger.info(line)
 
     def end(self) -> None:
-        """Nothing more is told."""
-        if self._live:
-            print(file=sys.stderr)
+        """Nothing more is told: the last line stays."""
+        if self._live and self._said:
+            print(f"{REPLACES_LINE}{_fitted(self._said)}", file=sys.stderr, flush=True)
+
+
+class _Shrunk:
+    """Whether a round has waited long enough for nodes that went.
+
+    Args:
+        running: the round.
+    """
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._gone_before = _gone_nodes()
+        self._held_up_since: float | None = None
+
+    @property
+    def for_long(self) -> bool:
+        """Asked again and again."""
+        now = time.monotonic()
+        if not self._running.held_up:
+            self._held_up_since = None
+        elif self._held_up_since is None:
+            self._held_up_since = now
+        elif now - self._held_up_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before):
+            logger.warning("images were left with %s that went; others begin them again", counted(len(gone), "node"))
+            return True
+        return False
+
+
+def _gone_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _fitted(line: str) -> str:

@@ -24,7 +24,7 @@ from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
-from pipeline.annotations.overview_text import failure_lines, printable
+from pipeline.annotations.overview_text import costs, failure_lines, printable
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
@@ -280,7 +280,7 @@ def _are(images: int) -> str:
 
 
 def summary(report: RunJson, store: OutputStore) -> str:
-    """The closing words: the books, failures with examples, detections per category, speed.
+    """The closing words: the books, failures with examples, detections per category, speed, cost.
 
     Args:
         store: the output.
@@ -301,6 +301,7 @@ def summary(report: RunJson, store: OutputStore) -> str:
         line = f"this run: {counted(run.images, 'image')} in {time}, {run.images_per_second:.2f} img/s"
         # Nothing where the model was never called.
         lines.append(line + (f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""))
+        lines += [f"{name}: {value}" for name, value in costs(run).items()]
     return "\n".join(lines)
 
 

@@ -59,13 +59,21 @@ def value(name: str, **labels: str) -> float | None:
 
 
 def moment(total: int = 100, actors: int = 2, ready: int = 2, segmenting_s: float = 10.0, **counts: Any) -> Progress:
-    return Progress(total, Snapshot(StageCounts(**counts), segmenting_s, ready, ready), 30.0, actors)
+    return Progress(total, Snapshot(StageCounts(**counts), segmenting_s, ready, ready), 30.0, actors, 8)
 
 
 def test_what_the_terminal_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 1_800_000_000.0)
     run = RunMetrics("r")
-    counts = {"decoded": 60, "segmented": 50, "written": 40, "segment_s": 15.0, "fetch_s": 6.0}
+    counts = {
+        "decoded": 60,
+        "segmented": 50,
+        "written": 40,
+        "segment_s": 15.0,
+        "fetch_s": 6.0,
+        "batches": 8,
+        "batched": 48,
+    }
     run.set(moment(ready=1, **counts, failed=Counter(timeout=3)))
     assert value("images_written_total") == 40
     assert value("images_failed_total", code="timeout") == 3
@@ -74,6 +82,7 @@ def test_what_the_terminal_says(monkeypatch: pytest.MonkeyPatch) -> None:
     assert value("stage_seconds_total", stage="write") is None
     assert (value("images_due"), value("images_pending")) == (100, 60)
     assert (value("images_per_second"), value("eta_seconds")) == (5.0, 10.0)
+    assert value("batch_fill_ratio") == 0.75
     assert (value("replicas_wanted"), value("replicas_ready"), value("replicas_busy_ratio")) == (2, 1, 0.75)
     assert value("progress_timestamp_seconds") == 1_800_000_000.0
 
@@ -113,7 +122,7 @@ def test_the_time_of_the_last_progress_stands_still_with_it(monkeypatch: pytest.
 @pytest.mark.parametrize("pending", [0, 60])
 def test_at_the_end_nothing_moves_and_what_is_left_is_pending(pending: int) -> None:
     run = RunMetrics("r")
-    run.end(moment(segmented=100, written=100 - pending, segment_s=5.0), pending)
+    run.end(moment(segmented=100, written=100 - pending, segment_s=5.0, batches=20, batched=100), pending)
     assert value("images_pending") == pending
     still = [value(name) for name in ("images_per_second", "eta_seconds", "replicas_ready", "replicas_busy_ratio")]
     assert still == [0, 0, 0, 0]
