@@ -318,13 +318,15 @@ def outage(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
     def kill_all(process: subprocess.Popen[bytes], pause_s: float) -> None:
         _wait_for(lambda: process.poll() is not None or witness.has_begun(seen))
         time.sleep(pause_s)
-        members = [*job.remember(process.pid), psutil.Process(process.pid)]
+        members = job.remember(process.pid)
         if process.poll() is not None:
             return
         killed_at = time.time()
+        process.kill()
         for member in members:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
+        process.wait()
         psutil.wait_procs(members, timeout=10)
         written = {row["image_id"] for row in job.read()[0]}
         oldest = witness.oldest_lost(seen, written)
