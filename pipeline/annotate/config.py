@@ -31,9 +31,8 @@ from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
 
-# A block crosses the object store as a whole and Ray Data splits at 128 MiB: about 40 pictures of 1333 x 800.
-# Larger blocks were measured to leave the actors idle (too few in flight), far smaller ones to make the
-# driver's scheduling loop the limit.
+# A block crosses the object store as a whole: 128 MiB are about 40 pictures of 1333 x 800. Larger blocks were measured
+# to leave the actors idle (too few in flight), far smaller ones to make the driver's scheduling loop the limit.
 MAX_IMAGES_PER_BLOCK = 64
 _BATCHES_PER_BLOCK = 4
 _COMPILE_S = 1800.0
@@ -241,8 +240,8 @@ class ResourcesConfig(Section):
     )
     images_per_block: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] | None = Field(
         default=None,
-        description="Images that travel and are redone together. null: 4 batches, at most 64. A block of decoded "
-        "images should stay below 128 MiB (40 pictures of 1333 x 800); fewer than four batches leave replicas waiting.",
+        description="Images that travel and are redone together. null: 4 batches, at most 64. Fewer than four "
+        "batches leave replicas waiting; a replica wants some eight decoded blocks of room in the object store.",
     )
     fetch_cpus_per_task: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="CPUs a fetch-and-decode task reserves; below 1 where fetching is mostly waiting."
@@ -250,6 +249,11 @@ class ResourcesConfig(Section):
     object_store_limit_bytes: PositiveInt | None = Field(
         default=None,
         description="Most bytes of the object store the job fills. null: half of the store, Ray's own rule.",
+    )
+    price_per_gpu_hour: PositiveFloat | None = Field(
+        default=None,
+        description="What a GPU costs an hour, in your currency, for the reports; all GPUs count the same, and CPUs "
+        "nothing. null: costs are told in GPU-hours.",
     )
 
     @model_validator(mode="after")

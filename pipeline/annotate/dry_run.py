@@ -117,6 +117,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         seconds_per_image=seconds,
         measured=measured,
         cluster_cpus=max(0.0, free_cpus),
+        price_per_gpu_hour=config.resources.price_per_gpu_hour,
     )
     return "\n".join([*lines, plan.text()])
 

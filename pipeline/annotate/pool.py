@@ -22,13 +22,10 @@ from pipeline.messages.timing import NowAndThen, duration
 
 logger = logging.getLogger(__name__)
 
-# Ray Data repartitions blocks in tasks of one CPU, whatever the stages around it ask for. Where replicas leave less
-# than that free, nothing ever moves.
-_REPARTITION_CPUS = 1.0
 # Fetching fills a node to the last CPU that it may take, and light tasks beside it would wait until all images are
 # fetched; so fetch tasks ask for a little less than their share, and light ones fit into what that leaves.
 _FETCH_SHARE = 0.99
-LIGHT_CPUS = 0.002
+LIGHT_CPUS = 0.001  # so that eight fit into what a single fetch task leaves
 # Ray Data fuses a task stage into an actor stage that asks for exactly the same resources; fetching must stay
 # in tasks of its own.
 _APART = 0.01
@@ -115,7 +112,7 @@ def choose_pool(config: ResourcesConfig, to_come: bool = False) -> Pool:
     if cluster_cpus < needs.cpus * fewest + needs.others:
         raise ClusterError(
             f"{counted(fewest, 'replica')} of {amount(needs.cpus, 'CPU')}, and {amount(needs.others, 'CPU')} for "
-            f"fetching and moving images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, "
+            f"fetching images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, "
             "cpus_per_actor or fetch_cpus_per_task"
         )
     room = max(fewest, needs.room(nodes)) if needs.gpus else fewest
@@ -182,7 +179,7 @@ class _Needs:
     Attributes:
         gpus, cpus: of each replica.
         fetch_cpus: of each task that fetches.
-        others: CPUs that must be free of replicas, or nothing moves.
+        others: CPUs that must be free of replicas, or nothing is fetched.
     """
 
     gpus: float
@@ -201,7 +198,7 @@ class _Needs:
         fetch_cpus = _FETCH_SHARE * config.fetch_cpus_per_task
         if not gpus and cpus == fetch_cpus:
             cpus -= _APART
-        return cls(gpus, cpus, fetch_cpus, max(config.fetch_cpus_per_task, _REPARTITION_CPUS))
+        return cls(gpus, cpus, fetch_cpus, config.fetch_cpus_per_task)
 
     @property
     def bundle(self) -> dict[str, float]:

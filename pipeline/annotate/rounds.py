@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -10,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,18 +21,23 @@ from ray.exceptions import RayError
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.metrics import RunMetrics
 from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.pool import choose_pool, gpus_waited_for
 from pipeline.annotate.prepare import ChosenModel
 from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
+from pipeline.annotate.stages.stage import FIRST_FAILED
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.overview_text import printable
 from pipeline.annotations.run_json import ThisRun
 from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import USES_RAY, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.signals import deferred
+from pipeline.messages.counts import counted
+from pipeline.messages.timing import REPLACES_LINE
 from pipeline.storage.lock.lease import LockLost, OutputLock
 
 logger = logging.getLogger(__name__)
@@ -47,6 +53,8 @@ _ARRIVAL_S = 1.0
 _SAVE_S = 120.0
 # While replicas start nothing moves, and one line tells it all.
 _STILL_WAITING_S = 60.0
+# Nodes may come back; an autoscaler takes minutes for one. Replicas that are idle begin anew in less.
+_HELD_UP_S = 60.0
 
 
 @contextmanager
@@ -86,7 +94,11 @@ def connected(
             pool=pool,
         )
         del checkpoint
-        yield Rounds(parts, lock, describe_cluster())
+        rounds = Rounds(parts, lock, describe_cluster())
+        try:
+            yield rounds
+        finally:
+            rounds.metrics.end(rounds.progress(), rounds.todo - rounds.written)
 
 
 @dataclass
@@ -99,6 +111,7 @@ class Rounds:
         cluster: what they run on, for the report.
         started: on the monotonic clock.
         num: of rounds so far.
+        todo: images that were pending when the first one began.
         written: images whose rows they wrote.
     """
 
@@ -107,27 +120,41 @@ class Rounds:
     cluster: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     num: int = 0
+    todo: int = 0
     written: int = 0
 
-    def figures(self, todo: int) -> ThisRun:
-        """How fast the run was, for the report.
+    @functools.cached_property
+    def metrics(self) -> RunMetrics:
+        """What Prometheus sees of the run."""
+        return RunMetrics(self.parts.identity.run_id)
 
-        Args:
-            todo: images that were pending when it began.
-        """
-        seconds = time.monotonic() - self.started
+    def progress(self) -> Progress:
+        """Where the run is; a Ray that is gone knows nothing of it."""
         snapshot = Snapshot()
-        with suppress(RayError):  # a Ray that is gone knows no figures
+        with suppress(RayError):
             snapshot = self._last_snapshot()
-        progress = Progress(todo, snapshot, seconds, self.parts.pool.max_actors)
+        return self._at(snapshot)
+
+    def _at(self, snapshot: Snapshot) -> Progress:
+        seconds, batch_size = time.monotonic() - self.started, self.parts.config.model.batch_size
+        return Progress(self.todo, snapshot, seconds, self.parts.pool.initial_actors, batch_size)
+
+    def figures(self) -> ThisRun:
+        """How fast the run was, for the report."""
+        progress = self.progress()
+        used, price = progress.so_far.used, self.parts.config.resources.price_per_gpu_hour
         return ThisRun(
-            images=todo,
+            images=self.todo,
             written=self.written,
             rounds=self.num,
-            seconds=round(seconds, 3),
-            images_per_second=round(self.written / seconds, 3),
+            seconds=round(progress.elapsed_s, 3),
+            images_per_second=round(self.written / progress.elapsed_s, 3),
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+            replica_seconds=used.replicas.rounded(3),
+            gpu_seconds=used.gpus.rounded(3),
+            by_accelerator={name: used.figures() for name, used in progress.so_far.by_accelerator.items()},
+            cost=None if price is None else round(used.gpus.held / 3600 * price, 2),
         )
 
     def _last_snapshot(self) -> Snapshot:
@@ -142,7 +169,10 @@ class Rounds:
             time.sleep(TELL_AFTER_S / 5)
 
     def run(self, pending: Pending, work: ExitStack) -> str:
-        """A round; why it ended early, or "". However it ends, what is ready is written.
+        """A round; why the run should end early, or "". However it ends, what is ready is written.
+
+        It ends early as well where nodes went and what is left waits for them: another round is for the replicas that
+        there is room for.
 
         Args:
             work: takes what ends the work that is still going on then.
@@ -151,12 +181,14 @@ class Rounds:
             KeyboardInterrupt: a signal ended it early.
         """
         reason = ""
-        with deferred() as stopping, _progress(self.parts, pending.num_pending, self.started) as failing:
+        if self.num > 1:
+            self._choose_again()
+        with deferred() as stopping, self._watched() as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
-            writes = Writes(self.parts)
+            writes, shrunk = Writes(self.parts), _Shrunk(running)
             try:
-                while not (running.ended or stopping() or (reason := failing())):
+                while not (running.ended or stopping() or (reason := failing()) or shrunk.for_long):
                     if writes.full:
                         writes.wait(_POLL_S)
                     elif (block := running.take(_POLL_S)) is not None:
@@ -164,12 +196,53 @@ class Rounds:
                     writes.go_on()
                     self.lock.check()
                 self._write_rest(running, writes)
+                if not running.ended:
+                    running.stop()  # the replicas make room for those of another round
             except (KeyboardInterrupt, Exception):
                 self._save_rest(running, writes)
                 raise
             finally:
                 self.written += writes.num_written
         return reason
+
+    def _choose_again(self) -> None:
+        """The replicas that there is room for now, of the kind that there were."""
+        parts = self.parts
+        resources = parts.config.resources.model_copy(update={"gpus_per_actor": parts.pool.gpus})
+        with gpus_waited_for(resources):
+            self.parts = replace(parts, pool=choose_pool(resources))
+
+    @contextmanager
+    def _watched(self) -> Iterator[Callable[[], str]]:
+        """People are told how the run does, and its metrics are set.
+
+        Gives a function that says why it is not worth going on, or "".
+        """
+        stop = threading.Event()
+        failures = FailureWatch(self.parts.config.output.stop)
+        told = _Told(self.parts.config.log_interval_s)
+        reason = ""
+
+        def loop() -> None:
+            nonlocal reason
+            while not stop.wait(1.0):
+                try:
+                    snapshot: Snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+                except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
+                    continue
+                reason = reason or failures.see(snapshot.counts)
+                progress = self._at(snapshot)
+                self.metrics.set(progress)
+                told.tell(progress)
+
+        thread = threading.Thread(target=loop, name=f"{USES_RAY}progress", daemon=True)
+        thread.start()
+        try:
+            yield lambda: reason
+        finally:
+            stop.set()
+            thread.join(timeout=5)
+            told.end()
 
     def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
         """Write all that came out and waits, and what is on its way here: it may count as done already."""
@@ -196,53 +269,76 @@ class Rounds:
                 logger.warning("the run has failed, and some of its last rows are lost: %s", cause_of(error).line())
 
 
+class _Told:
+    """What people are told of a run: a line for each step until the first images are through, and then every so often.
+    On a terminal it replaces the one before. The first images that failed are named as they come.
+
+    Args:
+        interval_s: between two lines where they do not replace each other.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._live = sys.stderr.isatty()
+        self._said_at, self._said = -math.inf, ""
+        self._failed: set[str] = set()
+
+    def tell(self, progress: Progress) -> None:
+        """A moment of the run."""
+        for failed in progress.so_far.counts.first_failed:
+            if failed not in self._failed and len(self._failed) < FIRST_FAILED:
+                self._failed.add(failed)
+                logger.warning("failed: %s", printable(failed))
+        line, interval_s, now = progress.line(), self._interval_s, time.monotonic()
+        if self._live:
+            self._said = line
+            print(f"{REPLACES_LINE}{_fitted(line)}", end="", file=sys.stderr, flush=True)
+            return
+        if progress.waiting:
+            interval_s = 0.0 if line != self._said else max(interval_s, _STILL_WAITING_S)
+        if now - self._said_at >= interval_s:
+            self._said_at, self._said = now, line
+            logger.info(line)
+
+    def end(self) -> None:
+        """Nothing more is told: the last line stays."""
+        if self._live and self._said:
+            print(f"{REPLACES_LINE}{_fitted(self._said)}", file=sys.stderr, flush=True)
+
+
+class _Shrunk:
+    """Whether a round has waited long enough for nodes that went.
+
+    Args:
+        running: the round.
+    """
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._gone_before = _gone_nodes()
+        self._held_up_since: float | None = None
+
+    @property
+    def for_long(self) -> bool:
+        """Asked again and again."""
+        now = time.monotonic()
+        if not self._running.held_up:
+            self._held_up_since = None
+        elif self._held_up_since is None:
+            self._held_up_since = now
+        elif now - self._held_up_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before):
+            logger.warning("images were left with %s that went; others begin them again", counted(len(gone), "node"))
+            return True
+        return False
+
+
+def _gone_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
 def _fitted(line: str) -> str:
     """What of a line a terminal shows without wrapping it: only such a one is replaced by the next."""
     columns = 0
     with suppress(OSError):
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     return line if len(line) < columns or not columns else line[: max(0, columns - 2)] + "…"
-
-
-@contextmanager
-def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[[], str]]:
-    """A line for each step until the first images are through, and then every so often; on a terminal it replaces the
-    one before.
-
-    Gives a function that says why it is not worth going on, or "".
-    """
-    live = sys.stderr.isatty()
-    stop = threading.Event()
-    failures = FailureWatch(parts.config.output.stop)
-    reason = ""
-
-    def loop() -> None:
-        nonlocal reason
-        said_at, said = -math.inf, ""
-        while not stop.wait(1.0):
-            try:
-                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
-            except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
-                continue
-            reason = reason or failures.see(snapshot.counts)
-            now = time.monotonic()
-            progress = Progress(total, snapshot, now - started, parts.pool.max_actors)
-            line, interval_s = progress.line(), parts.config.log_interval_s
-            if live:
-                print(f"\r\033[K{_fitted(line)}", end="", file=sys.stderr, flush=True)
-                continue
-            if progress.waiting:
-                interval_s = 0.0 if line != said else max(interval_s, _STILL_WAITING_S)
-            if now - said_at >= interval_s:
-                said_at, said = now, line
-                logger.info(line)
-
-    thread = threading.Thread(target=loop, name=f"{USES_RAY}progress", daemon=True)
-    thread.start()
-    try:
-        yield lambda: reason
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-        if live:
-            print(file=sys.stderr)

@@ -113,7 +113,7 @@ _TRANSPOSE = {
 _MAX_READS = 10_000_000
 _MAX_TIMES_READ = 4  # of each byte, on average: tags of a TIFF may all point to the same ones
 _INVERSE_ORIENTATION = {6: 8, 8: 6}
-_PIXELS_AT_ONCE = 1 << 18  # converted together
+_PIXELS_AT_ONCE = 1 << 20  # converted together
 
 
 def _silence_decoders() -> None:
@@ -362,6 +362,8 @@ def _check_mode(image: Image.Image) -> None:
 
 def _rgb_pixels(image: Image.Image, high_byte: Callable[[np.ndarray], np.ndarray] | None) -> NDArray[np.uint8]:
     """Converted strip by strip, so that no second copy of a large picture is needed."""
+    if image.mode == "RGB" and image.height * image.width <= _PIXELS_AT_ONCE:
+        return np.array(image)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, _PIXELS_AT_ONCE // image.width)
     for top in range(0, image.height, rows):

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
+import numpy as np
 import pytest
 
-from pipeline.annotate.graph import Block, Gatherer, rows_per_fetch
+from pipeline.annotate import pool
+from pipeline.annotate.config import ResourcesConfig
+from pipeline.annotate.graph import Block, Gatherer, _read_tasks, rows_per_fetch
+from pipeline.annotate.manifest.rules import ReadUnit
+from pipeline.annotate.pending.antijoin import Pending
+from pipeline.messages.examples import Examples
+from pipeline.storage.uris import Uri
 
 
 class Clock:
@@ -104,3 +113,45 @@ def test_nothing_is_lost_doubled_or_kept_too_long(seed: int) -> None:
         look()
     look(everything=True)
     assert written == list(came)  # in order: a retry writes the same files
+
+
+@pytest.mark.parametrize(
+    ("resources", "settings"),
+    [
+        pytest.param({"CPU": 2.0}, {}, id="two cores, a replica on one of them"),
+        pytest.param({"CPU": 2.0}, {"fetch_cpus_per_task": 0.5}, id="two fetch tasks beside it"),
+        pytest.param({"CPU": 16.0, "GPU": 1.0}, {}, id="a GPU"),
+        pytest.param({"CPU": 64.0, "GPU": 8.0}, {"actors": 8}, id="eight GPUs"),
+        pytest.param({"CPU": 1.0, "GPU": 1.0}, {}, id="one core beside a GPU"),
+    ],
+)
+def test_files_are_written_where_fetching_fills_the_cluster(
+    monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(pool, "node_resources", lambda: [resources])
+    chosen = pool.choose_pool(ResourcesConfig(**settings))
+    free = resources["CPU"] - chosen.min_actors * chosen.cpus
+    free -= math.floor(free / chosen.fetch_cpus) * chosen.fetch_cpus
+    assert free >= chosen.max_writes * pool.LIGHT_CPUS
+
+
+def test_a_row_group_is_read_by_one_task_and_small_ones_come_together() -> None:
+    sizes = [10_000, *[500] * 20, *[100_000] * 4, 3]
+    rng = np.random.default_rng(0)
+    masks = [np.ones(10_000, bool), *(rng.random(500) < 0.9 for _ in range(20)), *(np.arange(100_000) < 7,) * 4]
+    masks.append(np.array([False, True, False]))
+    units = [ReadUnit(Uri("/m.parquet"), group, size) for group, size in enumerate(sizes)]
+    packed = tuple((unit, np.packbits(mask)) for unit, mask in zip(units, masks, strict=True))
+    tasks = list(_read_tasks(Pending(packed, 0, 0, 0, Examples(), Examples())))
+    groups = [task["row_group"].to_pylist() for task in tasks]
+    assert [group for task in groups for group in task] == list(range(len(sizes)))
+    assert groups[0] == [0]  # large enough, whatever comes behind it
+    wanted = [sum(int(masks[group].sum()) for group in task) for task in groups]
+    assert all(4096 <= rows < 4096 + 500 for rows in wanted[1:3])
+    # Where little is wanted of much, a task looks at not much more than it would read elsewhere.
+    assert all(sum(sizes[group] for group in task) < 64 * 4096 + 100_000 for task in groups)
+    for task in tasks:
+        for group, bits, num_rows in zip(
+            *(task[name].to_pylist() for name in ("row_group", "wanted", "num_rows")), strict=True
+        ):
+            assert np.array_equal(np.unpackbits(np.frombuffer(bits, np.uint8), count=num_rows), masks[group])

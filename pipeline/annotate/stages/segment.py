@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.annotate.stages.guard import Deadline, Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import Report, StageCounts, failures
 from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
@@ -80,10 +79,9 @@ class Segment:
                 errors[i] = result
             else:
                 results[i] = result
-        failed = Counter(error.code for error in errors if error is not None)
-        batches, batched = len(calls), sum(map(len, calls))
-        counts = StageCounts(segment_s=work_s, segmented=len(rows), batches=batches, batched=batched, failed=failed)
-        self._report(counts)
+        failed = [(image_id, error) for image_id, error in zip(ids, errors, strict=True) if error is not None]
+        did = StageCounts(segment_s=work_s, segmented=len(rows), batches=len(calls), batched=sum(map(len, calls)))
+        self._report(did + StageCounts(**failures(failed)))
         return _segmented_rows(rows, results, errors)
 
     def _predict(
@@ -105,7 +103,8 @@ class Segment:
 
     def _result(self, outcome: Detections | Exception) -> Detections | ImageFailure:
         if isinstance(outcome, Detections):
-            return outcome.where(outcome.scores >= self._thresholds[outcome.labels])
+            chosen = outcome.scores >= self._thresholds[outcome.labels]
+            return outcome if chosen.all() else outcome.where(chosen)
         if isinstance(outcome, NotFinite) and not self._has_worked:
             raise model_not_finite(outcome, self._predictor.precision) from outcome
         return ImageFailure(SEGMENT, failure_code(outcome), f"{type(outcome).__name__}: {outcome}")

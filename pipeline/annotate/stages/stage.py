@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
+
+from pipeline.annotations.failure import ImageFailure
+
+FIRST_FAILED = 3
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class StageCounts:
         files: data files that were written.
         failed: images that came out failed, by error code: counted when the model's stage is behind them, which all
             images pass soon, and where encoding fails.
+        first_failed: the first `FIRST_FAILED` of them, each as ``id: code: message``; an image that failed in two
+            attempts is there once.
     """
 
     fetch_s: float = 0.0
@@ -38,9 +44,20 @@ class StageCounts:
     written: int = 0
     files: int = 0
     failed: Counter[str] = field(default_factory=Counter)
+    first_failed: tuple[str, ...] = ()
 
     def __add__(self, other: StageCounts) -> StageCounts:
-        return StageCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        sums["first_failed"] = tuple(dict.fromkeys(sums["first_failed"]))[:FIRST_FAILED]
+        return StageCounts(**sums)
+
+
+def failures(failed: Sequence[tuple[Hashable, ImageFailure]]) -> dict[str, Any]:
+    """The fields of `StageCounts` that tell of images that failed, from their ids and errors."""
+    return {
+        "failed": Counter(error.code for _, error in failed),
+        "first_failed": tuple(f"{i}: {error.code}: {error.message}" for i, error in failed[:FIRST_FAILED]),
+    }
 
 
 Report = Callable[[StageCounts], None]

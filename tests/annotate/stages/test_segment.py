@@ -141,7 +141,11 @@ class TestRows:
         (counts,) = reports
         assert counts.segment_s > 0
         failed = Counter(not_found=1, process_killed=1)
-        assert counts == StageCounts(segment_s=counts.segment_s, segmented=3, batches=1, batched=1, failed=failed)
+        died = f"the process died {MAX_DEATHS} times on this image"
+        ids = rows["image_id"].to_pylist()
+        first = (f"{ids[1]}: not_found: gone", f"{ids[2]}: process_killed: {died}")
+        told = StageCounts(segmented=3, batches=1, batched=1, failed=failed, first_failed=first)
+        assert counts == told + StageCounts(segment_s=counts.segment_s)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from pipeline.metrics.ap.accumulate import Accumulator
 from pipeline.metrics.ap.figures import Arrays, coco_stats, evaluate_blocks
 from pipeline.metrics.ap.records import block_records, sort_order
-from pipeline.metrics.ious import block_ious
+from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
 from tests.evaluate.coco_cases import CocoArrays, CocoCase, blocks_of, pycocotools_result, random_case, rle_of
 
@@ -34,8 +34,8 @@ def grouped(
         orders = {image["id"]: n for n, image in enumerate(sorted(images, key=lambda image: image["id"]))}
         for truth, found in blocks_of(*only(case, {image["id"] for image in own}), iou_type):
             truth.orders[:] = [orders[id_] for id_ in truth.image_ids]
-            ious = block_ious(truth, found, iou_type, same_category_only=True)
-            parts.append(block_records(truth, found, ious, iou_type, num_categories, protocol))
+            overlaps = block_overlaps(truth, found, iou_type, only_candidates=True)
+            parts.append(block_records(truth, found, overlaps, iou_type, num_categories, protocol))
     num_objects = np.sum([part.num_objects for part in parts], axis=0)
     results = []
     for k in range(num_categories):
