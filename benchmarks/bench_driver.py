@@ -47,14 +47,14 @@ WARM_UP, END = 0.35, 0.95  # of the blocks: measured is what comes between them
 class Window:
     """What happened between the first and the last block that count."""
 
-    blocks: int = 0
+    blocks: int
     seconds: float = 0.0
     cpu_s: Counter[str] = field(default_factory=Counter)
     started: int = 0
 
     def open(self) -> None:
         """Blocks count from here on."""
-        self._before, self.blocks, self._began = CpuTimes.of_tree(psutil.Process()), 0, time.monotonic()
+        self._before, self._began = CpuTimes.of_tree(psutil.Process()), time.monotonic()
 
     def close(self) -> None:
         """They do not any more."""
@@ -79,7 +79,7 @@ class Lock:
 
 def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> dict[str, Any]:
     """A round over all blocks; figures of its middle."""
-    window = Window()
+    window = Window(round(END * total) - round(WARM_UP * total))
     seen = 0
 
     class Writes(graph.Writes):
@@ -96,7 +96,6 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
             nonlocal seen
             super().add(block)
             seen += 1
-            window.blocks += 1
             if seen == round(WARM_UP * total):
                 window.open()
             if seen == round(END * total):
@@ -104,10 +103,8 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
 
     rounds.Writes = Writes  # type: ignore[misc]
     rounds.build = trivial_stages.build_before if before else graph.build  # type: ignore[assignment]
-    blocks_of_window = round(END * total) - round(WARM_UP * total)
     with ExitStack() as work:
         rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
-    window.blocks = blocks_of_window
     return window.figures()
 
 
