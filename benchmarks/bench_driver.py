@@ -102,7 +102,7 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
                 window.close()
 
     rounds.Writes = Writes  # type: ignore[misc]
-    rounds.build = trivial_stages.build_before if before else graph.build  # type: ignore[assignment]
+    rounds.build = trivial_stages.build_before if before else graph.build
     with ExitStack() as work:
         rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
     return window.figures()
