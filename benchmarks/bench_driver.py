@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -27,19 +28,23 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from ray.data import DataContext, Dataset, TaskPoolStrategy
 
 import pipeline.annotate.replica
 from benchmarks.support import trivial_stages
 from benchmarks.support.machine import describe
 from benchmarks.support.process_cpu import KINDS, CpuTimes
 from pipeline.annotate import graph, rounds
+from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.monitor import start_monitor
-from pipeline.annotate.pending.antijoin import find_pending
+from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import LIGHT_CPUS, Pool
+from pipeline.cluster.quiet import quiet
 from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 
+_ROWS_PER_READ_TASK = 4096
 WARM_UP, END = 0.35, 0.95  # of the blocks: measured is what comes between them
 
 
@@ -77,6 +82,51 @@ class Lock:
         """It is held."""
 
 
+def build_before(parts: graph.RunParts, pending: Pending) -> Dataset:
+    """A lazy dataset of encoded blocks, by the graph as it was: read, repartition, fetch, segment, encode, each of them
+    an operator, and blocks of rows that Ray Data joins and cuts.
+    """
+    quiet(DataContext.get_current()).target_max_block_size = 128 << 20
+    config, pool, client = parts.config, parts.pool, trivial_stages.ClientBefore(parts.monitor)
+    block = config.images_per_block
+    read = functools.partial(trivial_stages.read_before, manifest=parts.manifest, rows_per_block=block)
+    fetch = trivial_stages.FetchBefore(None, None, client, client.report).decode  # type: ignore[arg-type]
+    encode: Any = trivial_stages.Encode(None, None, client, client.report)  # type: ignore[arg-type]
+    tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
+    return (
+        ray.data.from_arrow(list(_unit_tables(pending)))
+        .map_batches(read, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
+        .repartition(target_num_rows_per_block=block)
+        .map_batches(
+            functools.partial(trivial_stages.call, fetch), batch_size=block, num_cpus=pool.fetch_cpus, **tables
+        )
+        .map_batches(
+            trivial_stages.SegmentBefore,
+            fn_constructor_args=(None, config.model, parts.settings, pool, client),
+            compute=pool.strategy(),
+            batch_size=block,
+            num_gpus=pool.gpus,
+            num_cpus=pool.cpus,
+            **tables,
+        )
+        .map_batches(
+            functools.partial(trivial_stages.call, encode),
+            batch_size=None,
+            compute=TaskPoolStrategy(size=2 * pool.max_actors),
+            num_cpus=LIGHT_CPUS,
+            **tables,
+        )
+    )
+
+
+def _unit_tables(pending: Pending) -> Iterator[pa.Table]:
+    for unit, rows in pending.iter_units():
+        for start in range(0, len(rows), _ROWS_PER_READ_TASK):
+            part = pa.array([rows[start : start + _ROWS_PER_READ_TASK]], pa.list_(pa.int64()))
+            place = {"file": [unit.file.secret_text], "row_group": [unit.row_group], "num_rows": [unit.num_rows]}
+            yield pa.table({**place, "rows": part})
+
+
 def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> dict[str, Any]:
     """A round over all blocks; figures of its middle."""
     window = Window(round(END * total) - round(WARM_UP * total))
@@ -102,7 +152,7 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
                 window.close()
 
     rounds.Writes = Writes  # type: ignore[misc]
-    rounds.build = trivial_stages.build_before if before else graph.build
+    rounds.build = build_before if before else graph.build
     with ExitStack() as work:
         rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
     return window.figures()
@@ -113,13 +163,25 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     ids = pa.array(range(args.blocks * args.images_per_block), pa.int64())
     uris = pa.array([f"s3://bucket/{i:012d}.jpg" for i in range(len(ids))])
     pq.write_table(pa.table({"image_id": ids, "image_uri": uris}), folder / "manifest.parquet")
-    config = trivial_stages.config_of(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
+    config = make_config(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
     values: dict[str, Any] = {f.name: None for f in fields(graph.RunParts)}
     manifest = open_manifest(config.manifest, Uri(str(folder / "scratch")))
     pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
     named: Any = SimpleNamespace(run_id="bench_driver")
     values |= {"config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool, "identity": named}
     return values
+
+
+def make_config(manifest: str, output: str, images_per_block: int) -> AnnotateConfig:
+    """Of a run in which no model is loaded and nothing is written."""
+    return AnnotateConfig.model_validate(
+        {
+            "manifest": {"uri": manifest},
+            "model": {"checkpoint": "none.safetensors", "batch_size": images_per_block // 4},
+            "resources": {"images_per_block": images_per_block},
+            "output": {"uri": output},
+        }
+    )
 
 
 def start_ray(args: argparse.Namespace) -> None:

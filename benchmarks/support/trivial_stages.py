@@ -1,13 +1,11 @@
-"""Stages that do nothing but what costs the driver: they tell the monitor, and pass rows on. In workers.
+"""Stages that do nothing but what costs the driver: they tell the monitor, and pass rows on. In workers, which must not
+spend their time on imports: neither torch nor Ray Data is needed here.
 
-And the graph as it was before the one of `pipeline.annotate.graph`: read, repartition, fetch, segment, encode, each of
-them an operator, blocks of rows that Ray Data joins and cuts; a task for a block in most of them, and calls of the
-monitor for each block.
+And the stages and the monitor as they were: a task for a block in most of them, calls of the monitor for each block.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,25 +13,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.data import DataContext, Dataset, TaskPoolStrategy
 
-from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import RunParts
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.manifest.rules import ReadUnit
-from pipeline.annotate.pending.antijoin import Pending
-from pipeline.annotate.pool import LIGHT_CPUS, Pool
 from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import Guard, InProcessGuard
 from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.ledger import DataFile
-from pipeline.cluster.quiet import quiet
-from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 from pipeline.tables.packed import cut, packed, unpacked
-
-_ROWS_PER_READ_TASK = 4096
 
 
 def tell(guard: Guard, stage: str, rows: pa.Table) -> None:
@@ -77,7 +66,7 @@ class FetchBefore(Fetch):
 class Segment:
     """Takes the place of `SegmentActor`."""
 
-    def __init__(self, checkpoint: Any, config: Any, settings: TestSettings, pool: Pool, client: Any) -> None:
+    def __init__(self, checkpoint: Any, config: Any, settings: Any, pool: Any, client: Any) -> None:
         self._client = client
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -152,39 +141,6 @@ class ClientBefore:
         self.monitor.add.remote(counts)
 
 
-def build_before(parts: RunParts, pending: Pending) -> Dataset:
-    """A lazy dataset of encoded blocks, by the graph as it was."""
-    quiet(DataContext.get_current()).target_max_block_size = 128 << 20
-    config, pool, client = parts.config, parts.pool, ClientBefore(parts.monitor)
-    block = config.images_per_block
-    read = functools.partial(_read, manifest=parts.manifest, rows_per_block=block)
-    fetch = FetchBefore(None, None, client, client.report).decode  # type: ignore[arg-type]
-    encode: Any = Encode(None, None, client, client.report)  # type: ignore[arg-type]
-    tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
-    return (
-        ray.data.from_arrow(list(_unit_tables(pending)))
-        .map_batches(read, batch_size=None, num_cpus=LIGHT_CPUS, **tables)
-        .repartition(target_num_rows_per_block=block)
-        .map_batches(functools.partial(_call, fetch), batch_size=block, num_cpus=pool.fetch_cpus, **tables)
-        .map_batches(
-            SegmentBefore,
-            fn_constructor_args=(None, config.model, parts.settings, pool, client),
-            compute=pool.strategy(),
-            batch_size=block,
-            num_gpus=pool.gpus,
-            num_cpus=pool.cpus,
-            **tables,
-        )
-        .map_batches(
-            functools.partial(_call, encode),
-            batch_size=None,
-            compute=TaskPoolStrategy(size=2 * pool.max_actors),
-            num_cpus=LIGHT_CPUS,
-            **tables,
-        )
-    )
-
-
 class SegmentBefore(Segment):
     """Of blocks that are not packed."""
 
@@ -198,31 +154,13 @@ def write_before(stage: Write, *blocks: pa.Table) -> DataFile:
     return stage(pa.concat_tables(blocks))
 
 
-def _call(stage: Any, rows: pa.Table) -> pa.Table:
+def call(stage: Any, rows: pa.Table) -> pa.Table:
+    """A stage, as a function."""
     return stage(rows)
 
 
-def _unit_tables(pending: Pending) -> Iterator[pa.Table]:
-    for unit, rows in pending.iter_units():
-        for start in range(0, len(rows), _ROWS_PER_READ_TASK):
-            part = pa.array([rows[start : start + _ROWS_PER_READ_TASK]], pa.list_(pa.int64()))
-            place = {"file": [unit.file.secret_text], "row_group": [unit.row_group], "num_rows": [unit.num_rows]}
-            yield pa.table({**place, "rows": part})
-
-
-def _read(units: pa.Table, manifest: Manifest, rows_per_block: int) -> Iterator[pa.Table]:
+def read_before(units: pa.Table, manifest: Manifest, rows_per_block: int) -> Iterator[pa.Table]:
+    """Rows of a unit, whose row group is read from its start for each 4,096 of them."""
     for unit, rows in zip(units.drop_columns(["rows"]).to_pylist(), units["rows"], strict=True):
         wanted: np.ndarray = rows.values.to_numpy()
         yield from manifest.read_rows(ReadUnit(Uri(unit.pop("file")), **unit), wanted, rows_per_block)
-
-
-def config_of(manifest: str, output: str, images_per_block: int) -> AnnotateConfig:
-    """Of a run in which no model is loaded and nothing is written."""
-    return AnnotateConfig.model_validate(
-        {
-            "manifest": {"uri": manifest},
-            "model": {"checkpoint": "none.safetensors", "batch_size": images_per_block // 4},
-            "resources": {"images_per_block": images_per_block},
-            "output": {"uri": output},
-        }
-    )
