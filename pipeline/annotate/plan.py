@@ -9,8 +9,8 @@ from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 from pipeline.model.architectures import giga_macs
 
-# One driver's scheduling loop was measured at 13 ms of CPU a block, and 20 to 30 blocks/s on a busy machine.
-DRIVER_BLOCKS_PER_SECOND = 20.0
+# One driver takes 5 ms of CPU a block (`benchmarks.bench_driver`); at half a core replicas do not wait for it.
+DRIVER_BLOCKS_PER_SECOND = 100.0
 # Fetch, decode, rasterise and encode of an image with many objects, on one core.
 CPU_SECONDS_PER_IMAGE = 0.015
 

@@ -74,8 +74,8 @@ def test_replicas_without_work_do_not_speed_up() -> None:
 
 
 def test_warns_when_one_driver_cannot_schedule_enough() -> None:
-    made = plan(images=10**6, pending=10**6, seconds_per_image=0.01, actors=(8, 8), images_per_block=32)
-    assert DRIVER_BLOCKS_PER_SECOND < 8 / 0.01 / 32
+    made = plan(images=10**6, pending=10**6, seconds_per_image=0.01, actors=(64, 64), images_per_block=32)
+    assert DRIVER_BLOCKS_PER_SECOND < 64 / 0.01 / 32
     assert any("one driver" in warning for warning in made.warnings)
 
 
