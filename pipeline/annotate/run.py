@@ -307,7 +307,8 @@ def summary(report: RunJson, store: OutputStore) -> str:
         time = f"{duration(run.seconds)} with start-up"
         line = f"this run: {counted(run.images, 'image')} in {time}, {run.images_per_second:.2f} img/s"
         # Nothing where the model was never called.
-        lines.append(line + (f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""))
+        line += f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""
+        lines.append(line + (f", batches {run.batch_fill:.0%} full" if run.batch_fill else ""))
         lines += [f"{name}: {value}" for name, value in costs(run).items()]
     return "\n".join(lines)
 
