@@ -161,6 +161,9 @@ def test_the_log_is_moved_among_rays(temporary: Path) -> None:
     assert words.path.parent == temporary / "logs"
     assert words.path.read_bytes().startswith(ACTOR_LINE)
     assert "more" in words.path.read_text()
+    with apart() as words:
+        assert words.path is not None
+        words.path.unlink()  # as who cleans up there does
 
 
 @pytest.mark.parametrize("broken", ["os.pipe", "subprocess.Popen", "tempfile.mkstemp"])
