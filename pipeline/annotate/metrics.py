@@ -49,7 +49,7 @@ ETA = Metric(f"{PREFIX}eta_seconds", "Seconds to go at that rate.")
 FILL = Metric(f"{PREFIX}batch_fill_ratio", "Of the room in the model's batches, the share that images took, 0 to 1.")
 WANTED = Metric(f"{PREFIX}replicas_wanted", "Replicas of the model that the run begins with.")
 READY = Metric(f"{PREFIX}replicas_ready", "Replicas that have loaded it.")
-BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of the replicas' time at work, 0 to 1.")
+BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of the replicas' time with the model loaded, at work, 0 to 1.")
 PROGRESSED = Metric(f"{PREFIX}progress_timestamp_seconds", "Unix time at which an image last came through a stage.")
 METRICS = (WRITTEN, FAILED, STAGE_SECONDS, DUE, PENDING, RATE, ETA, FILL, WANTED, READY, BUSY, PROGRESSED)
 
