@@ -159,20 +159,21 @@ class _Nodes:
 
     def drain(self, index: int, deadline_s: float) -> None:
         # What ``ray drain-node`` does, without its seconds of start-up.
-        from ray._raylet import GcsClient
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+        import ray._raylet as raylet
+        from ray.core.generated import autoscaler_pb2
 
         deadline_ms = round((time.time() + deadline_s) * 1000)
-        reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        node = self._nodes[index]
-        accepted, why = GcsClient(address=self.cluster.address).drain_node(node.node_id, reason, "test", deadline_ms)
+        client: Any = raylet.GcsClient(address=self.cluster.address)  # type: ignore[attr-defined]
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+        accepted, why = client.drain_node(self._nodes[index].node_id, reason, "test", deadline_ms)
         if not accepted:
             raise RuntimeError(f"the node is not drained: {why}")
         time.sleep(deadline_s)
 
     def preempt(self) -> None:
         started = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
-        head = self.cluster.head_node.all_processes["raylet"][0].process.pid
+        head_node: Any = self.cluster.head_node
+        head = head_node.all_processes["raylet"][0].process.pid
         oldest = min((raylet for raylet in started if raylet.pid != head), key=lambda raylet: raylet.create_time())
         with suppress(psutil.NoSuchProcess):
             for process in [oldest, *oldest.children(recursive=True)]:

@@ -216,11 +216,11 @@ class ResourcesConfig(Section):
         "room for on the GPUs of the cluster, all of them; 1 without GPUs.",
     )
     min_actors: PositiveInt | None = Field(
-        default=None, description="Fewest replicas of a pool that grows and shrinks."
+        default=None, description="Fewest replicas of a pool that grows."
     )
     max_actors: PositiveInt | None = Field(
         default=None,
-        description="Most replicas of a pool that grows and shrinks. It begins with those that there is room for.",
+        description="Most replicas of a pool that grows. It begins with those that there is room for.",
     )
     wait_for_gpus_s: Annotated[float, Field(ge=0)] = Field(
         default=0.0,
