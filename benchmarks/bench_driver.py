@@ -2,8 +2,8 @@
 
 The job's own rounds, graph and monitor, with the stages of `benchmarks.support.trivial_stages` in the place of those
 that work; and the graph and the monitor as they were before, in the same Ray session. Measured is the CPU time of each
-process of that session while blocks flow. Processes that start in the meantime are left out: what they cost is imports,
-once. The last line with ``--json`` is an object.
+process of that session while blocks flow, after a round that starts the workers. Processes that start in the meantime
+are left out: what they cost is imports. The last line with ``--json`` is an object.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import gc
 import json
 import logging
 import os
-import re
 import tempfile
 import time
 from collections import Counter
@@ -30,6 +29,7 @@ import ray
 import pipeline.annotate.replica
 from benchmarks.support import trivial_stages
 from benchmarks.support.machine import describe
+from benchmarks.support.process_cpu import KINDS, CpuTimes
 from pipeline.annotate import graph, rounds
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.monitor import start_monitor
@@ -39,30 +39,6 @@ from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 
 WARM_UP, END = 0.35, 0.95  # of the blocks: measured is what comes between them
-KINDS = ("driver", "task workers", "replicas", "monitor", "raylet", "gcs", "rest")
-_TITLES = {
-    "monitor": re.compile(r"ray::\w*Monitor\w*"),
-    "replicas": re.compile(r"ray::(\w*MapWorker|MapBatches\(Segment)"),
-    "task workers": re.compile(r"ray::(MapBatches|IDLE|encode|write|_|\w+\()"),
-    "raylet": re.compile(r"\S*/raylet "),
-    "gcs": re.compile(r"\S*/gcs_server "),
-}
-
-
-def cpu_by_process() -> dict[tuple[int, float], tuple[str, float]]:
-    """Kind and CPU seconds of each process of this session, by what stays the same of it."""
-    found = {}
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            with process.oneshot():
-                times, title = process.cpu_times(), " ".join(process.cmdline())
-                key = (process.pid, process.create_time())
-        except psutil.NoSuchProcess:
-            continue
-        kind = next((name for name, pattern in _TITLES.items() if pattern.match(title)), "rest")
-        found[key] = ("driver" if process.pid == me.pid else kind, times.user + times.system)
-    return found
 
 
 @dataclass
@@ -73,22 +49,16 @@ class Window:
     seconds: float = 0.0
     cpu_s: Counter[str] = field(default_factory=Counter)
     started: int = 0
-    kinds: dict[tuple[int, float], str] = field(default_factory=dict)
 
     def open(self) -> None:
         """Blocks count from here on."""
-        self._before, self.blocks, self._began = cpu_by_process(), 0, time.monotonic()
+        self._before, self.blocks, self._began = CpuTimes.of_tree(psutil.Process()), 0, time.monotonic()
 
     def close(self) -> None:
         """They do not any more."""
         self.seconds = time.monotonic() - self._began
-        for process, (kind, cpu_s) in cpu_by_process().items():
-            if process not in self._before:
-                self.started += 1
-                continue
-            known, before_s = self._before[process]
-            # A replica that idles is titled like any worker: what it was called before or after tells more.
-            self.cpu_s[kind if known in ("task workers", "rest") else known] += cpu_s - before_s
+        now = CpuTimes.of_tree(psutil.Process())
+        self.cpu_s, self.started = now.since(self._before), now.started_since(self._before)
 
     def figures(self) -> dict[str, Any]:
         """CPU ms a block by kind of process, and blocks a second."""
@@ -145,7 +115,7 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     config = trivial_stages.config_of(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
     values = {f.name: None for f in fields(graph.RunParts)}
     manifest = open_manifest(config.manifest, Uri(str(folder / "scratch")))
-    pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99)
+    pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
     return {**values, "config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool}
 
 
@@ -171,9 +141,10 @@ def start_ray(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=1600, help="of each graph")
+    parser.add_argument("--warm-up", type=int, default=200, help="blocks of the round before")
     parser.add_argument("--images-per-block", type=int, default=64)
-    parser.add_argument("--actors", type=int, default=4, help="replicas; GPUs are pretended")
-    parser.add_argument("--cpus", type=int, default=3, help="that Ray may schedule")
+    parser.add_argument("--actors", type=int, default=2, help="replicas; GPUs are pretended")
+    parser.add_argument("--cpus", type=int, default=2, help="that Ray may schedule")
     parser.add_argument("--graphs", nargs="+", choices=["before", "now"], default=["before", "now"])
     parser.add_argument("--json", action="store_true", help="the figures as the last line")
     args = parser.parse_args()
@@ -185,17 +156,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-driver-") as name:
         values = make_parts(Path(name), args)
         pending = find_pending(values["manifest"], [])
+        ids = pa.array(range(args.warm_up * args.images_per_block, pending.num_rows), pa.int64())
+        few = find_pending(values["manifest"], [ids])
         start_ray(args)
         for graph_name in args.graphs:
             before = graph_name == "before"
             monitor_before = ray.remote(trivial_stages.MonitorBefore).options(num_cpus=0)
             values["monitor"] = monitor_before.remote() if before else start_monitor()
-            figures = measure(graph.RunParts(**values), pending, args.blocks, before)
+            parts = graph.RunParts(**values)
+            measure(parts, few, args.warm_up, before)
+            gc.collect()  # the pool's actors live as long as somebody knows of them
+            figures = measure(parts, pending, args.blocks, before)
             results[graph_name] = figures | {"load": round(os.getloadavg()[0], 1)}
             shown = " | ".join(f"{results[graph_name][column]:g}" for column in columns)
             print(f"| {graph_name} | {shown} |", flush=True)
             ray.kill(values.pop("monitor"))
-            gc.collect()  # the pool's actors live as long as somebody knows of them
+            gc.collect()
             time.sleep(2)
         ray.shutdown()
     if args.json:

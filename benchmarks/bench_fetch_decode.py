@@ -29,6 +29,7 @@ from PIL import Image
 from benchmarks.support.machine import describe
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.ordering import ROWS_PER_FETCH, BatchOrder
 from pipeline.annotations.pictures import PictureSource
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.storage.fetch.fetcher import Fetcher
@@ -81,9 +82,9 @@ def plain_loop(paths: Sequence[Path]) -> None:
 def stage_loop(stage: FetchDecode, blocks: Sequence[pa.Table]) -> None:
     """The stage on each block, as a task calls it, less the monitor's messages."""
     for block in blocks:
-        rows = stage(block)
-        if rows["error_code"].null_count != len(rows):
-            raise RuntimeError(f"failed rows: {rows['error_message'].drop_null().to_pylist()[:3]}")
+        for rows in stage(block):
+            if rows["error_code"].null_count != len(rows):
+                raise RuntimeError(f"failed rows: {rows['error_message'].drop_null().to_pylist()[:3]}")
 
 
 def fetch_loop(fetcher: Fetcher, batches: Sequence[Sequence[str]]) -> None:
@@ -156,7 +157,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="a folder of JPEGs (*.jpg); by default textured ones are made")
     parser.add_argument("--count", type=int, default=192)
     parser.add_argument("--size", type=int, nargs=2, default=[480, 640], metavar=("H", "W"))
-    parser.add_argument("--block", type=int, default=32, help="images that the stage gets at once")
+    parser.add_argument("--rows", type=int, default=ROWS_PER_FETCH, help="images that the stage gets at once")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -165,11 +166,12 @@ def main() -> None:
         folder = args.images or Path(name)
         made = [] if args.images else make_jpegs(folder, args.count, tuple(args.size), args.seed)
         paths = made or sorted(folder.glob("*.jpg"))[: args.count]
-        starts = range(0, len(paths), args.block)
-        local = [[str(path) for path in paths[i : i + args.block]] for i in starts]
-        remote = [[f"s3://{BUCKET}/{path.name}" for path in paths[i : i + args.block]] for i in starts]
+        starts = range(0, len(paths), args.rows)
+        local = [[str(path) for path in paths[i : i + args.rows]] for i in starts]
+        remote = [[f"s3://{BUCKET}/{path.name}" for path in paths[i : i + args.rows]] for i in starts]
         fetcher = Fetcher()
-        stage = FetchDecode(PictureSource(fetcher), 800, 1333, InProcessGuard(), report=lambda counts: None)
+        order = BatchOrder(800, 1333, batch_size=16, images_per_block=64)
+        stage = FetchDecode(PictureSource(fetcher), order, InProcessGuard(), report=lambda counts: None)
         local_blocks, remote_blocks = [manifest_rows(b) for b in local], [manifest_rows(b) for b in remote]
         loops: dict[str, Callable[[], None]] = {
             "plain loop, local": lambda: plain_loop(paths),
@@ -185,9 +187,7 @@ def main() -> None:
             kept = keep_freed_memory()
             best = best_ms({**loops, **others}, len(paths), args.rounds)
         mean_kb = np.mean([path.stat().st_size for path in paths]) / 1e3
-    print(
-        f"{describe()}\n{len(paths)} JPEGs of {mean_kb:.0f} kB, blocks of {args.block}, best of {args.rounds} rounds\n"
-    )
+    print(f"{describe()}\n{len(paths)} JPEGs of {mean_kb:.0f} kB, {args.rows} at once, best of {args.rounds} rounds\n")
     print(
         "| candidate | freed memory | CPU ms an image | images/s and core | against the plain loop | wall ms an image |"
     )

@@ -38,9 +38,8 @@ DETECTIONS_BYTES = 64  # stands for the columns that a resume must not read
 
 ROWS_PER_SMALL_FILE = 20
 NEW_FILES = 10
-ONE_IN_FAILED = 1000
+ONE_IN_FAILED = 50  # files with failed images
 CLASSES = 80
-_ROWS: list[pa.Table] = []  # made once
 KINDS = ("LIST", "GET", "HEAD", "PUT", "DELETE")
 
 
@@ -103,7 +102,7 @@ def make_output(folder: Path, num_files: int) -> None:
     from dataclasses import replace
 
     from pipeline.annotate.prepare import choose_model, make_identity
-    from pipeline.annotations.data_file import data_file_name, encode_data_file
+    from pipeline.annotations.data_file import data_file_name
     from pipeline.model.categories import Category
     from pipeline.model.files.checkpoints import save_checkpoint
     from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
@@ -113,35 +112,70 @@ def make_output(folder: Path, num_files: int) -> None:
     save_checkpoint(checkpoint, folder / "model.safetensors")
     config = config_of(folder)
     identity = make_identity(config, choose_model(config).header, "earlier")
-    (folder / "out/data").mkdir(parents=True)
+    good, bad = (file_pattern(identity, with_failures) for with_failures in (False, True))
+    data = folder / "out/data"
+    data.mkdir(parents=True)
     schema = pa.schema([("image_id", pa.string()), ("image_uri", pa.string())])
     with pq.ParquetWriter(folder / "manifest.parquet", schema, compression="zstd") as writer:
+        waiting: list[str] = []
         for number in range(num_files + NEW_FILES):
-            ids = pa.array(make_ids(np.arange(number * ROWS_PER_SMALL_FILE, (number + 1) * ROWS_PER_SMALL_FILE)))
-            uris = pa.array([f"/nowhere/{image_id}.jpg" for image_id in ids.to_pylist()])
+            ids = make_ids(np.arange(number * ROWS_PER_SMALL_FILE, (number + 1) * ROWS_PER_SMALL_FILE))
+            waiting += ids
             if number < num_files:
-                writer.write_batch(pa.record_batch([ids, uris], schema=schema), row_group_size=ROW_GROUP_ROWS)
-                table = rows_of(ids)
-                content = encode_data_file(table, identity, 1, "")
-                (folder / "out/data" / data_file_name(table["image_id"])).write_bytes(content)
-            else:  # a unit, and so a file, of its own
-                writer.write_table(pa.table([ids, uris], schema=schema))
+                before, after = good if number % ONE_IN_FAILED else bad
+                name = data_file_name(pa.chunked_array([ids]))
+                (data / name).write_bytes(before + plain(ids) + after)
+            # Each new file is of a unit of its own.
+            if len(waiting) >= ROW_GROUP_ROWS or number >= num_files - 1:
+                uris = pa.array([f"/nowhere/{image_id}.jpg" for image_id in waiting])
+                writer.write_table(pa.table([pa.array(waiting), uris], schema=schema))
+                waiting = []
 
 
-def rows_of(ids: pa.Array) -> pa.Table:
-    """Rows as a run writes them, which differ in their ids alone; one in ``ONE_IN_FAILED`` has failed."""
+def file_pattern(identity: Any, with_failures: bool) -> tuple[bytes, bytes]:
+    """What is before the ids of a file, and after them: written once, since a file takes milliseconds to be encoded.
+
+    Ids are not compressed, and there are no checksums, as in files of earlier releases.
+    """
+    from pipeline.annotations import data_file
+
+    ids = make_ids(np.arange(ROWS_PER_SMALL_FILE))
+    table = rows_of(pa.array(ids), with_failures)
+    metadata = data_file._metadata(identity, data_file.Counts.of(table), replaces="")
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        sink,
+        compression={name: "none" if name == "image_id" else "zstd" for name in _leaves(table.schema)},
+        use_dictionary=data_file._DICTIONARY_COLUMNS,
+        write_statistics=[name for name in data_file._STATISTICS_COLUMNS if name != "image_id"],
+    )
+    before, after = sink.getvalue().to_pybytes().split(plain(ids))
+    return before, after
+
+
+def plain(ids: list[str]) -> bytes:
+    """As Parquet encodes them."""
+    return b"".join(len(text).to_bytes(4, "little") + text.encode() for text in ids)
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    sink = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), sink)
+    leaves = pq.ParquetFile(pa.BufferReader(sink.getvalue())).schema
+    return [leaves.column(i).path for i in range(len(leaves.names))]
+
+
+def rows_of(ids: pa.Array, with_failures: bool = False) -> pa.Table:
+    """Rows as a run writes them, all the same but for their ids."""
     from benchmarks.bench_show import rows
-    from pipeline.annotations.schema import FAILED, output_schema
+    from pipeline.annotations.schema import ANNOTATED, output_schema
 
-    if not _ROWS:
-        _ROWS.append(rows(1, ROWS_PER_SMALL_FILE))
-    table = _ROWS[0]
-    failed = sum(map(ord, ids[0].as_py())) % (ONE_IN_FAILED // ROWS_PER_SMALL_FILE) == 0
-    table = table if failed else table.filter(pa.compute.not_equal(table["status"], FAILED))
-    table = pa.concat_tables([table, table])[: len(ids)]
-    uris = pa.array([f"/nowhere/{image_id}.jpg" for image_id in ids.to_pylist()])
-    columns = [ids, uris, *table.columns[2:]]
-    return pa.table(columns, schema=output_schema(pa.string()))
+    table = rows(1, 2 * len(ids))
+    if not with_failures:
+        table = table.filter(pa.compute.equal(table["status"], ANNOTATED))
+    uris = pa.array(["/nowhere/image.jpg"] * len(ids))
+    return pa.table([ids, uris, *table[: len(ids)].columns[2:]], schema=output_schema(pa.string()))
 
 
 def config_of(folder: Path) -> Any:
@@ -237,22 +271,18 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def report_files(args: argparse.Namespace) -> None:
+def report_files(numbers: list[int]) -> None:
     """Measure each number of files and print the tables."""
-    lines = []
-    for num_files in args.files:
-        with tempfile.TemporaryDirectory(prefix="bench-resume-", dir=args.folder) as name:
-            run_step("--step", "make", "--folder", name, "--files", str(num_files))
-            for kind, costs in zip(
-                (f"{NEW_FILES} more files", "nothing to do"),
-                json.loads(run_step("--step", "measure", "--folder", name, "--files", str(num_files))),
-                strict=True,
-            ):
-                lines += [f"\n{num_files:,} files, {kind}\n", *table(costs, num_files)]
-    from benchmarks.support.machine import describe
+    for num_files in numbers:
+        with tempfile.TemporaryDirectory(prefix="bench-resume-") as name:
+            step = ("--folder", name, "--files", str(num_files), "--step")
+            run_step(*step, "make")
+            more, nothing = json.loads(run_step(*step, "measure"))
+        for kind, costs in ((f"{NEW_FILES} more to write", more), ("nothing to do", nothing)):
+            print(f"{num_files:,} files, {kind}\n", *table(costs, num_files), "", sep="\n", flush=True)
+    from benchmarks.support.machine import describe  # imports torch, whose memory the children would inherit
 
     print(f"{describe()}, pyarrow {pa.__version__}")
-    print("\n".join(lines))
 
 
 def table(costs: dict[str, dict[str, float]], num_files: int) -> list[str]:
@@ -313,7 +343,7 @@ def main() -> None:
     if args.step and args.files:
         make_output(args.folder, *args.files) if args.step == "make" else measure_files(args.folder)
     elif args.files:
-        report_files(args)
+        report_files(args.files)
     elif args.step == "measure":
         measure(args.folder, args.memory_rows, psutil.Process().create_time())
     elif args.step == "make":

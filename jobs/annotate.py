@@ -3,6 +3,7 @@
 Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
 configuration or input, 3 done, with more failed images than allowed, 4 ended early because
 almost all images failed, 130 and 143 stopped by SIGINT and SIGTERM with everything written that was ready.
+What Ray says is in maskfleet-ray-*.log, among the logs of its session.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from typing import NamedTuple, Protocol
 from pipeline.cluster import signals
 from pipeline.cluster.cause import Cause, cause_of
 from pipeline.errors import RunError, UserError
+from pipeline.messages.timing import REPLACES_LINE
 from pipeline.storage.uris import hide_secrets
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -38,7 +39,7 @@ _MENDED_ELSEWHERE = (PermissionError, FileNotFoundError, NotADirectoryError, IsA
 def set_up_log() -> None:
     """Lines with time and level on the standard error."""
     _open_standard_files()
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Lines(sys.stderr)
     handler.setFormatter(_WithoutSecrets("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.getLogger("matplotlib").setLevel(logging.WARNING)  # below that it speaks of its fonts
@@ -56,6 +57,14 @@ def _open_standard_files() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+
+
+class _Lines(logging.StreamHandler):
+    """On a terminal a line takes the place of the progress line, which comes again."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See `logging.Handler`."""
+        return f"{REPLACES_LINE if self.stream.isatty() else ''}{super().format(record)}"
 
 
 class _WithoutSecrets(logging.Formatter):

@@ -2,6 +2,7 @@
 
 Writes metrics.json, report.html, thresholds.yaml and matches/ (Parquet) to ``output.uri``, and prints COCO's figures.
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 and 143 stopped by SIGINT and SIGTERM.
+What Ray says is in maskfleet-ray-*.log, among the logs of its session.
 """
 
 from __future__ import annotations

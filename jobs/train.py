@@ -4,6 +4,7 @@ Writes best.safetensors and last.safetensors (for ``model.checkpoint`` of the an
 tensorboard/ to ``output.uri``. Run the same command again after any crash: it goes on from last.safetensors, exactly.
 Exit codes: 0 done, 1 failed, 2 bad configuration or input, 130 and 143 stopped by SIGINT and
 SIGTERM: the steps since the last checkpoint are done again.
+What Ray says is in maskfleet-ray-*.log, among the logs of its session.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -70,12 +71,27 @@ class S3Server:
         policy = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
         self._send("PUT", f"/{bucket}?policy", policy.encode())
 
-    def _send(self, method: str, path: str, body: bytes) -> None:
+    @contextmanager
+    def recorded(self) -> Iterator[list[tuple[str, str]]]:
+        """Requests in this block, whoever makes them: method and path, with the query; they are there at its end."""
+        found: list[tuple[str, str]] = []
+        self._send("POST", "/moto-api/recorder/reset-recording", b"")
+        self._send("POST", "/moto-api/recorder/start-recording", b"")
+        try:
+            yield found
+        finally:
+            self._send("POST", "/moto-api/recorder/stop-recording", b"")
+            lines = self._send("GET", "/moto-api/recorder/download-recording", None).splitlines()
+            requests = [json.loads(line) for line in lines]
+            found += [(each["method"], each["url"].removeprefix(self.endpoint)) for each in requests]
+
+    def _send(self, method: str, path: str, body: bytes | None) -> bytes:
         # Without a type of its own urllib calls the body a form, and moto takes it apart.
         headers = {"Content-Type": "application/octet-stream"}
         request = urllib.request.Request(self.endpoint + path, data=body, headers=headers, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        opener.open(request, timeout=30).close()
+        with opener.open(request, timeout=30) as answer:
+            return answer.read()
 
 
 @contextmanager
@@ -94,14 +110,16 @@ def s3_process() -> Iterator[S3Server]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     server = S3Server(f"http://127.0.0.1:{port}")
-    try:
-        _wait_until_it_answers(process, server.endpoint)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(timeout=20)
+    with tempfile.TemporaryDirectory(prefix="s3-") as folder:
+        environment = {**os.environ, "MOTO_RECORDER_FILEPATH": os.path.join(folder, "requests")}
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+        try:
+            _wait_until_it_answers(process, server.endpoint)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
 
 
 @contextmanager

@@ -17,9 +17,11 @@ from typing import Any, NamedTuple
 import psutil
 import pyarrow.fs as pafs
 
+from benchmarks.chaos import witness
 from benchmarks.chaos.flaky_proxy import flaky_proxy
+from benchmarks.chaos.hooks import hooked
 from benchmarks.chaos.poison import DEADLY_TO_DECODE, DEADLY_TO_SEGMENT
-from benchmarks.chaos.scene import ATTEMPT_TIMEOUT_S, ROOT, ChaosWorld, Hung, Job, command_line, png
+from benchmarks.chaos.scene import ATTEMPT_TIMEOUT_S, ChaosWorld, Hung, Job, command_line, png
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
 from pipeline.storage.lock.holder import read_holder
 from pipeline.storage.uris import Uri
@@ -28,6 +30,8 @@ from testing.s3_server import s3_server
 
 _SIGNAL_TIMEOUT_S = 120.0
 _TAKEN_LEASE_S = 6.0
+# Beside output.write_interval_s: a block in the model, a block on its way, and a file that is being written.
+_OUTAGE_INTERVAL_S, _ON_THE_WAY_S = 8.0, 20.0
 
 
 @dataclass(frozen=True)
@@ -284,10 +288,7 @@ def poison(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
     decode, segment = f"scene_{middle:04d}_deadly.jpg", f"scene_{rng.randrange(middle + 1):04d}_deadly.png"
     (images / decode).write_bytes((scene.images / "scene_0000.jpg").read_bytes() + DEADLY_TO_DECODE)
     (images / segment).write_bytes(png(*DEADLY_TO_SEGMENT))
-    hooks = scene.folder / "hooks"
-    hooks.mkdir(exist_ok=True)
-    (hooks / "sitecustomize.py").write_text("from benchmarks.chaos import poison\n\npoison.install()\n")
-    job = Job(scene.folder, name, images.as_uri(), environment={"PYTHONPATH": f"{hooks}{os.pathsep}{ROOT}"})
+    job = Job(scene.folder, name, images.as_uri(), environment=hooked(scene.folder / f"{name}-hooks", "poison"))
     failed = {"status": "failed", "error_code": KILLED, "detections": None}
     nothing = {"height": None, "width": None, "exif_orientation": None}
     decoded = {"exif_orientation": scene.expected["scene_0000.jpg"]["exif_orientation"]}
@@ -302,6 +303,45 @@ def poison(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
     # Nobody else killed anything, so nothing else may have been given up.
     innocent = tuple(f"{image_id}: {KILLED}" for image_id in verdict.killed)
     return replace(outcome, verdict=replace(verdict, differences=verdict.differences + innocent, killed=()))
+
+
+def outage(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """SIGKILL to the driver and all of its Ray at once, where files are due by time alone: what the model did is lost
+    for as long as `output.write_interval_s` says and what was on its way, and no longer."""
+    seen = scene.folder / f"{name}-seen"
+    seen.mkdir()
+    environment = {**hooked(scene.folder / f"{name}-hooks", "witness"), witness.FOLDER_VARIABLE: str(seen)}
+    output = {"images_per_file": 2048, "write_interval_s": _OUTAGE_INTERVAL_S}
+    job = Job(scene.folder, name, scene.images.as_uri(), environment=environment, settings={"output": output})
+    lost: list[float] = []
+
+    def kill_all(process: subprocess.Popen[bytes], pause_s: float) -> None:
+        _wait_for(lambda: process.poll() is not None or witness.has_begun(seen))
+        time.sleep(pause_s)
+        members = job.remember(process.pid)
+        if process.poll() is not None:
+            return
+        killed_at = time.time()
+        process.kill()
+        for member in members:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        process.wait()
+        psutil.wait_procs(members, timeout=10)
+        written = {row["image_id"] for row in job.read()[0]}
+        oldest = witness.oldest_lost(seen, written)
+        lost.append(0.0 if oldest is None else killed_at - oldest)
+
+    def disturb() -> tuple[bool, str]:
+        for _ in range(kills or rng.randint(1, 3)):
+            if job.run(partial(kill_all, pause_s=rng.uniform(1, 2.5 * _OUTAGE_INTERVAL_S))) == 0:
+                break
+        job.at_risk_s = max(lost, default=0.0)
+        return bool(lost), f"all killed {len(lost)} times, lost {', '.join(f'{s:.1f} s' for s in lost)} of the model"
+
+    outcome = _finish(job, scene.expected, disturb)
+    limit_s = _OUTAGE_INTERVAL_S + _ON_THE_WAY_S
+    return _also(outcome, [f"lost {s:.1f} s of work, not at most {limit_s:g}" for s in lost if s > limit_s])
 
 
 def node(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
@@ -395,6 +435,7 @@ KINDS: dict[str, Callable[[ChaosWorld, str, random.Random, int | None], Outcome]
     "signals": signals,
     "beside": beside,
     "takeover": takeover,
+    "outage": outage,
     "worker": worker,
     "node": node,
     "drain": drain,

@@ -5,15 +5,13 @@ The product knows nothing of it: two of its functions are wrapped while their mo
 
 from __future__ import annotations
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import os
 import signal
-import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
+
+from benchmarks.chaos import hooks
 
 DEADLY_TO_DECODE = b"deadly to decode"  # anywhere in the file
 DEADLY_TO_SEGMENT = (52, 68)  # height and width
@@ -41,32 +39,6 @@ def _die_on_segment(module: ModuleType) -> None:
     module.Predictor.attempt = deadly
 
 
-_PATCHES = {"pipeline.images.decode": _die_on_decode, "pipeline.model.predictor": _die_on_segment}
-
-
-class _Finder(importlib.abc.MetaPathFinder):
-    def __init__(self) -> None:
-        self._waiting = dict(_PATCHES)
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        patch = self._waiting.pop(name, None)
-        if patch is None:
-            return None
-        spec = importlib.util.find_spec(name)
-        assert spec is not None
-        loader: Any = spec.loader
-        execute = loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            execute(module)
-            patch(module)
-
-        loader.exec_module = exec_module
-        return spec
-
-
 def install() -> None:
     """Wrap the functions when their modules are imported."""
-    sys.meta_path.insert(0, _Finder())
+    hooks.install({"pipeline.images.decode": _die_on_decode, "pipeline.model.predictor": _die_on_segment})

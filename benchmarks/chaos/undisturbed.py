@@ -14,6 +14,7 @@ from pipeline.annotate.prepare import model_settings
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.segment import Segment
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.pictures import PictureSource
@@ -24,7 +25,7 @@ from pipeline.storage.uris import Uri
 
 
 def undisturbed_rows(config: AnnotateConfig) -> list[dict[str, Any]]:
-    """The rows that a run should write, in the order of the manifest."""
+    """The rows that a run should write, roughly in the order of the manifest."""
     checkpoint = load_checkpoint(config.model.checkpoint.secret_text)
     settings, guard = model_settings(config, checkpoint), InProcessGuard()
     thresholds = config.model.label_thresholds([category.name for category in checkpoint.categories])
@@ -33,7 +34,8 @@ def undisturbed_rows(config: AnnotateConfig) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
         schema = output_schema(manifest.id_type, manifest.carried)
-        fetch_decode = FetchDecode(pictures, settings.short_side, settings.long_side, guard, _discard)
+        order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, config.images_per_block)
+        fetch_decode = FetchDecode(pictures, order, guard, _discard)
         segment = Segment(predictor, config.model.batch_size, thresholds, guard, _discard)
         encode = Encode(schema, checkpoint.categories, guard, _discard)
         rows: list[dict[str, Any]] = []
@@ -42,7 +44,8 @@ def undisturbed_rows(config: AnnotateConfig) -> list[dict[str, Any]]:
         try:
             for unit in manifest.units:
                 for table in manifest.read_rows(unit, np.arange(unit.num_rows), config.images_per_block):
-                    rows += encode(segment(fetch_decode(table))).to_pylist()
+                    for decoded in fetch_decode(table):
+                        rows += encode(segment(decoded)).to_pylist()
         finally:
             torch.set_num_threads(threads)
     return rows

@@ -38,6 +38,7 @@ from testing.soft_masks import random_boxes, soft_masks
 
 STUB_VARIABLE = "MASKFLEET_BENCH_STUB"
 NUM_FILES = 64  # manifests point at the same few files again and again
+IMAGES_PER_FILE = 512
 
 
 @dataclass(frozen=True)
@@ -129,25 +130,37 @@ def make_inputs(folder: Path, size: tuple[int, int], seed: int = 0) -> list[Path
     return paths
 
 
-def run_job(folder: Path, files: Sequence[Path], num_images: int, batch_size: int, **resources: Any) -> RunJson:
-    """The annotate job over ``num_images`` rows that take turns with the files; the output is thrown away."""
+def write_manifest(folder: Path, files: Sequence[Path], num_images: int) -> Path:
+    """``manifest.parquet`` of ``num_images`` rows that take turns with the files."""
     uris = [str(files[i % len(files)]) for i in range(num_images)]
-    pq.write_table(pa.table({"image_id": range(num_images), "image_uri": uris}), folder / "manifest.parquet")
+    path = folder / "manifest.parquet"
+    pq.write_table(pa.table({"image_id": range(num_images), "image_uri": uris}), path)
+    return path
+
+
+def annotate_with_stub(folder: Path, output: Path, batch_size: int, **resources: Any) -> RunJson:
+    """The annotate job over the folder's manifest."""
+    config = AnnotateConfig.model_validate(
+        {
+            "manifest": {"uri": str(folder / "manifest.parquet")},
+            "model": {
+                "checkpoint": str(folder / "model.safetensors"),
+                "batch_size": batch_size,
+                "short_side": 800,  # the published model's: small pictures must cross as they are
+                "long_side": 1333,
+            },
+            "resources": resources,
+            "output": {"uri": str(output), "images_per_file": IMAGES_PER_FILE},
+        }
+    )
+    return annotate(config)
+
+
+def run_job(folder: Path, files: Sequence[Path], num_images: int, batch_size: int, **resources: Any) -> RunJson:
+    """The annotate job over so many rows; the output is thrown away."""
+    write_manifest(folder, files, num_images)
     with tempfile.TemporaryDirectory(dir=folder, prefix="output-") as output:
-        config = AnnotateConfig.model_validate(
-            {
-                "manifest": {"uri": str(folder / "manifest.parquet")},
-                "model": {
-                    "checkpoint": str(folder / "model.safetensors"),
-                    "batch_size": batch_size,
-                    "short_side": 800,  # the published model's: small pictures must cross as they are
-                    "long_side": 1333,
-                },
-                "resources": resources,
-                "output": {"uri": output, "images_per_file": 512},
-            }
-        )
-        return annotate(config)
+        return annotate_with_stub(folder, Path(output), batch_size, **resources)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -250,6 +250,11 @@ class ResourcesConfig(Section):
         default=None,
         description="Most bytes of the object store the job fills. null: half of the store, Ray's own rule.",
     )
+    price_per_gpu_hour: PositiveFloat | None = Field(
+        default=None,
+        description="What a GPU costs an hour, in your currency, for the reports; all GPUs count the same, and CPUs "
+        "nothing. null: costs are told in GPU-hours.",
+    )
 
     @model_validator(mode="after")
     def _one_kind_of_pool(self) -> ResourcesConfig:

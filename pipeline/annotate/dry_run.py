@@ -20,6 +20,7 @@ from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
@@ -116,6 +117,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         seconds_per_image=seconds,
         measured=measured,
         cluster_cpus=max(0.0, free_cpus),
+        price_per_gpu_hour=config.resources.price_per_gpu_hour,
     )
     return "\n".join([*lines, plan.text()])
 
@@ -189,14 +191,10 @@ def _decode_sample(config: AnnotateConfig, settings: TestSettings, rows: pa.Tabl
     from pipeline.annotate.stages.fetch_decode import FetchDecode
     from pipeline.annotate.stages.guard import InProcessGuard
 
-    stage = FetchDecode(
-        PictureSource.of_config(config.images),
-        settings.short_side,
-        settings.long_side,
-        InProcessGuard(),
-        report=lambda counts: None,
-    )
-    return stage(rows)
+    order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, config.images_per_block)
+    pictures = PictureSource.of_config(config.images)
+    stage = FetchDecode(pictures, order, InProcessGuard(), report=lambda counts: None)
+    return pa.concat_tables(stage(rows))
 
 
 def _sample_line(decoded: pa.Table, num_pending: int) -> str:

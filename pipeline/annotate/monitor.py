@@ -14,8 +14,8 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -24,13 +24,16 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.annotate.progress import Snapshot
+from pipeline.annotate.replica_time import ReplicaBook, ReplicaClock, ReplicaReport
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.stage import StageCounts
 
 # A replica at work begins its next block sooner, so that nearly all goes with a `begin`; and a process that ends, or is
 # ended, when it has nothing to do has told all by then.
 TELL_AFTER_S = 0.5
+HEARTBEAT_S = 2.0  # of replicas
 _LAST_WORDS_S = 20.0
+_GOODBYE_S = 2.0
 _PROCESS = uuid.uuid4().hex
 
 
@@ -40,10 +43,12 @@ class Told(NamedTuple):
     Attributes:
         counts: what its stages did since it last told.
         ends: stages and rows that were survived.
+        replica: how the replica in this process stands.
     """
 
     counts: StageCounts | None = None
     ends: tuple[tuple[str, Sequence[Hashable]], ...] = ()
+    replica: ReplicaReport | None = None
 
 
 class RunMonitor:
@@ -53,18 +58,12 @@ class RunMonitor:
         self._guard = InProcessGuard()
         self._counts = StageCounts()
         self._first_segment: float | None = None
-        self._starting = self._ready = 0
-
-    def start_replica(self) -> None:
-        """A replica begins to load the model."""
-        self._starting += 1
-
-    def have_replica(self) -> None:
-        """A replica has loaded it."""
-        self._ready += 1
+        self._replicas = ReplicaBook()
 
     def hear(self, by: str, told: Told) -> None:
-        """Add to the sum, and to the guard's book."""
+        """Add to the sum, and to the books."""
+        if told.replica is not None:
+            self._replicas.write_down(told.replica)
         for stage, ids in told.ends:
             self._guard.end(stage, ids, by)
         if told.counts is None:
@@ -74,32 +73,37 @@ class RunMonitor:
             self._first_segment = time.monotonic() - told.counts.segment_s
 
     def begin(self, by: str, told: Told, stage: str, ids: Sequence[Hashable]) -> list[int]:
-        """See `pipeline.annotate.stages.guard.Guard`; so are those below."""
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         return self._guard.begin(stage, ids, by)
 
     def retry(self, by: str, told: Told, stage: str, image_id: Hashable) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         self._guard.retry(stage, image_id, by)
 
     def survive(self, by: str, told: Told, stage: str, image_id: Hashable) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         self._guard.survive(stage, image_id, by)
 
     def expire(self, by: str, told: Told, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         self._guard.expire(stage, ids, others, by)
 
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         return self._guard.has_expired(stage, image_id)
 
     def settle(self, key: str, order: bytes) -> bytes:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         return self._guard.settle(key, order)
 
     def snapshot(self) -> Snapshot:
-        """The sum now, and the time since the first model call began."""
+        """The sum now, the time since the first model call began, and what the replicas took."""
         elapsed = 0.0 if self._first_segment is None else time.monotonic() - self._first_segment
-        return Snapshot(self._counts, elapsed, self._starting, self._ready)
+        return Snapshot(self._counts, elapsed, *self._replicas.counts(), self._replicas.used())
 
 
 def start_monitor() -> Any:
@@ -118,10 +122,17 @@ class _Sender:
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a replica that is let go may be so in the middle of anything
         self._counts: StageCounts | None = None
         self._ends: list[tuple[str, Sequence[Hashable]]] = []
         self._later: threading.Timer | None = None
+        self._replica: ReplicaClock | None = None
+        self._told_at = 0.0
+
+    def follow(self, replica: ReplicaClock) -> None:
+        """From here on, until it ends."""
+        self._replica = replica
+        threading.Thread(target=self._heartbeat, args=(replica,), daemon=True).start()
 
     def add(self, counts: StageCounts | None = None, end: tuple[str, Sequence[Hashable]] | None = None) -> None:
         """To be told soon."""
@@ -145,11 +156,20 @@ class _Sender:
             if (told := self._take()) != Told():
                 self._monitor.hear.remote(_PROCESS, told)
 
+    def _heartbeat(self, replica: ReplicaClock) -> None:
+        while self._replica is replica and not replica.report().ended:
+            wait_s = self._told_at + HEARTBEAT_S - time.monotonic()
+            if wait_s > 0:
+                time.sleep(wait_s)
+            else:
+                self._tell()
+
     def _take(self) -> Told:
         if self._later is not None:
             self._later.cancel()
-        told = Told(self._counts, tuple(self._ends))
+        told = Told(self._counts, tuple(self._ends), None if self._replica is None else self._replica.report())
         self._counts, self._ends, self._later = None, [], None
+        self._told_at = time.monotonic()
         return told
 
 
@@ -211,12 +231,13 @@ class MonitorClient:
         settled: bytes = ray.get(self._monitor.settle.remote(key, order))
         return settled
 
-    @contextmanager
-    def starting_replica(self) -> Iterator[None]:
-        """Tell of a replica that is ready when the block ends."""
-        self._monitor.start_replica.remote()
-        yield
-        self._monitor.have_replica.remote()
+    def follow(self, replica: ReplicaClock) -> None:
+        """Tell how this process' replica stands: now, with all else that is told, and every `HEARTBEAT_S` at least."""
+        self._sender.follow(replica)
+
+    def say_goodbye(self) -> None:
+        """Tell all that is to be told, for the last time; waited for, but not long."""
+        ray.get(self._sender.call("hear"), timeout=_GOODBYE_S)
 
     def report(self, counts: StageCounts) -> None:
         """Add to the run's counts, soon."""

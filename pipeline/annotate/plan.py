@@ -40,6 +40,7 @@ class Plan:
         hours: with ``max_actors`` replicas that are always busy, start-up not counted.
         longest_hours: the same with ``min_actors`` replicas, should the pool never grow.
         gpu_hours: independent of the number of replicas.
+        cost: of these, in the currency of their price; ``None`` where that is not known.
         cpus_beside: cores that fetching and encoding keep busy at that rate.
         warnings: what will make the estimate wrong, for people.
     """
@@ -58,6 +59,7 @@ class Plan:
     hours: float
     longest_hours: float
     gpu_hours: float
+    cost: float | None
     cpus_beside: float
     warnings: tuple[str, ...] = ()
 
@@ -69,6 +71,7 @@ class Plan:
             actors = f"{self.min_actors} to {self.max_actors}"
             hours += f" ({duration(self.longest_hours * 3600)} if the pool stays at {self.min_actors})"
         device = f"{self.gpus_per_actor:g} GPU each" if self.gpus_per_actor else "on CPUs"
+        price = "" if self.cost is None else f" for {self.cost:,.2f}"
         origin = "measured" if self.measured else "assumed: the real speed may differ by a lot"
         lines = [
             f"images     {self.images:,} in the manifest, {self.images - self.pending:,} done, {self.pending:,} to do",
@@ -78,7 +81,8 @@ class Plan:
             f"speed      {self.seconds_per_image:.3g} s an image and replica ({origin}), "
             f"{self.images_per_second:.3g} images/s in all",
             f"time       {hours}, start-up not counted",
-            f"cost       {self.gpu_hours:,.1f} GPU-hours, {self.cpus_beside:.1f} cores busy with fetching and encoding",
+            f"cost       {self.gpu_hours:,.1f} GPU-hours{price}, {self.cpus_beside:.1f} cores busy with fetching and "
+            "encoding",
         ]
         return "\n".join([*lines, *(f"warning    {warning}" for warning in self.warnings)])
 
@@ -95,6 +99,7 @@ def make_plan(
     seconds_per_image: float,
     measured: bool,
     cluster_cpus: float | None = None,
+    price_per_gpu_hour: float | None = None,
 ) -> Plan:
     """The plan of a run.
 
@@ -109,6 +114,7 @@ def make_plan(
         seconds_per_image: of one replica, as `assumed_seconds_per_image` gives it, or better: measured.
         measured: which of the two.
         cluster_cpus: CPUs of the cluster that replicas leave free, if known.
+        price_per_gpu_hour: in any currency, if known.
 
     Raises:
         ValueError: a count or time that makes no sense.
@@ -123,6 +129,7 @@ def make_plan(
     blocks = math.ceil(pending / images_per_block)
     busy = max(1, min(most, blocks))
     work_hours = pending * seconds_per_image / 3600
+    gpu_hours = work_hours * gpus_per_actor
     images_per_second = busy / seconds_per_image
     return Plan(
         images=images,
@@ -138,7 +145,8 @@ def make_plan(
         images_per_second=images_per_second,
         hours=work_hours / busy,
         longest_hours=work_hours / max(1, min(fewest, blocks)),
-        gpu_hours=work_hours * gpus_per_actor,
+        gpu_hours=gpu_hours,
+        cost=None if price_per_gpu_hour is None else gpu_hours * price_per_gpu_hour,
         cpus_beside=images_per_second * CPU_SECONDS_PER_IMAGE,
         warnings=_warnings(pending, blocks, most, images_per_second, images_per_block, cluster_cpus),
     )

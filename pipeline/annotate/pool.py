@@ -112,8 +112,8 @@ def choose_pool(config: ResourcesConfig, to_come: bool = False) -> Pool:
     if cluster_cpus < needs.cpus * fewest + needs.others:
         raise ClusterError(
             f"{counted(fewest, 'replica')} of {amount(needs.cpus, 'CPU')}, and {amount(needs.others, 'CPU')} for "
-            f"fetching images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, cpus_per_actor or "
-            "fetch_cpus_per_task"
+            f"fetching images, do not fit on {amount(cluster_cpus, 'CPU')}: lower resources.actors, "
+            "cpus_per_actor or fetch_cpus_per_task"
         )
     room = max(fewest, needs.room(nodes)) if needs.gpus else fewest
     low, high = config.actor_range or (room, room)
@@ -179,7 +179,7 @@ class _Needs:
     Attributes:
         gpus, cpus: of each replica.
         fetch_cpus: of each task that fetches.
-        others: CPUs that must be free of replicas, or nothing moves.
+        others: CPUs that must be free of replicas, or nothing is fetched.
     """
 
     gpus: float

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pipeline.annotate.config import StopConfig
+from pipeline.annotate.replica_time import Used
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
@@ -18,14 +19,21 @@ class Snapshot:
     Attributes:
         counts: sum of what their stages reported.
         segmenting_s: seconds since the first model call began; 0 before it.
-        starting: replicas of the model that have begun to load it, those of a process that was killed as well.
-        ready: those that have loaded it.
+        starting: replicas of the model that have begun to load it and are there.
+        ready: those of them that have loaded it.
+        by_accelerator: what the replicas took and gave, by the name of their device; those that are gone as well.
     """
 
     counts: StageCounts = field(default_factory=StageCounts)
     segmenting_s: float = 0.0
     starting: int = 0
     ready: int = 0
+    by_accelerator: dict[str, Used] = field(default_factory=dict)
+
+    @property
+    def used(self) -> Used:
+        """By all replicas."""
+        return sum(self.by_accelerator.values(), Used())
 
 
 @dataclass(frozen=True)
@@ -36,13 +44,15 @@ class Progress:
         total: images this run has to do.
         so_far: what the monitor knows.
         elapsed_s: since the run began.
-        actors: replicas of the model.
+        actors: replicas of the model that the run begins with; a pool that grows has more later.
+        batch_size: images that a call of the model has room for.
     """
 
     total: int
     so_far: Snapshot
     elapsed_s: float
     actors: int
+    batch_size: int
 
     @property
     def done(self) -> int:
@@ -67,9 +77,9 @@ class Progress:
 
     @property
     def busy_share(self) -> float:
-        """Of the replicas' time since the first model call, the share spent in the stage."""
-        seconds = self.so_far.segmenting_s * self.actors
-        return min(1.0, self.so_far.counts.segment_s / seconds) if seconds > 0 else 0.0
+        """Of the time of all replicas that had loaded the model, as long as each was there, the share in the stage."""
+        used = self.so_far.used
+        return used.replicas.busy / used.ready_s if used.ready_s > 0 else 0.0
 
     def time_split(self) -> dict[str, float]:
         """Seconds of work in each stage, summed over workers."""
@@ -83,12 +93,25 @@ class Progress:
         }
 
     @property
+    def batch_fill(self) -> float | None:
+        """Of the room in the model's calls, the share that images took; ``None`` before the first call."""
+        counts = self.so_far.counts
+        return counts.batched / (counts.batches * self.batch_size) if counts.batches else None
+
+    @property
+    def seconds_to_go(self) -> float | None:
+        """Until the last image is through the model, at the rate so far; ``None`` while there is none."""
+        return (self.total - self.segmented) / self.rate if self.rate else None
+
+    @property
     def waiting(self) -> bool:
         """Whether no image has come through the model's stage yet: there are no figures."""
         return not self.so_far.counts.segmented
 
     def line(self) -> str:
-        """Written, segmented, failed, rate, time split, busy share, time to go; before the first image, what is due."""
+        """Written, segmented, failed, rate, time split, full batches, replicas and their busy share, time to go; before
+        the first image, what is due.
+        """
         if self.waiting:
             return self._waiting_line()
         split = self.time_split()
@@ -98,18 +121,26 @@ class Progress:
             f"{self.done:,}/{counted(self.total, 'image')} written "
             f"({self.segmented:,} segmented, {self.failed:,} failed)"
         )
-        if not self.rate:
+        left = self.seconds_to_go
+        if left is None:
             return f"{done} | none for the model so far"
-        left = duration((self.total - self.segmented) / self.rate)
-        return f"{done} | {self.rate:.1f} img/s | {shares} | replicas busy {self.busy_share:.0%} | {left} to go"
+        fill = "" if self.batch_fill is None else f"batches {self.batch_fill:.0%} full | "
+        ready = self.so_far.ready
+        there = f"{ready:,} of {self._replicas}" if ready < self.actors else counted(ready, "replica")
+        busy = f"{there} busy {self.busy_share:.0%}"
+        return f"{done} | {self.rate:.1f} img/s | {shares} | {fill}{busy} | {duration(left)} to go"
 
     def _waiting_line(self) -> str:
-        replicas = f"{min(self.actors, self.so_far.ready):,} of {counted(self.actors, 'replica')} ready"
-        if self.so_far.ready:
-            return f"the first images are with the model: {replicas}"
-        if self.so_far.starting:
-            return f"loading the model: {replicas}"
-        return f"starting the processes that hold the model: {replicas}"
+        missing = self.actors - self.so_far.starting
+        if missing >= self.actors:
+            return f"waiting for {self._replicas} of the model to start"
+        step = "the first images are with the model" if self.so_far.ready else "loading the model"
+        more = f", waiting for {missing:,} of {self.actors:,} to start" if missing > 0 else ""
+        return f"{step}: {self.so_far.ready:,} of {self._replicas} ready{more}"
+
+    @property
+    def _replicas(self) -> str:
+        return counted(max(self.actors, self.so_far.starting), "replica")
 
 
 class FailureWatch:

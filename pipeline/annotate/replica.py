@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 
 import pyarrow as pa
 import ray
 import torch
+from ray.exceptions import RayError
 
 from pipeline.annotate.config import ModelConfig
 from pipeline.annotate.monitor import MonitorClient
 from pipeline.annotate.pool import Pool
+from pipeline.annotate.replica_time import ReplicaClock
 from pipeline.annotate.stages.segment import Segment
 from pipeline.model.device import DeviceLost
 from pipeline.model.predictor import load_model
@@ -44,19 +47,37 @@ class SegmentActor:
         speed = SpeedOptions(
             compile=config.compile, compile_cache=config.compile_folder, cuda_graphs=config.cuda_graphs
         )
-        with client.starting_replica():
-            predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
+        self._clock = ReplicaClock(ray.get_runtime_context().get_actor_id(), _accelerator(device), pool.gpus)
+        self._client = client
+        client.follow(self._clock)
+        predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)
+        self._clock.loaded()
         thresholds = config.label_thresholds([c.name for c in predictor.categories])
         self._stage = Segment(predictor, config.batch_size, thresholds, client, client.report, config.call_timeout_s)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """Decoded rows to segmented rows, both packed."""
         try:
-            return packed(self._stage(unpacked(block)))
+            rows = unpacked(block)
+            with self._clock.working(len(rows)):
+                return packed(self._stage(rows))
         except DeviceLost:
             # A lost CUDA context poisons the process; Ray starts another one and gives it these rows again.
             logger.exception("the device is lost; restarting this replica")
             os._exit(1)
+
+    def __del__(self) -> None:
+        """Ray Data lets the replica go, in a pool that shrinks or at the end; a process that is killed has no say."""
+        with suppress(AttributeError, RayError):  # it never came so far, or the run is over
+            self._clock.end()
+            self._client.say_goodbye()
+
+
+def _accelerator(device: str) -> str:
+    """The device's name. One that Ray was only told of has none."""
+    if device == "cpu":
+        return "CPU"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "GPU"
 
 
 def use_expandable_segments() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -20,19 +21,23 @@ from ray.exceptions import RayError
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.graph import Running, RunParts, Writes, build
 from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.metrics import RunMetrics
 from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.pool import choose_pool, gpus_waited_for
 from pipeline.annotate.prepare import ChosenModel
 from pipeline.annotate.progress import FailureWatch, Progress, Snapshot
+from pipeline.annotate.stages.stage import FIRST_FAILED
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.overview_text import printable
 from pipeline.annotations.run_json import ThisRun
 from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import USES_RAY, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
 from pipeline.cluster.signals import deferred
 from pipeline.messages.counts import counted
+from pipeline.messages.timing import REPLACES_LINE
 from pipeline.storage.lock.lease import LockLost, OutputLock
 
 logger = logging.getLogger(__name__)
@@ -89,7 +94,11 @@ def connected(
             pool=pool,
         )
         del checkpoint
-        yield Rounds(parts, lock, describe_cluster())
+        rounds = Rounds(parts, lock, describe_cluster())
+        try:
+            yield rounds
+        finally:
+            rounds.metrics.end(rounds.progress(), rounds.todo - rounds.written)
 
 
 @dataclass
@@ -102,6 +111,7 @@ class Rounds:
         cluster: what they run on, for the report.
         started: on the monotonic clock.
         num: of rounds so far.
+        todo: images that were pending when the first one began.
         written: images whose rows they wrote.
     """
 
@@ -110,27 +120,41 @@ class Rounds:
     cluster: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
     num: int = 0
+    todo: int = 0
     written: int = 0
 
-    def figures(self, todo: int) -> ThisRun:
-        """How fast the run was, for the report.
+    @functools.cached_property
+    def metrics(self) -> RunMetrics:
+        """What Prometheus sees of the run."""
+        return RunMetrics(self.parts.identity.run_id)
 
-        Args:
-            todo: images that were pending when it began.
-        """
-        seconds = time.monotonic() - self.started
+    def progress(self) -> Progress:
+        """Where the run is; a Ray that is gone knows nothing of it."""
         snapshot = Snapshot()
-        with suppress(RayError):  # a Ray that is gone knows no figures
+        with suppress(RayError):
             snapshot = self._last_snapshot()
-        progress = Progress(todo, snapshot, seconds, self.parts.pool.max_actors)
+        return self._at(snapshot)
+
+    def _at(self, snapshot: Snapshot) -> Progress:
+        seconds, batch_size = time.monotonic() - self.started, self.parts.config.model.batch_size
+        return Progress(self.todo, snapshot, seconds, self.parts.pool.initial_actors, batch_size)
+
+    def figures(self) -> ThisRun:
+        """How fast the run was, for the report."""
+        progress = self.progress()
+        used, price = progress.so_far.used, self.parts.config.resources.price_per_gpu_hour
         return ThisRun(
-            images=todo,
+            images=self.todo,
             written=self.written,
             rounds=self.num,
-            seconds=round(seconds, 3),
-            images_per_second=round(self.written / seconds, 3),
+            seconds=round(progress.elapsed_s, 3),
+            images_per_second=round(self.written / progress.elapsed_s, 3),
             replica_busy_share=round(progress.busy_share, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
+            replica_seconds=used.replicas.rounded(3),
+            gpu_seconds=used.gpus.rounded(3),
+            by_accelerator={name: used.figures() for name, used in progress.so_far.by_accelerator.items()},
+            cost=None if price is None else round(used.gpus.held / 3600 * price, 2),
         )
 
     def changes(self) -> dict[str, Any]:
@@ -166,7 +190,7 @@ class Rounds:
         reason = ""
         if self.num > 1:
             self._choose_again()
-        with deferred() as stopping, _progress(self.parts, pending.num_pending, self.started) as failing:
+        with deferred() as stopping, self._watched() as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
             writes, shrunk = Writes(self.parts), _Shrunk(running)
@@ -195,6 +219,38 @@ class Rounds:
         with gpus_waited_for(resources):
             self.parts = replace(parts, pool=choose_pool(resources))
 
+    @contextmanager
+    def _watched(self) -> Iterator[Callable[[], str]]:
+        """People are told how the run does, and its metrics are set.
+
+        Gives a function that says why it is not worth going on, or "".
+        """
+        stop = threading.Event()
+        failures = FailureWatch(self.parts.config.output.stop)
+        told = _Told(self.parts.config.log_interval_s)
+        reason = ""
+
+        def loop() -> None:
+            nonlocal reason
+            while not stop.wait(1.0):
+                try:
+                    snapshot: Snapshot = ray.get(self.parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
+                except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
+                    continue
+                reason = reason or failures.see(snapshot.counts)
+                progress = self._at(snapshot)
+                self.metrics.set(progress)
+                told.tell(progress)
+
+        thread = threading.Thread(target=loop, name=f"{USES_RAY}progress", daemon=True)
+        thread.start()
+        try:
+            yield lambda: reason
+        finally:
+            stop.set()
+            thread.join(timeout=5)
+            told.end()
+
     def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
         """Write all that came out and waits, and what is on its way here: it may count as done already."""
         arrived_at = time.monotonic() + _ARRIVAL_S
@@ -218,6 +274,43 @@ class Rounds:
                 return
             except Exception as error:
                 logger.warning("the run has failed, and some of its last rows are lost: %s", cause_of(error).line())
+
+
+class _Told:
+    """What people are told of a run: a line for each step until the first images are through, and then every so often.
+    On a terminal it replaces the one before. The first images that failed are named as they come.
+
+    Args:
+        interval_s: between two lines where they do not replace each other.
+    """
+
+    def __init__(self, interval_s: float) -> None:
+        self._interval_s = interval_s
+        self._live = sys.stderr.isatty()
+        self._said_at, self._said = -math.inf, ""
+        self._failed: set[str] = set()
+
+    def tell(self, progress: Progress) -> None:
+        """A moment of the run."""
+        for failed in progress.so_far.counts.first_failed:
+            if failed not in self._failed and len(self._failed) < FIRST_FAILED:
+                self._failed.add(failed)
+                logger.warning("failed: %s", printable(failed))
+        line, interval_s, now = progress.line(), self._interval_s, time.monotonic()
+        if self._live:
+            self._said = line
+            print(f"{REPLACES_LINE}{_fitted(line)}", end="", file=sys.stderr, flush=True)
+            return
+        if progress.waiting:
+            interval_s = 0.0 if line != self._said else max(interval_s, _STILL_WAITING_S)
+        if now - self._said_at >= interval_s:
+            self._said_at, self._said = now, line
+            logger.info(line)
+
+    def end(self) -> None:
+        """Nothing more is told: the last line stays."""
+        if self._live and self._said:
+            print(f"{REPLACES_LINE}{_fitted(self._said)}", file=sys.stderr, flush=True)
 
 
 class _Shrunk:
@@ -259,47 +352,3 @@ def _fitted(line: str) -> str:
     with suppress(OSError):
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     return line if len(line) < columns or not columns else line[: max(0, columns - 2)] + "…"
-
-
-@contextmanager
-def _progress(parts: RunParts, total: int, started: float) -> Iterator[Callable[[], str]]:
-    """A line for each step until the first images are through, and then every so often; on a terminal it replaces the
-    one before.
-
-    Gives a function that says why it is not worth going on, or "".
-    """
-    live = sys.stderr.isatty()
-    stop = threading.Event()
-    failures = FailureWatch(parts.config.output.stop)
-    reason = ""
-
-    def loop() -> None:
-        nonlocal reason
-        said_at, said = -math.inf, ""
-        while not stop.wait(1.0):
-            try:
-                snapshot: Snapshot = ray.get(parts.monitor.snapshot.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
-            except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
-                continue
-            reason = reason or failures.see(snapshot.counts)
-            now = time.monotonic()
-            progress = Progress(total, snapshot, now - started, parts.pool.max_actors)
-            line, interval_s = progress.line(), parts.config.log_interval_s
-            if live:
-                print(f"\r\033[K{_fitted(line)}", end="", file=sys.stderr, flush=True)
-                continue
-            if progress.waiting:
-                interval_s = 0.0 if line != said else max(interval_s, _STILL_WAITING_S)
-            if now - said_at >= interval_s:
-                said_at, said = now, line
-                logger.info(line)
-
-    thread = threading.Thread(target=loop, name=f"{USES_RAY}progress", daemon=True)
-    thread.start()
-    try:
-        yield lambda: reason
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-        if live:
-            print(file=sys.stderr)

@@ -24,7 +24,7 @@ from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
-from pipeline.annotations.overview_text import failure_lines, printable
+from pipeline.annotations.overview_text import costs, failure_lines, printable
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
@@ -148,7 +148,7 @@ class _Run:
             redo: is removed first.
             pending: ``None`` where that decides.
         """
-        report, todo = self._new_report(rounds.cluster), 0
+        report = self._new_report(rounds.cluster)
         with ExitStack() as work:  # left when the report is written: ending work takes seconds
             try:
                 if pending is None:
@@ -158,14 +158,14 @@ class _Run:
                     pending = self.pending(files)
                     if not pending.num_pending:  # what failed was none of the manifest's any more
                         return self.nothing_to_do(files, pending)
-                todo = pending.num_pending
-                report.this_run = ThisRun(images=todo)
+                rounds.todo = pending.num_pending
+                report.this_run = ThisRun(images=rounds.todo)
                 self._begin(report)
                 self._annotate_all(rounds, pending, report, work)
                 self._write_report(report)
             except (KeyboardInterrupt, Exception) as error:
                 if self.begun:
-                    self._report_end(rounds, report, todo, error)
+                    self._report_end(rounds, report, error)
                 raise
         return report
 
@@ -184,11 +184,11 @@ class _Run:
         if redo.failed:
             logger.info("queued again: %s", counted(self.store.strip_failed(self.fence), "failed image"))
 
-    def _report_end(self, rounds: Rounds, report: RunJson, todo: int, error: BaseException) -> None:
+    def _report_end(self, rounds: Rounds, report: RunJson, error: BaseException) -> None:
         """After an error; a run that had closed its books when a signal came has finished all the same."""
         if not (isinstance(error, KeyboardInterrupt) and report.state.closed):
             report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
-            self._take_figures(report, rounds, todo)
+            self._take_figures(report, rounds)
         if report.state is RunState.FAILED:
             report.this_run.error = str(error) if isinstance(error, RunFailed) else cause_of(error).name
         with suppress(OSError, LockLost):
@@ -196,7 +196,6 @@ class _Run:
 
     def _annotate_all(self, rounds: Rounds, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
-        todo = pending.num_pending
         while pending.num_pending:
             rounds.num += 1
             if rounds.num > MAX_ROUNDS:
@@ -208,14 +207,14 @@ class _Run:
             pending = self._find_pending(files)
             if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
-                self._take_figures(report, rounds, todo)
+                self._take_figures(report, rounds)
                 report.this_run.error = reason
                 return
-        self._take_figures(report, rounds, todo)
+        self._take_figures(report, rounds)
         self._close_books(report, files.counts, pending)
 
-    def _take_figures(self, report: RunJson, rounds: Rounds, todo: int) -> None:
-        report.this_run = rounds.figures(todo)
+    def _take_figures(self, report: RunJson, rounds: Rounds) -> None:
+        report.this_run = rounds.figures()
         report.cluster |= rounds.changes()
 
     def _finish_report(self, report: RunJson) -> None:
@@ -285,7 +284,7 @@ def _are(images: int) -> str:
 
 
 def summary(report: RunJson, store: OutputStore) -> str:
-    """The closing words: the books, failures with examples, detections per category, speed.
+    """The closing words: the books, failures with examples, detections per category, speed, cost.
 
     Args:
         store: the output.
@@ -306,6 +305,7 @@ def summary(report: RunJson, store: OutputStore) -> str:
         line = f"this run: {counted(run.images, 'image')} in {time}, {run.images_per_second:.2f} img/s"
         # Nothing where the model was never called.
         lines.append(line + (f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""))
+        lines += [f"{name}: {value}" for name, value in costs(run).items()]
     return "\n".join(lines)
 
 

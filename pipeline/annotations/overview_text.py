@@ -194,10 +194,29 @@ def _figures(figures: ThisRun, whose: str) -> Iterator[str]:
     rounds = f", {figures.rounds} rounds" if figures.rounds > 1 else ""
     time = f"{duration(figures.seconds)} with start-up"
     yield f"{whose}: {images} in {time}, {figures.images_per_second:.2f} img/s{rounds}"
+    yield from (f"{name}: {value}" for name, value in costs(figures).items())
     split = figures.time_split_s
     if work := sum(split.values()):
         shares = ", ".join(f"{name} {seconds / work:.0%}" for name, seconds in split.items())
         yield f"work: {shares}; replicas busy {figures.replica_busy_share:.0%}"
+
+
+def costs(figures: ThisRun) -> dict[str, str]:
+    """What the replicas of a run took, and what they gave for it, by what it is called; nothing if not known."""
+    has_gpus = figures.gpu_seconds.held > 0
+    seconds = figures.gpu_seconds if has_gpus else figures.replica_seconds
+    if not seconds.held:
+        return {}
+    parts = {"busy": seconds.busy, "idle": seconds.idle, "lost to deaths": seconds.lost}
+    told = ", ".join(f"{duration(s)} {name}" for name, s in parts.items())
+    words = {"GPU time" if has_gpus else "replica time": f"{duration(seconds.held)} held: {told}"}
+    uses = figures.by_accelerator.items()
+    rates = [f"{use.images_per_gpu_hour:,.0f} on {name}" for name, use in uses if use.images_per_gpu_hour is not None]
+    if rates:
+        words["images a GPU-hour"] = ", ".join(rates)
+    if figures.cost is not None:
+        words["cost"] = f"{figures.cost:,.2f}"
+    return words
 
 
 def _files(overview: Overview) -> str:

@@ -12,7 +12,7 @@ from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.run_json import RunJson
 from pipeline.config.images import ImagesConfig
-from pipeline.images.decode import DecodedImage, ImageError, decode_image
+from pipeline.images.decode import DecodedImage, ImageError, decode_image, picture_size
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import FetchError
@@ -72,20 +72,29 @@ class PictureSource:
         return [result for result in results if result is not None]
 
     def fetch_in_turn(self, uris: Sequence[UriText | None]) -> Iterator[tuple[int, bytes | ImageFailure]]:
-        """Encoded pictures with their positions, in any order and no more at once than fit into memory.
+        """The pictures of `fetch_turns` one by one, with their positions, in any order."""
+        for turn in self.fetch_turns(uris):
+            while turn:
+                yield turn.popitem()
+
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
+        """Encoded pictures by their positions, no more at once than fit into memory.
+
+        As `pipeline.storage.fetch.fetcher.Fetcher.fetch_turns`, which fetches the next ones while these are worked on.
 
         Args:
             uris: what `read_many` takes.
         """
-        places: list[tuple[int, UriText]] = []
-        for i, uri in enumerate(uris):
-            place = self._place(uri)
-            if isinstance(place, ImageFailure):
-                yield i, place
-            else:
-                places.append((i, place))
-        for turn, blob in self.fetcher.fetch_in_turn([place for _, place in places]):
-            yield places[turn][0], _fetched(blob)
+        places = [self._place(uri) for uri in uris]
+        named = [(i, place) for i, place in enumerate(places) if not isinstance(place, ImageFailure)]
+        refused: dict[int, bytes | ImageFailure] = {
+            i: place for i, place in enumerate(places) if isinstance(place, ImageFailure)
+        }
+        for turn in self.fetcher.fetch_turns([place for _, place in named]):
+            yield {**refused, **{named[i][0]: _fetched(turn.pop(i)) for i in list(turn)}}
+            refused = {}
+        if refused:
+            yield refused
 
     def find_local(self, uri: UriText | None) -> str | ImageFailure | None:
         """The path of a picture in a local file, absolute and without links; ``None`` for what lies elsewhere."""
@@ -105,6 +114,12 @@ class PictureSource:
             return decode_image(data, max_pixels=self.max_pixels, apply_exif=self.apply_exif)
         except ImageError as error:
             return ImageFailure(DECODE, error.code, str(error))
+
+    def size(self, data: bytes | ImageFailure) -> tuple[int, int] | None:
+        """``(H, W)`` that `decode` should give, by the header; ``None`` where there is no telling."""
+        if isinstance(data, ImageFailure):
+            return None
+        return picture_size(data, max_pixels=self.max_pixels, apply_exif=self.apply_exif)
 
     def _place(self, uri: UriText | None) -> UriText | ImageFailure:
         if uri is None:

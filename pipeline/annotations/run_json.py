@@ -10,14 +10,14 @@
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
     images                               how many: manifest = annotated + failed; {} until the run has closed its books
     failures, detections_per_category    failed images by error code; detections by category name
-    this_run                             speed of the images of this run alone, {} if there were none, how many they are
-                                         until it has ended; the error, if any
+    this_run                             speed and cost of the images of this run alone, {} if there were none, how many
+                                         they are until it has ended; the error, if any
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any
 
@@ -63,6 +63,56 @@ class ImageCounts:
     failed: int = 0
 
 
+@dataclass(frozen=True)
+class Seconds:
+    """Time of replicas of the model; ``held`` is the sum of the others.
+
+    Attributes:
+        held: from when each began to load the model until it was last heard from, two seconds ago at most.
+        busy: in their stage, on blocks that they finished or are at.
+        idle: the rest: loading the model, and waiting for images.
+        lost: to deaths: work on blocks that a replica did not live to finish, and loading the model in its place.
+    """
+
+    held: float = 0.0
+    busy: float = 0.0
+    idle: float = 0.0
+    lost: float = 0.0
+
+    @classmethod
+    def of(cls, held: float, busy: float, lost: float) -> Seconds:
+        """What is neither is idle."""
+        return cls(held, busy, held - busy - lost, lost)
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def times(self, factor: float) -> Seconds:
+        """GPU-seconds of replicas that hold so many GPUs."""
+        return Seconds(*(factor * getattr(self, f.name) for f in fields(self)))
+
+    def rounded(self, digits: int) -> Seconds:
+        """For the file; the sum holds to that many digits."""
+        held, busy, lost = (round(s, digits) for s in (self.held, self.busy, self.lost))
+        return Seconds(held, busy, round(held - busy - lost, digits), lost)
+
+
+@dataclass(frozen=True)
+class AcceleratorUse:
+    """What replicas on one kind of device did.
+
+    Attributes:
+        images: of the blocks that they finished; more than were written where some were done again.
+        replica_seconds, gpu_seconds: that they held; no GPU-seconds on CPUs.
+        images_per_gpu_hour: of the GPU-seconds held; null on CPUs.
+    """
+
+    images: int = 0
+    replica_seconds: float = 0.0
+    gpu_seconds: float = 0.0
+    images_per_gpu_hour: float | None = None
+
+
 @dataclass
 class ThisRun:
     """The images that this run worked on, without those of earlier runs; no rounds if there were none, or not yet.
@@ -73,9 +123,12 @@ class ThisRun:
         rounds: passes over what was pending; more than one if the audit found images missing.
         seconds: from when Ray was there to the last round's audit.
         images_per_second: ``written`` divided by ``seconds``.
-        replica_busy_share: of the replicas' time since the first model call, the share spent in their stage, 0 to 1.
+        replica_busy_share: of the replicas' time with the model loaded, the share spent in their stage, 0 to 1.
         time_split_s: seconds of work by stage, added up over all tasks.
         error: why the run failed or was stopped, or "".
+        replica_seconds, gpu_seconds: of all replicas; no GPU-seconds on CPUs.
+        by_accelerator: by the name of the device; "CPU" where there was none.
+        cost: of the GPU-seconds held, in the currency of ``resources.price_per_gpu_hour``; null where that is not set.
     """
 
     images: int = 0
@@ -86,6 +139,10 @@ class ThisRun:
     replica_busy_share: float = 0.0
     time_split_s: dict[str, float] = field(default_factory=dict)
     error: str = ""
+    replica_seconds: Seconds = Seconds()
+    gpu_seconds: Seconds = Seconds()
+    by_accelerator: dict[str, AcceleratorUse] = field(default_factory=dict)
+    cost: float | None = None
 
 
 @dataclass(kw_only=True)

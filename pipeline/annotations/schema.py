@@ -52,7 +52,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.masks.rle import DamagedRle, check_strings
+from pipeline.masks.rle import DamagedRle, RleColumn
 
 SCHEMA_VERSION = "1"
 
@@ -185,7 +185,7 @@ def detections_array(
     return pa.ListArray.from_arrays(pa.array(offsets), detections, type=DETECTIONS, mask=failed)
 
 
-def mask_strings(segmentations: pa.StructArray, sizes: NDArray[np.integer]) -> list[bytes]:
+def mask_column(segmentations: pa.StructArray, sizes: NDArray[np.integer]) -> RleColumn:
     """The masks of a ``segmentation`` column, checked: whoever reads what is in a file reads it by this.
 
     Args:
@@ -204,9 +204,7 @@ def mask_strings(segmentations: pa.StructArray, sizes: NDArray[np.integer]) -> l
         index = int(others.argmax())
         of, wanted = (" x ".join(map(str, size[index].tolist())) for size in (own, sizes))
         raise DamagedRle(f"it is of {of} (height x width), the image of {wanted}", index)
-    texts = _bytes_of(segmentations.field("counts").fill_null(""))
-    check_strings(texts, sizes)
-    return texts
+    return RleColumn.read(_bytes_of(segmentations.field("counts").fill_null("")), sizes)
 
 
 def _bytes_of(texts: pa.StringArray) -> list[bytes]:

@@ -15,14 +15,15 @@ import ray
 from ray.job_config import JobConfig
 
 from pipeline.cluster.address import Address
+from pipeline.cluster.quiet import RaysWords, apart
 from pipeline.cluster.signals import kept
-from pipeline.errors import RunError
+from pipeline.errors import RunError, UserError
 from pipeline.messages.counts import counted
 from pipeline.storage.uris import UriText
 
 logger = logging.getLogger(__name__)
 
-_OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+_OPTIONS: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
 _PAUSE_S = 2.0
 USES_RAY = "uses-ray-"  # so begin the names of our threads that do
 # And so those of Ray Data's, for which it waits two seconds itself: too little for a machine that is busy.
@@ -49,13 +50,30 @@ def connect(address: UriText | None) -> Iterator[None]:
         return
     target = Address.find(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    with kept():
-        if target is not None and target.text.secret_text != "local":
-            _join(target)
-        else:
-            _start()
+    with apart() as words:
+        try:
+            with kept():
+                if target is not None and target.text.secret_text != "local":
+                    _join(target)
+                else:
+                    _start()
+            with _connected(words):
+                there = cluster_line(describe_cluster())
+                logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", there)
+                yield
+        except Exception as error:
+            if words.path is not None and not isinstance(error, UserError):
+                words.kept = True
+                logger.info("what Ray said meanwhile is in %s", words.path)
+            raise
+
+
+@contextmanager
+def _connected(words: RaysWords) -> Iterator[None]:
     try:
-        logger.info("Ray %s at %s: %s", ray.__version__, target or "this machine", cluster_line(describe_cluster()))
+        if (node := ray._private.worker._global_node) is not None:  # which Ray's client has none of
+            words.move_to(Path(node.get_logs_dir_path()))
+        logger.debug("what Ray says goes to %s", words.path)
         yield
     finally:
         try:

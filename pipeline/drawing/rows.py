@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.rows import Row
-from pipeline.annotations.schema import ANNOTATED, SEGMENTATION, mask_strings
+from pipeline.annotations.schema import ANNOTATED, SEGMENTATION, mask_column
 from pipeline.drawing.draw import DrawOptions, Picture, draw
 from pipeline.masks.rle import DamagedRle, Rle
 from pipeline.model.categories import Category
@@ -99,7 +99,7 @@ def row_objects(
     found = drawable(row, options, categories)
     masks = pa.array([d["segmentation"] for d in found], SEGMENTATION)
     try:
-        mask_strings(masks, np.array([picture.shape[:2]] * len(found)).reshape(-1, 2))
+        mask_column(masks, np.array([picture.shape[:2]] * len(found)).reshape(-1, 2))
     except DamagedRle as error:
         return ImageFailure("draw", "damaged_mask", f"a mask is damaged: {error}")
     boxes = np.array([d["bbox"] for d in found], np.float64).reshape(-1, 4)

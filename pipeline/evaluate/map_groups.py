@@ -23,7 +23,7 @@ from pipeline.metrics.analysis.match_table import match_schema, match_table
 from pipeline.metrics.analysis.tide import error_records
 from pipeline.metrics.ap.records import block_records
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
-from pipeline.metrics.ious import block_ious
+from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.metric import ComparedBlock, Metric
 from pipeline.metrics.protocol import CocoProtocol, IouType
 from pipeline.storage.objects.base import ObjectFolder
@@ -150,11 +150,11 @@ def evaluate_group(plan: GroupPlan, group: int, chunks: Sequence[Chunk]) -> Grou
         sums.count(truth, detections)
         for iou_type in plan.iou_types:
             analysis = sums.analysis if sums.analysis and sums.analysis.iou_type == iou_type else None
-            ious = block_ious(truth, detections, iou_type, same_category_only=analysis is None)
-            records = block_records(truth, detections, ious, iou_type, plan.num_categories, plan.protocol)
+            overlaps = block_overlaps(truth, detections, iou_type, only_candidates=analysis is None)
+            records = block_records(truth, detections, overlaps, iou_type, plan.num_categories, plan.protocol)
             sums.streams[iou_type].update(records)
             if analysis:
-                block = ComparedBlock(truth, detections, ious, plan.num_categories)
+                block = ComparedBlock(truth, detections, overlaps, plan.num_categories)
                 analysis.update(block)
                 matches.add(block)
     sums.write(open_objects(plan.store.uri), group)

@@ -16,7 +16,7 @@ from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.image_uris import image_path
 from pipeline.annotations.reader import Source
-from pipeline.annotations.schema import ANNOTATED, mask_strings
+from pipeline.annotations.schema import ANNOTATED, mask_column
 from pipeline.export.errors import ExportError
 from pipeline.export.outlines.crops import Crop, crop_of
 from pipeline.masks.rle import DamagedRle
@@ -210,7 +210,7 @@ class Labels:
     def _masks(self, infos: list[ImageInfo], owners: NDArray[np.int64], segmentations: pa.StructArray) -> list[str]:
         sizes = np.array([info.size for info in infos], np.int64).reshape(-1, 2)
         try:
-            return [text.decode() for text in mask_strings(segmentations, sizes[owners])]
+            return [text.decode() for text in mask_column(segmentations, sizes[owners]).counts]
         except DamagedRle as error:
             name = repr(infos[owners[error.index]].id)
             raise OutputError(

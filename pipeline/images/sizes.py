@@ -25,3 +25,8 @@ def padded_size(image_size: tuple[int, int], divisor: int = 32) -> tuple[int, in
     """``(H, W)`` rounded up to a multiple of ``divisor``."""
     h, w = image_size
     return math.ceil(h / divisor) * divisor, math.ceil(w / divisor) * divisor
+
+
+def input_size(image_size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
+    """The padded ``(H, W)`` at which an image of this ``(H, W)`` enters the model; the arguments of `scaled_size`."""
+    return padded_size(scaled_size(image_size, short_side, long_side))

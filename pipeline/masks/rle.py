@@ -11,7 +11,8 @@ any order, and two at one position cancel: the end of a full-height column and t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from dataclasses import dataclass
+from typing import TypedDict, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,82 @@ class DamagedRle(ValueError):
     def __init__(self, reason: str, index: int = 0) -> None:
         super().__init__(reason)
         self.index = index
+
+
+@dataclass(frozen=True, eq=False)
+class RleColumn(Sequence[Rle]):
+    """N masks that fill their images, as columns: so many dicts would keep Python's garbage collector busy.
+
+    Attributes:
+        sizes: [N, 2] H and W of the images, in pixels.
+        counts: N compressed strings.
+        areas: [N] in pixels.
+        spans: [N, 2] columns of the image: all of the mask lies from the first of them on and before the second.
+        is_plain: no run is empty but, here and there, the first of a mask, as pycocotools makes them.
+    """
+
+    sizes: Int64Array
+    counts: list[bytes]
+    areas: Int64Array
+    spans: Int64Array
+    is_plain: bool
+
+    @classmethod
+    def read(cls, counts: list[bytes], sizes: NDArray[np.integer]) -> RleColumn:
+        """Check that compressed strings are masks of their images, and measure them.
+
+        Args:
+            counts: N strings.
+            sizes: [N, 2] H and W of the images, in pixels.
+
+        Raises:
+            DamagedRle: of the first that is none, see `decode_runs`.
+        """
+        sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
+        areas, spans, num_empty = np.zeros(len(counts), np.int64), np.zeros((len(counts), 2), np.int64), 0
+        for start in range(0, len(counts), _MASKS_AT_ONCE):
+            part = slice(start, start + _MASKS_AT_ONCE)
+            try:
+                runs, runs_per_mask, areas[part] = _decode_checked(counts[part], sizes[part])
+            except DamagedRle as error:
+                raise DamagedRle(str(error), start + error.index) from None
+            stops = np.cumsum(runs_per_mask)
+            firsts = runs[stops - runs_per_mask]
+            heights = np.maximum(sizes[part, 0], 1)
+            behind = np.where(runs_per_mask % 2, runs[stops - 1], 0)  # zeros, after the last run of ones
+            spans[part, 0] = firsts // heights
+            spans[part, 1] = sizes[part, 1] - behind // heights
+            num_empty += int(np.count_nonzero(runs == 0) - np.count_nonzero(firsts == 0))
+        return cls(sizes, counts, areas, spans, num_empty == 0)
+
+    @classmethod
+    def of(cls, rles: Sequence[Rle]) -> RleColumn:
+        """The same masks.
+
+        Raises:
+            DamagedRle: of the first that is none.
+        """
+        return cls.read([rle["counts"] for rle in rles], np.array([rle["size"] for rle in rles]))
+
+    def take(self, chosen: Int64Array) -> RleColumn:
+        """Those at these indices."""
+        counts = [self.counts[index] for index in chosen.tolist()]
+        return RleColumn(self.sizes[chosen], counts, self.areas[chosen], self.spans[chosen], self.is_plain)
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    @overload
+    def __getitem__(self, index: int) -> Rle: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Rle]: ...
+
+    def __getitem__(self, index: int | slice) -> Rle | list[Rle]:
+        if not isinstance(index, slice):
+            return {"size": self.sizes[index].tolist(), "counts": self.counts[index]}
+        pairs = zip(self.sizes[index].tolist(), self.counts[index], strict=True)
+        return [{"size": size, "counts": counts} for size, counts in pairs]
 
 
 def toggle_stride(height: int, width: int) -> int:
@@ -113,25 +190,6 @@ def _strings(lengths: Int64Array, runs_per_mask: Int64Array) -> list[bytes]:
     return [raw[start:stop] for start, stop in zip([0, *cuts[:-1]], cuts, strict=True)]
 
 
-def check_strings(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> None:
-    """Check that compressed strings are masks of their images.
-
-    Args:
-        texts: N strings.
-        sizes: [N, 2] H and W of the images, in pixels.
-
-    Raises:
-        DamagedRle: of the first that is none, see `decode_runs`.
-    """
-    sizes = np.asarray(sizes).reshape(-1, 2)
-    for start in range(0, len(texts), _MASKS_AT_ONCE):
-        part = slice(start, start + _MASKS_AT_ONCE)
-        try:
-            decode_runs(texts[part], sizes[part])
-        except DamagedRle as error:
-            raise DamagedRle(str(error), start + error.index) from None
-
-
 def decode_runs(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int64Array, Int64Array]:
     """The runs that compressed strings stand for (``rleFrString`` of the COCO API), which fill their images.
 
@@ -146,24 +204,28 @@ def decode_runs(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int
         DamagedRle: of the first mask that is none of its image; characters that do not belong there, a number that is
             cut off, runs below zero or that do not add up to the image's pixels.
     """
-    sizes = np.asarray(sizes).reshape(-1, 2)
-    try:
-        runs, runs_per_mask = _decoded(texts)
-        check_runs(runs, runs_per_mask, sizes)
-    except DamagedRle as error:
-        if len(texts) == 1:
-            raise
-        for index, (text, size) in enumerate(zip(texts, sizes, strict=True)):
-            try:
-                decode_runs([text], size)
-            except DamagedRle as first:
-                raise DamagedRle(str(first), index) from None
-        raise error
+    runs, runs_per_mask, _ = _decode_checked(texts, np.asarray(sizes).reshape(-1, 2))
     return runs, runs_per_mask
 
 
-def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -> None:
-    """Check that the runs of each mask fill its image.
+def _decode_checked(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Runs [S], how many each mask has [N], and the masks' areas [N]; otherwise as `decode_runs`."""
+    try:
+        runs, runs_per_mask = _decoded(texts)
+        return runs, runs_per_mask, check_runs(runs, runs_per_mask, sizes)
+    except DamagedRle as error:
+        if len(texts) == 1:
+            raise
+        for index, text in enumerate(texts):
+            try:
+                _decode_checked([text], sizes[index : index + 1])
+            except DamagedRle as first:
+                raise DamagedRle(str(first), index) from None
+        raise error
+
+
+def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -> Int64Array:
+    """Check that the runs of each mask fill its image: the area of each mask [N], in pixels.
 
     Args:
         runs: [S] mask after mask.
@@ -176,14 +238,19 @@ def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.in
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     pixels = sizes[:, 0] * sizes[:, 1]
     ends = np.cumsum(runs_per_mask)
-    totals = np.zeros(runs.size + 1, np.int64)
-    np.cumsum(runs, out=totals[1:])
-    sums = np.diff(totals[ends], prepend=0)
+    # The runs of zeros of a mask stand at places of one parity, those of ones at the others: a sum for each.
+    by_parity = []
+    for parity in range(2):
+        chain = runs[parity::2]
+        totals = np.zeros(chain.size + 1, np.int64)
+        np.cumsum(chain, out=totals[1:])
+        by_parity.append(np.diff(totals[(ends + 1 - parity) // 2], prepend=0))
+    sums = by_parity[0] + by_parity[1]
     wrong = sums != pixels
     # No run is longer than an image, so that no sum of them has wrapped around; and of those that are not below zero
     # and add up to the image none is longer than that.
     if not wrong.any() and (not runs.size or (runs.min() >= 0 and runs.max() <= pixels.max())):
-        return
+        return np.where((ends - runs_per_mask) % 2, *by_parity)
     outside = (runs < 0) | (runs > np.repeat(pixels, runs_per_mask))
     if outside.any():
         at = int(outside.argmax())
@@ -204,19 +271,20 @@ def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
     is_last = characters < 32
     if not is_last[ends - 1].all():
         raise DamagedRle("the last run length is cut off")
-    lasts = np.flatnonzero(is_last)
-    num_groups = np.diff(lasts, prepend=-1)
-    rest = np.flatnonzero(num_groups > 1)
-    most_groups = int(num_groups[rest].max(initial=1))
-    if most_groups > _MOST_GROUPS:
-        raise DamagedRle("a run length has too many digits")
     digits = characters & np.uint8(31)
-    # The highest group has the sign; most numbers have no other.
-    values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[lasts].astype(np.int64)
-    for group in range(1, most_groups):
-        values[rest] = values[rest] << 5 | digits[lasts[rest] - group]
-        rest = rest[num_groups[rest] > group + 1]
-    runs_per_mask = np.diff(np.searchsorted(lasts, ends), prepend=0)
+    # The highest group has the sign; nine numbers in ten have no other.
+    values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last].astype(np.int64)
+    lower = np.flatnonzero(~is_last)
+    owners = lower - np.arange(lower.size)  # so many numbers have ended before
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    num_lower = np.diff(starts, append=lower.size)
+    if num_lower.max(initial=0) >= _MOST_GROUPS:
+        raise DamagedRle("a run length has too many digits")
+    shifts = 5 * (np.arange(lower.size) - np.repeat(starts, num_lower))
+    several = owners[starts]
+    values[several] <<= 5 * num_lower
+    values[several] += np.add.reduceat(digits[lower].astype(np.int64) << shifts, starts)
+    runs_per_mask = np.diff(ends - np.searchsorted(lower, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 
 

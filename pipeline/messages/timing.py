@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+# In front of a line on a terminal: it takes the place of one that was left without an end.
+REPLACES_LINE = "\r\033[K"
+
 
 def duration(seconds: float) -> str:
     """``3 h 05 min``, ``12 min 30 s`` or ``8.1 s``."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.masks.rle import Rle
+from pipeline.masks.rle import RleColumn
 from pipeline.tables.arrays import Bools, Float64s, Int64s
 
 
@@ -42,7 +42,7 @@ class TruthBlock:
     boxes: Float64s
     areas: Float64s
     crowd: Bools
-    rles: Sequence[Rle] | None
+    rles: RleColumn | None
     file_names: Sequence[str | None] | None = None
 
     def __len__(self) -> int:
@@ -60,7 +60,6 @@ class DetectionBlock:
         categories: [D] positions among the categories.
         boxes: [D, 4] x, y, width, height.
         scores: [D] the higher, the surer.
-        mask_areas: [D] pixels of the mask; ``None`` without masks.
         rles: D masks; ``None`` where only boxes are compared.
     """
 
@@ -69,8 +68,7 @@ class DetectionBlock:
     categories: Int64s
     boxes: Float64s
     scores: Float64s
-    mask_areas: Float64s | None
-    rles: Sequence[Rle] | None
+    rles: RleColumn | None
 
     def __len__(self) -> int:
         """Number of images."""

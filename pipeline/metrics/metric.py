@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.metrics.analysis.outcomes import Judgement, judge
 from pipeline.metrics.ap.records import Records
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
-from pipeline.metrics.overlaps import Overlaps, block_overlaps
+from pipeline.metrics.overlaps import Overlaps
 from pipeline.tables.arrays import Float64s
 
 if TYPE_CHECKING:
@@ -37,19 +37,14 @@ class ComparedBlock:
     Attributes:
         truth: the ground truth of the images.
         detections: on the same images.
-        ious: N matrices [D_i, G_i] of every pair, of different categories too.
+        overlaps: every detection and object of one image that overlap, of different categories too.
         num_categories: K, of the ground truth.
     """
 
     truth: TruthBlock
     detections: DetectionBlock
-    ious: Sequence[Float64s]
+    overlaps: Overlaps
     num_categories: int
-
-    @cached_property
-    def overlaps(self) -> Overlaps:
-        """Every detection and object of one image that overlap."""
-        return block_overlaps(self.truth, self.detections, self.ious)
 
     @cached_property
     def judgement(self) -> Judgement:

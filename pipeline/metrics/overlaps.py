@@ -5,16 +5,15 @@ Legend: N images, D detections, G objects (crowd regions among them), P overlaps
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.blocks import DetectionBlock
 from pipeline.tables.arrays import Bools, Float64s, Int64s
-from pipeline.tables.ragged import image_indices, owners_of
+from pipeline.tables.ragged import image_indices
 
 
 @dataclass(frozen=True)
@@ -52,24 +51,6 @@ class Partners:
     def present(self) -> Bools:
         """[D] which detections have one."""
         return self.objects >= 0
-
-
-def block_overlaps(truth: TruthBlock, detections: DetectionBlock, ious: Sequence[Float64s]) -> Overlaps:
-    """All overlaps of a block.
-
-    Args:
-        truth: objects of N images.
-        detections: on the same images.
-        ious: N matrices [D_i, G_i] of every pair, of different categories too.
-    """
-    num_objects = np.diff(truth.offsets)
-    sizes = np.diff(detections.offsets) * num_objects
-    flat = np.concatenate([np.empty(0), *(matrix.reshape(-1) for matrix in ious)])
-    assert flat.size == sizes.sum(), "the matrices do not fit the block"
-    where = np.flatnonzero(flat > 0)
-    images = owners_of(sizes)[where]
-    rows, columns = np.divmod(where - (np.cumsum(sizes) - sizes)[images], num_objects[images])
-    return Overlaps(detections.offsets[images] + rows, truth.offsets[images] + columns, flat[where])
 
 
 def best_partners(overlaps: Overlaps, num_detections: int) -> Partners:

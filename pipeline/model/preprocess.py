@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.images.sizes import padded_size, scaled_size
+from pipeline.images.sizes import input_size, scaled_size
 from pipeline.model.kernels.resize import resize_normalise
 from pipeline.model.settings import TestSettings
 
@@ -42,7 +42,7 @@ class Inputs(NamedTuple):
 
 def input_shape(image_size: tuple[int, int], settings: TestSettings) -> tuple[int, int]:
     """The padded ``(H, W)`` at which an image of this ``(H, W)`` enters the backbone."""
-    return padded_size(scaled_size(image_size, settings.short_side, settings.long_side))
+    return input_size(image_size, settings.short_side, settings.long_side)
 
 
 def packed_size(images: Sequence[np.ndarray]) -> int:

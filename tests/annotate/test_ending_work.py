@@ -101,7 +101,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
         monkeypatch.setattr(graph, "Write", lambda *_: None)
         monkeypatch.setattr(rounds, "build", lambda *_: None)
         monkeypatch.setattr(rounds, "Running", lambda _: stages)
-        monkeypatch.setattr(rounds, "_progress", silent)
+        monkeypatch.setattr(rounds.Rounds, "_watched", silent)
         monkeypatch.setattr(rounds, "_gone_nodes", set)
         anything: Any = None
         return rounds.Rounds(anything, lock), store  # type: ignore[arg-type]
@@ -197,7 +197,7 @@ def executed(
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
     run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
-    started: Any = SimpleNamespace(cluster={}, figures=lambda todo: ThisRun(), changes=dict)
+    started: Any = SimpleNamespace(cluster={}, figures=lambda: ThisRun(), changes=dict)
     redo = run.to_redo(store.files(), anything, retry_failed)
     return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
 

@@ -6,12 +6,16 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
-import ray
 
+from pipeline.annotate import pool
 from pipeline.annotate.config import ResourcesConfig
-from pipeline.annotate.graph import Block, Gatherer, rows_per_fetch
-from pipeline.annotate.pool import LIGHT_CPUS, choose_pool
+from pipeline.annotate.graph import Block, Gatherer, _read_tasks, rows_per_fetch
+from pipeline.annotate.manifest.rules import ReadUnit
+from pipeline.annotate.pending.antijoin import Pending
+from pipeline.messages.examples import Examples
+from pipeline.storage.uris import Uri
 
 
 class Clock:
@@ -72,11 +76,11 @@ def test_everything_is_due_at_the_end() -> None:
 @pytest.mark.parametrize(
     ("num_pending", "rows_per_block", "cpus", "rows"),
     [
-        pytest.param(10**9, 64, 16, 512, id="many"),
-        pytest.param(10**9, 48, 16, 480, id="whole blocks"),
-        pytest.param(10**9, 64, 0, 512, id="no CPU yet"),
+        pytest.param(10**9, 64, 16, 768, id="many"),
+        pytest.param(10**9, 40, 16, 760, id="whole blocks"),
+        pytest.param(10**9, 64, 0, 768, id="no CPU yet"),
         pytest.param(6400, 64, 16, 64, id="several tasks for each CPU"),
-        pytest.param(6400, 64, 2, 512, id="few CPUs"),
+        pytest.param(6400, 64, 2, 768, id="few CPUs"),
         pytest.param(1600, 16, 16, 16, id="some tasks"),
         pytest.param(1, 64, 2, 64, id="one image"),
     ],
@@ -124,8 +128,30 @@ def test_nothing_is_lost_doubled_or_kept_too_long(seed: int) -> None:
 def test_files_are_written_where_fetching_fills_the_cluster(
     monkeypatch: pytest.MonkeyPatch, resources: dict[str, float], settings: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(ray, "cluster_resources", lambda: resources)
-    pool = choose_pool(ResourcesConfig(**settings))
-    free = resources["CPU"] - pool.min_actors * pool.cpus
-    free -= math.floor(free / pool.fetch_cpus) * pool.fetch_cpus
-    assert free >= pool.max_writes * LIGHT_CPUS
+    monkeypatch.setattr(pool, "node_resources", lambda: [resources])
+    chosen = pool.choose_pool(ResourcesConfig(**settings))
+    free = resources["CPU"] - chosen.min_actors * chosen.cpus
+    free -= math.floor(free / chosen.fetch_cpus) * chosen.fetch_cpus
+    assert free >= chosen.max_writes * pool.LIGHT_CPUS
+
+
+def test_a_row_group_is_read_by_one_task_and_small_ones_come_together() -> None:
+    sizes = [10_000, *[500] * 20, *[100_000] * 4, 3]
+    rng = np.random.default_rng(0)
+    masks = [np.ones(10_000, bool), *(rng.random(500) < 0.9 for _ in range(20)), *(np.arange(100_000) < 7,) * 4]
+    masks.append(np.array([False, True, False]))
+    units = [ReadUnit(Uri("/m.parquet"), group, size) for group, size in enumerate(sizes)]
+    packed = tuple((unit, np.packbits(mask)) for unit, mask in zip(units, masks, strict=True))
+    tasks = list(_read_tasks(Pending(packed, 0, 0, 0, Examples(), Examples())))
+    groups = [task["row_group"].to_pylist() for task in tasks]
+    assert [group for task in groups for group in task] == list(range(len(sizes)))
+    assert groups[0] == [0]  # large enough, whatever comes behind it
+    wanted = [sum(int(masks[group].sum()) for group in task) for task in groups]
+    assert all(4096 <= rows < 4096 + 500 for rows in wanted[1:3])
+    # Where little is wanted of much, a task looks at not much more than it would read elsewhere.
+    assert all(sum(sizes[group] for group in task) < 64 * 4096 + 100_000 for task in groups)
+    for task in tasks:
+        for group, bits, num_rows in zip(
+            *(task[name].to_pylist() for name in ("row_group", "wanted", "num_rows")), strict=True
+        ):
+            assert np.array_equal(np.unpackbits(np.frombuffer(bits, np.uint8), count=num_rows), masks[group])

@@ -53,6 +53,13 @@ def test_growing_pool_has_two_ends() -> None:
     assert "15 min 00 s (1 h 00 min if the pool stays at 1)" in made.text()
 
 
+def test_what_it_costs_where_a_price_is_known() -> None:
+    assert plan().cost is None
+    priced = plan(price_per_gpu_hour=2.5, gpus_per_actor=0.5)
+    assert priced.cost == pytest.approx(1.25)
+    assert "cost       0.5 GPU-hours for 1.25, " in priced.text()
+
+
 def test_shared_gpus_and_cpus() -> None:
     assert plan(gpus_per_actor=0.5).gpu_hours == pytest.approx(0.5)
     assert plan(gpus_per_actor=0).gpu_hours == 0

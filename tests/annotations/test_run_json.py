@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.image_uris import image_path
-from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import AcceleratorUse, ImageCounts, RunJson, RunState, Seconds, ThisRun
 from pipeline.config.images import ImagesConfig
 from pipeline.model.categories import Category
 from pipeline.storage.uris import Uri
@@ -26,7 +26,13 @@ FULL = RunJson(
     images=ImageCounts(5, 3, 2),
     failures={"not_found": 2},
     detections_per_category={"cat": 4},
-    this_run=ThisRun(5, 5, 1, 2.5, 2.0, 0.75, {"fetch": 0.5}),
+    this_run=ThisRun(
+        *(5, 5, 1, 2.5, 2.0, 0.75, {"fetch": 0.5}),
+        replica_seconds=Seconds(9.0, 6.0, 2.5, 0.5),
+        gpu_seconds=Seconds(4.5, 3.0, 1.25, 0.25),
+        by_accelerator={"NVIDIA H100": AcceleratorUse(5, 9.0, 4.5, 4000.0), "CPU": AcceleratorUse()},
+        cost=0.01,
+    ),
 )
 # What annotate wrote before there was a key image_root; the root stands in the config as it was typed.
 OLDER: dict[str, Any] = {
@@ -98,6 +104,18 @@ def test_the_file(tmp_path: Path) -> None:
         "images_per_second": 2.0,
         "replica_busy_share": 0.75,
         "time_split_s": {"fetch": 0.5},
+        "replica_seconds": {"held": 9.0, "busy": 6.0, "idle": 2.5, "lost": 0.5},
+        "gpu_seconds": {"held": 4.5, "busy": 3.0, "idle": 1.25, "lost": 0.25},
+        "by_accelerator": {
+            "NVIDIA H100": {
+                "images": 5,
+                "replica_seconds": 9.0,
+                "gpu_seconds": 4.5,
+                "images_per_gpu_hour": 4000.0,
+            },
+            "CPU": {"images": 0, "replica_seconds": 0.0, "gpu_seconds": 0.0, "images_per_gpu_hour": None},
+        },
+        "cost": 0.01,
     }
 
 

@@ -10,10 +10,12 @@ import random
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.chaos import witness
 from benchmarks.chaos.flaky_proxy import flaky_proxy
 from benchmarks.chaos.kinds import run_kind
 from benchmarks.chaos.scene import ChaosWorld, make_scene
@@ -21,7 +23,7 @@ from benchmarks.chaos.verdict import judge
 
 pytestmark = pytest.mark.timeout(900)
 # A driver killed, one stopped, a worker killed, two deadly images: what every change must survive. Others take longer.
-SLOW = ("beside", "takeover", "node", "drain", "scale", "s3")
+SLOW = ("beside", "takeover", "outage", "node", "drain", "scale", "s3")
 KINDS = ["driver", "signals", "worker", "poison", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 
 
@@ -39,6 +41,14 @@ def test_nothing_is_lost(kind: str, scene: ChaosWorld) -> None:
     assert (verdict.losses, verdict.duplicates) == (0, 0), outcome
     assert verdict.differences == (), outcome
     assert len(verdict.killed) <= 1, outcome
+
+
+def test_what_was_begun_and_not_written_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "1.jsonl").write_text('[10.0, ["a", "b"]]\n[12.0, ["c"]]\n')
+    (tmp_path / "2.jsonl").write_text('[11.0, ["d"]]\n')
+    assert witness.has_begun(tmp_path)
+    assert witness.oldest_lost(tmp_path, {"a", "b", "c"}) == 11.0
+    assert witness.oldest_lost(tmp_path, {"a", "b", "c"}) is None
 
 
 def _row(**changes: Any) -> dict[str, Any]:

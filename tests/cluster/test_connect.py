@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.pool import NoGpus, Pool, choose_pool, gpus_waited_for
 from pipeline.cluster.address import ClusterError
 from pipeline.cluster.connect import RayNotStarted, check_address, connect
+from pipeline.errors import RunError
 from pipeline.storage.uris import UriText
 
 LAPTOP = [{"CPU": 8.0}]
@@ -385,6 +388,26 @@ def test_a_ray_that_is_slow_is_started_twice_and_told_how_to_wait(monkeypatch: p
     with pytest.raises(RayNotStarted, match="node timed out; RAY_raylet_start_wait_time_s=120"), connect(None):
         pass
     assert [len(fake.starts), fake.ends] == [2, 2]
+
+
+def test_where_rays_words_are_is_said_where_they_may_tell_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray._private.worker, "_global_node", None)
+    FakeRay(monkeypatch)
+    caplog.set_level(logging.INFO)
+    with connect(None):
+        pass
+    with pytest.raises(ClusterError), connect(None):
+        raise ClusterError("no GPUs")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(RunError), connect(None):
+        raise RunError("lost")
+    (log,) = tmp_path.iterdir()
+    said = [message for message in caplog.messages if "what Ray said" in message]
+    assert said == [f"what Ray said meanwhile is in {log}"]
 
 
 class Head(NodeInfoGcsServiceServicer):

@@ -7,7 +7,7 @@ import pytest
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from pipeline.coco.segmentations import BadSegmentation, as_rles, mask_area
+from pipeline.coco.segmentations import BadSegmentation, as_rles
 
 HEIGHT, WIDTH = 30, 40
 
@@ -35,10 +35,11 @@ def test_equal_to_pycocotools(segmentation: Any) -> None:
     coco = COCO()
     coco.imgs = {1: {"height": HEIGHT, "width": WIDTH}}
     wanted = coco.annToRLE({"image_id": 1, "segmentation": segmentation})
-    (found,) = as_rles([segmentation], [(HEIGHT, WIDTH)])
+    column = as_rles([segmentation], [(HEIGHT, WIDTH)])
+    (found,) = column
     assert found["size"] == list(wanted["size"])
     assert found["counts"] == (wanted["counts"].encode() if segmentation is COMPRESSED else wanted["counts"])
-    assert mask_area(found) == coco_mask.area(wanted)
+    assert column.areas.tolist() == [coco_mask.area(wanted)]
 
 
 @pytest.mark.parametrize(

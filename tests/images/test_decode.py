@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from pipeline.images.decode import IMAGE_SUFFIXES, ImageError, decode_image, pillow_pixels
+from pipeline.images.decode import IMAGE_SUFFIXES, ImageError, decode_image, picture_size, pillow_pixels
 
 HEIGHT, WIDTH = 37, 54
 
@@ -150,6 +150,12 @@ def test_pixels_within_one_of_opencv(data: bytes) -> None:
     assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.parametrize("data", [*EQUAL_TO_CV2.values(), *WITHIN_ONE_OF_CV2.values()])
+def test_the_header_tells_the_size(data: bytes) -> None:
+    assert picture_size(data) == decode_image(data).pixels.shape[:2]
+    assert picture_size(data, max_pixels=0) in (None, decode_image(data).pixels.shape[:2])
+
+
 class TestOpenInPillow:
     @pytest.mark.parametrize("name", sorted({*EQUAL_TO_CV2} - {"pgm 16 bit"}))
     def test_pixels_are_those_of_the_file_and_the_picture_stays_as_it_is(self, name: str) -> None:
@@ -233,6 +239,12 @@ class TestOrientation:
         assert decoded.stored_size == (HEIGHT, WIDTH)
         assert decoded.pixels.shape[:2] == ((WIDTH, HEIGHT) if orientation >= 5 else (HEIGHT, WIDTH))
         assert decoded.pixels.flags.c_contiguous
+
+    @pytest.mark.parametrize("apply_exif", [True, False])
+    def test_told_by_the_header(self, format: str, orientation: int, apply_exif: bool) -> None:
+        data = self.data(format, orientation)
+        expected = decode_image(data, apply_exif=apply_exif).pixels.shape[:2]
+        assert picture_size(data, apply_exif=apply_exif) == expected
 
     def test_applied_to_pictures_open_in_pillow(self, format: str, orientation: int) -> None:
         data = self.data(format, orientation)
@@ -494,6 +506,8 @@ def test_damage_raises_only_image_error(name: str) -> None:
             code = error.code
         assert code in CODES
         assert (pixels.dtype, pixels.ndim) == (np.uint8, 3)
+        size = picture_size(data, max_pixels=1_000_000)  # and no error, whatever it says
+        assert size is None or min(size) > 0
 
 
 @pytest.mark.filterwarnings("ignore")

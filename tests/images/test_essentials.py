@@ -11,6 +11,7 @@ import tracemalloc
 import zlib
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -224,6 +225,11 @@ class TestScans:
         end = data.rindex(b"\xff\xd9")
         noted = data[:end] + segment(0xFE, b"\xff\xda" * 5000) + data[end:]
         np.testing.assert_array_equal(decode_image(noted).pixels, decode_image(data).pixels)
+
+    @given(st.lists(st.sampled_from([b"\xff", b"\xda", b"\0"]), max_size=40).map(b"".join), st.integers(0, 50))
+    def test_pairs_are_counted_as_bytes_count_them(self, data: bytes, start: int) -> None:
+        with mock.patch.object(essentials, "_AT_ONCE", 7):
+            assert essentials._count_pairs(data, b"\xff\xda", start) == data.count(b"\xff\xda", start)
 
 
 class TestParts:

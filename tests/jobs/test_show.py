@@ -14,7 +14,7 @@ import pytest
 
 from jobs.show import COLUMNS, main
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import AcceleratorUse, ImageCounts, RunJson, RunState, Seconds, ThisRun
 from pipeline.model.categories import Category
 from pipeline.storage.lock.holder import new_holder
 from pipeline.storage.lock.lease import OutputLock
@@ -33,7 +33,12 @@ REPORT = RunJson(
     code={"version": "0.1+abc"},
     categories=tuple(Category(i, name) for i, name in zip((1, 2, 90), CATEGORY_NAMES, strict=True)),
     images=ImageCounts(20, 15, 5),
-    this_run=ThisRun(20, 20, 1, 10.0, 2.0, 0.75, {"fetch": 1.0, "segment": 3.0}),
+    this_run=ThisRun(
+        *(20, 20, 1, 10.0, 2.0, 0.75, {"fetch": 1.0, "segment": 3.0}),
+        gpu_seconds=Seconds(7200.0, 3600.0, 3540.0, 60.0),
+        by_accelerator={"NVIDIA H100": AcceleratorUse(20, 7200.0, 7200.0, 10.0)},
+        cost=5.0,
+    ),
 )
 
 
@@ -69,7 +74,10 @@ def test_the_whole(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "images 20 in the manifest 15 annotated 5 failed (25.00%) 0 pending",
         "failures 5 not_found 0: ? 4: ? 8: ? and 2 more",
         "classes 30 detections, 3 of 3 classes",
-        "this run: 20 images in 10.0 s with start-up, 2.00 img/s work: fetch 25%, segment 75%; replicas busy 75%",
+        "this run: 20 images in 10.0 s with start-up, 2.00 img/s",
+        "GPU time: 2 h 00 min held: 1 h 00 min busy, "
+        "59 min 00 s idle, 1 min 00 s lost to deaths images a GPU-hour: 10 on NVIDIA H100 cost: 5.00",
+        "work: fetch 25%, segment 75%; replicas busy 75%",
         "files 1 file, 20 rows, ",
         f"model swin, weights {'a' * 12} from a.pth (layout mmdet, sha256 {'d' * 12})",
         "manifest /data/list.csv (auto) checkpoint swin_t_coco precision fp32, score_threshold 0.3, 1 class threshold",

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.metric import ComparedBlock
+from pipeline.metrics.overlaps import Overlaps
 
-Case = tuple[TruthBlock, DetectionBlock, list[NDArray[np.float64]]]
+Case = tuple[TruthBlock, DetectionBlock, Overlaps]
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,17 @@ def block(*images: Image, first_order: int = 0) -> Case:
         categories=np.array([c for c, _ in found], np.int64),
         boxes=1000 + np.arange(4.0 * len(found)).reshape(-1, 4),
         scores=np.array([s for _, s in found], np.float64),
-        mask_areas=None,
         rles=None,
     )
-    ious = [np.array(i.ious, np.float64).reshape(len(i.found), len(i.objects)) for i in images]
-    return truth, detections, ious
+    pairs = [
+        (int(detections.offsets[n]) + d, int(truth.offsets[n]) + g, iou)
+        for n, image in enumerate(images)
+        for d, row in enumerate(image.ious)
+        for g, iou in enumerate(row)
+        if iou > 0
+    ]
+    columns = np.array(pairs, np.float64).reshape(-1, 3).T
+    return truth, detections, Overlaps(columns[0].astype(np.int64), columns[1].astype(np.int64), columns[2])
 
 
 def compared(*images: Image, first_order: int = 0) -> ComparedBlock:

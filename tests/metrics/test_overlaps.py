@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from pipeline.metrics.overlaps import (
     Overlaps,
     best_partners,
-    block_overlaps,
     match_in_order,
     score_positions,
 )
@@ -23,26 +22,9 @@ def _overlaps(*triples: tuple[int, int, float]) -> Overlaps:
 
 @settings(max_examples=60, deadline=None)
 @given(random_images())
-def test_lists_what_loops_would(images: list[Image]) -> None:
-    truth, found, ious = block(*images)
-    wanted = [
-        (int(found.offsets[n]) + d, int(truth.offsets[n]) + g, iou)
-        for n, image in enumerate(images)
-        for d, row in enumerate(image.ious)
-        for g, iou in enumerate(row)
-        if iou > 0
-    ]
-    for matrices in (ious, [np.asfortranarray(matrix) for matrix in ious]):
-        overlaps = block_overlaps(truth, found, matrices)
-        columns = (overlaps.detections.tolist(), overlaps.objects.tolist(), overlaps.ious.tolist())
-        assert list(zip(*columns, strict=True)) == wanted
-
-
-@settings(max_examples=60, deadline=None)
-@given(random_images())
 def test_best_partner_is_the_first_of_the_highest(images: list[Image]) -> None:
-    truth, found, ious = block(*images)
-    best = best_partners(block_overlaps(truth, found, ious), len(found.scores))
+    truth, found, overlaps = block(*images)
+    best = best_partners(overlaps, len(found.scores))
     wanted = []
     for n, image in enumerate(images):
         for row in image.ious:

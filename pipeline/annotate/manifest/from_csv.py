@@ -22,10 +22,12 @@ import pyarrow.csv as pacsv
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import (
+    HEIGHT,
     ID,
     LIST_CURE,
     NUMBER,
     URI,
+    WIDTH,
     Columns,
     ManifestError,
     ManifestParts,
@@ -33,7 +35,9 @@ from pipeline.annotate.manifest.rules import (
     check_uris,
     check_uris_as_ids,
     find_columns,
+    has_sizes,
     row_namer,
+    side_lengths,
 )
 from pipeline.storage.errors import cannot_read
 from pipeline.storage.streams import open_stream
@@ -127,13 +131,18 @@ def _read_table(config: ManifestConfig, scratch_uri: Uri, delimiter: str) -> Man
                 f"set manifest.format: {_FORMATS[other]}"
             )
         columns = find_columns(config, header[1], config.uri)
-        wanted = list(dict.fromkeys(name for name in (columns.id, columns.uri, *config.carry) if name is not None))
+        sizes = (HEIGHT, WIDTH) if has_sizes(header[1]) else ()
+        named = (columns.id, columns.uri, *config.carry, *sizes)
+        wanted = list(dict.fromkeys(name for name in named if name is not None))
         lines = _lines(rows, len(header[1]), config.uri, delimiter)
         for batch in _batches(config.uri, wanted, lines, delimiter):
             numbers = list(islice(lines, batch.num_rows))
             if len(numbers) < batch.num_rows:
                 raise _not_agreed(config.uri)
-            table = _canonical(pa.Table.from_batches([batch]), columns, config.carry, numbers)
+            rows = pa.Table.from_batches([batch])
+            table = _canonical(rows, columns, config.carry, numbers)
+            for name in sizes:
+                table = table.append_column(name, side_lengths(rows[name]))
             namer = row_namer(config.uri, "line", numbers)
             uris = table[URI].combine_chunks()
             check_uris(uris, config.image_root, namer)

@@ -19,9 +19,11 @@ import pyarrow as pa
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import (
+    HEIGHT,
     ID,
     NUMBER,
     URI,
+    WIDTH,
     Columns,
     ManifestError,
     ManifestParts,
@@ -30,6 +32,7 @@ from pipeline.annotate.manifest.rules import (
     find_columns,
     missing_column,
     row_namer,
+    side_lengths,
 )
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri, hide_column
@@ -133,6 +136,8 @@ def _write_records(
             for name in config.carry:
                 values = hide_column(arrays[URI]).to_pylist() if name == uri_key else [row.get(name) for row in rows]
                 arrays[name] = _guess_type(values, name, namer)
+            for name in (HEIGHT, WIDTH):
+                arrays[name] = side_lengths(pa.array([_number(row.get(name)) for row in rows], pa.float64()))
             seen.update(name for name in config.carry if any(name in row for row in rows))
             table = pa.table(arrays)
             carried = _unify(carried, table.select(list(config.carry)).schema, namer)
@@ -177,6 +182,10 @@ def _texts(values: list[Any], column: str, name_row: Callable[[int], str]) -> pa
         return pa.array(values, pa.string())
     except UnicodeEncodeError:
         raise ManifestError(f"{name_row(_lone_surrogate(values))}: {column!r} is not valid Unicode") from None
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and abs(value) < 1 << 53 else None
 
 
 def _lone_surrogate(values: list[Any]) -> int:

@@ -25,14 +25,18 @@ from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
 from pipeline.annotate.manifest.rules import (
     BYTES,
+    HEIGHT,
     ID,
     URI,
+    WIDTH,
     Columns,
     ManifestError,
     ManifestParts,
     ReadUnit,
     check_carry,
+    has_sizes,
     is_relative,
+    side_lengths,
 )
 from pipeline.annotate.manifest.units import open_unit, pick, read_id_column, unit_row_namer
 from pipeline.images.decode import IMAGE_SUFFIXES
@@ -119,7 +123,11 @@ class Manifest:
         return f"{self.uri}, {self.row_word} {number}"
 
     def read_rows(
-        self, unit: ReadUnit, rows: NDArray[np.bool_] | NDArray[np.integer], batch_rows: int = 1024
+        self,
+        unit: ReadUnit,
+        rows: NDArray[np.bool_] | NDArray[np.integer],
+        batch_rows: int = 1024,
+        with_sizes: bool = False,
     ) -> Iterator[pa.Table]:
         """Stream some of a unit's rows, in their order, without holding more than two batches and a page of them.
 
@@ -127,6 +135,7 @@ class Manifest:
             unit: one of this manifest's :attr:`units`.
             rows: a mask over the unit's rows, or ascending indices.
             batch_rows: rows a table; the last one may have fewer.
+            with_sizes: whether `HEIGHT` and `WIDTH` follow, int32 and 0 where the manifest does not say.
 
         Yields:
             Tables with :attr:`schema`: ``image_uri`` is absolute, or null; ``image_bytes`` is null where the
@@ -135,17 +144,23 @@ class Manifest:
         chosen = _as_indices(rows, unit.num_rows)
         if not len(chosen):
             return
-        waiting = self.schema.empty_table()
+        waiting = None
         start = 0
         with open_unit(unit, stream=True) as file:
-            batches = file.iter_batches(batch_size=batch_rows, row_groups=[unit.row_group], columns=self._column_names)
+            sizes = [HEIGHT, WIDTH] if with_sizes and has_sizes(file.schema_arrow.names) else []
+            names = list(dict.fromkeys([*self._column_names, *sizes]))
+            batches = file.iter_batches(batch_size=batch_rows, row_groups=[unit.row_group], columns=names)
             for batch in batches:
                 first, last = np.searchsorted(chosen, [start, start + batch.num_rows])
                 if last > first:
-                    used = pa.record_batch({name: pick(batch, name) for name in self._column_names})
+                    used = pa.record_batch({name: pick(batch, name) for name in names})
                     some = without_views(used).take(pa.array(chosen[first:last] - start))
-                    waiting = pa.concat_tables([waiting, self._finish(some)])
-                if waiting.num_rows >= batch_rows:
+                    made = self._finish(some)
+                    for name in (HEIGHT, WIDTH) if with_sizes else ():
+                        none = np.zeros(len(some), np.int32)
+                        made = made.append_column(name, side_lengths(some[name]) if sizes else pa.array(none))
+                    waiting = made if waiting is None else pa.concat_tables([waiting, made])
+                if waiting is not None and waiting.num_rows >= batch_rows:
                     yield waiting.slice(0, batch_rows).combine_chunks()
                     waiting = waiting.slice(batch_rows)
                 start += batch.num_rows
@@ -155,8 +170,22 @@ class Manifest:
                 raise ManifestError(
                     f"{unit.file} is damaged: row group {unit.row_group} gives {start} rows instead of {unit.num_rows}"
                 )
-        if waiting.num_rows:
+        if waiting is not None and waiting.num_rows:
             yield waiting.combine_chunks()
+
+    def read_sizes(self, unit: ReadUnit) -> NDArray[np.int64]:
+        """Height and width of each of a unit's images, int64 ``(N, 2)``; 0 where the manifest does not say.
+
+        Raises:
+            ManifestError, OSError: as `read_ids`.
+        """
+        sizes = np.zeros((unit.num_rows, 2), np.int64)
+        with open_unit(unit) as file:
+            if has_sizes(file.schema_arrow.names):
+                for i, name in enumerate((HEIGHT, WIDTH)):
+                    column = file.read_row_group(unit.row_group, columns=[name])[name]
+                    sizes[:, i] = side_lengths(column).to_numpy()
+        return sizes
 
     def num_rows_within(self, unit: ReadUnit, num_bytes: int) -> int:
         """How many of a unit's first rows `read_rows` gets out of about so many bytes, going by the file's footer."""

@@ -15,12 +15,19 @@ from pipeline.annotate.stages.rows import WORKING_NAMES
 from pipeline.annotations.schema import RESERVED_NAMES
 from pipeline.errors import UserError
 from pipeline.storage.uris import Uri, UriError, UriText, resolve
+from pipeline.tables.arrow_types import is_text
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
+# Of the upright picture, in pixels, as COCO and most tables call them. Hints: nothing but the order of work depends on
+# them, so they may be missing, null, wrong or no numbers at all.
+HEIGHT, WIDTH = "height", "width"
 # What to do about URIs that cannot be ids.
 TABLE_CURE = "give the manifest an id column"
 LIST_CURE = "write a table instead of a list: CSV with the columns image_id and image_uri"
 NUMBER = "number in the source"  # of a row; a column of copies
+# A side in text, as pandas writes those of a column with gaps, too.
+_LONGEST_SIDE = (1 << 31) - 1
+_SIDE_TEXT = r"^[0-9]{1,9}(\.0*)?$"
 _ABSOLUTE = r"\A(?:/|[^/]+://)"
 _PERHAPS_REFUSED = r"\.\.|:|%3[Aa]|\\"  # of relative paths: those that climb, and URLs with a typing error
 # Everything that is not shown whole is such: parameters, users, odd hosts and schemes, mistakes.
@@ -191,6 +198,28 @@ def check_uris_as_ids(uris: pa.Array, root: Uri | None, name_row: Callable[[int]
 def is_relative(uris: pa.Array) -> pa.BooleanArray:
     """Which URIs are relative, as `resolve` has it; null stays null."""
     return pc.invert(pc.match_substring_regex(uris, _ABSOLUTE))
+
+
+def side_lengths(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column of heights or widths, of any type, as int32; 0 where it does not hold a length."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    try:
+        if is_text(values.type):
+            values = values.cast(pa.string())
+            values = pc.if_else(pc.match_substring_regex(values, _SIDE_TEXT), values, None)
+        lengths = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowException:
+        lengths = np.zeros(len(values))
+    with np.errstate(invalid="ignore"):
+        is_length = (lengths >= 1) & (lengths <= _LONGEST_SIDE) & (lengths == np.floor(lengths))
+    return pa.array(np.where(is_length, lengths, 0).astype(np.int32))
+
+
+def has_sizes(names: Collection[str]) -> bool:
+    """Whether a table with these columns may say how large the images are."""
+    names = list(names)
+    return names.count(HEIGHT) == names.count(WIDTH) == 1
 
 
 def missing_column(name: str, available: Iterable[str], file: Uri | str) -> ManifestError:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,7 @@ from pycocotools import mask as mask_api
 
 from pipeline.annotate.stages.guard import Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import Report, StageCounts, failures
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.masks.rasterise import rasterise
@@ -53,12 +52,12 @@ class Encode:
         def work(members: list[int]) -> list[ImageDetections | ImageFailure]:
             return [self._image({n: fields[n][waiting[m]] for n in fields}, sizes[waiting[m]]) for m in members]
 
-        failed: Counter[str] = Counter()
+        failed: list[tuple[Hashable, ImageFailure]] = []
         found: list[ImageDetections | None] = [None] * len(rows)
         for i, result in zip(waiting, run_guarded(self.guard, ENCODE, [ids[i] for i in waiting], work), strict=True):
             if isinstance(result, ImageFailure):
                 errors[i] = result
-                failed[result.code] += 1
+                failed.append((ids[i], result))
             else:
                 found[i] = result
         table = self._output_rows(rows, found, errors)
@@ -67,7 +66,7 @@ class Encode:
                 encode_s=time.perf_counter() - started,
                 encoded=len(rows),
                 detections=sum(len(d.scores) for d in found if d is not None),
-                failed=failed,
+                **failures(failed),
             )
         )
         return table

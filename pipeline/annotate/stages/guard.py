@@ -218,6 +218,39 @@ def run_guarded(
     return [results[i] for i in range(len(ids))]
 
 
+@contextmanager
+def all_in_flight(
+    guard: Guard, stage: str, ids: Sequence[Hashable], deadline: Deadline
+) -> Iterator[Callable[[Sequence[int]], None] | None]:
+    """Rows that are worked on one after the other, and are in flight together, where none of them met a death before.
+
+    Args:
+        guard, stage, ids: as `run_guarded` has them.
+        deadline: of the steps that the work tells it of, by positions in ``ids``.
+
+    Yields:
+        What is told of the positions that were survived. ``None`` where a row has a death to its name: then none is
+        in flight, and the rows are for `run_guarded`, a few at a time.
+    """
+    left = dict.fromkeys(range(len(ids)))
+
+    def survived(members: Sequence[int]) -> None:
+        for i in members:
+            del left[i]
+        guard.end(stage, [ids[i] for i in members])
+
+    def name_them(members: Collection[int]) -> None:
+        guard.expire(stage, [ids[i] for i in members], [ids[i] for i in left if i not in members])
+
+    deaths = guard.begin(stage, ids)
+    if any(deaths):
+        survived([i for i, count in enumerate(deaths) if count == 0])
+        yield None
+    else:
+        with deadline.watching(name_them):
+            yield survived
+
+
 def _refusal(guard: Guard, stage: str, image_id: Hashable, deaths: int, deadline: Deadline) -> ImageFailure:
     if guard.has_expired(stage, image_id):
         return ImageFailure(stage, "timeout", f"not done after {deadline.limit_s:g} s ({deadline.setting})")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.annotate.stages.guard import Deadline, Guard, run_guarded
 from pipeline.annotate.stages.rows import ERROR_COLUMNS, error_arrays, read_errors
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import Report, StageCounts, failures
 from pipeline.annotations.failure import ImageFailure
 from pipeline.errors import RunError
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
@@ -65,11 +64,12 @@ class Segment:
         shapes = list(zip(rows["pixels_height"].to_pylist(), rows["pixels_width"].to_pylist(), strict=True))
         sizes = list(zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True))
         ids = rows["image_id"].to_pylist()
+        calls: list[Sequence[int]] = []
 
         def work(members: list[int]) -> list[Detections | ImageFailure]:
             chosen = [waiting[m] for m in members]
             images = [np.frombuffer(views[i], np.uint8).reshape(*shapes[i], 3) for i in chosen]  # type: ignore[arg-type]
-            return self._predict(images, [sizes[i] for i in chosen], members)
+            return self._predict(images, [sizes[i] for i in chosen], members, calls)
 
         found = run_guarded(self._guard, SEGMENT, [ids[i] for i in waiting], work, self._deadline)
         work_s = time.perf_counter() - started if waiting else 0.0
@@ -79,14 +79,21 @@ class Segment:
                 errors[i] = result
             else:
                 results[i] = result
-        failed = Counter(error.code for error in errors if error is not None)
-        self._report(StageCounts(segment_s=work_s, segmented=len(rows), failed=failed))
+        failed = [(image_id, error) for image_id, error in zip(ids, errors, strict=True) if error is not None]
+        did = StageCounts(segment_s=work_s, segmented=len(rows), batches=len(calls), batched=sum(map(len, calls)))
+        self._report(did + StageCounts(**failures(failed)))
         return _segmented_rows(rows, results, errors)
 
     def _predict(
-        self, images: list[np.ndarray], sizes: list[tuple[int, int]], members: Sequence[int]
+        self,
+        images: list[np.ndarray],
+        sizes: list[tuple[int, int]],
+        members: Sequence[int],
+        calls: list[Sequence[int]],
     ) -> list[Detections | ImageFailure]:
         def during(batch: Sequence[int]) -> AbstractContextManager[None]:
+            if not calls or calls[-1] is not batch:  # the last one is entered again when its results are taken
+                calls.append(batch)
             return self._deadline.step([members[i] for i in batch])
 
         outcomes = self._predictor.attempt(images, self._batch_size, sizes, during)
@@ -96,7 +103,8 @@ class Segment:
 
     def _result(self, outcome: Detections | Exception) -> Detections | ImageFailure:
         if isinstance(outcome, Detections):
-            return outcome.where(outcome.scores >= self._thresholds[outcome.labels])
+            chosen = outcome.scores >= self._thresholds[outcome.labels]
+            return outcome if chosen.all() else outcome.where(chosen)
         if isinstance(outcome, NotFinite) and not self._has_worked:
             raise model_not_finite(outcome, self._predictor.precision) from outcome
         return ImageFailure(SEGMENT, failure_code(outcome), f"{type(outcome).__name__}: {outcome}")

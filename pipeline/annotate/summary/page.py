@@ -23,7 +23,7 @@ from jinja2 import Environment
 from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, SampleCard, draw_sample
 from pipeline.annotations.ledger import PAGE_NAME, OutputStore
 from pipeline.annotations.overview import FailureKind, Overview, look_over
-from pipeline.annotations.overview_text import how_it_ended
+from pipeline.annotations.overview_text import costs, how_it_ended
 from pipeline.annotations.rows import evenly, first_rows
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.annotations.schema import ANNOTATED
@@ -287,6 +287,7 @@ def _speed(run: RunJson) -> dict[str, str]:
         "Time": f"{duration(figures.seconds)}, start-up included",
         "Speed": f"{figures.images_per_second:,.2f} images/s",
         "Replicas busy": f"{figures.replica_busy_share:.0%}",
+        **{name[0].upper() + name[1:]: _clipped(value) for name, value in costs(figures).items()},
     }
 
 

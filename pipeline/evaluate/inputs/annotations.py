@@ -14,18 +14,17 @@ from numpy.typing import NDArray
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.run_json import RunJson
-from pipeline.annotations.schema import FAILED, SCHEMA_VERSION, mask_strings
+from pipeline.annotations.schema import FAILED, SCHEMA_VERSION, mask_column
 from pipeline.coco.errors import InputError
-from pipeline.coco.segmentations import mask_area
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
-from pipeline.masks.rle import DamagedRle, Rle
+from pipeline.masks.rle import DamagedRle, RleColumn
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-from pipeline.tables.arrays import Bools, Float64s, Int64s
+from pipeline.tables.arrays import Bools, Int64s
 from pipeline.tables.ids import wide, wide_type
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
@@ -38,8 +37,7 @@ _CONCURRENCY = 32
 _ELEMENT = "detections.list.element."
 _LISTED = ["image_id", "status", "height", "width", _ELEMENT + "category_id", _ELEMENT + "category_name"]
 _BOXES = ["image_id", *(_ELEMENT + name for name in ("bbox", "score", "category_id"))]
-_MASKS = [*_BOXES, *(_ELEMENT + name for name in ("area", "segmentation"))]
-_EXACT_FLOAT32 = float(1 << 24)  # from here on whole numbers are rounded
+_MASKS = [*_BOXES, _ELEMENT + "segmentation"]
 
 
 @dataclass(frozen=True)
@@ -137,20 +135,17 @@ class OutputBatch:
         boxes = self._column(flat, "bbox").flatten().to_numpy().astype(np.float64).reshape(-1, 4)
         scores = self._column(flat, "score").to_numpy().astype(np.float64)
         self._check_finite(np.isfinite(scores) & np.isfinite(boxes).all(axis=1), rows[owners])
-        areas, rles = self._masks(flat, rows, owners, image_sizes) if masks else (None, None)
+        rles = self._masks(flat, rows, owners, image_sizes) if masks else None
         return DetectionBlock(
             offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
             positions=positions[kept],
             categories=labels[kept],
             boxes=boxes,
             scores=scores,
-            mask_areas=areas,
             rles=rles,
         )
 
-    def _masks(
-        self, flat: pa.StructArray, rows: Int64s, owners: Int64s, image_sizes: Int64s
-    ) -> tuple[Float64s, list[Rle]]:
+    def _masks(self, flat: pa.StructArray, rows: Int64s, owners: Int64s, image_sizes: Int64s) -> RleColumn:
         segmentation = self._column(flat, "segmentation")
         sizes = self._column(segmentation, "size").flatten().to_numpy().reshape(-1, 2)
         wrong = np.unique(owners[(sizes != image_sizes[owners]).any(axis=1)])
@@ -162,19 +157,11 @@ class OutputBatch:
                 f"{self.place}: masks of {len(wrong):,} images have another size (height x width) than the image: "
                 f"{Examples.of(texts, len(wrong))}"
             )
-        shared = image_sizes.tolist()
         try:
-            counts = mask_strings(segmentation, image_sizes[owners])
+            return mask_column(segmentation, image_sizes[owners])
         except DamagedRle as error:
             name = self._name(rows[owners[error.index]])
             raise InputError(f"{self.place}: the mask of a detection on {name} is damaged: {error}") from None
-        rles: list[Rle] = [
-            {"size": shared[row], "counts": text} for row, text in zip(owners.tolist(), counts, strict=True)
-        ]
-        areas = self._column(flat, "area").to_numpy().astype(np.float64)
-        for index in np.flatnonzero(~(areas < _EXACT_FLOAT32)).tolist():
-            areas[index] = mask_area(rles[index])
-        return areas, rles
 
     def _column(self, flat: pa.StructArray, name: str) -> pa.Array:
         column = flat.field(name)

@@ -16,11 +16,11 @@ from pycocotools import mask as coco_mask
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
 from pipeline.coco.rows import IMAGE_ID, BadRow, IdKind, at_place, result_row, result_schema
-from pipeline.coco.segmentations import BadSegmentation, as_rles, mask_area
+from pipeline.coco.segmentations import BadSegmentation, as_rles
 from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
-from pipeline.masks.rle import Rle
+from pipeline.masks.rle import RleColumn
 from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Float64s, Int64s
@@ -107,20 +107,18 @@ class ResultsBatch:
         kept = np.flatnonzero(labels >= 0)
         owners = owners[kept]
         table = self.table.take(pa.array(chosen[kept])).combine_chunks()
-        rles = self._rles(table, image_sizes[owners])
+        with_mask, rles = self._rles(table, image_sizes[owners])
         return DetectionBlock(
             offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
             positions=positions[kept],
             categories=labels[kept],
-            boxes=_boxes(table["box"].combine_chunks(), rles),
+            boxes=_boxes(table["box"].combine_chunks(), with_mask, rles),
             scores=table["score"].to_numpy(),
-            mask_areas=np.array([mask_area(rle) for rle in rles if rle], np.float64) if masks else None,
-            rles=[rle for rle in rles if rle] if masks else None,
+            rles=rles if masks else None,
         )
 
-    def _rles(self, table: pa.Table, sizes: Int64s) -> list[Rle | None]:
-        """[D] the masks of results that were dealt with their text."""
-        rles: list[Rle | None] = [None] * len(table)
+    def _rles(self, table: pa.Table, sizes: Int64s) -> tuple[list[int], RleColumn]:
+        """Which results were dealt with their text, and their masks."""
         texts = {row: text for row, text in enumerate(table["text"].to_pylist()) if text is not None}
         segmentations = [json.loads(text)["segmentation"] for text in texts.values()]
         pairs = zip(segmentations, sizes[list(texts)].tolist(), strict=True)
@@ -129,9 +127,7 @@ class ResultsBatch:
         except BadSegmentation as error:
             image_id = table["image_id"][list(texts)[error.index]].as_py()
             raise InputError(f"{self.place}: a result on image {image_id!r}: {error}") from None
-        for row, rle in zip(texts, found, strict=True):
-            rles[row] = rle
-        return rles
+        return list(texts), found
 
 
 def _own_size(segmentation: Any) -> Any:
@@ -187,11 +183,12 @@ def deal_results(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = Fa
     return DealtResults(uri, kind.arrow_type, store, num_parts, dealer.close(), num_without_box)
 
 
-def _boxes(boxes: pa.FixedSizeListArray, rles: list[Rle | None]) -> Float64s:
+def _boxes(boxes: pa.FixedSizeListArray, with_mask: list[int], rles: RleColumn) -> Float64s:
     """[D, 4]; where there is none, the smallest one about the mask."""
     without = boxes.is_null().to_numpy(zero_copy_only=False)
     filled = np.zeros((len(boxes), 4))
     filled[~without] = boxes.flatten().to_numpy().reshape(-1, 4)  # which passes over nulls
-    for index in np.flatnonzero(without).tolist():
-        filled[index] = coco_mask.toBbox(rles[index])
+    for mask, row in enumerate(with_mask):
+        if without[row]:
+            filled[row] = coco_mask.toBbox(rles[mask])
     return filled

@@ -15,7 +15,7 @@ from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.pairing import truth_schema
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, Predictions
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkStore
-from pipeline.masks.rle import Rle
+from pipeline.masks.rle import RleColumn
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
@@ -86,12 +86,12 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
     )
 
 
-def _rles(uri: Uri, texts: pa.Array, sizes: Int64s) -> list[Rle]:
-    annotations = [json.loads(text) for text in texts.to_pylist()]
+def _rles(uri: Uri, texts: pa.Array, sizes: Int64s) -> RleColumn:
+    segmentations = (json.loads(text)["segmentation"] for text in texts.to_pylist())
     try:
-        return as_rles([annotation["segmentation"] for annotation in annotations], sizes.tolist())
+        return as_rles(segmentations, sizes.tolist())
     except BadSegmentation as error:
-        raise InputError(f"{uri}, annotation {annotations[error.index]['id']}: {error}") from None
+        raise InputError(f"{uri}, annotation {json.loads(texts[error.index].as_py())['id']}: {error}") from None
 
 
 def _no_detections(num_images: int, masks: bool) -> DetectionBlock:
@@ -102,6 +102,5 @@ def _no_detections(num_images: int, masks: bool) -> DetectionBlock:
         categories=nothing,
         boxes=np.zeros((0, 4)),
         scores=np.zeros(0),
-        mask_areas=np.zeros(0) if masks else None,
-        rles=[] if masks else None,
+        rles=RleColumn.of([]) if masks else None,
     )

@@ -17,7 +17,7 @@ from pipeline.metrics.ap.accumulate import Accumulator, CategoryResult
 from pipeline.metrics.ap.matching import NUM_THRESHOLDS
 from pipeline.metrics.ap.records import BlockRecords, block_records, sort_order
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
-from pipeline.metrics.ious import block_ious
+from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.protocol import AREA_NAMES, IOU_THRESHOLDS, CocoProtocol, IouType
 from pipeline.tables.arrays import Float64s
 
@@ -186,8 +186,8 @@ def evaluate_blocks(
     """
     parts: list[BlockRecords] = []
     for truth, detections in blocks:
-        ious = block_ious(truth, detections, iou_type, same_category_only=True)
-        parts.append(block_records(truth, detections, ious, iou_type, num_categories, protocol))
+        overlaps = block_overlaps(truth, detections, iou_type, only_candidates=True)
+        parts.append(block_records(truth, detections, overlaps, iou_type, num_categories, protocol))
     return Arrays.stack(_reduce(parts, num_categories, protocol))
 
 

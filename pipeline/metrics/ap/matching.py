@@ -15,28 +15,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from pipeline.metrics.overlaps import Overlaps
 from pipeline.metrics.protocol import IOU_THRESHOLDS
-from pipeline.tables.arrays import Bools, Float64s, Int64s, Uint16s
+from pipeline.tables.arrays import Bools, Int64s, Uint16s
 
 # pycocotools caps a threshold at 1 - 1e-10; the highest, 0.95, is below that.
 NUM_THRESHOLDS = len(IOU_THRESHOLDS)
 THRESHOLD_BITS: Uint16s = (1 << np.arange(NUM_THRESHOLDS)).astype(np.uint16)
 ALL_THRESHOLDS = np.uint16((1 << NUM_THRESHOLDS) - 1)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """The pairs that can match at all: IoU at or above the lowest threshold, same image, same category.
-
-    Attributes:
-        detections: [P] index in the block.
-        objects: [P] index in the block.
-        ious: [P] at or above the lowest threshold.
-    """
-
-    detections: Int64s
-    objects: Int64s
-    ious: Float64s
 
 
 @dataclass(frozen=True)
@@ -55,14 +41,14 @@ class MatchTargets:
     countable: Bools
 
 
-def match(pairs: Pairs, objects: MatchTargets, ranks: Int64s, outside: Bools) -> tuple[Uint16s, Uint16s]:
+def match(pairs: Overlaps, objects: MatchTargets, ranks: Int64s, outside: Bools) -> tuple[Uint16s, Uint16s]:
     """True and false positives, bit t for threshold t; neither where a detection is ignored.
 
     A detection takes the object of highest IoU that is still free, the last of equals, and an ignored object
     only if no other will do. It is ignored if its object is, or if it has none and lies outside the range.
 
     Args:
-        pairs: P pairs in any order.
+        pairs: P that can match at all, in any order: IoU at or above the lowest threshold, same category.
         objects: all G of the block.
         ranks: [D] place of each detection among those of its image and category, best score first.
         outside: [D, A] the detection's own area is outside the range.

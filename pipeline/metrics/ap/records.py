@@ -5,15 +5,15 @@ Legend: N images; D detections; G objects; K categories; A area ranges.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics.ap.matching import MatchTargets, Pairs, match
+from pipeline.metrics.ap.matching import MatchTargets, match
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
+from pipeline.metrics.overlaps import Overlaps
 from pipeline.metrics.protocol import AREA_NAMES, AREA_RANGES, IOU_THRESHOLDS, CocoProtocol, IouType
 from pipeline.tables.arrays import Bools, Float64s, Int64s
 from pipeline.tables.ragged import image_indices
@@ -54,7 +54,7 @@ class BlockRecords:
 def block_records(
     truth: TruthBlock,
     detections: DetectionBlock,
-    ious: Sequence[Float64s],
+    overlaps: Overlaps,
     iou_type: IouType,
     num_categories: int,
     protocol: CocoProtocol,
@@ -67,7 +67,7 @@ def block_records(
     Args:
         truth: objects of N images.
         detections: detections on the same images.
-        ious: N matrices [D_i, G_i]; pairs of different categories may hold anything.
+        overlaps: of detections and objects of one category; others may be among them.
         iou_type: what is compared; its area counts.
         num_categories: K, of the ground truth.
         protocol: how many detections count.
@@ -84,7 +84,7 @@ def block_records(
     kept = order[ranks[order] < protocol.max_dets[-1]]
     ignored = truth.crowd[:, None] | _outside(truth.areas)
     outside = _outside(_detected_areas(detections, iou_type))
-    pairs = _candidates(truth, detections, ious, ranks < protocol.max_dets[-1])
+    pairs = _candidates(truth, detections, overlaps, ranks < protocol.max_dets[-1])
     tp, fp = match(pairs, MatchTargets(ignored, truth.crowd, truth.ids != 0), ranks, outside)
     records = np.empty(len(kept), RECORD)
     records["score"] = detections.scores[kept] + 0.0  # -0.0 becomes 0.0: equal scores have equal bytes
@@ -125,9 +125,9 @@ def _ranked(image_of: Int64s, detections: DetectionBlock) -> tuple[Int64s, Int64
 def _detected_areas(detections: DetectionBlock, iou_type: IouType) -> Float64s:
     if iou_type == "bbox":
         return detections.boxes[:, 2] * detections.boxes[:, 3]
-    if detections.mask_areas is None:
+    if detections.rles is None:
         raise ValueError("masks are compared, and the detections have none")
-    return detections.mask_areas
+    return detections.rles.areas.astype(np.float64)
 
 
 def _outside(areas: Float64s) -> Bools:
@@ -135,14 +135,8 @@ def _outside(areas: Float64s) -> Bools:
     return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
 
 
-def _candidates(truth: TruthBlock, detections: DetectionBlock, ious: Sequence[Float64s], kept: Bools) -> Pairs:
+def _candidates(truth: TruthBlock, detections: DetectionBlock, overlaps: Overlaps, kept: Bools) -> Overlaps:
     """The pairs of a kept detection and an object of its category that pass the lowest threshold."""
-    num_objects = np.diff(truth.offsets)
-    flat = np.concatenate([np.empty(0), *(matrix.ravel() for matrix in ious)])
-    offsets = np.concatenate([[0], np.cumsum(np.diff(detections.offsets) * num_objects)])
-    passing = np.flatnonzero(flat >= IOU_THRESHOLDS[0])
-    image = np.searchsorted(offsets, passing, side="right") - 1
-    row, column = np.divmod(passing - offsets[image], num_objects[image])
-    detection_at, object_at = detections.offsets[image] + row, truth.offsets[image] + column
-    same = kept[detection_at] & (detections.categories[detection_at] == truth.categories[object_at])
-    return Pairs(detection_at[same], object_at[same], flat[passing[same]])
+    passing = overlaps.take(overlaps.ious >= IOU_THRESHOLDS[0])
+    same = detections.categories[passing.detections] == truth.categories[passing.objects]
+    return passing.take(kept[passing.detections] & same)

@@ -27,7 +27,7 @@ import re
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -124,32 +124,56 @@ class Fetcher:
         return os.path.realpath(parsed.path)
 
     def fetch_in_turn(self, uris: Sequence[UriText]) -> Iterator[tuple[int, bytes | FetchError]]:
-        """Fetch concurrently, failures as values, as many at a time as go into `FetchSettings.max_bytes_at_once`.
+        """The objects of `fetch_turns` one by one, with their positions, in any order."""
+        for turn in self.fetch_turns(uris):
+            while turn:
+                yield turn.popitem()
+
+    def fetch_turns(self, uris: Sequence[UriText]) -> Iterator[dict[int, bytes | FetchError]]:
+        """Fetch concurrently, failures as values; the next turn comes in while the caller works on this one.
 
         Yields:
-            The position of a URI and its object, in any order. Whoever wants the memory bounded keeps none of them.
+            Objects by the positions of their URIs: as many as go into half of `FetchSettings.max_bytes_at_once`, or a
+            single one that is larger. Whoever wants the memory bounded keeps none of them when he asks for the next.
         """
         limit = self.settings.max_bytes_at_once
-        # What is known of the sizes: what was found to have no room is asked for again where it should find some.
-        waiting = dict.fromkeys(range(len(uris)), 0)
-        while waiting:
-            chosen: list[int] = []
-            planned = 0
-            for i, size_bytes in waiting.items():
-                if not chosen or planned + size_bytes <= limit:
-                    chosen.append(i)
-                    planned += size_bytes
-            budget = ByteBudget(limit)
-            threads = _threads(self.settings.fetch_concurrency, os.getpid())
-            fetched = list(threads.map(lambda i, budget=budget: self._fetch_or_error(uris[i], budget), chosen))
-            for turn, i in enumerate(chosen):
-                found, fetched[turn] = fetched[turn], b""
-                if isinstance(found, NoRoom):
-                    waiting[i] = found.size_bytes
-                else:
-                    del waiting[i]
-                    yield i, found
-                del found
+        whole = ByteBudget(limit)
+        waiting: dict[int, int | None] = dict.fromkeys(range(len(uris)))  # with the sizes that are known
+        seen = _Mean()
+        ahead = self._begin_turn(uris, waiting, seen, ByteBudget(limit // 2, whole))
+        try:
+            while waiting:
+                turn = ahead
+                found = turn.take(waiting, seen)
+                if waiting:
+                    ahead = self._begin_turn(uris, waiting, seen, ByteBudget(limit // 2, whole))
+                if found:
+                    yield found
+                    found = {}
+                turn.budget.give_up()
+        finally:
+            ahead.cancel()
+
+    def _begin_turn(
+        self, uris: Sequence[UriText], waiting: dict[int, int | None], seen: _Mean, budget: ByteBudget
+    ) -> _Turn:
+        """Ask for as many as should find room, going by what is known of their sizes."""
+        limit, planned = self.settings.max_bytes_at_once // 2, 0.0
+        turn = _Turn(budget)
+        threads = _threads(self.settings.fetch_concurrency, os.getpid())
+        for i, size_bytes in waiting.items():
+            planned += seen.mean if size_bytes is None else size_bytes
+            if turn.asked and planned > limit:
+                break
+            turn.asked[i] = threads.submit(self._fetch_unless_full, uris[i], turn)
+        return turn
+
+    def _fetch_unless_full(self, uri: UriText, turn: _Turn) -> bytes | FetchError | None:
+        if turn.is_full:
+            return None
+        found = self._fetch_or_error(uri, turn.budget)
+        turn.is_full |= isinstance(found, NoRoom)
+        return found
 
     def _fetch_or_error(self, uri: UriText, budget: ByteBudget) -> bytes | FetchError:
         try:
@@ -178,6 +202,51 @@ class Fetcher:
             raise FetchError("bad_uri", uri, "no such address can be formed in this scheme") from None
         except Exception as error:
             raise FetchError("failed", uri, type(error).__name__) from None
+
+
+@dataclass
+class _Mean:
+    """Of the sizes that were seen, in bytes; 0 before the first."""
+
+    count: int = 0
+    total: int = 0
+
+    def add(self, size_bytes: int) -> None:
+        """One more."""
+        self.count += 1
+        self.total += size_bytes
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(1, self.count)
+
+
+@dataclass
+class _Turn:
+    """Objects that are asked for side by side; from the first one on that finds no room, no other is begun."""
+
+    budget: ByteBudget
+    asked: dict[int, Future[bytes | FetchError | None]] = field(default_factory=dict)
+    is_full: bool = False
+
+    def take(self, waiting: dict[int, int | None], seen: _Mean) -> dict[int, bytes | FetchError]:
+        """What was found, and does not wait any more; of the rest some sizes are known now."""
+        found: dict[int, bytes | FetchError] = {}
+        for i in list(self.asked):
+            answer = self.asked.pop(i).result()
+            if isinstance(answer, NoRoom):
+                waiting[i] = answer.size_bytes
+                seen.add(answer.size_bytes)
+            elif answer is not None:
+                del waiting[i]
+                found[i] = answer
+                if isinstance(answer, bytes):
+                    seen.add(len(answer))
+        return found
+
+    def cancel(self) -> None:
+        """Begin no more."""
+        self.is_full = True
 
 
 @lru_cache(maxsize=4)

@@ -58,8 +58,8 @@ class FetchSettings(BaseModel):
     max_bytes_at_once: int = Field(
         default=256 * 1024 * 1024,
         gt=0,
-        description="Encoded images that one task holds at once, in bytes, or a single one that is larger. "
-        "The others are fetched when these are decoded.",
+        description="Encoded images that one task holds at once, in bytes, or a single one that is larger: half of "
+        "them are decoded while the other half is fetched.",
     )
     attempt_timeout_s: float = Field(
         default=20.0, gt=0, description="Time limit of one attempt to fetch an image, in seconds."
@@ -80,10 +80,16 @@ class FetchSettings(BaseModel):
 
 
 class ByteBudget:
-    """Bytes that are held at once, by objects that are fetched side by side. One alone may exceed it."""
+    """Bytes that are held at once, by objects that are fetched side by side. One alone may exceed it.
 
-    def __init__(self, limit_bytes: int) -> None:
+    Args:
+        limit_bytes: how many.
+        whole: the budget that this one is a part of.
+    """
+
+    def __init__(self, limit_bytes: int, whole: ByteBudget | None = None) -> None:
         self._limit = limit_bytes
+        self._whole = whole
         self._used = 0
         self._lock = threading.Lock()
 
@@ -93,8 +99,14 @@ class ByteBudget:
             used = self._used - held + wanted
             if wanted > held and used > max(self._limit, wanted):
                 return False
+            if self._whole is not None and not self._whole.change(held, wanted):
+                return False
             self._used = used
             return True
+
+    def give_up(self) -> None:
+        """Nothing of it is held any more."""
+        self.change(self._used, 0)
 
 
 class Allowance:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.reader import Source, open_source
-from pipeline.annotations.schema import ANNOTATED, mask_strings
+from pipeline.annotations.schema import ANNOTATED, mask_column
 from pipeline.masks.rle import DamagedRle
 from pipeline.model.categories import Category
 from pipeline.storage.uris import Uri, UriError, UriText
@@ -132,13 +132,13 @@ class _Reader:
         owners = np.searchsorted(stops, kept, side="right")
         sizes = np.array([(row["height"] or 0, row["width"] or 0) for row in info], np.int64).reshape(-1, 2)
         try:
-            texts = mask_strings(found.segmentations.take(pa.array(kept)), sizes[owners])
+            masks = mask_column(found.segmentations.take(pa.array(kept)), sizes[owners])
         except DamagedRle as error:
             image_id = info[owners[error.index]]["image_id"]
             raise DataError(
                 f"{self._source.uri}, image {image_id!r}: the mask of a detection is damaged: {error}; annotate it anew"
             ) from None
-        return dict(zip(kept.tolist(), texts, strict=True))
+        return dict(zip(kept.tolist(), masks.counts, strict=True))
 
     def _row(
         self, row: dict[str, Any], found: _Found, masks: dict[int, bytes], part: slice

@@ -9,8 +9,7 @@ from typing import Protocol
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.coco.segmentations import mask_area
-from pipeline.masks.rle import Rle
+from pipeline.masks.rle import Rle, RleColumn
 from pipeline.metrics.ap.figures import coco_stats, evaluate_blocks, mmdet_metrics
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol
@@ -84,7 +83,7 @@ def _blocks(
 
 def truth_block(samples: Sequence[Sample], orders: Sequence[int]) -> TruthBlock:
     """Samples as ground truth; ``orders`` are their positions in the whole set."""
-    rles = [rle for sample in samples for rle in _encode(sample)]
+    rles = RleColumn.of([rle for sample in samples for rle in _encode(sample)])
     boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in samples)]).astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     return TruthBlock(
@@ -95,7 +94,7 @@ def truth_block(samples: Sequence[Sample], orders: Sequence[int]) -> TruthBlock:
         ids=np.arange(1, len(rles) + 1),
         categories=np.concatenate([sample.labels for sample in samples]),
         boxes=boxes,
-        areas=np.array([mask_area(rle) for rle in rles], np.float64),
+        areas=rles.areas.astype(np.float64),
         crowd=np.concatenate([sample.ignored for sample in samples]),
         rles=rles,
     )
@@ -103,7 +102,7 @@ def truth_block(samples: Sequence[Sample], orders: Sequence[int]) -> TruthBlock:
 
 def detection_block(detections: Sequence[Detections]) -> DetectionBlock:
     """Detections of the same images."""
-    rles = [rle for each in detections for rle in each.rle()]
+    rles = RleColumn.of([rle for each in detections for rle in each.rle()])
     boxes = np.concatenate([np.zeros((0, 4)), *(each.boxes for each in detections)]).astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     counts = np.array([len(each) for each in detections], np.int64)
@@ -113,7 +112,6 @@ def detection_block(detections: Sequence[Detections]) -> DetectionBlock:
         categories=np.concatenate([each.labels for each in detections]),
         boxes=boxes,
         scores=np.concatenate([each.scores for each in detections]).astype(np.float64),
-        mask_areas=np.array([mask_area(rle) for rle in rles], np.float64),
         rles=rles,
     )
 

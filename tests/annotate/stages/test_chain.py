@@ -14,6 +14,7 @@ from pipeline.annotate.manifest.rules import ManifestError, check_carry
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.rows import WORKING_NAMES
 from pipeline.annotate.stages.segment import Segment
 from pipeline.annotate.stages.stage import Stage
@@ -30,12 +31,12 @@ def chain(**carried: list[Any]) -> list[pa.Table]:
     """The rows of two images, one of them broken: as they are read, and behind each stage."""
     rows = manifest_rows([None, None], [encoded(photo(40, 60)), b"broken"], **carried)
     schema = output_schema(pa.string(), pa.schema([rows.schema.field(name) for name in carried]))
+    fetch_decode = FetchDecode(PictureSource(), BatchOrder(64, 96, 4, 16), InProcessGuard(), discard)
     stages: list[Stage] = [
-        FetchDecode(PictureSource(), 64, 96, InProcessGuard(), discard),
         Segment(stand_in(), 4, (0, 0, 0), InProcessGuard(), discard),
         Encode(schema, CATEGORIES, InProcessGuard(), discard),
     ]
-    tables = [rows]
+    tables = [rows, *fetch_decode(rows)]
     for stage in stages:
         tables.append(stage(tables[-1]))
     return tables

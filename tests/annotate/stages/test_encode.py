@@ -149,7 +149,9 @@ def test_report() -> None:
     (counts,) = reports
     assert counts.encode_s > 0
     failed = Counter({"bad_mask": 1})  # the others were counted before
-    assert counts == StageCounts(encode_s=counts.encode_s, encoded=6, detections=4, failed=failed)
+    first = counts.first_failed
+    assert counts == StageCounts(encode_s=counts.encode_s, encoded=6, detections=4, failed=failed, first_failed=first)
+    assert [line.split(": ")[:2] for line in first] == [[segmented_rows(images)["image_id"].to_pylist()[3], "bad_mask"]]
 
 
 def test_the_footer_counts_what_was_encoded() -> None:

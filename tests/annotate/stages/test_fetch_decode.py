@@ -7,7 +7,9 @@ import pickle
 import struct
 import threading
 import zlib
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +17,25 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.rows import DECODED
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
-from pipeline.images.decode import decode_image
+from pipeline.images.decode import DecodedImage, decode_image
 from pipeline.images.sizes import scaled_size
 from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch import fetcher as fetcher_module
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import FetchSettings
-from pipeline.storage.uris import Uri
+from pipeline.storage.uris import Uri, UriText
 from pipeline.tables.binary import binary_views
 from testing.preprocessed import preprocessed
 
@@ -48,11 +53,20 @@ def discard(counts: StageCounts) -> None:
 def stage(guard: InProcessGuard | None = None, report: Report = discard, **changes: Any) -> FetchDecode:
     fetch = FetchSettings(max_object_bytes=MAX_BYTES, max_attempts=1)
     pictures = PictureSource(**{"fetcher": Fetcher(fetch), "max_pixels": MAX_PIXELS, **changes})
-    return FetchDecode(pictures, SETTINGS.short_side, SETTINGS.long_side, guard or InProcessGuard(), report)
+    order = BatchOrder(SETTINGS.short_side, SETTINGS.long_side, batch_size=2, images_per_block=4)
+    return FetchDecode(pictures, order, guard or InProcessGuard(), report)
 
 
 def run(rows: pa.Table, guard: InProcessGuard | None = None, **changes: Any) -> pa.Table:
-    return stage(guard, **changes)(rows)
+    return in_order(stage(guard, **changes)(rows), rows)
+
+
+def in_order(tables: Iterable[pa.Table], rows: pa.Table) -> pa.Table:
+    """The rows of some tables in the order of those they were made of: each of them, and no other."""
+    decoded = pa.concat_tables(tables)
+    ids = decoded["image_id"].to_pylist()
+    assert sorted(ids) == sorted(rows["image_id"].to_pylist())
+    return decoded.take(pa.array([ids.index(i) for i in rows["image_id"].to_pylist()], pa.int64())).combine_chunks()
 
 
 def manifest_rows(uris: list[str | None], blobs: list[bytes | None] | None = None, **carried: list[Any]) -> pa.Table:
@@ -301,7 +315,7 @@ class TestFailures:
         monkeypatch.setattr("pipeline.annotate.stages.guard.os._exit", end)
         monkeypatch.setattr(PictureSource, "decode", decode)
         limited = replace(stage(guard), decode_timeout_s=0.2)
-        assert len(limited(manifest_rows([None] * 3, [b"a", b"slow", b"b"]))) == 3
+        assert len(pa.concat_tables(limited(manifest_rows([None] * 3, [b"a", b"slow", b"b"])))) == 3
         assert named == [("decode", ["id 1"], ["id 0", "id 2"])]
 
     def test_more_bytes_than_are_held_at_once(self, tmp_path: Path) -> None:
@@ -440,15 +454,153 @@ class TestTable:
 
     def test_report(self) -> None:
         reports: list[StageCounts] = []
-        stage(report=reports.append)(self.rows())
+        list(stage(report=reports.append)(self.rows()))
         (counts,) = reports
         assert min(counts.fetch_s, counts.decode_s) > 0
         assert counts == StageCounts(fetch_s=counts.fetch_s, decode_s=counts.decode_s, decoded=4)
 
     def test_pickles(self) -> None:
         copy = pickle.loads(pickle.dumps(stage()))  # noqa: S301
-        assert copy(self.rows()).to_pylist() == run(self.rows()).to_pylist()
+        assert in_order(copy(self.rows()), self.rows()).to_pylist() == run(self.rows()).to_pylist()
 
     def test_same_pixels_as_the_decoder(self) -> None:
         blob = LOSSY["jpeg"]
         np.testing.assert_array_equal(pictures(run(manifest_rows([None], [blob])))[0], decode_image(blob).pixels)
+
+
+class Killed(BaseException):
+    """The process is gone; what the guard knows is not."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one process meets.
+
+    Attributes:
+        failing: images that cannot be fetched this time.
+        turns: how many come together, again and again.
+        dies_at: the call at which it is killed, fetching, reading headers and decoding counted alike.
+    """
+
+    failing: frozenset[int]
+    turns: tuple[int, ...]
+    dies_at: int | None
+
+
+class ToldPictures(PictureSource):
+    """Pictures that are nothing but their sizes: the URIs say which image it is."""
+
+    SIZES = ((64, 96), (96, 64), (48, 96), (60, 60))
+
+    def __init__(self, attempt: Attempt, culprits: Collection[int] = ()) -> None:
+        super().__init__()
+        object.__setattr__(self, "attempt", attempt)
+        object.__setattr__(self, "culprits", culprits)
+        object.__setattr__(self, "calls", 0)
+
+    attempt: Attempt
+    culprits: Collection[int]
+    calls: int
+
+    def live(self, image: int | None = None) -> None:
+        object.__setattr__(self, "calls", self.calls + 1)
+        if self.calls == self.attempt.dies_at or image in self.culprits:
+            raise Killed
+
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
+        images = [int(uri.secret_text) for uri in uris if uri is not None]
+        sizes, start = cycle(self.attempt.turns), 0
+        while start < len(images):
+            end = start + next(sizes)
+            self.live()
+            failure = ImageFailure("fetch", "timeout", "")
+            yield {
+                i: failure if images[i] in self.attempt.failing else str(images[i]).encode()
+                for i in reversed(range(start, min(end, len(images))))
+            }
+            start = end
+
+    def size(self, data: bytes | ImageFailure) -> tuple[int, int] | None:
+        if isinstance(data, ImageFailure):
+            return None
+        self.live()
+        return self.SIZES[int(data) % len(self.SIZES)]
+
+    def decode(self, data: bytes | ImageFailure) -> DecodedImage | ImageFailure:
+        if isinstance(data, ImageFailure):
+            return data
+        self.live(int(data))
+        size = self.SIZES[int(data) % len(self.SIZES)]
+        return DecodedImage(np.zeros((*size, 3), np.uint8), 1, size)
+
+
+def attempts(num_images: int) -> st.SearchStrategy[Attempt]:
+    return st.builds(
+        Attempt,
+        st.frozensets(st.integers(0, num_images - 1)),
+        st.lists(st.integers(1, num_images), min_size=1, max_size=3).map(tuple),
+        st.integers(1, 3 * num_images) | st.none(),
+    )
+
+
+class TestAgain:
+    """Ray gives the rows of a process that died to another one, and keeps the blocks that it has by their numbers."""
+
+    def tables(self, pictures: ToldPictures, guard: InProcessGuard, num_images: int) -> tuple[list[pa.Table], bool]:
+        """What one process gives before it dies, and whether it does not."""
+        task = FetchDecode(pictures, BatchOrder(64, 96, batch_size=3, images_per_block=6), guard, discard)
+        found: list[pa.Table] = []
+        try:
+            for table in task(manifest_rows([str(i) for i in range(num_images)])):
+                found.append(table)
+        except Killed:
+            return found, False
+        return found, True
+
+    @given(data=st.data(), num_images=st.integers(0, 40))
+    @settings(deadline=None, max_examples=40)
+    def test_the_same_rows_are_in_the_same_block_each_time(self, data: st.DataObject, num_images: int) -> None:
+        guard = InProcessGuard()
+        blocks: dict[int, list[str]] = {}
+        lives = data.draw(st.lists(attempts(max(1, num_images)), max_size=6))
+        for attempt in [*lives, Attempt(frozenset(), (7,), None)]:
+            tables, lived = self.tables(ToldPictures(attempt), guard, num_images)
+            for number, table in enumerate(tables):
+                ids = table["image_id"].to_pylist()
+                assert blocks.setdefault(number, ids) == ids
+        assert lived
+        assert sorted(chain.from_iterable(blocks.values())) == sorted(f"id {i}" for i in range(num_images))
+        assert all(len(ids) == 6 for number, ids in blocks.items() if number < len(blocks) - 1)
+
+    @given(culprits=st.frozensets(st.integers(0, 19), max_size=3))
+    @settings(deadline=None, max_examples=40)
+    def test_what_kills_is_refused_in_its_place_and_nothing_else_is(self, culprits: frozenset[int]) -> None:
+        guard = InProcessGuard()
+        blocks: dict[int, list[str]] = {}
+        for life in range(2 * 20 + 1):
+            pictures = ToldPictures(Attempt(frozenset(), (8 + life % 5,), None), culprits)
+            tables, lived = self.tables(pictures, guard, 20)
+            for number, table in enumerate(tables):
+                assert blocks.setdefault(number, table["image_id"].to_pylist()) == table["image_id"].to_pylist()
+            if lived:
+                break
+        rows = [row for table in tables for row in table.drop_columns(["pixels"]).to_pylist()]
+        assert {row["image_id"] for row in rows if row["error_code"]} == {f"id {i}" for i in culprits}
+        assert {row["error_code"] for row in rows} <= {None, "process_killed"}
+        assert sorted(row["image_id"] for row in rows) == sorted(f"id {i}" for i in range(20))
+
+    def test_shapes_come_together_and_what_failed_comes_last(self) -> None:
+        attempt = Attempt(frozenset({0, 5}), (100,), None)
+        tables, _ = self.tables(ToldPictures(attempt), InProcessGuard(), 20)
+        found = sizes(pa.concat_tables(tables))
+        assert found[-2:] == [(None, None)] * 2
+        order = BatchOrder(64, 96, batch_size=3, images_per_block=6)
+        # Of three shapes 9, 5 and 4 pictures, by threes.
+        assert order.num_calls(np.array(found[:-2])) == 3 + 2 + 2
+
+    def test_other_rows_under_the_name_of_the_first_are_other_work(self) -> None:
+        guard, attempt = InProcessGuard(), Attempt(frozenset(), (100,), None)
+        self.tables(ToldPictures(attempt), guard, 20)
+        tables, _ = self.tables(ToldPictures(attempt), guard, 12)
+        found = chain.from_iterable(table["image_id"].to_pylist() for table in tables)
+        assert sorted(found) == sorted(f"id {i}" for i in range(12))

@@ -17,6 +17,7 @@ import torch
 
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.guard import MAX_DEATHS, TIMEOUT_EXIT_CODE, InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.segment import ModelNotFinite, Segment
 from pipeline.annotate.stages.stage import StageCounts
@@ -140,7 +141,11 @@ class TestRows:
         (counts,) = reports
         assert counts.segment_s > 0
         failed = Counter(not_found=1, process_killed=1)
-        assert counts == StageCounts(segment_s=counts.segment_s, segmented=3, failed=failed)
+        died = f"the process died {MAX_DEATHS} times on this image"
+        ids = rows["image_id"].to_pylist()
+        first = (f"{ids[1]}: not_found: gone", f"{ids[2]}: process_killed: {died}")
+        told = StageCounts(segmented=3, batches=1, batched=1, failed=failed, first_failed=first)
+        assert counts == told + StageCounts(segment_s=counts.segment_s)
 
 
 @pytest.mark.parametrize(
@@ -284,8 +289,9 @@ def model() -> Predictor:
 
 def as_rows(images: Sequence[np.ndarray]) -> pa.Table:
     """Through the stage before: pictures much larger than the input come shrunk."""
-    fetch_decode = FetchDecode(PictureSource(), 64, 96, InProcessGuard(), lambda counts: None)
-    return fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
+    fetch_decode = FetchDecode(PictureSource(), BatchOrder(64, 96, 1, 64), InProcessGuard(), lambda counts: None)
+    (rows,) = fetch_decode(manifest_rows([None] * len(images), [encoded(image) for image in images]))
+    return rows
 
 
 def assert_same(values: dict[str, np.ndarray] | None, expected: Detections) -> None:

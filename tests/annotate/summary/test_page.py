@@ -17,7 +17,7 @@ from pipeline.annotate.summary.page import Shapes, page_at_end, read_shapes, ren
 from pipeline.annotate.summary.sample import Sample, SampleCard
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.overview import FailureKind, look_over
-from pipeline.annotations.run_json import RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import AcceleratorUse, RunJson, RunState, Seconds, ThisRun
 from pipeline.errors import RunError, UserError
 from pipeline.model.categories import Category
 from pipeline.page.thumbnails import Thumbnail
@@ -39,7 +39,12 @@ RUN = RunJson(
     identity={"model_name": NASTY, "source": "https://h/w.pth?X-Amz-Signature=hunter4", "weights_sha256": "ab" * 32},
     code={"version": "0.1", "packages": {"ray": "2.60"}},
     categories=tuple(Category(i, f"{NASTY} {i}") for i in CATEGORY_IDS),
-    this_run=ThisRun(40, 38, 1, 75.5, 0.503, 0.61, {"fetch": 3.0, "segment": 61.0, "write": 0.02}),
+    this_run=ThisRun(
+        *(40, 38, 1, 75.5, 0.503, 0.61, {"fetch": 3.0, "segment": 61.0, "write": 0.02}),
+        gpu_seconds=Seconds(100.0, 61.0, 39.0, 0.0),
+        by_accelerator={"NVIDIA H100": AcceleratorUse(40, 100.0, 100.0, 1440.0)},
+        cost=0.05,
+    ),
 )
 PIXEL = Thumbnail("data:image/webp;base64,UklGRh4AAABXRUJQVlA4TBEAAAAvAAAAAAfQ//73v/+BiOh/AAA=", 320, 240)
 SAMPLE = Sample((SampleCard(NASTY, 3, 1, PIXEL), SampleCard("lost", 0, 0, None, f"not_found: {NASTY}")))
@@ -89,6 +94,9 @@ def test_numbers_are_there(full: str, uri: Uri) -> None:
         "Time 1 min 15 s",
         "Speed 0.50 images/s",
         "Replicas busy 61%",
+        "GPU time 1 min 40 s held: 1 min 01 s busy, 39.0 s idle, 0.0 s lost to deaths",
+        "Images a GPU-hour 1,440 on NVIDIA H100",
+        "Cost 0.05",
         "segment 1 min 01 s 95.3 %",
         "not_found 2",
         "all 36 annotated images",

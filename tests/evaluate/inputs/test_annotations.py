@@ -101,24 +101,22 @@ class TestBlock:
         assert block.positions.tolist() == [1, 2, 4, 0]
         assert block.scores.tolist() == [float(np.float32(score)) for score in (0.8, 0.7, 0.1, 0.3)]
         assert block.boxes[0].tolist() == [float(np.float32(0.1)), 2, 3, 4]
-        assert block.mask_areas is not None
-        assert block.mask_areas.tolist() == [7] * 4
         assert block.rles is not None
+        assert block.rles.areas.tolist() == [600] * 4  # whatever the file says
         assert {(tuple(rle["size"]), coco_mask.area(rle).item()) for rle in block.rles} == {((20, 30), 600)}
 
     def test_without_masks(self) -> None:
         block = batch({"labels": [0, 2]}).block(np.array([0]), np.array([[20, 30]]), CATEGORIES, masks=False)
-        assert block.mask_areas is None
         assert block.rles is None
         assert len(block) == 1
 
-    def test_areas_that_float32_rounds_are_counted_anew(self) -> None:
+    def test_areas_that_float32_rounds(self) -> None:
         size = (4097, 4099)  # 16,793,603 pixels: odd, beyond 2**24
         block = batch({"labels": [0], "size": size, "area": 4097 * 4099}).block(
             np.array([0]), np.array([size]), CATEGORIES, masks=True
         )
-        assert block.mask_areas is not None
-        assert block.mask_areas.tolist() == [4097 * 4099]
+        assert block.rles is not None
+        assert block.rles.areas.tolist() == [4097 * 4099]
 
     @pytest.mark.parametrize(
         ("image", "message"),

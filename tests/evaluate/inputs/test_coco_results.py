@@ -73,10 +73,9 @@ def test_boxes_and_areas_of_masks_are_those_of_pycocotools(tmp_path: Path) -> No
     (batch,) = results.read_group(0, masks=True)
     block = batch.block(np.array([0]), np.array([[HEIGHT, WIDTH]]), CATEGORIES, masks=True)
     assert block.boxes.tolist() == [wanted["bbox"].tolist(), RESULT["bbox"]]
-    assert block.mask_areas is not None
-    assert block.mask_areas.tolist() == [wanted["area"]] * 2
     assert block.positions.tolist() == [0, 2]
     assert block.rles is not None
+    assert block.rles.areas.tolist() == [wanted["area"]] * 2
     assert block.rles[0]["counts"] == MASK["counts"]
 
 

@@ -8,13 +8,12 @@ from hypothesis import given, settings
 
 from pipeline.metrics.analysis.image_quality import QUALITY, Qualities, block_qualities
 from pipeline.metrics.analysis.outcomes import judge
-from pipeline.metrics.overlaps import block_overlaps
 from tests.metrics.block_cases import NUM_CATEGORIES, Image, block, random_images, with_string_ids
 
 
 def _qualities(*images: Image, score_threshold: float = 0.5, first_order: int = 0) -> Qualities:
-    truth, found, ious = block(*images, first_order=first_order)
-    judgement = judge(truth, found, block_overlaps(truth, found, ious))
+    truth, found, overlaps = block(*images, first_order=first_order)
+    judgement = judge(truth, found, overlaps)
     return block_qualities(truth, found, judgement, NUM_CATEGORIES, score_threshold)
 
 
@@ -38,8 +37,8 @@ def test_crowds_do_not_count() -> None:
 
 
 def test_ids_of_text() -> None:
-    truth, found, ious = block(Image([0]))
-    judgement = judge(truth, found, block_overlaps(truth, found, ious))
+    truth, found, overlaps = block(Image([0]))
+    judgement = judge(truth, found, overlaps)
     rows = block_qualities(with_string_ids(truth), found, judgement, NUM_CATEGORIES, 0.5)
     assert rows["image_id"].tolist() == ["image 1000"]
 

@@ -12,15 +12,14 @@ from hypothesis import example, given, settings
 from pipeline.metrics.analysis.match_table import match_schema, match_table
 from pipeline.metrics.analysis.outcomes import judge
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
-from pipeline.metrics.overlaps import block_overlaps
 from tests.metrics.block_cases import Case, Image, block, random_images, with_string_ids
 
 IDS, NAMES = [10, 20, 30], ["person", "dog", "<b>"]
 
 
 def _table(case: Case, id_type: pa.DataType | None = None) -> pa.Table:
-    truth, found, ious = case
-    judgement = judge(truth, found, block_overlaps(truth, found, ious))
+    truth, found, overlaps = case
+    judgement = judge(truth, found, overlaps)
     return match_table(truth, found, judgement, IDS, NAMES, id_type or pa.int64())
 
 
@@ -44,8 +43,8 @@ def test_every_kind_of_row() -> None:
 
 
 def test_image_ids_of_text() -> None:
-    truth, found, ious = block(Image([0]), Image(found=[(0, 0.5)], ious=[()]))
-    table = _table((with_string_ids(truth), found, ious), pa.string())
+    truth, found, overlaps = block(Image([0]), Image(found=[(0, 0.5)], ious=[()]))
+    table = _table((with_string_ids(truth), found, overlaps), pa.string())
     assert table["image_id"].to_pylist() == ["image 1000", "image 1001"]
     assert table.schema == match_schema(pa.string())
 
@@ -68,8 +67,8 @@ def test_parquet_gives_it_back() -> None:
 @given(random_images())
 @example([Image([0, 1, 0], [(0, 0.5)], [(0.0, 0.5, 0.6)], crowd=[0, 2])])
 def test_a_row_for_everything(images: list[Image]) -> None:
-    truth, found, ious = block(*images)
-    table = _table((truth, found, ious))
+    truth, found, overlaps = block(*images)
+    table = _table((truth, found, overlaps))
     _check_detections(table, truth, found)
     missed = table.filter(pc.equal(table["outcome"], "missed"))
     assert missed["detection"].null_count == missed["score"].null_count == missed["iou"].null_count == len(missed)

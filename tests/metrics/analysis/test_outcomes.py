@@ -7,15 +7,14 @@ import pytest
 from hypothesis import given, settings
 
 from pipeline.metrics.analysis.outcomes import MAX_DETECTIONS, Judgement, Outcome, judge
-from pipeline.metrics.overlaps import block_overlaps
 from tests.metrics.block_cases import Image, block, random_images
 
 TP, CLS, LOC, BOTH, DUP, BKG, MISSED, IGNORED, NOT_JUDGED = Outcome
 
 
 def _judge(*images: Image) -> Judgement:
-    truth, found, ious = block(*images)
-    return judge(truth, found, block_overlaps(truth, found, ious))
+    truth, found, overlaps = block(*images)
+    return judge(truth, found, overlaps)
 
 
 # Two objects, of categories 0 and 1. Per detection: category, score, IoUs; wanted: outcome, partner; then missed.
@@ -110,8 +109,8 @@ def test_images_do_not_know_of_each_other(images: list[Image]) -> None:
 @given(random_images())
 def test_books_balance(images: list[Image]) -> None:
     """Each true positive has an object of its own, of its category; each missed object is of no error."""
-    truth, found, ious = block(*images)
-    judgement = judge(truth, found, block_overlaps(truth, found, ious))
+    truth, found, overlaps = block(*images)
+    judgement = judge(truth, found, overlaps)
     true = judgement.outcomes == TP
     objects = judgement.partners.objects[true]
     assert len(set(objects.tolist())) == true.sum() == judgement.taken.sum()

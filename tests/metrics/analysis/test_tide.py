@@ -24,7 +24,7 @@ from pipeline.metrics.analysis.tide import (
     error_summary,
 )
 from pipeline.metrics.ap.records import BlockRecords, sort_order
-from pipeline.metrics.ious import block_ious
+from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.metric import ComparedBlock
 from tests.evaluate.coco_cases import blocks_of
 from tests.metrics.analysis import tide_golden
@@ -75,7 +75,9 @@ def test_tidecv(name: str, images_per_block: int) -> None:
     """Equal with COCO's recalls; as released a recall of exactly n / 100 may read the curve one detection earlier."""
     dataset, results = tide_golden.draw(tide_golden.CASES[name])
     parts = [
-        error_records(ComparedBlock(truth, found, block_ious(truth, found, "bbox", False), len(dataset["categories"])))
+        error_records(
+            ComparedBlock(truth, found, block_overlaps(truth, found, "bbox", False), len(dataset["categories"]))
+        )
         for truth, found in blocks_of(dataset, results, "bbox", images_per_block)
     ]
     summary = _summary(parts)

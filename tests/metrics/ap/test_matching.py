@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.metrics.ap.matching import ALL_THRESHOLDS, MatchTargets, Pairs, match
+from pipeline.metrics.ap.matching import ALL_THRESHOLDS, MatchTargets, match
+from pipeline.metrics.overlaps import Overlaps
 
 ALL = int(ALL_THRESHOLDS)
 
@@ -49,14 +50,14 @@ def test_one_cell(name):
         crowd=np.array([flag[1] == "c" for flag in flags]),
         countable=np.array([flag[2] != "0" for flag in flags]),
     )
-    pairs = Pairs(detections, objects, matrix[detections, objects])
+    pairs = Overlaps(detections, objects, matrix[detections, objects])
     got = match(pairs, real, np.arange(len(matrix)), np.array(outside, np.bool_)[:, None])
     assert [column[:, 0].tolist() for column in got] == [tp, fp]
 
 
 def test_every_range_chooses_for_itself():
     objects = MatchTargets(np.array([[False, True], [True, False]]), np.zeros(2, np.bool_), np.ones(2, np.bool_))
-    pairs = Pairs(np.array([0, 0]), np.array([0, 1]), np.array([0.97, 0.62]))
+    pairs = Overlaps(np.array([0, 0]), np.array([0, 1]), np.array([0.97, 0.62]))
     tp, fp = match(pairs, objects, np.zeros(1, np.int64), np.zeros((1, 2), np.bool_))
     # Where the better object is ignored, the other one is taken as far as it goes.
     assert tp.tolist() == [[ALL, up_to(0.62)]]
@@ -71,16 +72,16 @@ def test_the_order_of_pairs_does_not_matter():
     ranks = np.concatenate([rng.permutation(10) for _ in range(3)])
     real = MatchTargets(rng.random((12, 4)) < 0.3, rng.random(12) < 0.2, rng.random(12) < 0.9)
     outside = rng.random((30, 4)) < 0.3
-    expected = match(Pairs(detections, objects, ious[detections, objects]), real, ranks, outside)
+    expected = match(Overlaps(detections, objects, ious[detections, objects]), real, ranks, outside)
     for _ in range(5):
         mixed = rng.permutation(len(detections))
-        pairs = Pairs(detections[mixed], objects[mixed], ious[detections, objects][mixed])
+        pairs = Overlaps(detections[mixed], objects[mixed], ious[detections, objects][mixed])
         np.testing.assert_array_equal(match(pairs, real, ranks, outside), expected)
 
 
 def test_no_pairs():
     tp, fp = match(
-        Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)),
+        Overlaps(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)),
         MatchTargets(np.empty((0, 4), np.bool_), np.empty(0, np.bool_), np.empty(0, np.bool_)),
         np.arange(2),
         np.array([[False] * 4, [True] * 4]),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.metrics.ap.records import RECORD, BlockRecords, block_records, record_dtype, scored_hits, sort_order
-from pipeline.metrics.ious import block_ious
+from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.protocol import AREA_NAMES, IOU_TYPES, CocoProtocol, IouType
 from tests.evaluate.coco_cases import CocoCase, blocks_of, random_case, run_pycocotools
 from tests.metrics.record_cases import records_of
@@ -20,7 +20,7 @@ def all_records(
 ) -> list[BlockRecords]:
     num_categories = len(case.dataset["categories"])
     return [
-        block_records(truth, found, block_ious(truth, found, iou_type, True), iou_type, num_categories, protocol)
+        block_records(truth, found, block_overlaps(truth, found, iou_type, True), iou_type, num_categories, protocol)
         for truth, found in blocks_of(*case, iou_type, images_per_block)
     ]
 
@@ -71,7 +71,7 @@ def test_blocks_add_up(images_per_block):
 def test_pairs_of_other_categories_may_hold_anything(iou_type):
     ((truth, found),) = blocks_of(*random_case(1), iou_type)
     by_call = [
-        block_records(truth, found, block_ious(truth, found, iou_type, same), iou_type, 4, CocoProtocol())
+        block_records(truth, found, block_overlaps(truth, found, iou_type, same), iou_type, 4, CocoProtocol())
         for same in (True, False)
     ]
     assert by_call[0].records.tobytes() == by_call[1].records.tobytes()
@@ -90,8 +90,8 @@ def test_sort_order_is_descending_score_then_image_then_rank():
 def test_negative_zero_becomes_zero():
     ((truth, found),) = blocks_of(*random_case(1), "bbox")
     found = dataclasses.replace(found, scores=np.full_like(found.scores, -0.0))
-    ious = block_ious(truth, found, "bbox", True)
-    part = block_records(truth, found, ious, "bbox", 4, CocoProtocol())
+    overlaps = block_overlaps(truth, found, "bbox", True)
+    part = block_records(truth, found, overlaps, "bbox", 4, CocoProtocol())
     assert len(part.records)
     assert not np.signbit(part.records["score"]).any()
 
@@ -100,14 +100,14 @@ def test_no_images():
     dataset = {"images": [{"id": 1, "height": 3, "width": 3}], "annotations": [], "categories": [{"id": 1}]}
     ((truth, found),) = blocks_of(dataset, [], "bbox")
     truth, found = (dataclasses.replace(block, offsets=block.offsets[:1]) for block in (truth, found))
-    part = block_records(truth, found, block_ious(truth, found, "bbox", True), "bbox", 1, CocoProtocol())
+    part = block_records(truth, found, block_overlaps(truth, found, "bbox", True), "bbox", 1, CocoProtocol())
     assert (len(part.records), part.num_objects.tolist()) == (0, [[0] * 4])
 
 
 def test_areas_of_masks_are_needed_for_masks():
     ((truth, found),) = blocks_of(*random_case(1), "bbox")
     with pytest.raises(ValueError, match="have none"):
-        block_records(truth, found, block_ious(truth, found, "bbox", True), "segm", 4, CocoProtocol())
+        block_records(truth, found, block_overlaps(truth, found, "bbox", True), "segm", 4, CocoProtocol())
 
 
 def test_records_are_packed():

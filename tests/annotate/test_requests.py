@@ -1,0 +1,127 @@
+"""What a run asks of an object store: a file of an earlier run is read twice, its footer and its ids. No Ray."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.prepare import choose_model, make_identity
+from pipeline.annotate.run import annotate, summary
+from pipeline.annotate.summary import page
+from pipeline.annotate.summary.sample import Sample
+from pipeline.annotations.ledger import OutputStore
+from pipeline.annotations.run_json import RunState
+from pipeline.annotations.schema import output_schema
+from pipeline.model.categories import Category
+from pipeline.model.files.checkpoints import save_checkpoint
+from pipeline.storage.uris import Uri
+from testing.rounds_without_ray import rounds_without_ray
+from testing.s3_server import S3Server
+from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from testing.store_requests import counted_requests
+from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, output_table
+
+FILES = ([0, 1, 2], [3, 4], [5, 6, 7, 8])
+FAILED = 4  # in the second file
+FAILED_OF_NEW = 10  # of 9, 10, 11, which are to be done
+
+Requests = Counter[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    categories = [Category(*pair) for pair in zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True)]
+    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), path)
+    return path
+
+
+def rows(ids: pa.Array) -> pa.Table:
+    table = output_table(ids.to_pylist(), failed=[FAILED, FAILED_OF_NEW])
+    return table.cast(output_schema(pa.int64()))
+
+
+@pytest.fixture
+def config(model: Path, tmp_path: Path, uri: Uri, monkeypatch: pytest.MonkeyPatch) -> AnnotateConfig:
+    """Of an output that holds `FILES`. The page is drawn without a sample, which is of bounded
+    cost."""
+    monkeypatch.setattr(page, "draw_sample", lambda *_: Sample())
+    monkeypatch.setattr(page, "_FILES_SAMPLED", 0)
+    ids = list(range(12))
+    table = pa.table({"image_id": ids, "image_uri": ["/nowhere.png"] * len(ids)})
+    pq.write_table(table, tmp_path / "manifest.parquet", row_group_size=12)
+    values = {
+        "manifest": {"uri": str(tmp_path / "manifest.parquet")},
+        "model": {"checkpoint": str(model)},
+        "output": {"uri": str(uri), "max_failed_fraction": 1.0},
+    }
+    config = AnnotateConfig.model_validate(values)
+    identity = make_identity(config, choose_model(config).header, "earlier")
+    for ids in FILES:
+        OutputStore(uri).write_rows(rows(pa.array(ids)), identity)
+    return config
+
+
+@pytest.fixture
+def counted(request: pytest.FixtureRequest, uri: Uri) -> Callable[[], Iterator[Requests]]:
+    """Counts requests by kind and by what is left of the name: ``data/part-…``, ``run.json``, ``data`` of a listing."""
+
+    @contextmanager
+    def on_s3() -> Iterator[Requests]:
+        server: S3Server = request.getfixturevalue("s3")
+        found: Requests = Counter()
+        with server.recorded() as requests:
+            yield found
+        for method, path in requests:
+            prefix = re.search(r"[?&]prefix=[^&]*?out(?:%2F|/)?([^&]*)", path)
+            if prefix:
+                found["LIST", prefix[1].replace("%2F", "/").strip("/")] += 1
+            else:
+                found[method, path.partition("/out/")[2].partition("?")[0]] += 1
+
+    return on_s3 if uri.scheme == "s3" else counted_requests
+
+
+def run(config: AnnotateConfig) -> tuple[RunState, str]:
+    """As the command does it."""
+    store = OutputStore(config.output.uri)
+    with rounds_without_ray(rows):
+        report = annotate(config, store=store)
+    return report.state, summary(report, store)
+
+
+def of_data(requests: Requests, kind: str) -> dict[str, int]:
+    return {name: number for (each, name), number in requests.items() if each == kind and name.startswith("data/")}
+
+
+@pytest.mark.parametrize("uri", ["local", "s3"], indirect=True)
+def test_each_file_is_read_twice_a_run(config: AnnotateConfig, counted: Callable) -> None:
+    store = OutputStore(config.output.uri)
+    before = {f"data/{entry.name}": footer.counts.failed for entry, footer in store.files().footers.items()}
+    with counted() as requests:
+        state, said = run(config)
+    assert state is RunState.FINISHED
+    assert "12 images = 10 annotated + 2 failed" in said
+    assert "4: ?" in said
+    after = {f"data/{entry.name}": footer.counts.failed for entry, footer in store.files().footers.items()}
+    assert len(after) == len(before) + 1
+    # Footer and ids; and where images have failed, their messages for the page and for the closing words.
+    assert of_data(requests, "GET") == {name: 4 if failed else 2 for name, failed in after.items()}
+    assert of_data(requests, "HEAD") == {}
+    # Whose folder it is; recovery; what is pending; closing audit; page; closing words.
+    assert requests["LIST", "data"] == 6
+
+    with counted() as requests:
+        state, said = run(config)
+    assert state is RunState.NOTHING_TO_DO
+    assert of_data(requests, "GET") == {name: 3 if failed else 2 for name, failed in after.items()}
+    # Recovery; what is pending; closing words.
+    assert requests["LIST", "data"] == 3
