@@ -375,6 +375,8 @@ def _set_context(config: AnnotateConfig) -> None:
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
     longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
+    # A replica takes long to start: none is ended because the others keep up, for that may change with the next block.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.target_max_block_size = 1  # byte: every row that a task gives is more, and so a block of its own
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
