@@ -2,8 +2,8 @@
 
 The job's own rounds, graph and monitor, with the stages of `benchmarks.support.trivial_stages` in the place of those
 that work; and the graph and the monitor as they were before, in the same Ray session. Measured is the CPU time of each
-process of that session while blocks flow. Processes that start in the meantime are left out: what they cost is imports,
-once. The last line with ``--json`` is an object.
+process of that session while blocks flow, after a round that starts the workers. Processes that start in the meantime
+are left out: what they cost is imports. The last line with ``--json`` is an object.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def start_ray(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=1600, help="of each graph")
+    parser.add_argument("--warm-up", type=int, default=200, help="blocks of the round before")
     parser.add_argument("--images-per-block", type=int, default=64)
     parser.add_argument("--actors", type=int, default=2, help="replicas; GPUs are pretended")
     parser.add_argument("--cpus", type=int, default=2, help="that Ray may schedule")
@@ -155,17 +156,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-driver-") as name:
         values = make_parts(Path(name), args)
         pending = find_pending(values["manifest"], [])
+        ids = pa.array(range(args.warm_up * args.images_per_block, pending.num_rows), pa.int64())
+        few = find_pending(values["manifest"], [ids])
         start_ray(args)
         for graph_name in args.graphs:
             before = graph_name == "before"
             monitor_before = ray.remote(trivial_stages.MonitorBefore).options(num_cpus=0)
             values["monitor"] = monitor_before.remote() if before else start_monitor()
-            figures = measure(graph.RunParts(**values), pending, args.blocks, before)
+            parts = graph.RunParts(**values)
+            measure(parts, few, args.warm_up, before)
+            gc.collect()  # the pool's actors live as long as somebody knows of them
+            figures = measure(parts, pending, args.blocks, before)
             results[graph_name] = figures | {"load": round(os.getloadavg()[0], 1)}
             shown = " | ".join(f"{results[graph_name][column]:g}" for column in columns)
             print(f"| {graph_name} | {shown} |", flush=True)
             ray.kill(values.pop("monitor"))
-            gc.collect()  # the pool's actors live as long as somebody knows of them
+            gc.collect()
             time.sleep(2)
         ray.shutdown()
     if args.json:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import Report, Stage, StageCounts
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
+from pipeline.tables.packed import unpacked
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,9 @@ class Write:
         file = self.store.write_rows(rows, self.identity, compression_level=self.compression_level, fence=self.fence)
         self.report(StageCounts(write_s=time.perf_counter() - started, written=file.num_rows, files=1))
         return file
+
+
+def encode_and_write(stages: tuple[Stage, Write], *blocks: pa.Table) -> DataFile:
+    """A file of packed blocks of segmented rows, which are encoded one after the other: the task of a file."""
+    encode, write = stages
+    return write(pa.concat_tables([encode(unpacked(block)) for block in blocks]))
