@@ -66,7 +66,7 @@ class RayNodes:
         self._do("replace", index)
 
     def drain(self, index: int, deadline_s: float) -> None:
-        """Warn of the end of a node, as a cloud does of the end of a spot instance; and kill it when that has come."""
+        """Warn of the end of a node, as a cloud does of the end of a spot instance; returns when that has come."""
         self._do("drain", index, deadline_s)
 
     def preempt(self) -> None:
@@ -169,7 +169,6 @@ class _Nodes:
         if not accepted:
             raise RuntimeError(f"the node is not drained: {why}")
         time.sleep(deadline_s)
-        self.remove(index)
 
     def preempt(self) -> None:
         started = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]

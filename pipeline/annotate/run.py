@@ -188,7 +188,7 @@ class _Run:
         """After an error; a run that had closed its books when a signal came has finished all the same."""
         if not (isinstance(error, KeyboardInterrupt) and report.state.closed):
             report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
-            report.this_run = rounds.figures()
+            self._take_figures(report, rounds)
         if report.state is RunState.FAILED:
             report.this_run.error = str(error) if isinstance(error, RunFailed) else cause_of(error).name
         with suppress(OSError, LockLost):
@@ -207,11 +207,15 @@ class _Run:
             pending = self._find_pending(files)
             if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
-                report.this_run = rounds.figures()
+                self._take_figures(report, rounds)
                 report.this_run.error = reason
                 return
-        report.this_run = rounds.figures()
+        self._take_figures(report, rounds)
         self._close_books(report, files.counts, pending)
+
+    def _take_figures(self, report: RunJson, rounds: Rounds) -> None:
+        report.this_run = rounds.figures()
+        report.cluster |= rounds.changes()
 
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""

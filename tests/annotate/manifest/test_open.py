@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,87 @@ def test_manifests_are_small_and_picklable(tmp_path: Path, scratch: Uri) -> None
     error = pickle.loads(pickle.dumps(ManifestError("why")))  # noqa: S301
     assert isinstance(error, ManifestError)
     assert str(error) == "why"
+
+
+SIDES: list[tuple[Any, int]] = [(480, 480), (None, 0), (0, 0), (-3, 0), (1, 1), (2**31 - 1, 2**31 - 1), (2**31, 0)]
+COLUMNS_OF_SIDES: dict[str, tuple[pa.Array, list[int]]] = {
+    "int64": (pa.array([side for side, _ in SIDES], pa.int64()), [length for _, length in SIDES]),
+    "uint64": (pa.array([7, 2**64 - 1], pa.uint64()), [7, 0]),
+    "int8": (pa.array([7, -7], pa.int8()), [7, 0]),
+    "float, as pandas has integers with gaps": (
+        pa.array([480.0, None, 0.5, float("nan"), float("inf")]),
+        [480, *[0] * 4],
+    ),
+    "text": (pa.array(["480", "480.0", " 1", "1e3", "", None, "-2", "x", "9" * 12]), [480, 480, *[0] * 7]),
+    "text view": (pa.array(["480", "x"], pa.string_view()), [480, 0]),
+    "decimal": (pa.array([Decimal("480"), Decimal("1.5")]), [480, 0]),
+    "dictionary": (pa.array([480, None, 480]).dictionary_encode(), [480, 0, 480]),
+    "lists": (pa.array([[480], None]), [0, 0]),
+    "structs": (pa.array([{"height": 480}]), [0]),
+    "bytes": (pa.array([b"480", b"\xff"]), [0, 0]),
+    "nothing": (pa.nulls(2), [0, 0]),
+    "times": (pa.array([datetime(2026, 1, 1)]), [0]),
+}
+
+
+class TestSizes:
+    """A hint in the manifest: taken where it is one, and passed over, whatever it is."""
+
+    def check(self, uri: str, scratch: Uri, heights: list[int], widths: list[int], **fields: Any) -> None:
+        manifest = open_manifest(ManifestConfig(uri=uri, **fields), scratch)
+        some = np.arange(manifest.units[0].num_rows)[::2]
+        plain = pa.concat_tables(manifest.read_rows(manifest.units[0], some, 2))
+        rows = pa.concat_tables(manifest.read_rows(manifest.units[0], some, 2, with_sizes=True))
+        assert rows.column_names == [*plain.column_names, "height", "width"]
+        assert rows.drop_columns(["height", "width"]).equals(plain)
+        assert (rows["height"].to_pylist(), rows["width"].to_pylist()) == (heights[::2], widths[::2])
+        expected = np.array([heights, widths], np.int64).T
+        np.testing.assert_array_equal(manifest.read_sizes(manifest.units[0]), expected)
+
+    @pytest.mark.parametrize("kind", COLUMNS_OF_SIDES)
+    def test_columns_of_parquet(self, tmp_path: Path, scratch: Uri, kind: str) -> None:
+        values, lengths = COLUMNS_OF_SIDES[kind]
+        columns = {"image_id": np.arange(len(values)), "image_uri": ["/a"] * len(values), "height": values}
+        width = pa.array(range(1, len(values) + 1), pa.int16())
+        path = write_parquet(tmp_path / "m.parquet", {**columns, "width": width})
+        self.check(path, scratch, lengths, width.to_pylist())
+
+    def test_files_that_have_none_beside_others_that_do(self, tmp_path: Path, scratch: Uri) -> None:
+        write_parquet(tmp_path / "m/a.parquet", {"image_uri": ["/a"]})
+        write_parquet(tmp_path / "m/b.parquet", {"image_uri": ["/b"], "height": [3]})
+        write_parquet(tmp_path / "m/c.parquet", {"image_uri": ["/c"], "height": ["3"], "width": [4.0]})
+        manifest = open_manifest(ManifestConfig(uri=str(tmp_path / "m")), scratch)
+        assert [manifest.read_sizes(unit).tolist() for unit in manifest.units] == [[[0, 0]], [[0, 0]], [[3, 4]]]
+        for unit in manifest.units:
+            assert len(next(manifest.read_rows(unit, np.array([0]), with_sizes=True))) == 1
+
+    @pytest.mark.parametrize(("suffix", "delimiter"), [("csv", ","), ("tsv", "\t")])
+    def test_text(self, tmp_path: Path, scratch: Uri, suffix: str, delimiter: str) -> None:
+        lines = ["width,image_uri,height", "640,/a,480", ",/b,", "x,/c,-1", "640.0,/d,427"]
+        path = write(tmp_path / f"m.{suffix}", "\n".join(lines).replace(",", delimiter))
+        self.check(path, scratch, [480, 0, 0, 427], [640, 0, 0, 640])
+
+    def test_text_with_a_column_twice(self, tmp_path: Path, scratch: Uri) -> None:
+        self.check(write(tmp_path / "m.csv", "width,image_uri,height,width\n1,/a,2,3\n"), scratch, [0], [0])
+
+    def test_text_whose_ids_are_called_so(self, tmp_path: Path, scratch: Uri) -> None:
+        path = write(tmp_path / "m.csv", "width,image_uri,height\n1,/a,2\n")
+        self.check(path, scratch, [2], [1], id_column="width")
+
+    def test_json_lines(self, tmp_path: Path, scratch: Uri) -> None:
+        sizes: list[tuple[Any, Any]] = [(480, 640), (None, 640), ("480", True), (10**400, [1]), (427.0, float("nan"))]
+        records: list[dict[str, Any]] = [
+            {"image_uri": f"/{i}", "height": h, "width": w} for i, (h, w) in enumerate(sizes)
+        ]
+        path = write(tmp_path / "m.jsonl", "\n".join(map(json.dumps, [*records, {"image_uri": "/x"}])))
+        self.check(path, scratch, [480, 0, 0, 0, 427, 0], [640, 640, 1, 0, 0, 0])
+
+    def test_coco(self, tmp_path: Path, scratch: Uri) -> None:
+        images = [{"id": i, "file_name": f"/{i}.jpg", "height": 480, "width": 640 + i} for i in range(3)]
+        path = write(tmp_path / "m.json", json.dumps({"images": images, "annotations": []}))
+        self.check(path, scratch, [480] * 3, [640, 641, 642])
+
+    def test_lists_and_folders_say_nothing(self, tmp_path: Path, scratch: Uri) -> None:
+        self.check(write(tmp_path / "m.txt", "/a\n/b\n"), scratch, [0, 0], [0, 0])
+        write(tmp_path / "pictures/a.jpg", b"")
+        self.check(str(tmp_path / "pictures"), scratch, [0], [0])
