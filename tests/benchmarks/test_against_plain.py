@@ -56,7 +56,8 @@ def test_the_plain_ways_give_the_rows_of_the_stages(tmp_path: Path) -> None:
 
 def test_cpu_of_a_process_and_its_children() -> None:
     burn = "import time\nwhile time.process_time() < 0.4: pass\n"
-    code = f"import subprocess, sys\n{burn}child = subprocess.Popen([sys.executable, '-c', {burn + 'time.sleep(60)'!r}])\ntime.sleep(60)"
+    rest = burn + "time.sleep(60)"
+    code = f"import subprocess, sys\n{burn}subprocess.Popen([sys.executable, '-c', {rest!r}])\ntime.sleep(60)"
     before = CpuTimes.of_tree(psutil.Process())
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         root = psutil.Process(process.pid)
