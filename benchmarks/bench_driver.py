@@ -16,7 +16,6 @@ import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -49,7 +48,7 @@ class Window:
 
     blocks: int
     seconds: float = 0.0
-    cpu_s: Counter[str] = field(default_factory=Counter)
+    cpu_s: dict[str, float] = field(default_factory=dict)
     started: int = 0
 
     def open(self) -> None:
