@@ -16,7 +16,6 @@ import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
@@ -54,7 +53,7 @@ class Window:
 
     blocks: int
     seconds: float = 0.0
-    cpu_s: Counter[str] = field(default_factory=Counter)
+    cpu_s: dict[str, float] = field(default_factory=dict)
     started: int = 0
 
     def open(self) -> None:

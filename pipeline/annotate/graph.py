@@ -114,11 +114,7 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     _set_context(parts.config)
     config, settings, pool = parts.config, parts.settings, parts.pool
     block, client = config.images_per_block, MonitorClient(parts.monitor)
-    rows, window = rows_per_fetch(pending.num_pending, block, ray.cluster_resources().get("CPU", 0.0)), ROWS_PER_WINDOW
-    if parts.manifest.columns.bytes is not None:  # then the pictures themselves are what is read
-        (unit, _), *_ = pending.packed
-        window = max(block, min(rows, parts.manifest.num_rows_within(unit, _READ_BYTES)) // block * block)
-        rows = min(rows, window)
+    window, rows = rows_together(parts.manifest, pending, block, ray.cluster_resources().get("CPU", 0.0))
     order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, block)
     read = functools.partial(
         read_in_order, manifest=parts.manifest, order=order, window_rows=window, rows_per_task=rows
@@ -141,6 +137,17 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
             **tables,
         )
     )
+
+
+def rows_together(manifest: Manifest, pending: Pending, rows_per_block: int, cpus: float) -> tuple[int, int]:
+    """Rows that are ordered when they are read, and that a task fetches; otherwise as `rows_per_fetch`."""
+    rows = rows_per_fetch(pending.num_pending, rows_per_block, cpus)
+    if manifest.columns.bytes is None or not pending.packed:
+        return ROWS_PER_WINDOW, rows
+    (unit, _), *_ = pending.packed  # the pictures themselves are what is read
+    window = min(rows, manifest.num_rows_within(unit, _READ_BYTES)) // rows_per_block * rows_per_block
+    window = max(rows_per_block, window)
+    return window, min(rows, window)
 
 
 def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
@@ -368,6 +375,8 @@ def _set_context(config: AnnotateConfig) -> None:
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
     longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
+    # A replica takes long to start: none is ended because the others keep up, for that may change with the next block.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.target_max_block_size = 1  # byte: every row that a task gives is more, and so a block of its own
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
