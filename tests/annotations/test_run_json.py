@@ -103,6 +103,7 @@ def test_the_file(tmp_path: Path) -> None:
         "seconds": 2.5,
         "images_per_second": 2.0,
         "replica_busy_share": 0.75,
+        "batch_fill": 0.875,
         "time_split_s": {"fetch": 0.5},
         "replica_seconds": {"held": 9.0, "busy": 6.0, "idle": 2.5, "lost": 0.5},
         "gpu_seconds": {"held": 4.5, "busy": 3.0, "idle": 1.25, "lost": 0.25},
