@@ -2,23 +2,24 @@
 
 The job's own rounds, graph and monitor, with the stages of `benchmarks.support.trivial_stages` in the place of those
 that work; and the graph and the monitor as they were before, in the same Ray session. Measured is the CPU time of each
-process of that session while blocks flow. Processes that start in the meantime are left out: what they cost is imports,
-once. The last line with ``--json`` is an object.
+process of that session while blocks flow, after a round that starts the workers. Processes that start in the meantime
+are left out: what they cost is imports. The last line with ``--json`` is an object.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -45,14 +46,14 @@ WARM_UP, END = 0.35, 0.95  # of the blocks: measured is what comes between them
 class Window:
     """What happened between the first and the last block that count."""
 
-    blocks: int = 0
+    blocks: int
     seconds: float = 0.0
-    cpu_s: Counter[str] = field(default_factory=Counter)
+    cpu_s: dict[str, float] = field(default_factory=dict)
     started: int = 0
 
     def open(self) -> None:
         """Blocks count from here on."""
-        self._before, self.blocks, self._began = CpuTimes.of_tree(psutil.Process()), 0, time.monotonic()
+        self._before, self._began = CpuTimes.of_tree(psutil.Process()), time.monotonic()
 
     def close(self) -> None:
         """They do not any more."""
@@ -77,7 +78,7 @@ class Lock:
 
 def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> dict[str, Any]:
     """A round over all blocks; figures of its middle."""
-    window = Window()
+    window = Window(round(END * total) - round(WARM_UP * total))
     seen = 0
 
     class Writes(graph.Writes):
@@ -85,25 +86,24 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
             super().__init__(parts)
             if before:
                 client = trivial_stages.ClientBefore(parts.monitor)
-                self._stages = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
-                self._task = ray.remote(trivial_stages.write_before).options(num_cpus=LIGHT_CPUS, name="write")
+                stage = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
+                task = ray.remote(trivial_stages.write_before).options(num_cpus=LIGHT_CPUS, name="write")
+                write = SimpleNamespace(remote=functools.partial(task.remote, stage))
+                self._new_writer = lambda: SimpleNamespace(write=write)
 
         def add(self, block: graph.Block) -> None:
             nonlocal seen
             super().add(block)
             seen += 1
-            window.blocks += 1
             if seen == round(WARM_UP * total):
                 window.open()
             if seen == round(END * total):
                 window.close()
 
     rounds.Writes = Writes  # type: ignore[misc]
-    rounds.build = trivial_stages.build_before if before else graph.build  # type: ignore[assignment]
-    blocks_of_window = round(END * total) - round(WARM_UP * total)
+    rounds.build = trivial_stages.build_before if before else graph.build
     with ExitStack() as work:
         rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
-    window.blocks = blocks_of_window
     return window.figures()
 
 
@@ -113,10 +113,12 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     uris = pa.array([f"s3://bucket/{i:012d}.jpg" for i in range(len(ids))])
     pq.write_table(pa.table({"image_id": ids, "image_uri": uris}), folder / "manifest.parquet")
     config = trivial_stages.config_of(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
-    values = {f.name: None for f in fields(graph.RunParts)}
+    values: dict[str, Any] = {f.name: None for f in fields(graph.RunParts)}
     manifest = open_manifest(config.manifest, Uri(str(folder / "scratch")))
     pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
-    return {**values, "config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool}
+    named: Any = SimpleNamespace(run_id="bench_driver")
+    values |= {"config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool, "identity": named}
+    return values
 
 
 def start_ray(args: argparse.Namespace) -> None:
@@ -141,6 +143,7 @@ def start_ray(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=1600, help="of each graph")
+    parser.add_argument("--warm-up", type=int, default=200, help="blocks of the round before")
     parser.add_argument("--images-per-block", type=int, default=64)
     parser.add_argument("--actors", type=int, default=2, help="replicas; GPUs are pretended")
     parser.add_argument("--cpus", type=int, default=2, help="that Ray may schedule")
@@ -155,17 +158,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-driver-") as name:
         values = make_parts(Path(name), args)
         pending = find_pending(values["manifest"], [])
+        ids = pa.array(range(args.warm_up * args.images_per_block, pending.num_rows), pa.int64())
+        few = find_pending(values["manifest"], [ids])
         start_ray(args)
         for graph_name in args.graphs:
             before = graph_name == "before"
             monitor_before = ray.remote(trivial_stages.MonitorBefore).options(num_cpus=0)
             values["monitor"] = monitor_before.remote() if before else start_monitor()
-            figures = measure(graph.RunParts(**values), pending, args.blocks, before)
+            parts = graph.RunParts(**values)
+            measure(parts, few, args.warm_up, before)
+            gc.collect()  # the pool's actors live as long as somebody knows of them
+            figures = measure(parts, pending, args.blocks, before)
             results[graph_name] = figures | {"load": round(os.getloadavg()[0], 1)}
             shown = " | ".join(f"{results[graph_name][column]:g}" for column in columns)
             print(f"| {graph_name} | {shown} |", flush=True)
             ray.kill(values.pop("monitor"))
-            gc.collect()  # the pool's actors live as long as somebody knows of them
+            gc.collect()
             time.sleep(2)
         ray.shutdown()
     if args.json:

@@ -59,7 +59,7 @@ def _open_standard_files() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
-class _Lines(logging.StreamHandler):  # type: ignore[type-arg]  # a parameter only for type checkers
+class _Lines(logging.StreamHandler):
     """On a terminal a line takes the place of the progress line, which comes again."""
 
     def format(self, record: logging.LogRecord) -> str:

@@ -8,10 +8,11 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, NamedTuple
 
 import psutil
 import pyarrow.fs as pafs
@@ -24,7 +25,7 @@ from benchmarks.chaos.scene import ATTEMPT_TIMEOUT_S, ChaosWorld, Hung, Job, com
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
 from pipeline.storage.lock.holder import read_holder
 from pipeline.storage.uris import Uri
-from testing.ray_nodes import ray_nodes
+from testing.ray_nodes import RayNodes, ray_nodes
 from testing.s3_server import s3_server
 
 _SIGNAL_TIMEOUT_S = 120.0
@@ -317,13 +318,15 @@ def outage(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
     def kill_all(process: subprocess.Popen[bytes], pause_s: float) -> None:
         _wait_for(lambda: process.poll() is not None or witness.has_begun(seen))
         time.sleep(pause_s)
-        members = [*job.remember(process.pid), psutil.Process(process.pid)]
+        members = job.remember(process.pid)
         if process.poll() is not None:
             return
         killed_at = time.time()
+        process.kill()
         for member in members:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
+        process.wait()
         psutil.wait_procs(members, timeout=10)
         written = {row["image_id"] for row in job.read()[0]}
         oldest = witness.oldest_lost(seen, written)
@@ -343,30 +346,59 @@ def outage(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
 
 def node(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
     """A cluster of a head and two nodes with the CPUs; one is removed without warning, another is added, twice."""
-    log = scene.folder / f"{name}-nodes.log"
-    with ray_nodes(log) as nodes:
+    steps = [_Step("removed", lambda nodes: nodes.replace(rng.randrange(2)))]
+    return _nodes(scene, name, rng, {"actors": 2}, steps * (kills or 2))
+
+
+def drain(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """The same, but a warning comes up to 8 s before."""
+
+    def warn_and_replace(nodes: RayNodes) -> None:
+        index = rng.randrange(2)
+        nodes.drain(index, rng.uniform(0, 8))
+        nodes.replace(index)
+
+    return _nodes(scene, name, rng, {"actors": 2}, [_Step("drained", warn_and_replace)] * (kills or 2))
+
+
+def scale(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) -> Outcome:
+    """A pool of one to three replicas on two nodes: a third comes, and then one goes and none comes for it."""
+    steps = [_Step("added", RayNodes.add), _Step("removed", lambda nodes: nodes.remove(rng.randrange(3)))]
+    return _nodes(scene, name, rng, {"actors": None, "min_actors": 1, "max_actors": 3}, steps[:kills])
+
+
+class _Step(NamedTuple):
+    done: str  # to a node
+    act: Callable[[RayNodes], None]
+
+
+def _nodes(
+    scene: ChaosWorld, name: str, rng: random.Random, resources: Mapping[str, Any], steps: Sequence[_Step]
+) -> Outcome:
+    """A job on a cluster of a head and two nodes, to which the steps happen, each after some more files."""
+    with ray_nodes(scene.folder / f"{name}-nodes.log") as nodes:
         job = Job(
             scene.folder,
             name,
             scene.images.as_uri(),
             environment={"RAY_ADDRESS": nodes.address},
-            settings={"resources": {"actors": 2}},
+            settings={"resources": resources},
         )
-        removed: list[str] = []
+        story: list[str] = []
 
-        def remove(process: subprocess.Popen[bytes]) -> None:
-            for _ in range(kills or 2):
+        def go_through(process: subprocess.Popen[bytes]) -> None:
+            for step in steps:
                 files = job.files() + rng.randint(1, 4)
                 while process.poll() is None and job.files() < files:
                     time.sleep(0.05)
                 if process.poll() is not None:
                     return
-                nodes.replace(rng.randrange(2))
-                removed.append(f"at {job.files()} files")
+                step.act(nodes)
+                story.append(f"{step.done} at {files} files")
 
         def disturb() -> tuple[bool, str]:
-            job.run(remove)
-            return bool(removed), f"{len(removed)} nodes removed: {', '.join(removed)}"
+            job.run(go_through)
+            return bool(story), f"nodes: {', '.join(story)}"
 
         return _finish(job, scene.expected, disturb)
 
@@ -406,6 +438,8 @@ KINDS: dict[str, Callable[[ChaosWorld, str, random.Random, int | None], Outcome]
     "outage": outage,
     "worker": worker,
     "node": node,
+    "drain": drain,
+    "scale": scale,
     "s3": s3,
     "poison": poison,
 }

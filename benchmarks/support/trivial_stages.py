@@ -25,12 +25,13 @@ from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.pool import LIGHT_CPUS, Pool
 from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.stages.guard import Guard, InProcessGuard
+from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.ledger import DataFile
 from pipeline.cluster.quiet import quiet
 from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
-from pipeline.tables.packed import packed, unpacked
+from pipeline.tables.packed import cut, packed, unpacked
 
 _ROWS_PER_READ_TASK = 4096
 
@@ -45,15 +46,32 @@ def tell(guard: Guard, stage: str, rows: pa.Table) -> None:
 class Fetch:
     """Takes the place of `FetchDecode`."""
 
-    def __init__(self, pictures: Any, short_side: int, long_side: int, guard: Guard, report: Report, *_: Any) -> None:
-        self._guard, self._report = guard, report
+    def __init__(self, pictures: Any, order: BatchOrder, guard: Guard, report: Report, *_: Any) -> None:
+        self._order, self._guard, self._report = order, guard, report
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """With 64 bytes of pixels."""
-        tell(self._guard, "decode", rows)
+    def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
+        """Blocks with 64 bytes of pixels for each image."""
+        ids = rows["image_id"].to_pylist()
+        self._guard.begin("decode", ids)
+        self._guard.settle(str(ids[0]), bytes(2 * len(ids)))
+        for block in cut([rows], self._order.images_per_block):
+            self._guard.end("decode", block["image_id"].to_pylist())
+            yield self.decode(block)
+
+    def decode(self, rows: pa.Table) -> pa.Table:
+        """A block with 64 bytes of pixels for each image."""
         self._report(StageCounts(fetch_s=0.01, decode_s=0.01, decoded=len(rows)))
         pixels = pa.array([b"x" * 64] * len(rows), pa.large_binary())
         return rows.drop_columns(["image_bytes"]).append_column("pixels", pixels)
+
+
+class FetchBefore(Fetch):
+    """A block for each task."""
+
+    def decode(self, rows: pa.Table) -> pa.Table:
+        """As it was."""
+        tell(self._guard, "decode", rows)
+        return super().decode(rows)
 
 
 class Segment:
@@ -140,7 +158,7 @@ def build_before(parts: RunParts, pending: Pending) -> Dataset:
     config, pool, client = parts.config, parts.pool, ClientBefore(parts.monitor)
     block = config.images_per_block
     read = functools.partial(_read, manifest=parts.manifest, rows_per_block=block)
-    fetch: Any = Fetch(None, 0, 0, client, client.report)  # type: ignore[arg-type]
+    fetch = FetchBefore(None, None, client, client.report).decode  # type: ignore[arg-type]
     encode: Any = Encode(None, None, client, client.report)  # type: ignore[arg-type]
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     return (

@@ -3,8 +3,8 @@
     read -> fetch + decode -> segment (actors) ..> gather ..> encode + write
 
 Ray Data has the first three, and ends with segmented blocks. Its cost is one of the blocks it sees times the operators,
-so nothing is an operator that need not be one: the driver gathers references to what comes out, and a plain task
-encodes ``images_per_file`` rows and writes them as one file, or fewer that have waited long.
+so nothing is an operator that need not be one: the driver gathers references to what comes out, and a call of a small
+actor encodes ``images_per_file`` rows and writes them as one file, or fewer that have waited long.
 
 A row of Ray Data is a block of images: a table of up to ``images_per_block`` rows, packed into one
 (:mod:`pipeline.tables.packed`). So blocks are exactly what the tasks give, at once and without a copy, and a task that
@@ -12,6 +12,10 @@ is repeated gives the same ones. Of ordinary rows Ray Data makes blocks of its o
 128 MiB have come together (all of a task's small pictures), cuts large blocks, and gives actors several at once. Its
 streaming repartition cuts exactly, but within the task before it only if that asks for just one CPU; else it is one
 more operator.
+
+Ray ends workers that idle for a second where all CPUs are taken, so a task that comes now and then starts in a new
+process: 6 s of CPU where torch and Ray Data are imported, 1.4 s where they are not, and a file is written every 2,048
+images. So what writes are actors, which stay while files come, and what reads lies in a module that imports neither.
 """
 
 from __future__ import annotations
@@ -35,26 +39,23 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest
-from pipeline.annotate.manifest.rules import HEIGHT, WIDTH, ReadUnit
 from pipeline.annotate.monitor import MonitorClient
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotate.pool import LIGHT_CPUS, Pool
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
-from pipeline.annotate.stages.ordering import ROWS_PER_FETCH, ROWS_PER_WINDOW, BatchOrder
-from pipeline.annotate.stages.stage import Stage
-from pipeline.annotate.stages.write import Write
+from pipeline.annotate.stages.ordering import ROWS_PER_FETCH, ROWS_PER_WINDOW, BatchOrder, read_in_order
+from pipeline.annotate.stages.write import FileWriter, Write
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
 from pipeline.annotations.pictures import PictureSource
-from pipeline.cluster.connect import USES_RAY
+from pipeline.cluster.connect import USES_RAY, node_resources
 from pipeline.cluster.quiet import quiet
 from pipeline.messages.counts import counted
 from pipeline.model.categories import Category
 from pipeline.model.host_memory import keep_freed_memory
 from pipeline.model.settings import TestSettings
-from pipeline.storage.uris import Uri
-from pipeline.tables.packed import cut, packed, unpacked
+from pipeline.tables.packed import packed, unpacked
 
 # A read task looks at no more rows of small row groups than that, however few of them are wanted.
 _ROWS_PER_READ_TASK = 64 * ROWS_PER_WINDOW
@@ -67,6 +68,8 @@ _FILE_SHARE, _GATHERED_SHARE = 1 / 8, 1 / 4
 # Two deaths are an image's own (see the guard), and workers die of other causes. What is lost after so many attempts
 # comes back in the next round.
 _WRITE_RETRIES = 8
+# A writer that has had nothing to do for so long ends: it would keep its node from being given back.
+_IDLE_S = 60.0
 # Ray's own default: a run in which nothing comes out for so long has failed.
 _NO_PROGRESS_S = 1800
 _MAX_BLOCKS_WAITING = 16
@@ -113,7 +116,9 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     block, client = config.images_per_block, MonitorClient(parts.monitor)
     window, rows = rows_together(parts.manifest, pending, block, ray.cluster_resources().get("CPU", 0.0))
     order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, block)
-    read = functools.partial(_read, manifest=parts.manifest, order=order, window_rows=window, rows_per_task=rows)
+    read = functools.partial(
+        read_in_order, manifest=parts.manifest, order=order, window_rows=window, rows_per_task=rows
+    )
     pictures = PictureSource.of_config(config.images)
     fetch_decode = FetchDecode(pictures, order, client, client.report, config.images.decode_timeout_s)
     fetch = functools.partial(_fetch, stage=fetch_decode)
@@ -281,7 +286,7 @@ class Gatherer:
 
 
 class Writes:
-    """Tasks that encode and write a file each, a few at a time.
+    """Files that are encoded and written, a few at a time, each by a process that has nothing else to do.
 
     Attributes:
         max_open: files at a time.
@@ -292,17 +297,17 @@ class Writes:
         config, output, client = parts.config, parts.config.output, MonitorClient(parts.monitor)
         encode = Encode(parts.schema, parts.categories, client, client.report)
         write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report)
-        self._stages = ray.put((encode, write))
-        # Spread: by default a task goes to where most of its blocks lie, and those are the nodes of the replicas alone.
-        self._task = ray.remote(_encode_and_write).options(
-            num_cpus=LIGHT_CPUS, max_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD", name="encode and write"
+        writers = ray.remote(FileWriter).options(
+            num_cpus=LIGHT_CPUS, max_restarts=-1, max_task_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD"
         )
-        stores = [node["Resources"]["object_store_memory"] for node in ray.nodes() if node["Alive"]]
+        self._new_writer: Callable[[], Any] = functools.partial(writers.remote, encode, write)
+        self._idle: deque[tuple[Any, float]] = deque()
+        stores = [store for node in node_resources() if (store := node.get("object_store_memory"))]
         self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
         blocks_per_file = output.images_per_file // config.images_per_block
         self._gathered = Gatherer(blocks_per_file, bytes_per_file, output.write_interval_s)
-        self._in_flight: dict[Any, list[Block]] = {}
+        self._in_flight: dict[Any, tuple[Any, list[Block]]] = {}
         self._bytes_in_flight = 0
         self.max_open = parts.pool.max_writes
         self.num_written = 0
@@ -321,7 +326,9 @@ class Writes:
             Exception: that of a file that could not be written.
         """
         while self.num_open < self.max_open and (blocks := self._gathered.take(everything)):
-            self._in_flight[self._task.remote(self._stages, *(block.ref for block in blocks))] = blocks
+            # The one that was used last: the others end if they are not needed.
+            writer = self._idle.pop()[0] if self._idle else self._new_writer()
+            self._in_flight[writer.write.remote(*(block.ref for block in blocks))] = writer, blocks
             self._bytes_in_flight += sum(block.num_bytes for block in blocks)
         self._collect(timeout_s=0)
 
@@ -340,12 +347,15 @@ class Writes:
         self._collect(timeout_s)
 
     def _collect(self, timeout_s: float) -> None:
+        while self._idle and time.monotonic() - self._idle[0][1] > _IDLE_S:
+            self._idle.popleft()  # Ray ends an actor that nobody knows of
         if not self._in_flight:
             return
         enough = 1 if timeout_s else len(self._in_flight)
         done, _ = ray.wait(list(self._in_flight), num_returns=enough, timeout=timeout_s)
         for ref in done:
-            blocks = self._in_flight.pop(ref)
+            writer, blocks = self._in_flight.pop(ref)
+            self._idle.append((writer, time.monotonic()))
             self._bytes_in_flight -= sum(block.num_bytes for block in blocks)
             try:
                 file: DataFile = ray.get(ref)
@@ -353,16 +363,11 @@ class Writes:
                 reason = error.cause if isinstance(error, RayTaskError) else error
                 if not isinstance(reason, RayError):
                     raise reason from error
-                # The task's process is lost, or the blocks and all that they could be made of again.
+                # The process is lost again and again, or the blocks and all that they could be made of again.
                 logger.warning("%s lost before being written: %s", counted(len(blocks), "block"), type(reason).__name__)
             else:
                 logger.debug("wrote %s: %d images", file.name, file.num_rows)
                 self.num_written += file.num_rows
-
-
-def _encode_and_write(stages: tuple[Stage, Write], *blocks: pa.Table) -> DataFile:
-    encode, write = stages
-    return write(pa.concat_tables([encode(unpacked(block)) for block in blocks]))
 
 
 def _set_context(config: AnnotateConfig) -> None:
@@ -370,6 +375,8 @@ def _set_context(config: AnnotateConfig) -> None:
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
     longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
+    # A replica takes long to start: none is ended because the others keep up, for that may change with the next block.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.target_max_block_size = 1  # byte: every row that a task gives is more, and so a block of its own
     limit = config.resources.object_store_limit_bytes
     if limit is not None:
@@ -400,25 +407,6 @@ def _read_tasks(pending: Pending) -> Iterator[pa.Table]:
             units, wanted, looked_at = [], 0, 0
     if units:
         yield pa.Table.from_pylist(units)
-
-
-def _read(
-    units: pa.Table, manifest: Manifest, order: BatchOrder, window_rows: int, rows_per_task: int
-) -> Iterator[pa.Table]:
-    """What tasks are to fetch, packed, and ordered by the sizes that the manifest has; the same each time."""
-
-    def tables() -> Iterator[pa.Table]:
-        for unit in units.to_pylist():
-            bits = np.frombuffer(unit.pop("wanted"), np.uint8)
-            rows = np.unpackbits(bits, count=unit["num_rows"]).astype(np.bool_)
-            part = ReadUnit(Uri(unit.pop("file")), **unit)
-            yield from manifest.read_rows(part, rows, window_rows, with_sizes=True)
-
-    def ordered(window: pa.Table) -> pa.Table:
-        sizes = np.stack([window[name].to_numpy() for name in (HEIGHT, WIDTH)], axis=1).astype(np.int64)
-        return window.drop_columns([HEIGHT, WIDTH]).take(pa.array(order.permutation(sizes)))
-
-    yield from map(packed, cut(map(ordered, cut(tables(), window_rows)), rows_per_task))
 
 
 def _fetch(rows: pa.Table, stage: FetchDecode) -> Iterator[pa.Table]:

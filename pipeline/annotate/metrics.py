@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ray.util.metrics import Counter, Gauge
 
@@ -17,6 +17,7 @@ from pipeline.annotate.progress import Progress
 
 PREFIX = "maskfleet_"
 _RUN = "run"
+Kind = TypeVar("Kind", Gauge, Counter)
 
 
 class Metric(NamedTuple):
@@ -48,7 +49,7 @@ ETA = Metric(f"{PREFIX}eta_seconds", "Seconds to go at that rate.")
 FILL = Metric(f"{PREFIX}batch_fill_ratio", "Of the room in the model's batches, the share that images took, 0 to 1.")
 WANTED = Metric(f"{PREFIX}replicas_wanted", "Replicas of the model that the run begins with.")
 READY = Metric(f"{PREFIX}replicas_ready", "Replicas that have loaded it.")
-BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of the replicas' time at work, 0 to 1.")
+BUSY = Metric(f"{PREFIX}replicas_busy_ratio", "Share of the replicas' time with the model loaded, at work, 0 to 1.")
 PROGRESSED = Metric(f"{PREFIX}progress_timestamp_seconds", "Unix time at which an image last came through a stage.")
 METRICS = (WRITTEN, FAILED, STAGE_SECONDS, DUE, PENDING, RATE, ETA, FILL, WANTED, READY, BUSY, PROGRESSED)
 
@@ -101,18 +102,17 @@ class RunMetrics:
             self._gauge(metric, 0)
 
     def _gauge(self, metric: Metric, value: float) -> None:
-        _made(metric).set(value, tags={_RUN: self.run_id})
+        _made(metric, Gauge).set(value, tags={_RUN: self.run_id})
 
     def _count(self, metric: Metric, total: float, label: str = "") -> None:
         before = self._counted.get((metric.name, label), 0.0)
         self._counted[metric.name, label] = total
         more = total - before if total >= before else total
         if more > 0:
-            _made(metric).inc(more, tags={_RUN: self.run_id} | ({metric.label: label} if metric.label else {}))
+            _made(metric, Counter).inc(more, tags={_RUN: self.run_id} | ({metric.label: label} if metric.label else {}))
 
 
 @functools.cache
-def _made(metric: Metric) -> Gauge | Counter:
+def _made(metric: Metric, kind: type[Kind]) -> Kind:
     """One for each process: Ray takes a name once."""
-    labels = (_RUN,) if metric.label is None else (_RUN, metric.label)
-    return (Counter if metric.is_counter else Gauge)(metric.name, metric.about, labels)
+    return kind(metric.name, metric.about, (_RUN,) if metric.label is None else (_RUN, metric.label))

@@ -73,26 +73,31 @@ class RunMonitor:
             self._first_segment = time.monotonic() - told.counts.segment_s
 
     def begin(self, by: str, told: Told, stage: str, ids: Sequence[Hashable]) -> list[int]:
-        """See `pipeline.annotate.stages.guard.Guard`; so are those below."""
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         return self._guard.begin(stage, ids, by)
 
     def retry(self, by: str, told: Told, stage: str, image_id: Hashable) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         self._guard.retry(stage, image_id, by)
 
     def survive(self, by: str, told: Told, stage: str, image_id: Hashable) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         self._guard.survive(stage, image_id, by)
 
     def expire(self, by: str, told: Told, stage: str, ids: Sequence[Hashable], others: Sequence[Hashable]) -> None:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         self.hear(by, told)
         self._guard.expire(stage, ids, others, by)
 
     def has_expired(self, stage: str, image_id: Hashable) -> bool:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         return self._guard.has_expired(stage, image_id)
 
     def settle(self, key: str, order: bytes) -> bytes:
+        """See `pipeline.annotate.stages.guard.Guard`."""
         return self._guard.settle(key, order)
 
     def snapshot(self) -> Snapshot:
@@ -117,7 +122,7 @@ class _Sender:
 
     def __init__(self, monitor: Any) -> None:
         self._monitor = monitor
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a replica that is let go may be so in the middle of anything
         self._counts: StageCounts | None = None
         self._ends: list[tuple[str, Sequence[Hashable]]] = []
         self._later: threading.Timer | None = None

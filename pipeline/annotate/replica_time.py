@@ -58,7 +58,7 @@ class ReplicaClock:
 
     def __init__(self, actor: str, accelerator: str, gpus: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a replica that is let go may be so in the middle of anything
         self._started = clock()
         self._working_since: float | None = None
         self._last = ReplicaReport(uuid.uuid4().hex, actor, accelerator, gpus)

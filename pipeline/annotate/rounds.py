@@ -158,6 +158,13 @@ class Rounds:
             cost=None if price is None else round(used.gpus.held / 3600 * price, 2),
         )
 
+    def changes(self) -> dict[str, Any]:
+        """What the cluster is now, under ``at_end``, if that is something else than at the start."""
+        with suppress(RayError, ConnectionError):  # of a Ray that is gone
+            now = describe_cluster()
+            return {"at_end": now} if now != self.cluster else {}
+        return {}
+
     def _last_snapshot(self) -> Snapshot:
         """What the workers did, with what they tell last; less of it where the monitor was started anew."""
         give_up_at = time.monotonic() + _LAST_COUNTS_S
@@ -189,7 +196,7 @@ class Rounds:
             work.callback(running.stop)
             writes, shrunk = Writes(self.parts), _Shrunk(running)
             try:
-                while not (running.ended or stopping() or (reason := failing()) or shrunk.for_long):
+                while not (running.ended or stopping() or (reason := failing()) or shrunk.look()):
                     if writes.full:
                         writes.wait(_POLL_S)
                     elif (block := running.take(_POLL_S)) is not None:
@@ -197,8 +204,8 @@ class Rounds:
                     writes.go_on()
                     self.lock.check()
                 self._write_rest(running, writes)
-                if not running.ended:
-                    running.stop()  # the replicas make room for those of another round
+                if shrunk.for_long:
+                    running.stop()  # its replicas make room for those of another round
             except (KeyboardInterrupt, Exception):
                 self._save_rest(running, writes)
                 raise
@@ -312,16 +319,19 @@ class _Shrunk:
 
     Args:
         running: the round.
+
+    Attributes:
+        for_long: whether it has.
     """
 
     def __init__(self, running: Running) -> None:
         self._running = running
         self._gone_before = _gone_nodes()
         self._held_up_since: float | None = None
+        self.for_long = False
 
-    @property
-    def for_long(self) -> bool:
-        """Asked again and again."""
+    def look(self) -> bool:
+        """See how it is now; ``for_long``, which stays."""
         now = time.monotonic()
         if not self._running.held_up:
             self._held_up_since = None
@@ -329,8 +339,8 @@ class _Shrunk:
             self._held_up_since = now
         elif now - self._held_up_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before):
             logger.warning("images were left with %s that went; others begin them again", counted(len(gone), "node"))
-            return True
-        return False
+            self.for_long = True
+        return self.for_long
 
 
 def _gone_nodes() -> set[str]:

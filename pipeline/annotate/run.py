@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A round redoes what the one before lost. Rows do not get lost in rounds without crashes; a third empty-handed
-# one means something else is wrong.
-MAX_ROUNDS = 3
+# A round redoes what the one before lost, as often as nodes come and go. Three that write nothing mean that something
+# else is wrong.
+MAX_EMPTY_ROUNDS = 3
 
 
 class RunFailed(RunError):
@@ -188,7 +188,7 @@ class _Run:
         """After an error; a run that had closed its books when a signal came has finished all the same."""
         if not (isinstance(error, KeyboardInterrupt) and report.state.closed):
             report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
-            report.this_run = rounds.figures()
+            self._take_figures(report, rounds)
         if report.state is RunState.FAILED:
             report.this_run.error = str(error) if isinstance(error, RunFailed) else cause_of(error).name
         with suppress(OSError, LockLost):
@@ -196,22 +196,29 @@ class _Run:
 
     def _annotate_all(self, rounds: Rounds, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
+        num_empty = 0
         while pending.num_pending:
+            if num_empty == MAX_EMPTY_ROUNDS:
+                raise RunFailed(f"{_are(pending.num_pending)} still missing, and {num_empty} rounds wrote none of them")
             rounds.num += 1
-            if rounds.num > MAX_ROUNDS:
-                raise RunFailed(f"{_are(pending.num_pending)} still missing after {MAX_ROUNDS} rounds")
             if rounds.num > 1:
                 logger.warning("the audit found %s missing; queued again", counted(pending.num_pending, "image"))
+            before = pending.num_pending
             reason = rounds.run(pending, work)
             files = self.store.files()
             pending = self._find_pending(files)
+            num_empty = num_empty + 1 if pending.num_pending == before else 0
             if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
-                report.this_run = rounds.figures()
+                self._take_figures(report, rounds)
                 report.this_run.error = reason
                 return
-        report.this_run = rounds.figures()
+        self._take_figures(report, rounds)
         self._close_books(report, files.counts, pending)
+
+    def _take_figures(self, report: RunJson, rounds: Rounds) -> None:
+        report.this_run = rounds.figures()
+        report.cluster |= rounds.changes()
 
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays."""

@@ -5,7 +5,7 @@
     run_id, state                        the run, and how it ended: see `RunState`
     config                               all settings, defaults included; URIs without their secrets
     identity, code, cluster              the model and the content settings; versions; machines, the driver alone where
-                                         nothing was to do and Ray not started
+                                         nothing was to do and Ray not started; at_end if they were others then
     categories                           what the model tells apart, in the order of its labels
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
     images                               how many: manifest = annotated + failed; {} until the run has closed its books

@@ -16,6 +16,7 @@ from pipeline.tables.arrays import Float64s
 _FARTHEST = 1e6
 # pycocotools counts pixels in 32 bits, in places with a sign.
 _MOST_PIXELS = (1 << 31) - 1
+_OUTLINES_AT_ONCE = 256  # so many that calls cost little, so few that what they return is soon let go
 _NO_POLYGON = f"a polygon must be a list of coordinates, at least three points, none beyond {_FARTHEST:,.0f} pixels"
 
 
@@ -51,7 +52,10 @@ def as_rles(segmentations: Iterable[Any], sizes: Sequence[tuple[int, int]]) -> R
         try:
             _check_size(height, width)
             if isinstance(segmentation, list):
-                polygons.setdefault((height, width), {})[index] = _corners(segmentation)
+                outlines = polygons.setdefault((height, width), {})
+                outlines[index] = _corners(segmentation)
+                if len(outlines) == _OUTLINES_AT_ONCE:
+                    _rasterise(polygons.pop((height, width)), (height, width), counts)
                 continue
             counts[index] = _from_rle(segmentation, height, width)
         except ValueError as error:

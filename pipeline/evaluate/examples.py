@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -64,7 +64,8 @@ class Example:
         def text(value: bytes) -> str:
             return value.decode("ascii")
 
-        return json.dumps(asdict(self), default=text).encode()
+        values = {**vars(self), "truth": vars(self.truth), "detections": vars(self.detections)}
+        return json.dumps(values, default=text).encode()
 
     @classmethod
     def decode(cls, content: bytes) -> Example:

@@ -271,19 +271,20 @@ def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
     is_last = characters < 32
     if not is_last[ends - 1].all():
         raise DamagedRle("the last run length is cut off")
-    lasts = np.flatnonzero(is_last)
-    num_groups = np.diff(lasts, prepend=-1)
-    rest = np.flatnonzero(num_groups > 1)
-    most_groups = int(num_groups[rest].max(initial=1))
-    if most_groups > _MOST_GROUPS:
-        raise DamagedRle("a run length has too many digits")
     digits = characters & np.uint8(31)
-    # The highest group has the sign; most numbers have no other.
-    values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[lasts].astype(np.int64)
-    for group in range(1, most_groups):
-        values[rest] = values[rest] << 5 | digits[lasts[rest] - group]
-        rest = rest[num_groups[rest] > group + 1]
-    runs_per_mask = np.diff(np.searchsorted(lasts, ends), prepend=0)
+    # The highest group has the sign; nine numbers in ten have no other.
+    values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last].astype(np.int64)
+    lower = np.flatnonzero(~is_last)
+    owners = lower - np.arange(lower.size)  # so many numbers have ended before
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    num_lower = np.diff(starts, append=lower.size)
+    if num_lower.max(initial=0) >= _MOST_GROUPS:
+        raise DamagedRle("a run length has too many digits")
+    shifts = 5 * (np.arange(lower.size) - np.repeat(starts, num_lower))
+    several = owners[starts]
+    values[several] <<= 5 * num_lower
+    values[several] += np.add.reduceat(digits[lower].astype(np.int64) << shifts, starts)
+    runs_per_mask = np.diff(ends - np.searchsorted(lower, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 
 

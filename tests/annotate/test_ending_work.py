@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,9 @@ from ray.exceptions import ObjectLostError, RayTaskError
 
 from pipeline.annotate import graph, rounds
 from pipeline.annotate import run as job
-from pipeline.annotate.graph import Block
+from pipeline.annotate.config import ResourcesConfig
+from pipeline.annotate.graph import Block, RunParts
+from pipeline.annotate.pool import Pool
 from pipeline.annotations.data_file import Counts
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.storage.lock.lease import LockLost
@@ -27,7 +30,8 @@ class Stages:
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
         self._coming: list[Block | BaseException] = [Block(name, 1) for name in blocks]
         self._coming += [] if error is None else [error]
-        self.ended = False
+        self.ended = self.held_up = False
+        self.stops = 0
 
     def take(self, timeout_s: float) -> Block | None:
         if not self._coming:
@@ -39,7 +43,7 @@ class Stages:
         return block
 
     def stop(self) -> None:
-        """Nothing."""
+        self.stops += 1
 
 
 class Store:
@@ -49,14 +53,9 @@ class Store:
         self.broken = broken
         self.files: list[tuple[str, ...]] = []
 
-    def put(self, value: Any) -> None:
-        """Nothing."""
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "Resources": {"object_store_memory": 1 << 30}}]
-
     def remote(self, work: Any) -> Any:
-        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda stage, *blocks: blocks))
+        writer = SimpleNamespace(write=SimpleNamespace(remote=lambda *blocks: blocks))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *stages: writer))
 
     def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return refs[:num_returns], refs[num_returns:]
@@ -93,28 +92,46 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
             yield lambda: ""
 
         monkeypatch.setattr(graph, "ray", store)
+        monkeypatch.setattr(graph, "node_resources", lambda: [{"object_store_memory": 800.0}, {"CPU": 1.0}])
         monkeypatch.setattr(graph, "Encode", lambda *_: None)
         monkeypatch.setattr(graph, "Write", lambda *_: None)
         monkeypatch.setattr(rounds, "build", lambda *_: None)
         monkeypatch.setattr(rounds, "Running", lambda _: stages)
         monkeypatch.setattr(rounds.Rounds, "_watched", silent)
+        monkeypatch.setattr(rounds, "_gone_nodes", set)
         anything: Any = None
         return rounds.Rounds(anything, lock), store  # type: ignore[arg-type]
 
     return prepare
 
 
-def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
+def parts(rows_per_file: int) -> Any:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
-    run.parts = SimpleNamespace(  # type: ignore[assignment]
-        config=SimpleNamespace(
-            output=output, images_per_block=4, resources=SimpleNamespace(object_store_limit_bytes=None)
-        ),
+    resources = SimpleNamespace(object_store_limit_bytes=None)
+    return SimpleNamespace(
+        config=SimpleNamespace(output=output, images_per_block=4, resources=resources),
         **dict.fromkeys(("monitor", "store", "identity", "fence", "schema", "categories")),
         pool=SimpleNamespace(max_writes=8),
     )
+
+
+def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
+    run.parts = parts(rows_per_file)
     with contextlib.ExitStack() as stack:
         run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
+
+
+def test_what_waits_and_is_written_is_bounded_in_bytes(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of a node's object store for a file, a quarter of all of it for those together."""
+    _, store = work("", None)
+    writes = graph.Writes(parts(rows_per_file=1000))
+    monkeypatch.setattr(store, "wait", lambda *_, **__: ([], []))  # none is done
+    for name in "abcd":
+        assert not writes.full
+        writes.add(Block(name, 60))
+        writes.go_on()
+    assert writes.full
+    assert writes.num_open == 3  # two blocks are too much for a file; the last one waits
 
 
 @pytest.mark.parametrize("error", [ValueError("a stage broke"), KeyboardInterrupt()])
@@ -192,7 +209,7 @@ def executed(
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
     run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
-    started: Any = SimpleNamespace(cluster={}, figures=lambda: ThisRun())
+    started: Any = SimpleNamespace(cluster={}, figures=lambda: ThisRun(), changes=dict)
     redo = run.to_redo(store.files(), anything, retry_failed)
     return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
 
@@ -246,7 +263,7 @@ def test_rows_on_their_way_are_written_when_a_run_is_stopped(work: Any, monkeypa
         yield lambda: "all fail"
 
     monkeypatch.setattr(rounds, "Running", lambda _: stages)
-    monkeypatch.setattr(rounds, "_progress", failing)
+    monkeypatch.setattr(rounds.Rounds, "_watched", failing)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("abc")]
 
@@ -259,3 +276,65 @@ def test_a_line_of_progress_fits_the_terminal(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(rounds.sys.stderr, "fileno", lambda: 2)
     monkeypatch.setattr(rounds.os, "get_terminal_size", lambda _: os.terminal_size((columns, 24)))
     assert rounds._fitted("0123456789") == shown
+
+
+class HeldUp(Stages):
+    """Gives its last block never: it is with a replica whose node has gone."""
+
+    def take(self, timeout_s: float) -> Block | None:
+        self.held_up = len(self._coming) == 1
+        if self.held_up and self.given_up:
+            self._coming.clear()
+        return None if self.held_up else super().take(timeout_s)
+
+    given_up = False
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_round_whose_last_blocks_went_with_a_node_ends(
+    work: Any, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    run, store = work("", None)
+    stages = HeldUp(list("abc"), None)
+    nodes = iter([{"long ago"}, *[{"long ago"}] * 20, {"long ago", "now"} if gone else {"long ago"}])
+
+    def gone_nodes() -> set[str]:
+        known = next(nodes, None)
+        if known is None:  # of a cluster that is as it was, nothing is given up: the block is only slow
+            stages.given_up = True
+        return known or {"long ago"}
+
+    monkeypatch.setattr(rounds, "_HELD_UP_S", 0.0)
+    monkeypatch.setattr(rounds, "_gone_nodes", gone_nodes)
+    monkeypatch.setattr(rounds, "Running", lambda _: stages)
+    begin(run, rows_per_file=1000)
+    assert store.files == [tuple("ab")]
+    assert stages.stops == 1 + gone  # that of all work at the end
+    assert stages.ended != gone
+
+
+def test_a_cluster_that_grew_is_told_of(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = work("", None)
+    clusters = iter([{"nodes": 1}, {"nodes": 3}])
+    monkeypatch.setattr(rounds, "describe_cluster", lambda: next(clusters))
+    run.cluster = {"nodes": 1}
+    assert run.changes() == {}
+    assert run.changes() == {"at_end": {"nodes": 3}}
+
+
+def test_another_round_has_the_replicas_that_there_is_room_for(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = work("a", None)
+    asked: list[ResourcesConfig] = []
+    again = Pool(1, 1, 1.0, 0.0, 0.99, 1)
+    monkeypatch.setattr(rounds, "choose_pool", lambda config: asked.append(config) or again)
+    resources = ResourcesConfig()
+    parts: Any = RunParts(
+        **{part.name: None for part in fields(RunParts) if part.name not in ("config", "pool")},
+        config=SimpleNamespace(resources=resources),
+        pool=Pool(3, 3, 1.0, 0.0, 0.99, 3),
+    )
+    run.parts = parts
+    run._choose_again()
+    # Where all GPUs are gone, the model does not move to CPUs.
+    assert asked == [resources.model_copy(update={"gpus_per_actor": 1.0})]
+    assert run.parts == replace(parts, pool=again)

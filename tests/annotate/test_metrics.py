@@ -12,7 +12,9 @@ import pytest
 from pipeline.annotate import metrics
 from pipeline.annotate.metrics import METRICS, RunMetrics
 from pipeline.annotate.progress import Progress, Snapshot
+from pipeline.annotate.replica_time import Used
 from pipeline.annotate.stages.stage import StageCounts
+from pipeline.annotations.run_json import Seconds
 
 Series = tuple[str, tuple[tuple[str, str], ...]]
 
@@ -59,7 +61,8 @@ def value(name: str, **labels: str) -> float | None:
 
 
 def moment(total: int = 100, actors: int = 2, ready: int = 2, segmenting_s: float = 10.0, **counts: Any) -> Progress:
-    return Progress(total, Snapshot(StageCounts(**counts), segmenting_s, ready, ready), 30.0, actors, 8)
+    used = {"CPU": Used(replicas=Seconds.of(24.0, 15.0, 0.0), ready_s=20.0)}
+    return Progress(total, Snapshot(StageCounts(**counts), segmenting_s, ready, ready, used), 30.0, actors, 8)
 
 
 def test_what_the_terminal_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import ray
 from pipeline.annotate import monitor
 from pipeline.annotate.monitor import TELL_AFTER_S, MonitorClient, RunMonitor, Told, start_monitor
 from pipeline.annotate.progress import Snapshot
+from pipeline.annotate.replica_time import ReplicaClock
 from pipeline.annotate.stages.guard import Deadline, run_guarded
 from pipeline.annotate.stages.stage import StageCounts
 
@@ -143,6 +144,29 @@ class TestMessages:
         client.expire("decode", [2], [3])
         assert handle.run.begin("next", Told(), "decode", [1, 2, 3]) == [0, 1, 0]
         assert client.has_expired("decode", 2)
+
+    def test_a_replica_is_told_of_with_all_else_and_now_and_then(
+        self, handle: FakeHandle, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(monitor, "HEARTBEAT_S", 0.3)
+        client, replica = MonitorClient(handle), ReplicaClock("a", "CPU", 0.0)
+        client.follow(replica)
+        until(lambda: handle.run.snapshot().starting, 1)
+        replica.loaded()
+        with replica.working(7):
+            client.begin("segment", [1])
+            assert handle.run.snapshot().ready == 1
+            held = handle.run.snapshot().used.replicas.held
+            give_up_at = time.monotonic() + 20
+            while handle.run.snapshot().used.replicas.held == held and time.monotonic() < give_up_at:
+                time.sleep(0.02)
+            assert handle.calls == ["hear", "begin", "hear"]
+        replica.end()
+        client.say_goodbye()
+        assert (handle.run.snapshot().starting, handle.run.snapshot().used.images) == (0, 7)
+        said = len(handle.calls)
+        time.sleep(0.7)
+        assert len(handle.calls) == said
 
     def test_an_order_is_settled_once(self, handle: FakeHandle) -> None:
         client = MonitorClient(handle)

@@ -50,7 +50,7 @@ def test_by_hand() -> None:
 
 
 def test_replicas_that_are_missing_are_said() -> None:
-    assert "| 2 of 4 replicas busy 38% |" in Progress(100, HALFWAY, 30.0, 4, 8).line()
+    assert "| 2 of 4 replicas busy 75% |" in Progress(100, HALFWAY, 30.0, 4, 8).line()
     assert "| 2 replicas busy " in Progress(100, replace(HALFWAY, starting=9), 30.0, 1, 8).line()
 
 

@@ -26,6 +26,7 @@ from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.replica import SegmentActor, use_expandable_segments
 from pipeline.cluster.quiet import quiet
 from pipeline.model.detections import Detections
+from pipeline.tables.packed import packed, unpacked
 from tests.annotate.stages.test_segment import decoded_rows
 
 NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -96,7 +97,7 @@ class MortalReplica(SegmentActor):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_time_of_a_replica_that_dies_and_of_the_one_in_its_place(tmp_path: Path) -> None:
     quiet(DataContext.get_current())
@@ -104,15 +105,15 @@ def test_the_time_of_a_replica_that_dies_and_of_the_one_in_its_place(tmp_path: P
     rows = decoded_rows([np.full((2, 2, 3), i, np.uint8) for i in range(BLOCKS * BLOCK)])
     config = ModelConfig.model_validate({"checkpoint": "/m.safetensors", "batch_size": BLOCK})
     pool: Any = SimpleNamespace(gpus=0.0, cpus=0.5)
-    out = ray.data.from_arrow([rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)]).map_batches(
+    out = ray.data.from_arrow([packed(rows[i : i + BLOCK]) for i in range(0, len(rows), BLOCK)]).map_batches(
         MortalReplica,
         fn_constructor_args=(tmp_path / "killed", ray.put(None), config, None, pool, MonitorClient(handle)),
         compute=ActorPoolStrategy(size=1, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=4),
-        batch_size=BLOCK,
+        batch_size=1,
         num_cpus=pool.cpus,
         batch_format="pyarrow",
     )
-    found = pa.concat_tables(ray.get(out.to_arrow_refs()))
+    found = unpacked(pa.concat_tables(ray.get(out.to_arrow_refs())))
     assert sorted(found["image_id"].to_pylist()) == rows["image_id"].to_pylist()
     assert found["error_code"].null_count == len(rows)
     del out

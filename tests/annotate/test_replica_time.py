@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.annotate.replica_time import ReplicaBook, ReplicaClock, Used
@@ -179,6 +179,7 @@ STEPS: dict[str, Callable[[World, ReplicaClock, float], None]] = {
         st.tuples(st.integers(0, 2), st.sampled_from(["CPU", "H100"]), st.sampled_from(sorted(STEPS)), st.floats(0, 30))
     )
 )
+@settings(deadline=None, max_examples=60)
 def test_whatever_happens_it_adds_up(steps: list[tuple[int, str, str, float]]) -> None:
     """Steps of three actors; one that is not there is started."""
     world = World()

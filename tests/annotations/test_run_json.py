@@ -27,7 +27,7 @@ FULL = RunJson(
     failures={"not_found": 2},
     detections_per_category={"cat": 4},
     this_run=ThisRun(
-        *(5, 5, 1, 2.5, 2.0, 0.75, {"fetch": 0.5}),
+        *(5, 5, 1, 2.5, 2.0, 0.75, 0.875, {"fetch": 0.5}),
         replica_seconds=Seconds(9.0, 6.0, 2.5, 0.5),
         gpu_seconds=Seconds(4.5, 3.0, 1.25, 0.25),
         by_accelerator={"NVIDIA H100": AcceleratorUse(5, 9.0, 4.5, 4000.0), "CPU": AcceleratorUse()},

@@ -23,7 +23,7 @@ from benchmarks.chaos.verdict import judge
 
 pytestmark = pytest.mark.timeout(900)
 # A driver killed, one stopped, a worker killed, two deadly images: what every change must survive. Others take longer.
-SLOW = ("beside", "takeover", "outage", "node", "s3")
+SLOW = ("beside", "takeover", "outage", "node", "drain", "scale", "s3")
 KINDS = ["driver", "signals", "worker", "poison", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)]
 
 

@@ -180,9 +180,12 @@ def test_rayjob_runs_the_entry_point_on_its_own_config(rayjob: dict[str, Any], r
 def test_rayjob_gpu_group_fits_the_replicas(rayjob: dict[str, Any], rayjob_config: AnnotateConfig) -> None:
     groups = rayjob["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert all(g["minReplicas"] <= g["replicas"] <= g["maxReplicas"] for g in groups)
-    fewest, most = rayjob_config.resources.actor_range
-    assert sum(g["replicas"] * gpus(g) for g in groups) >= fewest
-    assert sum(g["maxReplicas"] * gpus(g) for g in groups) >= most
+    resources = rayjob_config.resources
+    assert resources.actor_range is not None
+    assert sum(g["maxReplicas"] * gpus(g) for g in groups) >= resources.actor_range[1]
+    assert sum(g["replicas"] * gpus(g) for g in groups) == 0, "from none"
+    assert resources.wait_for_gpus_s > 0
+    assert rayjob["spec"]["rayClusterSpec"]["enableInTreeAutoscaling"]
     assert {gpus(g) for g in groups} == {0, 1}, "a CPU group and a GPU group"
     assert rayjob_config.resources.gpus_per_actor == 1
 
@@ -201,9 +204,11 @@ def test_aws_cluster_has_head_cpu_and_gpu_nodes(aws: dict[str, Any]) -> None:
     assert aws["docker"]["image"] == IMAGE
     workers = [aws["available_node_types"][name] for name in ("cpu", "gpu")]
     assert sum(worker["max_workers"] for worker in workers) <= aws["max_workers"]
-    fewest, most = load_config(AnnotateConfig, ROOT / "configs" / "annotate_cluster_s3.yaml").resources.actor_range
-    assert workers[1]["min_workers"] >= fewest
-    assert workers[1]["max_workers"] >= most
+    resources = load_config(AnnotateConfig, ROOT / "configs" / "annotate_cluster_s3.yaml").resources
+    assert resources.actor_range is not None
+    assert resources.wait_for_gpus_s > 0, "it starts from none"
+    assert workers[1]["min_workers"] == 0
+    assert workers[1]["max_workers"] >= resources.actor_range[1]
 
 
 def test_aws_cluster_starts_every_ray_with_the_same_token(aws: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
@@ -260,3 +261,21 @@ def pycocotools_result(
         evaluation.summarize()
     arrays = evaluation.eval
     return CocoArrays(arrays["precision"], arrays["recall"], arrays["scores"], evaluation.stats)
+
+
+def hotcoco_result(
+    dataset: Json, results: Sequence[Json], iou_type: IouType, max_dets: Sequence[int] = COCO_MAX_DETS
+) -> CocoArrays:
+    """A second oracle that shares no code with the first. Unlike that it counts matches with an annotation of id 0."""
+    left_out = "bbox" if iou_type == "segm" else "segmentation"
+    rows = [{key: value for key, value in row.items() if key != left_out} for row in results]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = hotcoco.COCO(copy.deepcopy(dataset))
+        evaluation = hotcoco.COCOeval(truth, truth.load_res(rows), iou_type)
+        evaluation.params.max_dets = list(max_dets)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    arrays = evaluation.eval
+    assert arrays is not None
+    return CocoArrays(arrays["precision"], arrays["recall"], arrays["scores"], np.asarray(evaluation.stats))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import signal
 import subprocess
@@ -11,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from jobs import ending
 
 ROOT = Path(__file__).parents[2]
 BEGIN = """
@@ -162,6 +166,15 @@ def test_what_is_ignored_stays_ignored(start: Start) -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=30)
     assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("is_terminal", "begin"), [(True, "\r\033[K"), (False, "")])
+def test_a_line_takes_the_place_of_one_that_has_no_end(is_terminal: bool, begin: str) -> None:
+    stream = io.StringIO()
+    stream.isatty = lambda: is_terminal  # type: ignore[method-assign]
+    handler = ending._Lines(stream)
+    handler.emit(logging.makeLogRecord({"msg": "a line"}))
+    assert stream.getvalue() == f"{begin}a line\n"
 
 
 def test_a_log_tells_nothing_of_fonts() -> None:

@@ -90,10 +90,10 @@ def test_a_run(config: dict[str, Any], tmp_path: Path) -> None:
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"TMPDIR": folder}
         command = ["-m", "maskfleet", "annotate", "--config", str(tmp_path / "annotate.yaml")]
         code, written = on_a_terminal(command, environment)
+        assert code == 0, written
         (log,) = Path(folder).glob("ray/session_2*/logs/maskfleet-ray-*.log")
         assert "has constructor arguments in the object store" in log.read_text()
         assert list(Path(folder).glob("maskfleet*")) == []
-    assert code == 0, written
     seen = lines_of(written)
     allowed = [re.compile(line) for line in _SEEN]
     assert [line for line in seen if not any(one.fullmatch(line) for one in allowed)] == []

@@ -8,13 +8,19 @@ fetched. An image's row does not depend on any of that. No Ray, no torch.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.annotate.manifest.open import Manifest
+from pipeline.annotate.manifest.rules import HEIGHT, WIDTH, ReadUnit
 from pipeline.images.sizes import input_size
+from pipeline.storage.uris import Uri
+from pipeline.tables.packed import cut, packed
 
 # The more rows are ordered together, the less is left over that fills no batch: about one batch for each of some
 # forty shapes. What a read task orders are numbers; what a fetch task orders are encoded pictures in memory.
@@ -168,3 +174,30 @@ def _fitting(lengths: list[int], room: int) -> set[int]:
             chosen.add(i)
             length -= lengths[i]
     return chosen
+
+
+def read_in_order(
+    units: pa.Table, manifest: Manifest, order: BatchOrder, window_rows: int, rows_per_task: int
+) -> Iterator[pa.Table]:
+    """What tasks are to fetch, packed, and ordered by the sizes that the manifest has; the same each time.
+
+    Args:
+        units: row groups, with a bit a row (``wanted``) for those that are to be read.
+        manifest: of the units.
+        order: of the model's batches.
+        window_rows: that are ordered together.
+        rows_per_task: of each table, but the last.
+    """
+
+    def tables() -> Iterator[pa.Table]:
+        for unit in units.to_pylist():
+            bits = np.frombuffer(unit.pop("wanted"), np.uint8)
+            rows = np.unpackbits(bits, count=unit["num_rows"]).astype(np.bool_)
+            part = ReadUnit(Uri(unit.pop("file")), **unit)
+            yield from manifest.read_rows(part, rows, window_rows, with_sizes=True)
+
+    def ordered(window: pa.Table) -> pa.Table:
+        sizes = np.stack([window[name].to_numpy() for name in (HEIGHT, WIDTH)], axis=1).astype(np.int64)
+        return window.drop_columns([HEIGHT, WIDTH]).take(pa.array(order.permutation(sizes)))
+
+    yield from map(packed, cut(map(ordered, cut(tables(), window_rows)), rows_per_task))

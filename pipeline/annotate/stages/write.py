@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.annotate.stages.stage import Report, StageCounts
+from pipeline.annotate.stages.stage import Report, Stage, StageCounts
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
+from pipeline.tables.packed import unpacked
 
 
 @dataclass(frozen=True)
@@ -37,3 +38,19 @@ class Write:
         file = self.store.write_rows(rows, self.identity, compression_level=self.compression_level, fence=self.fence)
         self.report(StageCounts(write_s=time.perf_counter() - started, written=file.num_rows, files=1))
         return file
+
+
+class FileWriter:
+    """The last two stages in one: from blocks to a file of them, and the next one, in a process that lives on.
+
+    Args:
+        encode: the stage before `write`.
+        write: the last stage.
+    """
+
+    def __init__(self, encode: Stage, write: Write) -> None:
+        self._encode, self._write = encode, write
+
+    def write(self, *blocks: pa.Table) -> DataFile:
+        """A file of packed blocks of segmented rows, which are encoded one after the other."""
+        return self._write(pa.concat_tables([self._encode(unpacked(block)) for block in blocks]))

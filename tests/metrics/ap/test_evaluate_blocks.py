@@ -9,13 +9,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco_mask
 
 from pipeline.metrics.ap.accumulate import Accumulator
 from pipeline.metrics.ap.figures import Arrays, coco_stats, evaluate_blocks
 from pipeline.metrics.ap.records import block_records, sort_order
 from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
-from tests.evaluate.coco_cases import CocoArrays, CocoCase, blocks_of, pycocotools_result, random_case, rle_of
+from tests.evaluate.coco_cases import (
+    CocoArrays,
+    CocoCase,
+    blocks_of,
+    hotcoco_result,
+    pycocotools_result,
+    random_case,
+    rle_of,
+)
 
 EXAMPLES = Path(__file__).resolve().parents[4] / "shared" / "data"
 LIMITS = [(1, 10, 100), (100, 300, 1000), (1, 10, 300), (1, 2, 3)]
@@ -76,6 +87,71 @@ def assert_equal(arrays: Arrays, expected: CocoArrays, max_dets: tuple[int, int,
 def test_equals_pycocotools(seed, max_dets, iou_type):
     case = random_case(seed, num_images=10)
     assert_equal(in_process(case, iou_type, max_dets), pycocotools_result(*case, iou_type, max_dets), max_dets)
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@pytest.mark.parametrize("max_dets", LIMITS)
+@pytest.mark.parametrize("seed", range(5, 8))
+def test_equals_hotcoco(seed, max_dets, iou_type):
+    """AP where 100 is not among the limits, too: both take the largest then."""
+    case = without_id_0(random_case(seed, num_images=10))
+    arrays, expected = in_process(case, iou_type, max_dets), hotcoco_result(*case, iou_type, max_dets)
+    for name in ("precision", "recall", "scores"):
+        np.testing.assert_array_equal(getattr(arrays, name), getattr(expected, name), err_msg=name)
+    assert coco_stats(arrays, max_dets).tolist() == expected.stats.tolist()
+
+
+def without_id_0(case: CocoCase) -> CocoCase:
+    """The same with other ids of annotations."""
+    annotations = [{**item, "id": item["id"] + 1} for item in case.dataset["annotations"]]
+    return CocoCase({**case.dataset, "annotations": annotations}, case.results)
+
+
+SIZE = (40, 45)
+SIDES = st.sampled_from([0.0, 1.0, 8.0, 31.0, 32.0, 33.0])
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    """A box that may be empty, and a mask about which it says nothing: a few columns of pixels, or none."""
+    box = [draw(SIDES) / 8, draw(SIDES) / 8, draw(SIDES), draw(SIDES)]
+    pixels = np.zeros(SIZE, np.uint8, order="F")
+    first, last = sorted((draw(st.integers(0, SIZE[1])), draw(st.integers(0, SIZE[1]))))
+    pixels[draw(st.integers(0, 8)) : draw(st.sampled_from([8, 32, 40])), first:last] = 1
+    pixels[draw(st.integers(0, 39)), draw(st.integers(0, 44))] ^= 1
+    rle = coco_mask.encode(pixels)
+    return {"bbox": box, "segmentation": {"size": list(SIZE), "counts": rle["counts"].decode()}}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> CocoCase:
+    """Up to three images: objects that are found exactly or nearly, crowds, equal scores, areas on the borders."""
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+    num_images = draw(st.integers(1, 3))
+    for image in range(1, num_images + 1):
+        known = draw(st.lists(shapes(), max_size=4))
+        found = draw(st.lists(shapes() | st.sampled_from(known) if known else shapes(), max_size=5))
+        for shape in known:
+            item = {"id": len(annotations) + 1, "image_id": image, "category_id": draw(st.integers(1, 2))}
+            area = draw(st.sampled_from([0.0, 1023.0, 1024.0, 1025.0]))
+            annotations.append({**item, **shape, "iscrowd": draw(st.integers(0, 1)), "area": area})
+        for shape in found:
+            item = {"image_id": image, "category_id": draw(st.integers(1, 2)), "score": draw(SIDES) / 33}
+            results.append({**item, **shape})
+    images = [{"id": image, "height": SIZE[0], "width": SIZE[1]} for image in range(1, num_images + 1)]
+    categories = [{"id": id_, "name": str(id_)} for id_ in (1, 2)]
+    return CocoCase({"images": images, "annotations": annotations, "categories": categories}, results)
+
+
+@pytest.mark.parametrize("iou_type", IOU_TYPES)
+@settings(max_examples=40, deadline=None)
+@given(case=cases())
+def test_any_set_equals_both(iou_type: IouType, case: CocoCase) -> None:
+    limits = CocoProtocol().max_dets
+    arrays = in_process(case, iou_type, limits)
+    assert_equal(arrays, pycocotools_result(*case, iou_type), limits)
+    assert_equal(arrays, hotcoco_result(*case, iou_type), limits)
 
 
 @pytest.mark.parametrize("iou_type", IOU_TYPES)
