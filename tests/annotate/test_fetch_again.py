@@ -58,7 +58,9 @@ class DyingPictures(PictureSource):
 
 
 @pytest.mark.ray
-def test_nothing_is_lost_and_nothing_twice(ray_cluster: None, tmp_path: Path) -> None:
+def test_nothing_is_lost_and_nothing_twice(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As the job has it: each block is handed on at once, so that some are there already when the process ends.
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 1)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     died = tmp_path / "died"
     numbers = [str(i) for i in range(NUM_IMAGES)]

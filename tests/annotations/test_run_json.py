@@ -78,7 +78,7 @@ def test_there_and_back(uri: str) -> None:
 
 
 @pytest.mark.parametrize("state", RunState)
-@pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 3, 2, 1.0, 3.0, 0.0, {}, "gone")])
+@pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 3, 2, 1.0, 3.0, error="gone")])
 def test_every_state(tmp_path: Path, state: RunState, this_run: ThisRun) -> None:
     run = RunJson(state=state, this_run=this_run)
     run.write(Uri(str(tmp_path)))
