@@ -131,7 +131,6 @@ class TestOrder:
         assert all(row["of it"] == int(i) for i, row in first.items())
         for rows, _ in others:
             assert rows == first
-        calls = {key: counts.batches for key, (_, counts) in found.items()}
         assert {counts.batched for _, counts in found.values()} == {55}
-        assert calls["right", 1] <= calls["none", 1] < 25
-        assert calls["right", 1] <= calls["wrong", 1]
+        # At least 14 by fours; as they come, pictures of four shapes in blocks of eight take about twice as many.
+        assert all(14 <= counts.batches <= 18 for _, counts in found.values())
