@@ -407,6 +407,7 @@ class TestFirstRun:
         assert (run["images"], run["rounds"]) == (len(world.table), 1)
         assert run["images_per_second"] == pytest.approx(run["images"] / run["seconds"], rel=0.01)
         assert 0 < run["replica_busy_share"] <= 1
+        assert 0.5 <= run["batch_fill"] <= 1  # batches of two
         assert set(run["time_split_s"]) == {"fetch", "decode", "segment", "encode", "write"}
         assert all(seconds > 0 for seconds in run["time_split_s"].values()), run["time_split_s"]
         assert sum(run["time_split_s"].values()) < 3 * run["seconds"]
