@@ -27,7 +27,7 @@ FULL = RunJson(
     failures={"not_found": 2},
     detections_per_category={"cat": 4},
     this_run=ThisRun(
-        *(5, 5, 1, 2.5, 2.0, 0.75, {"fetch": 0.5}),
+        *(5, 5, 1, 2.5, 2.0, 0.75, 0.9, {"fetch": 0.5}),
         replica_seconds=Seconds(9.0, 6.0, 2.5, 0.5),
         gpu_seconds=Seconds(4.5, 3.0, 1.25, 0.25),
         by_accelerator={"NVIDIA H100": AcceleratorUse(5, 9.0, 4.5, 4000.0), "CPU": AcceleratorUse()},
@@ -78,7 +78,7 @@ def test_there_and_back(uri: str) -> None:
 
 
 @pytest.mark.parametrize("state", RunState)
-@pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 3, 2, 1.0, 3.0, 0.0, {}, "gone")])
+@pytest.mark.parametrize("this_run", [ThisRun(), ThisRun(error="gone"), ThisRun(3, 3, 2, 1.0, 3.0, error="gone")])
 def test_every_state(tmp_path: Path, state: RunState, this_run: ThisRun) -> None:
     run = RunJson(state=state, this_run=this_run)
     run.write(Uri(str(tmp_path)))
@@ -103,6 +103,7 @@ def test_the_file(tmp_path: Path) -> None:
         "seconds": 2.5,
         "images_per_second": 2.0,
         "replica_busy_share": 0.75,
+        "batch_fill": 0.9,
         "time_split_s": {"fetch": 0.5},
         "replica_seconds": {"held": 9.0, "busy": 6.0, "idle": 2.5, "lost": 0.5},
         "gpu_seconds": {"held": 4.5, "busy": 3.0, "idle": 1.25, "lost": 0.25},

@@ -34,7 +34,7 @@ REPORT = RunJson(
     categories=tuple(Category(i, name) for i, name in zip((1, 2, 90), CATEGORY_NAMES, strict=True)),
     images=ImageCounts(20, 15, 5),
     this_run=ThisRun(
-        *(20, 20, 1, 10.0, 2.0, 0.75, {"fetch": 1.0, "segment": 3.0}),
+        *(20, 20, 1, 10.0, 2.0, 0.75, 0.0, {"fetch": 1.0, "segment": 3.0}),
         gpu_seconds=Seconds(7200.0, 3600.0, 3540.0, 60.0),
         by_accelerator={"NVIDIA H100": AcceleratorUse(20, 7200.0, 7200.0, 10.0)},
         cost=5.0,

@@ -40,7 +40,7 @@ RUN = RunJson(
     code={"version": "0.1", "packages": {"ray": "2.60"}},
     categories=tuple(Category(i, f"{NASTY} {i}") for i in CATEGORY_IDS),
     this_run=ThisRun(
-        *(40, 38, 1, 75.5, 0.503, 0.61, {"fetch": 3.0, "segment": 61.0, "write": 0.02}),
+        *(40, 38, 1, 75.5, 0.503, 0.61, 0.9, {"fetch": 3.0, "segment": 61.0, "write": 0.02}),
         gpu_seconds=Seconds(100.0, 61.0, 39.0, 0.0),
         by_accelerator={"NVIDIA H100": AcceleratorUse(40, 100.0, 100.0, 1440.0)},
         cost=0.05,
