@@ -296,7 +296,7 @@ class Writes:
     def __init__(self, parts: RunParts) -> None:
         config, output, client = parts.config, parts.config.output, MonitorClient(parts.monitor)
         encode = Encode(parts.schema, parts.categories, client, client.report)
-        write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report)
+        write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report_now)
         writers = ray.remote(FileWriter).options(
             num_cpus=LIGHT_CPUS, max_restarts=-1, max_task_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD"
         )

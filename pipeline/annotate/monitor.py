@@ -242,3 +242,8 @@ class MonitorClient:
     def report(self, counts: StageCounts) -> None:
         """Add to the run's counts, soon."""
         self._sender.add(counts)
+
+    def report_now(self, counts: StageCounts) -> None:
+        """The same at once, with all that waits to be told: this process may be ended as soon as its result is out."""
+        self._sender.add(counts)
+        ray.get(self._sender.call("hear"))

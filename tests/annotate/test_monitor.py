@@ -130,6 +130,15 @@ class TestMessages:
         del client
         assert len(monitor._SENDERS) == before
 
+    def test_a_process_that_may_be_ended_tells_all_before(self, handle: FakeHandle) -> None:
+        client = MonitorClient(handle)
+        run_guarded(client, "encode", [1, 2], lambda members: members)
+        client.report(StageCounts(encoded=2))
+        client.report_now(StageCounts(written=2))
+        assert handle.calls == ["begin", "hear"]
+        assert handle.run.snapshot().counts == StageCounts(encoded=2, written=2)
+        assert handle.run.begin("next", Told(), "encode", [1, 2]) == [0, 0]
+
     def test_that_a_row_was_survived_alone_is_told_at_once(self, handle: FakeHandle) -> None:
         handle.run.begin("dead", Told(), "decode", [1, 2])
         run_guarded(MonitorClient(handle), "decode", [1, 2, 3], lambda members: members)
@@ -230,6 +239,7 @@ class TestActor:
         client.report(StageCounts(decoded=1))
         until(lambda: ray.get(handle.snapshot.remote()).counts.decoded, 1)
         ray.kill(handle, no_restart=False)
+        until(lambda: ray.get(handle.snapshot.remote()).counts.decoded, 0)  # the kill is not waited for
         assert client.begin("decode", [1]) == [0]  # its books are empty, and the run goes on
         client.report(StageCounts(decoded=2))
         until(lambda: ray.get(handle.snapshot.remote()).counts.decoded, 2)
