@@ -128,6 +128,10 @@ class Rounds:
         """What Prometheus sees of the run."""
         return RunMetrics(self.parts.identity.run_id)
 
+    @functools.cached_property
+    def _told(self) -> _Told:
+        return _Told(self.parts.config.log_interval_s)
+
     def progress(self) -> Progress:
         """Where the run is; a Ray that is gone knows nothing of it."""
         snapshot = Snapshot()
@@ -228,7 +232,6 @@ class Rounds:
         """
         stop = threading.Event()
         failures = FailureWatch(self.parts.config.output.stop)
-        told = _Told(self.parts.config.log_interval_s)
         reason = ""
 
         def loop() -> None:
@@ -241,7 +244,7 @@ class Rounds:
                 reason = reason or failures.see(snapshot.counts)
                 progress = self._at(snapshot)
                 self.metrics.set(progress)
-                told.tell(progress)
+                self._told.tell(progress)
 
         thread = threading.Thread(target=loop, name=f"{USES_RAY}progress", daemon=True)
         thread.start()
@@ -250,7 +253,9 @@ class Rounds:
         finally:
             stop.set()
             thread.join(timeout=5)
-            told.end()
+            with suppress(RayError):
+                self._told.tell(self._at(self._last_snapshot()))  # a short run may have had no other moment
+            self._told.end()
 
     def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
         """Write all that came out and waits, and what is on its way here: it may count as done already."""
