@@ -176,7 +176,7 @@ class _Nodes:
             raise RuntimeError(f"the node is not drained: {why}")
         time.sleep(deadline_s)
 
-    def _started(self, shape: Mapping[str, int]) -> Any:
+    def _started(self, shape: Mapping[str, Any]) -> Any:
         return _patiently(partial(self.cluster.add_node, **shape))
 
     def preempt(self) -> None:

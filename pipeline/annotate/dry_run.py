@@ -27,6 +27,7 @@ from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.schema import output_schema
 from pipeline.messages.counts import counted
 from pipeline.messages.examples import Examples
+from pipeline.messages.timing import duration
 from pipeline.model.settings import TestSettings
 from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.holder import is_dead, read_holder
@@ -103,7 +104,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     lines = [
         f"model      {model.header.variant.name}, {counted(len(model.header.categories), 'category', 'categories')}, "
         f"weights {model.header.weights_sha256[:12]}, {config.model.precision}",
-        f"cluster    {cluster_line(cluster)}",
+        f"cluster    {cluster_line(cluster)}{_waits(config, pool, cluster['gpus'])}",
         f"output     {config.output.uri}: writable{_at_work(store.uri)}",
         f"sample     {_sample_line(decoded, pending.num_pending)}",
     ]
@@ -130,6 +131,13 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         price_per_gpu_hour=config.resources.price_per_gpu_hour,
     )
     return "\n".join([*lines, plan.text()])
+
+
+def _waits(config: AnnotateConfig, pool: Pool, gpus: float) -> str:
+    """Whether a run would wait for more GPUs than the cluster has; such replicas are in the plan."""
+    if pool.gpus * pool.min_actors <= gpus:
+        return ""
+    return f"; the run waits up to {duration(config.resources.wait_for_gpus_s)} for GPUs"
 
 
 def _steady(look: Callable[[], Looked]) -> Looked:

@@ -32,6 +32,7 @@ from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.overview_text import printable
 from pipeline.annotations.run_json import ThisRun
+from pipeline.cluster.address import ClusterError
 from pipeline.cluster.cause import cause_of
 from pipeline.cluster.connect import USES_RAY, connect, describe_cluster
 from pipeline.cluster.shared import check_shared
@@ -218,11 +219,16 @@ class Rounds:
         return reason
 
     def _choose_again(self) -> None:
-        """The replicas that there is room for now, of the kind that there were."""
+        """The replicas that there is room for now, of the kind that there were; one is enough to go on with."""
         parts = self.parts
-        resources = parts.config.resources.model_copy(update={"gpus_per_actor": parts.pool.gpus})
-        with gpus_waited_for(resources):
-            self.parts = replace(parts, pool=choose_pool(resources))
+        wanted = parts.config.resources.model_copy(update={"gpus_per_actor": parts.pool.gpus})
+        some = wanted.model_copy(update=dict.fromkeys(("actors", "min_actors", "max_actors")))
+        with gpus_waited_for(some):
+            try:
+                pool = choose_pool(wanted)
+            except ClusterError:
+                pool = choose_pool(some)
+        self.parts = replace(parts, pool=pool)
 
     @contextmanager
     def _watched(self) -> Iterator[Callable[[], str]]:

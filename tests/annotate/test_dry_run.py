@@ -18,6 +18,7 @@ from pipeline.annotate.dry_run import SAMPLE_IMAGES, dry_run, sample_rows
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.pool import Pool
 from pipeline.annotate.stages.ordering import BatchOrder, Sizes
 from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
@@ -210,3 +211,19 @@ def test_no_folder_is_left_where_there_was_none(tmp_path: Path, there: str, mode
     with pytest.raises(ManifestError, match="does not exist"):
         dry_run(config)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("gpus", "said"), [(0.0, "; the run waits up to 5 min 00 s for GPUs"), (1.0, "; the run waits")]
+)
+def test_gpus_that_a_run_would_wait_for(gpus: float, said: str) -> None:
+    config = AnnotateConfig.model_validate(
+        {
+            "manifest": {"uri": "a.csv"},
+            "model": {"checkpoint": "m"},
+            "output": {"uri": "out"},
+            "resources": {"actors": 2, "wait_for_gpus_s": 300},
+        }
+    )
+    assert module._waits(config, Pool(2, 2, 1.0, 0.0, 0.99, 2), gpus).startswith(said)
+    assert module._waits(config, Pool(2, 2, 1.0, 0.0, 0.99, 2), 2.0) == ""

@@ -20,6 +20,7 @@ from pipeline.annotate.graph import Block, RunParts
 from pipeline.annotate.pool import Pool
 from pipeline.annotations.data_file import Counts
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
+from pipeline.cluster.address import ClusterError
 from pipeline.storage.lock.lease import LockLost
 from pipeline.storage.uris import Uri
 
@@ -322,19 +323,29 @@ def test_a_cluster_that_grew_is_told_of(work: Any, monkeypatch: pytest.MonkeyPat
     assert run.changes() == {"at_end": {"nodes": 3}}
 
 
-def test_another_round_has_the_replicas_that_there_is_room_for(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_another_round_has_the_replicas_that_there_is_room_for(
+    work: Any, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
     run, _ = work("a", None)
     asked: list[ResourcesConfig] = []
     again = Pool(1, 1, 1.0, 0.0, 0.99, 1)
-    monkeypatch.setattr(rounds, "choose_pool", lambda config: asked.append(config) or again)
-    resources = ResourcesConfig()
+
+    def choose(config: ResourcesConfig) -> Pool:
+        asked.append(config)
+        if config.actors and not fits:
+            raise ClusterError("no room for 3")
+        return again
+
+    monkeypatch.setattr(rounds, "choose_pool", choose)
     parts: Any = RunParts(
         **{part.name: None for part in fields(RunParts) if part.name not in ("config", "pool")},
-        config=SimpleNamespace(resources=resources),
+        config=SimpleNamespace(resources=ResourcesConfig(actors=3)),
         pool=Pool(3, 3, 1.0, 0.0, 0.99, 3),
     )
     run.parts = parts
     run._choose_again()
     # Where all GPUs are gone, the model does not move to CPUs.
-    assert asked == [resources.model_copy(update={"gpus_per_actor": 1.0})]
+    wanted = [ResourcesConfig(actors=3, gpus_per_actor=1.0), ResourcesConfig(gpus_per_actor=1.0)]
+    assert asked == wanted[: 1 if fits else 2]
     assert run.parts == replace(parts, pool=again)

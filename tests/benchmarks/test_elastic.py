@@ -128,5 +128,3 @@ def test_a_node_goes_for_good(tmp_path: Path) -> None:
         nodes.remove(0)
         report = run.end()
     assert (report["cluster"]["gpus"], report["cluster"]["at_end"]["gpus"]) == (2, 1)
-    assert "images were left with 1 node that went" in run.log()
-    assert report["this_run"]["rounds"] == 2
