@@ -251,7 +251,7 @@ def test_rows_on_their_way_are_written_when_a_run_is_stopped(work: Any, monkeypa
         yield lambda: "all fail"
 
     monkeypatch.setattr(rounds, "Running", lambda _: stages)
-    monkeypatch.setattr(rounds, "_progress", failing)
+    monkeypatch.setattr(rounds.Rounds, "_watched", failing)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("abc")]
 
