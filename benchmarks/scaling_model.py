@@ -1,10 +1,9 @@
 """What a number of GPUs needs of drivers and CPUs, by arithmetic: ``python -m benchmarks.scaling_model``.
 
-A model and no measurement. Its coefficients are CPU milliseconds a block of 64 images, as ``python -m
-benchmarks.bench_driver --json`` measures them; ``--figures`` takes what that printed on another machine. It takes
-costs to grow with the blocks alone, and the thread that schedules to be the limit: above half of a core replicas would
-wait for it. GPUs are as fast as ``--images`` says, and all alike. Other nodes, their network and Ray's head at hundreds
-of nodes are not in it.
+A model and no measurement. Its coefficients are CPU milliseconds a block of 64 images; ``--figures`` takes what
+``python -m benchmarks.bench_driver --json`` has measured on your machine. It takes costs to grow with the blocks alone,
+and the thread that schedules to be the limit: above half of a core replicas would wait for it. GPUs are as fast as
+``--images`` says, and all alike. Other nodes, their network and Ray's head at hundreds of nodes are not in it.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ MAX_LOOP_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Costs:
-    """CPU milliseconds a block.
+    """CPU milliseconds a block. The defaults are those of a prototype of the graph; the monitor's is a guess.
 
     Attributes:
         driver: the driver's process, all threads.
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 16, 64, 128, 256, 512])
     parser.add_argument("--images", type=float, default=100.0, help="a second, of each GPU")
     parser.add_argument("--start-s", type=float, default=60.0, help="from a replica's start to its first batch")
-    parser.add_argument("--figures", type=Path, help="what bench_driver --json printed; by default that of docs")
+    parser.add_argument("--figures", type=Path, help="a file of what bench_driver --json printed")
     args = parser.parse_args(argv)
     costs = Costs()
     if args.figures:

@@ -75,6 +75,11 @@ class Model:
             rows.append({**row, "status": ANNOTATED, "detections": detections})
         return rows
 
+    def table(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        """The same of what `fetch` gives."""
+        rows = self.rows(batch["image_id"].tolist(), batch["image_uri"].tolist(), list(batch["image"]))
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+
 
 def fetch(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Ray Data's task: URIs to pictures."""
@@ -89,8 +94,7 @@ class Annotator(Model):
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """A block of pictures to a block of the output."""
-        rows = self.rows(batch["image_id"].tolist(), batch["image_uri"].tolist(), batch["image"])
-        return pa.Table.from_pylist(rows, schema=SCHEMA)
+        return self.table(batch)
 
 
 def with_ray_data(

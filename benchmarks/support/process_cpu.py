@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +13,7 @@ KINDS = ("driver", "task workers", "replicas", "monitor", "raylet", "gcs", "rest
 _TITLES = {
     "monitor": re.compile(r"ray::\w*Monitor\w*"),
     "replicas": re.compile(r"ray::(\w*MapWorker|MapBatches\((Segment|Annotator))"),
-    "task workers": re.compile(r"ray::(MapBatches|IDLE|encode|write|Write|Read|List|Streaming|_|\w+\()"),
+    "task workers": re.compile(r"ray::(MapBatches|IDLE|FileWriter|write|Write|Read|List|Streaming|_|\w+\()"),
     "raylet": re.compile(r"\S*/raylet "),
     "gcs": re.compile(r"\S*/gcs_server "),
 }
@@ -45,9 +44,9 @@ class CpuTimes:
                 found[key] = ("driver" if process.pid == root.pid else kind, times.user + times.system)
         return cls(found)
 
-    def since(self, before: CpuTimes) -> Counter[str]:
+    def since(self, before: CpuTimes) -> dict[str, float]:
         """Seconds by kind. Without processes that have started since: what they cost is imports, once."""
-        spent: Counter[str] = Counter()
+        spent = dict.fromkeys(KINDS, 0.0)
         for process in self.by_process.keys() & before.by_process.keys():
             (known, before_s), (kind, cpu_s) = before.by_process[process], self.by_process[process]
             # A replica that idles is titled like any worker: what it was called before or after tells more.

@@ -155,7 +155,7 @@ def _count_pairs(data: bytes, pair: bytes, start: int) -> int:
     found = 0
     for at in range(start, len(data) - 1, _AT_ONCE):
         some = values[at : at + _AT_ONCE + 1]
-        found += np.count_nonzero((some[:-1] == first) & (some[1:] == second))
+        found += int(np.count_nonzero((some[:-1] == first) & (some[1:] == second)))
     return found
 
 

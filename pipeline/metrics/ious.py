@@ -102,7 +102,7 @@ class _Cells:
             kept = np.zeros(len(order), np.bool_)
             kept[chosen] = True
             orders.append(order[kept[order]])
-            bounds.append(offsets_of(kept[order])[within])
+            bounds.append(offsets_of(kept[order].view(np.int8))[within])
         full = bounds[0][:, 0] < bounds[0][:, 1]
         return _Cells(*orders, *(each[full] for each in bounds))
 

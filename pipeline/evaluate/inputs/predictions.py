@@ -22,7 +22,8 @@ from pipeline.metrics.blocks import DetectionBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 
-BLOCK_IMAGES = 1024
+# So few that the memory of one block does for the next: new pages cost more than the calls that larger ones save.
+BLOCK_IMAGES = 256
 
 CategoryKey = tuple[int, str | None]  # id, and name where the predictions give one
 

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ImageDetections, detections_array
 from pipeline.coco.errors import InputError
-from pipeline.evaluate.inputs import annotations, predictions
+from pipeline.evaluate.inputs import annotations
 from pipeline.evaluate.inputs.annotations import OutputBatch, open_annotated_output
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.storage.uris import Uri
@@ -68,7 +68,6 @@ class TestOpening:
         assert [batch.image_ids.to_pylist() for batch in batches] == [
             [f"a{n}" for n in range(start, min(start + 4, 10))] for start in (0, 4, 8)
         ]
-        assert predictions.BLOCK_IMAGES == 1024
 
 
 def batch(*images: dict[str, Any]) -> OutputBatch:
