@@ -45,6 +45,10 @@ class Rounds:
         """None that mean something."""
         return ThisRun(images=self.todo, rounds=self.num, seconds=1.0)
 
+    def changes(self) -> dict[str, Any]:
+        """None of the cluster."""
+        return {}
+
 
 @contextmanager
 def rounds_without_ray(

@@ -45,7 +45,7 @@ from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import FAILED
 from pipeline.storage.lock.claim import OutputKind
-from pipeline.storage.objects.base import Entry, ObjectFolder
+from pipeline.storage.objects.base import Entry, ObjectFolder, TooLarge
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_names
@@ -57,7 +57,7 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
     """By the report, or else by a data file: to list those takes longer. A report that is damaged tells nothing."""
     run = None
     if REPORT_NAME in names:
-        with suppress(OutputError):
+        with suppress(OutputError, TooLarge):
             run = RunJson.read(uri)
     if run is not None and run.run_id and run.identity:
         return True

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.prepare import choose_model, make_identity
-from pipeline.annotate.run import annotate, summary
+from pipeline.annotate.run import RunFailed, annotate, summary
 from pipeline.annotate.summary import page
 from pipeline.annotate.summary.sample import Sample
 from pipeline.annotations.ledger import OutputStore
@@ -51,8 +51,7 @@ def rows(ids: pa.Array) -> pa.Table:
 
 @pytest.fixture
 def config(model: Path, tmp_path: Path, uri: Uri, monkeypatch: pytest.MonkeyPatch) -> AnnotateConfig:
-    """Of an output that holds `FILES`. The page is drawn without a sample, which is of bounded
-    cost."""
+    """Of an output that holds `FILES`. The page is drawn without a sample, which is of bounded cost."""
     monkeypatch.setattr(page, "draw_sample", lambda *_: Sample())
     monkeypatch.setattr(page, "_FILES_SAMPLED", 0)
     ids = list(range(12))
@@ -90,10 +89,10 @@ def counted(request: pytest.FixtureRequest, uri: Uri) -> Callable[[], Iterator[R
     return on_s3 if uri.scheme == "s3" else counted_requests
 
 
-def run(config: AnnotateConfig) -> tuple[RunState, str]:
+def run(config: AnnotateConfig, meanwhile: Callable[[OutputStore], None] = lambda store: None) -> tuple[RunState, str]:
     """As the command does it."""
     store = OutputStore(config.output.uri)
-    with rounds_without_ray(rows):
+    with rounds_without_ray(rows, meanwhile):
         report = annotate(config, store=store)
     return report.state, summary(report, store)
 
@@ -125,3 +124,46 @@ def test_each_file_is_read_twice_a_run(config: AnnotateConfig, counted: Callable
     assert of_data(requests, "GET") == {name: 3 if failed else 2 for name, failed in after.items()}
     # Recovery; what is pending; closing words.
     assert requests["LIST", "data"] == 3
+
+
+local = pytest.mark.parametrize("uri", ["local"], indirect=True)
+
+
+@local
+def test_a_file_that_somebody_removes_during_the_run_is_made_again(config: AnnotateConfig) -> None:
+    removed: list[str] = []
+
+    def remove(store: OutputStore) -> None:
+        if not removed:
+            path = min((Path(str(store.uri)) / "data").iterdir())
+            removed.extend(map(str, pq.read_table(path, columns=["image_id"])["image_id"].to_pylist()))
+            path.unlink()
+
+    state, said = run(config, remove)
+    assert removed
+    assert (state, said.splitlines()[0][:9]) == (RunState.FINISHED, "12 images")
+    store = OutputStore(config.output.uri)
+    assert store.files().counts.rows == 12
+
+
+@local
+@pytest.mark.parametrize("ids", [[0], [9], [100, 3]], ids=["of an earlier run", "of this one", "and an unknown one"])
+def test_rows_that_somebody_else_writes_during_the_run_end_it(config: AnnotateConfig, ids: list[int]) -> None:
+    def write(store: OutputStore) -> None:
+        identity = store.files().identity()
+        assert identity is not None
+        store.write_rows(rows(pa.array(ids)), identity)
+
+    with pytest.raises(RunFailed, match=rf"1 image is more than once in .* \({ids[-1]}\)"):
+        run(config, write)
+
+
+@local
+def test_rows_of_others_that_are_not_in_the_manifest_change_nothing(config: AnnotateConfig) -> None:
+    def write(store: OutputStore) -> None:
+        identity = store.files().identity()
+        assert identity is not None
+        store.write_rows(rows(pa.array([100, 101])), identity)
+
+    state, said = run(config, write)
+    assert (state, said.splitlines()[0][:9]) == (RunState.FINISHED, "12 images")
