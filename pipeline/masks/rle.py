@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 Int64Array = NDArray[np.int64]
 
 _MOST_GROUPS = 12  # 60 bits: whatever a number stands for, int64 holds it
-_MASKS_AT_ONCE = 512  # so many that calls of numpy cost little, so few that arrays fit into a core's cache
+_MASKS_AT_ONCE = 1024  # so many that calls of numpy cost little, so few that arrays fit into a core's cache
 
 
 class Rle(TypedDict):

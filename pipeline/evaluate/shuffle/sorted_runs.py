@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from pipeline.tables.arrays import Int64s
 
 # A merge holds two chunks of each group: thousands of groups must fit into memory.
 CHUNK_RECORDS = 1024
+CHUNKS_AT_ONCE = 32  # that a merge reads of all runs together, where there are fewer runs than that
 _CODEC = "zstd"
 _READ_THREADS = 16
 
@@ -74,11 +76,12 @@ def write_runs(objects: ObjectFolder, name: str, categories: Int64s, records: Re
 def merge_runs(objects: ObjectFolder, runs: Sequence[SortedRun], dtype: np.dtype[np.void]) -> Iterator[Records]:
     """The records of several runs as one sorted sequence, a chunk at a time.
 
-    Holds two chunks of each run at a time, however long the runs are. No two records may be equal in score,
-    image and rank.
+    Holds two reads of each run at a time, however long the runs are: of a chunk, or of several that lie side by side
+    where there are few runs. No two records may be equal in score, image and rank.
     """
+    chunks_at_once = max(1, CHUNKS_AT_ONCE // max(1, len(runs)))
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        cursors = [_Cursor(objects, run, dtype, pool) for run in runs]
+        cursors = [_Cursor(objects, run, dtype, pool, chunks_at_once) for run in runs]
         while cursors := [cursor for cursor in cursors if cursor.fill()]:
             # Whatever comes after the last loaded record of some run may be preceded by what is not loaded yet.
             lasts = np.stack([cursor.loaded[-1] for cursor in cursors])
@@ -88,19 +91,24 @@ def merge_runs(objects: ObjectFolder, runs: Sequence[SortedRun], dtype: np.dtype
 
 
 class _Cursor:
-    """What is loaded of a run and not yet taken; the next chunk is already being read."""
+    """What is loaded of a run and not yet taken; the next chunks are already being read."""
 
     def __init__(
-        self, objects: ObjectFolder, run: SortedRun, dtype: np.dtype[np.void], pool: ThreadPoolExecutor
+        self,
+        objects: ObjectFolder,
+        run: SortedRun,
+        dtype: np.dtype[np.void],
+        pool: ThreadPoolExecutor,
+        chunks_at_once: int,
     ) -> None:
         self.loaded: Records = np.empty(0, dtype)
         self._objects, self._name, self._dtype, self._pool = objects, run.name, dtype, pool
-        self._chunks = iter(run.chunks)
+        self._chunks, self._chunks_at_once = iter(run.chunks), chunks_at_once
         self._next: Future[Records] | None = None
         self._read_ahead()
 
     def fill(self) -> bool:
-        """Load the next chunk if all is taken; whether there is anything."""
+        """Load the next chunks if all is taken; whether there is anything."""
         if not len(self.loaded) and self._next is not None:
             self.loaded = self._next.result()
             self._read_ahead()
@@ -116,10 +124,14 @@ class _Cursor:
         return taken
 
     def _read_ahead(self) -> None:
-        chunk = next(self._chunks, None)
-        self._next = None if chunk is None else self._pool.submit(self._read, chunk)
+        chunks = list(islice(self._chunks, self._chunks_at_once))
+        self._next = self._pool.submit(self._read, chunks) if chunks else None
 
-    def _read(self, chunk: RecordChunk) -> Records:
-        packed = self._objects.read_range(self._name, chunk.start, chunk.stop)
-        content = pa.decompress(packed, chunk.num_records * self._dtype.itemsize, codec=_CODEC)
-        return np.frombuffer(content, self._dtype)
+    def _read(self, chunks: Sequence[RecordChunk]) -> Records:
+        first = chunks[0].start
+        packed = memoryview(self._objects.read_range(self._name, first, chunks[-1].stop))
+        contents = [
+            pa.decompress(packed[start - first : stop - first], num_records * self._dtype.itemsize, codec=_CODEC)
+            for start, stop, num_records in chunks
+        ]
+        return np.concatenate([np.frombuffer(content, self._dtype) for content in contents])

@@ -33,9 +33,14 @@ def objects(tmp_path: Path) -> ObjectFolder:
 
 
 @settings(deadline=None, max_examples=50)
-@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(0, 60), min_size=1, max_size=6), chunk=st.integers(1, 20))
+@given(
+    seed=st.integers(0, 10**6),
+    sizes=st.lists(st.integers(0, 60), min_size=1, max_size=6),
+    chunk=st.integers(1, 20),
+    at_once=st.integers(1, 20),
+)
 def test_merged_runs_are_one_sorted_sequence(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, sizes: list[int], chunk: int
+    tmp_path_factory: pytest.TempPathFactory, seed: int, sizes: list[int], chunk: int, at_once: int
 ) -> None:
     rng = np.random.default_rng(seed)
     objects = open_objects(Uri(str(tmp_path_factory.mktemp("runs"))), 10.0)
@@ -43,22 +48,35 @@ def test_merged_runs_are_one_sorted_sequence(
     categories = [rng.integers(0, 3, size) for size in sizes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_RECORDS", chunk)
+        patch.setattr(module, "CHUNKS_AT_ONCE", at_once)
         written = [write_runs(objects, f"{i}.runs", categories[i], part) for i, part in enumerate(parts)]
-    records, owners = np.concatenate(parts), np.concatenate(categories)
-    for category in range(3):
-        mine = [run[category] for run in written if category in run]
-        pieces = list(merge_runs(objects, mine, RECORD))
-        wanted = records[owners == category]
-        assert np.array_equal(np.concatenate([np.empty(0, RECORD), *pieces]), wanted[sort_order(wanted)])
+        records, owners = np.concatenate(parts), np.concatenate(categories)
+        for category in range(3):
+            mine = [run[category] for run in written if category in run]
+            pieces = list(merge_runs(objects, mine, RECORD))
+            wanted = records[owners == category]
+            assert np.array_equal(np.concatenate([np.empty(0, RECORD), *pieces]), wanted[sort_order(wanted)])
 
 
-def test_a_piece_holds_no_more_than_a_chunk_of_each_run(objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at_once", "largest", "num_reads"), [(1, 50, 250), (20, 200, 65)])
+def test_a_piece_holds_no_more_than_a_read_of_each_run(
+    objects: ObjectFolder, monkeypatch: pytest.MonkeyPatch, at_once: int, largest: int, num_reads: int
+) -> None:
     monkeypatch.setattr(module, "CHUNK_RECORDS", 10)
+    monkeypatch.setattr(module, "CHUNKS_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     runs = [write_runs(objects, f"{i}", np.zeros(500, np.int64), some_records(rng, 500, 1000 * i))[0] for i in range(5)]
+    reads, read_range = [], type(objects).read_range
+
+    def counted(self: ObjectFolder, name: str, start: int, stop: int) -> bytes:
+        reads.append(name)
+        return read_range(self, name, start, stop)
+
+    monkeypatch.setattr(type(objects), "read_range", counted)
     sizes = [len(piece) for piece in merge_runs(objects, runs, RECORD)]
     assert sum(sizes) == 2500
-    assert max(sizes) <= 50
+    assert max(sizes) <= largest
+    assert len(reads) == num_reads
 
 
 def test_nothing_is_written_for_no_records(objects: ObjectFolder) -> None:
