@@ -9,6 +9,7 @@ are left out: what they cost is imports. The last line with ``--json`` is an obj
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
 import json
 import logging
@@ -18,6 +19,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -44,14 +46,14 @@ WARM_UP, END = 0.35, 0.95  # of the blocks: measured is what comes between them
 class Window:
     """What happened between the first and the last block that count."""
 
-    blocks: int = 0
+    blocks: int
     seconds: float = 0.0
     cpu_s: dict[str, float] = field(default_factory=dict)
     started: int = 0
 
     def open(self) -> None:
         """Blocks count from here on."""
-        self._before, self.blocks, self._began = CpuTimes.of_tree(psutil.Process()), 0, time.monotonic()
+        self._before, self._began = CpuTimes.of_tree(psutil.Process()), time.monotonic()
 
     def close(self) -> None:
         """They do not any more."""
@@ -76,7 +78,7 @@ class Lock:
 
 def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> dict[str, Any]:
     """A round over all blocks; figures of its middle."""
-    window = Window()
+    window = Window(round(END * total) - round(WARM_UP * total))
     seen = 0
 
     class Writes(graph.Writes):
@@ -84,25 +86,24 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
             super().__init__(parts)
             if before:
                 client = trivial_stages.ClientBefore(parts.monitor)
-                self._stages = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
-                self._task = ray.remote(trivial_stages.write_before).options(num_cpus=LIGHT_CPUS, name="write")
+                stage = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
+                task = ray.remote(trivial_stages.write_before).options(num_cpus=LIGHT_CPUS, name="write")
+                write = SimpleNamespace(remote=functools.partial(task.remote, stage))
+                self._new_writer = lambda: SimpleNamespace(write=write)
 
         def add(self, block: graph.Block) -> None:
             nonlocal seen
             super().add(block)
             seen += 1
-            window.blocks += 1
             if seen == round(WARM_UP * total):
                 window.open()
             if seen == round(END * total):
                 window.close()
 
     rounds.Writes = Writes  # type: ignore[misc]
-    rounds.build = trivial_stages.build_before if before else graph.build  # type: ignore[assignment]
-    blocks_of_window = round(END * total) - round(WARM_UP * total)
+    rounds.build = trivial_stages.build_before if before else graph.build
     with ExitStack() as work:
         rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
-    window.blocks = blocks_of_window
     return window.figures()
 
 
@@ -112,10 +113,12 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     uris = pa.array([f"s3://bucket/{i:012d}.jpg" for i in range(len(ids))])
     pq.write_table(pa.table({"image_id": ids, "image_uri": uris}), folder / "manifest.parquet")
     config = trivial_stages.config_of(str(folder / "manifest.parquet"), str(folder / "out"), args.images_per_block)
-    values = {f.name: None for f in fields(graph.RunParts)}
+    values: dict[str, Any] = {f.name: None for f in fields(graph.RunParts)}
     manifest = open_manifest(config.manifest, Uri(str(folder / "scratch")))
     pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
-    return {**values, "config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool}
+    named: Any = SimpleNamespace(run_id="bench_driver")
+    values |= {"config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool, "identity": named}
+    return values
 
 
 def start_ray(args: argparse.Namespace) -> None:

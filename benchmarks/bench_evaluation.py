@@ -50,7 +50,7 @@ from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.measure import Measured, Request, in_this_process, measure
 from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
-from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
 from pipeline.storage.uris import Uri
 
 PACKAGES = {
@@ -194,6 +194,18 @@ def _row(name: str, seconds: float, num_images: int, base: float, same: bool) ->
     )
 
 
+def warm_up(folder: Path) -> None:
+    """All that is measured, on a few images: what it imports is imported, and its first memory is there."""
+    folder.mkdir()
+    case = evaluation_set(8, 1)
+    _add_areas(case)
+    write_files(folder, case, 1)
+    for iou_type in IOU_TYPES:
+        for package in PACKAGES:
+            reference(folder, iou_type, package)
+        ours(folder, iou_type, analysis=True)
+
+
 @contextmanager
 def sampled_memory() -> Iterator[dict[int, int]]:
     """Peak resident bytes by process: this one and all that it has started."""
@@ -260,6 +272,7 @@ def main() -> None:
         small = Path(name, "small")
         small.mkdir()
         write_files(small, case, 1)
+        warm_up(Path(name, "warm"))
         gc.collect()
         gc.freeze()  # the set stays in memory, and what is measured need not go through it
         compare(small, "bbox", args.images)

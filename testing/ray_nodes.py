@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
@@ -35,11 +36,14 @@ _HEAD: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": Fals
 # The autoscaler misses a node of its own as early, and looks as often as Ray's own tests have it look.
 _SCALER = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "AUTOSCALER_HEARTBEAT_TIMEOUT_S": "5"}
 _SCALED_TYPE = "scaled"
+_TRIES = 4
 # A real cluster sets itself up with these; the autoscaler wants to see them all.
 _COMMANDS = (
     *("cluster_synced_files", "file_mounts_sync_continuously", "initialization_commands", "setup_commands"),
     *("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands"),
 )
+
+Started = TypeVar("Started")
 
 
 class RayNodes:
@@ -144,39 +148,53 @@ class _Nodes:
         from ray.cluster_utils import Cluster  # slow to import, and only needed here
 
         self._shape = {"num_cpus": cpus, "num_gpus": gpus}
-        self.cluster = _scaled_cluster(self._shape, scaled) if scaled else Cluster(True, head_node_args=_HEAD)
-        self._nodes = [self.cluster.add_node(**self._shape) for _ in range(num_nodes)]
+        self.cluster = _patiently(
+            lambda: _scaled_cluster(self._shape, scaled) if scaled else Cluster(True, head_node_args=_HEAD)
+        )
+        self._nodes = [self._started(self._shape) for _ in range(num_nodes)]
 
     def add(self, cpus: int, gpus: int) -> None:
-        self._nodes.append(self.cluster.add_node(num_cpus=cpus, num_gpus=gpus))
+        self._nodes.append(self._started({"num_cpus": cpus, "num_gpus": gpus}))
 
     def remove(self, index: int) -> None:
         self.cluster.remove_node(self._nodes[index], allow_graceful=False)
 
     def replace(self, index: int) -> None:
         self.remove(index)
-        self._nodes[index] = self.cluster.add_node(**self._shape)
+        self._nodes[index] = self._started(self._shape)
 
     def drain(self, index: int, deadline_s: float) -> None:
         # What ``ray drain-node`` does, without its seconds of start-up.
-        from ray._raylet import GcsClient
-        from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+        import ray._raylet as raylet
+        from ray.core.generated import autoscaler_pb2
 
         deadline_ms = round((time.time() + deadline_s) * 1000)
-        reason = DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-        node = self._nodes[index]
-        accepted, why = GcsClient(address=self.cluster.address).drain_node(node.node_id, reason, "test", deadline_ms)
+        client: Any = raylet.GcsClient(address=self.cluster.address)  # type: ignore[attr-defined]
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]
+        accepted, why = client.drain_node(self._nodes[index].node_id, reason, "test", deadline_ms)
         if not accepted:
             raise RuntimeError(f"the node is not drained: {why}")
         time.sleep(deadline_s)
 
+    def _started(self, shape: Mapping[str, int]) -> Any:
+        return _patiently(partial(self.cluster.add_node, **shape))
+
     def preempt(self) -> None:
         started = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
-        head = self.cluster.head_node.all_processes["raylet"][0].process.pid
+        head_node: Any = self.cluster.head_node
+        head = head_node.all_processes["raylet"][0].process.pid
         oldest = min((raylet for raylet in started if raylet.pid != head), key=lambda raylet: raylet.create_time())
         with suppress(psutil.NoSuchProcess):
             for process in [oldest, *oldest.children(recursive=True)]:
                 process.kill()
+
+
+def _patiently(start: Callable[[], Started]) -> Started:
+    """Try several times: on a machine that does much else, nodes take longer than the half minute that they get."""
+    for _ in range(_TRIES - 1):
+        with suppress(Exception):  # a plain one
+            return start()
+    return start()
 
 
 def _scaled_cluster(shape: Mapping[str, int], most: int) -> Cluster:

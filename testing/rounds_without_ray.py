@@ -30,6 +30,7 @@ class Rounds:
     rows: Callable[[pa.Array], pa.Table]
     meanwhile: Callable[[OutputStore], None]
     num: int = 0
+    todo: int = 0
     cluster: dict[str, Any] = field(default_factory=dict)
 
     def run(self, pending: Pending, work: ExitStack) -> str:
@@ -40,9 +41,9 @@ class Rounds:
         self.meanwhile(self.store)
         return ""
 
-    def figures(self, todo: int) -> ThisRun:
+    def figures(self) -> ThisRun:
         """None that mean something."""
-        return ThisRun(images=todo, rounds=self.num, seconds=1.0)
+        return ThisRun(images=self.todo, rounds=self.num, seconds=1.0)
 
 
 @contextmanager

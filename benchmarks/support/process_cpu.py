@@ -13,7 +13,7 @@ KINDS = ("driver", "task workers", "replicas", "monitor", "raylet", "gcs", "rest
 _TITLES = {
     "monitor": re.compile(r"ray::\w*Monitor\w*"),
     "replicas": re.compile(r"ray::(\w*MapWorker|MapBatches\((Segment|Annotator))"),
-    "task workers": re.compile(r"ray::(MapBatches|IDLE|encode|write|Write|Read|List|Streaming|_|\w+\()"),
+    "task workers": re.compile(r"ray::(MapBatches|IDLE|FileWriter|write|Write|Read|List|Streaming|_|\w+\()"),
     "raylet": re.compile(r"\S*/raylet "),
     "gcs": re.compile(r"\S*/gcs_server "),
 }

@@ -215,12 +215,10 @@ class ResourcesConfig(Section):
         description="Replicas of the model, fixed. null with no min_actors and max_actors either: as many as there is "
         "room for on the GPUs of the cluster, all of them; 1 without GPUs.",
     )
-    min_actors: PositiveInt | None = Field(
-        default=None, description="Fewest replicas of a pool that grows and shrinks."
-    )
+    min_actors: PositiveInt | None = Field(default=None, description="Fewest replicas of a pool that grows.")
     max_actors: PositiveInt | None = Field(
         default=None,
-        description="Most replicas of a pool that grows and shrinks. It begins with those that there is room for.",
+        description="Most replicas of a pool that grows. It begins with those that there is room for.",
     )
     wait_for_gpus_s: Annotated[float, Field(ge=0)] = Field(
         default=0.0,

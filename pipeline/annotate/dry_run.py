@@ -20,7 +20,7 @@ from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
-from pipeline.annotate.stages.ordering import BatchOrder
+from pipeline.annotate.stages.ordering import ROWS_PER_WINDOW, BatchOrder, Sizes
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
 from pipeline.annotations.pictures import PictureSource
@@ -45,6 +45,8 @@ TIMED_IMAGES = 2
 _LOOKS = 3
 _READ_BYTES = 8 << 20  # of a row group with images in it: what stands before a row is read with it
 _READERS = 8
+# Whose sizes are looked up in the manifest, and how many rows of each: some windows in all.
+_SIZED_UNITS, _SIZED_ROWS = 64, ROWS_PER_WINDOW
 
 Looked = TypeVar("Looked")
 
@@ -75,11 +77,15 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
         pending = _steady(lambda: _find_pending(store, manifest, identity))
-        decoded = _decode_sample(config, model.settings, sample_rows(manifest, pending))
+        settings, batch_size, block = model.settings, config.model.batch_size, config.images_per_block
+        order = BatchOrder(settings.short_side, settings.long_side, batch_size, block)
+        decoded = _decode_sample(config, order, sample_rows(manifest, pending))
+        known = _known_sizes(manifest, pending)
     checkpoint = model.load()
     # Here and not above: Ray and the model's packages take ten seconds to import.
     import ray
 
+    from pipeline.annotate.graph import rows_together
     from pipeline.annotate.pool import choose_pool
     from pipeline.cluster.connect import cluster_line, connect, describe_cluster
     from pipeline.cluster.shared import check_shared
@@ -91,6 +97,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     with connect(config.resources.ray_address):
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources, to_come=True)
+        together = rows_together(manifest, pending, block, ray.cluster_resources().get("CPU", 0.0))
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
@@ -106,10 +113,13 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
             "time       unknown: a model of its own size, and no device like the replicas' here to measure it on"
         )
         return "\n".join(lines)
+    fill, sizes_from = _batch_fill(known, _sizes(decoded), order, together)
     plan = make_plan(
         images=pending.num_rows,
         pending=pending.num_pending,
         batch_size=config.model.batch_size,
+        batch_fill=fill,
+        sizes_from=sizes_from,
         images_per_block=config.images_per_block,
         images_per_file=config.output.images_per_file,
         actors=(pool.min_actors, pool.max_actors),
@@ -186,15 +196,70 @@ def _drawn(pending: Pending) -> Iterator[tuple[ReadUnit, NDArray[np.int64], NDAr
         start += len(rows)
 
 
-def _decode_sample(config: AnnotateConfig, settings: TestSettings, rows: pa.Table) -> pa.Table:
+def _decode_sample(config: AnnotateConfig, order: BatchOrder, rows: pa.Table) -> pa.Table:
     """Fetched and decoded as a run would; failures are rows."""
     from pipeline.annotate.stages.fetch_decode import FetchDecode
     from pipeline.annotate.stages.guard import InProcessGuard
 
-    order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, config.images_per_block)
     pictures = PictureSource.of_config(config.images)
     stage = FetchDecode(pictures, order, InProcessGuard(), report=lambda counts: None)
     return pa.concat_tables(stage(rows))
+
+
+def _sizes(decoded: pa.Table) -> Sizes:
+    good = decoded.filter(decoded["error_code"].is_null())
+    return np.stack([good[name].to_numpy() for name in ("height", "width")], axis=1).astype(np.int64)
+
+
+def _batch_fill(known: Sizes, sampled: Sizes, order: BatchOrder, together: tuple[int, int]) -> tuple[float, str]:
+    """How full batches will be, and what says so: rows go the way of the job.
+
+    Args:
+        known: what the manifest says of some of the rows.
+        sampled: of the pictures that were decoded.
+        order: of the job.
+        together: rows that are ordered together, read and fetched.
+    """
+    rng = np.random.default_rng(len(known))
+    is_known = np.all(known > 0, axis=1)
+    source = "the sizes in the manifest" if is_known.any() else "the sample's sizes"
+    draw_from = known[is_known] if is_known.any() else sampled
+    if not len(draw_from) or not len(known):
+        return 1.0, ""
+    actual = np.where(is_known[:, None], known, _more_sizes(draw_from, len(known), rng))
+    return min(1.0, len(actual) / (order.expected_calls(known, actual, *together) * order.batch_size)), source
+
+
+def _known_sizes(manifest: Manifest, pending: Pending) -> Sizes:
+    """What the manifest says of some windows of pending rows: all, or some of units from the whole manifest."""
+    units = list(pending.packed)
+    chosen = [units[i] for i in sorted({i * len(units) // _SIZED_UNITS for i in range(_SIZED_UNITS)})] if units else []
+
+    def read(entry: tuple[ReadUnit, NDArray[np.uint8]]) -> Sizes:
+        unit, bits = entry
+        rows = np.flatnonzero(np.unpackbits(bits, count=unit.num_rows))[:_SIZED_ROWS]
+        return manifest.read_sizes(unit)[rows]
+
+    return np.concatenate([np.zeros((0, 2), np.int64), *map_ahead(read, chosen, _READERS, _SIZED_UNITS)])
+
+
+def _more_sizes(sizes: Sizes, count: int, rng: np.random.Generator) -> Sizes:
+    """As many more of the kind. Sizes that are there once stand for all those between them and the next ones in shape.
+
+    Drawn as they are, a few sizes would give fuller batches than all those of a large set.
+    """
+    _, places, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    alone = np.flatnonzero(counts[places.ravel()] == 1)
+    alone = alone[np.argsort(sizes[alone, 0] / sizes[alone, 1], kind="stable")]
+    drawn = rng.integers(0, len(sizes), count)
+    found = sizes[drawn]
+    place = np.full(len(sizes), -1)
+    place[alone] = np.arange(len(alone))
+    is_alone = place[drawn] >= 0
+    neighbours = np.clip(place[drawn[is_alone]] + rng.choice([-1, 1], is_alone.sum()), 0, max(0, len(alone) - 1))
+    share = rng.random((len(neighbours), 1))
+    found[is_alone] = np.rint(found[is_alone] * (1 - share) + sizes[alone[neighbours]] * share)
+    return found
 
 
 def _sample_line(decoded: pa.Table, num_pending: int) -> str:

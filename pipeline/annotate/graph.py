@@ -3,8 +3,8 @@
     read -> fetch + decode -> segment (actors) ..> gather ..> encode + write
 
 Ray Data has the first three, and ends with segmented blocks. Its cost is one of the blocks it sees times the operators,
-so nothing is an operator that need not be one: the driver gathers references to what comes out, and a plain task
-encodes ``images_per_file`` rows and writes them as one file, or fewer that have waited long.
+so nothing is an operator that need not be one: the driver gathers references to what comes out, and a call of a small
+actor encodes ``images_per_file`` rows and writes them as one file, or fewer that have waited long.
 
 A row of Ray Data is a block of images: a table of up to ``images_per_block`` rows, packed into one
 (:mod:`pipeline.tables.packed`). So blocks are exactly what the tasks give, at once and without a copy, and a task that
@@ -13,8 +13,9 @@ is repeated gives the same ones. Of ordinary rows Ray Data makes blocks of its o
 streaming repartition cuts exactly, but within the task before it only if that asks for just one CPU; else it is one
 more operator.
 
-Ray ends workers that idle where all CPUs are taken, so tasks that come now and then, to read and to write, often start
-in a new process. Their functions lie in modules that import neither torch nor Ray Data: 1.4 s of CPU instead of 6.
+Ray ends workers that idle for a second where all CPUs are taken, so a task that comes now and then starts in a new
+process: 6 s of CPU where torch and Ray Data are imported, 1.4 s where they are not, and a file is written every 2,048
+images. So what writes are actors, which stay while files come, and what reads lies in a module that imports neither.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from pipeline.annotate.pool import LIGHT_CPUS, Pool
 from pipeline.annotate.stages.encode import Encode
 from pipeline.annotate.stages.fetch_decode import FetchDecode
 from pipeline.annotate.stages.ordering import ROWS_PER_FETCH, ROWS_PER_WINDOW, BatchOrder, read_in_order
-from pipeline.annotate.stages.write import Write, encode_and_write
+from pipeline.annotate.stages.write import FileWriter, Write
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
 from pipeline.annotations.pictures import PictureSource
-from pipeline.cluster.connect import USES_RAY
+from pipeline.cluster.connect import USES_RAY, node_resources
 from pipeline.cluster.quiet import quiet
 from pipeline.messages.counts import counted
 from pipeline.model.categories import Category
@@ -67,6 +68,8 @@ _FILE_SHARE, _GATHERED_SHARE = 1 / 8, 1 / 4
 # Two deaths are an image's own (see the guard), and workers die of other causes. What is lost after so many attempts
 # comes back in the next round.
 _WRITE_RETRIES = 8
+# A writer that has had nothing to do for so long ends: it would keep its node from being given back.
+_IDLE_S = 60.0
 # Ray's own default: a run in which nothing comes out for so long has failed.
 _NO_PROGRESS_S = 1800
 _MAX_BLOCKS_WAITING = 16
@@ -111,11 +114,7 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
     _set_context(parts.config)
     config, settings, pool = parts.config, parts.settings, parts.pool
     block, client = config.images_per_block, MonitorClient(parts.monitor)
-    rows, window = rows_per_fetch(pending.num_pending, block, ray.cluster_resources().get("CPU", 0.0)), ROWS_PER_WINDOW
-    if parts.manifest.columns.bytes is not None:  # then the pictures themselves are what is read
-        (unit, _), *_ = pending.packed
-        window = max(block, min(rows, parts.manifest.num_rows_within(unit, _READ_BYTES)) // block * block)
-        rows = min(rows, window)
+    window, rows = rows_together(parts.manifest, pending, block, ray.cluster_resources().get("CPU", 0.0))
     order = BatchOrder(settings.short_side, settings.long_side, config.model.batch_size, block)
     read = functools.partial(
         read_in_order, manifest=parts.manifest, order=order, window_rows=window, rows_per_task=rows
@@ -138,6 +137,17 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
             **tables,
         )
     )
+
+
+def rows_together(manifest: Manifest, pending: Pending, rows_per_block: int, cpus: float) -> tuple[int, int]:
+    """Rows that are ordered when they are read, and that a task fetches; otherwise as `rows_per_fetch`."""
+    rows = rows_per_fetch(pending.num_pending, rows_per_block, cpus)
+    if manifest.columns.bytes is None or not pending.packed:
+        return ROWS_PER_WINDOW, rows
+    (unit, _), *_ = pending.packed  # the pictures themselves are what is read
+    window = min(rows, manifest.num_rows_within(unit, _READ_BYTES)) // rows_per_block * rows_per_block
+    window = max(rows_per_block, window)
+    return window, min(rows, window)
 
 
 def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
@@ -276,7 +286,7 @@ class Gatherer:
 
 
 class Writes:
-    """Tasks that encode and write a file each, a few at a time.
+    """Files that are encoded and written, a few at a time, each by a process that has nothing else to do.
 
     Attributes:
         max_open: files at a time.
@@ -287,17 +297,17 @@ class Writes:
         config, output, client = parts.config, parts.config.output, MonitorClient(parts.monitor)
         encode = Encode(parts.schema, parts.categories, client, client.report)
         write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report)
-        self._stages = ray.put((encode, write))
-        # Spread: by default a task goes to where most of its blocks lie, and those are the nodes of the replicas alone.
-        self._task = ray.remote(encode_and_write).options(
-            num_cpus=LIGHT_CPUS, max_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD", name="encode and write"
+        writers = ray.remote(FileWriter).options(
+            num_cpus=LIGHT_CPUS, max_restarts=-1, max_task_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD"
         )
-        stores = [node["Resources"]["object_store_memory"] for node in ray.nodes() if node["Alive"]]
+        self._new_writer: Callable[[], Any] = functools.partial(writers.remote, encode, write)
+        self._idle: deque[tuple[Any, float]] = deque()
+        stores = [store for node in node_resources() if (store := node.get("object_store_memory"))]
         self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
         blocks_per_file = output.images_per_file // config.images_per_block
         self._gathered = Gatherer(blocks_per_file, bytes_per_file, output.write_interval_s)
-        self._in_flight: dict[Any, list[Block]] = {}
+        self._in_flight: dict[Any, tuple[Any, list[Block]]] = {}
         self._bytes_in_flight = 0
         self.max_open = parts.pool.max_writes
         self.num_written = 0
@@ -316,7 +326,9 @@ class Writes:
             Exception: that of a file that could not be written.
         """
         while self.num_open < self.max_open and (blocks := self._gathered.take(everything)):
-            self._in_flight[self._task.remote(self._stages, *(block.ref for block in blocks))] = blocks
+            # The one that was used last: the others end if they are not needed.
+            writer = self._idle.pop()[0] if self._idle else self._new_writer()
+            self._in_flight[writer.write.remote(*(block.ref for block in blocks))] = writer, blocks
             self._bytes_in_flight += sum(block.num_bytes for block in blocks)
         self._collect(timeout_s=0)
 
@@ -335,12 +347,15 @@ class Writes:
         self._collect(timeout_s)
 
     def _collect(self, timeout_s: float) -> None:
+        while self._idle and time.monotonic() - self._idle[0][1] > _IDLE_S:
+            self._idle.popleft()  # Ray ends an actor that nobody knows of
         if not self._in_flight:
             return
         enough = 1 if timeout_s else len(self._in_flight)
         done, _ = ray.wait(list(self._in_flight), num_returns=enough, timeout=timeout_s)
         for ref in done:
-            blocks = self._in_flight.pop(ref)
+            writer, blocks = self._in_flight.pop(ref)
+            self._idle.append((writer, time.monotonic()))
             self._bytes_in_flight -= sum(block.num_bytes for block in blocks)
             try:
                 file: DataFile = ray.get(ref)
@@ -348,7 +363,7 @@ class Writes:
                 reason = error.cause if isinstance(error, RayTaskError) else error
                 if not isinstance(reason, RayError):
                     raise reason from error
-                # The task's process is lost, or the blocks and all that they could be made of again.
+                # The process is lost again and again, or the blocks and all that they could be made of again.
                 logger.warning("%s lost before being written: %s", counted(len(blocks), "block"), type(reason).__name__)
             else:
                 logger.debug("wrote %s: %d images", file.name, file.num_rows)
@@ -360,6 +375,8 @@ def _set_context(config: AnnotateConfig) -> None:
     # Work has time limits of its own, and an image may use up two of them before any row comes out.
     longest_s = max(config.model.call_timeout_s, config.images.decode_timeout_s)
     context.execution_no_progress_timeout_s = _NO_PROGRESS_S + round(2 * longest_s)
+    # A replica takes long to start: none is ended because the others keep up, for that may change with the next block.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.target_max_block_size = 1  # byte: every row that a task gives is more, and so a block of its own
     limit = config.resources.object_store_limit_bytes
     if limit is not None:

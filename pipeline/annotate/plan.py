@@ -28,7 +28,9 @@ class Plan:
     Attributes:
         images: rows of the manifest.
         pending: those that the output does not hold yet.
-        batches: calls of the model, at least: only images of one padded shape share a batch.
+        batches: calls of the model: only images of one padded shape share a batch.
+        batch_fill: of the room in them, the share that images take.
+        sizes_from: what says how large the images are; "" where nothing does, and batches are taken to be full.
         blocks: units that travel, and are redone, together.
         files: Parquet files to be written.
         min_actors: replicas of the model at the start; all of them if the pool is fixed.
@@ -48,6 +50,8 @@ class Plan:
     images: int
     pending: int
     batches: int
+    batch_fill: float
+    sizes_from: str
     blocks: int
     files: int
     min_actors: int
@@ -75,8 +79,7 @@ class Plan:
         origin = "measured" if self.measured else "assumed: the real speed may differ by a lot"
         lines = [
             f"images     {self.images:,} in the manifest, {self.images - self.pending:,} done, {self.pending:,} to do",
-            f"work       at least {counted(self.batches, 'batch', 'batches')} in {counted(self.blocks, 'block')}, "
-            f"{counted(self.files, 'Parquet file')}",
+            f"work       {self._batches()} in {counted(self.blocks, 'block')}, {counted(self.files, 'Parquet file')}",
             f"replicas   {actors}, {device}",
             f"speed      {self.seconds_per_image:.3g} s an image and replica ({origin}), "
             f"{self.images_per_second:.3g} images/s in all",
@@ -86,12 +89,20 @@ class Plan:
         ]
         return "\n".join([*lines, *(f"warning    {warning}" for warning in self.warnings)])
 
+    def _batches(self) -> str:
+        batches = counted(self.batches, "batch", "batches")
+        if not self.sizes_from:
+            return f"at least {batches}"
+        return f"about {batches}, {self.batch_fill:.0%} full by {self.sizes_from},"
+
 
 def make_plan(
     *,
     images: int,
     pending: int,
     batch_size: int,
+    batch_fill: float,
+    sizes_from: str,
     images_per_block: int,
     images_per_file: int,
     actors: tuple[int, int],
@@ -106,7 +117,8 @@ def make_plan(
     Args:
         images: rows of the manifest.
         pending: those that are not done.
-        batch_size: images in a call of the model.
+        batch_size: images in a call of the model, at most.
+        batch_fill, sizes_from: see `Plan`.
         images_per_block: images that travel together.
         images_per_file: rows of an output file.
         actors: fewest and most replicas.
@@ -124,6 +136,8 @@ def make_plan(
         raise ValueError(f"{pending} images to do of {images}")
     if min(batch_size, images_per_block, images_per_file, fewest) < 1 or most < fewest or gpus_per_actor < 0:
         raise ValueError("sizes and replicas must be at least 1, the most replicas at least the fewest")
+    if not 0 < batch_fill <= 1:
+        raise ValueError(f"batch_fill={batch_fill} must be above 0 and at most 1")
     if not 0 < seconds_per_image < math.inf:
         raise ValueError(f"seconds_per_image={seconds_per_image} must be positive")
     blocks = math.ceil(pending / images_per_block)
@@ -134,7 +148,9 @@ def make_plan(
     return Plan(
         images=images,
         pending=pending,
-        batches=math.ceil(pending / batch_size),
+        batches=math.ceil(pending / (batch_size * batch_fill)),
+        batch_fill=batch_fill,
+        sizes_from=sizes_from,
         blocks=blocks,
         files=math.ceil(pending / images_per_file),
         min_actors=fewest,

@@ -47,7 +47,7 @@ class SegmentActor:
         speed = SpeedOptions(
             compile=config.compile, compile_cache=config.compile_folder, cuda_graphs=config.cuda_graphs
         )
-        self._clock = ReplicaClock(ray.get_runtime_context().get_actor_id(), _accelerator(device), pool.gpus)
+        self._clock = ReplicaClock(str(ray.get_runtime_context().get_actor_id()), _accelerator(device), pool.gpus)
         self._client = client
         client.follow(self._clock)
         predictor = load_model(ray.get(checkpoint), device, config.precision, settings, speed=speed)

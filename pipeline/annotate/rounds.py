@@ -150,6 +150,7 @@ class Rounds:
             seconds=round(progress.elapsed_s, 3),
             images_per_second=round(self.written / progress.elapsed_s, 3),
             replica_busy_share=round(progress.busy_share, 4),
+            batch_fill=round(progress.batch_fill or 0.0, 4),
             time_split_s={name: round(s, 3) for name, s in progress.time_split().items()},
             replica_seconds=used.replicas.rounded(3),
             gpu_seconds=used.gpus.rounded(3),

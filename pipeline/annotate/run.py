@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A round redoes what the one before lost. Rows do not get lost in rounds without crashes; a third empty-handed
-# one means something else is wrong.
-MAX_ROUNDS = 3
+# A round redoes what the one before lost, as often as nodes come and go. Three that write nothing mean that something
+# else is wrong.
+MAX_EMPTY_ROUNDS = 3
 
 
 class RunFailed(RunError):
@@ -196,15 +196,18 @@ class _Run:
 
     def _annotate_all(self, rounds: Rounds, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
+        num_empty = 0
         while pending.num_pending:
+            if num_empty == MAX_EMPTY_ROUNDS:
+                raise RunFailed(f"{_are(pending.num_pending)} still missing, and {num_empty} rounds wrote none of them")
             rounds.num += 1
-            if rounds.num > MAX_ROUNDS:
-                raise RunFailed(f"{_are(pending.num_pending)} still missing after {MAX_ROUNDS} rounds")
             if rounds.num > 1:
                 logger.warning("the audit found %s missing; queued again", counted(pending.num_pending, "image"))
+            before = pending.num_pending
             reason = rounds.run(pending, work)
             files = self.store.files()
             pending = self._find_pending(files)
+            num_empty = num_empty + 1 if pending.num_pending == before else 0
             if reason and pending.num_pending:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
                 self._take_figures(report, rounds)
@@ -304,7 +307,8 @@ def summary(report: RunJson, store: OutputStore) -> str:
         time = f"{duration(run.seconds)} with start-up"
         line = f"this run: {counted(run.images, 'image')} in {time}, {run.images_per_second:.2f} img/s"
         # Nothing where the model was never called.
-        lines.append(line + (f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""))
+        line += f", replicas busy {run.replica_busy_share:.0%}" if run.replica_busy_share else ""
+        lines.append(line + (f", batches {run.batch_fill:.0%} full" if run.batch_fill else ""))
         lines += [f"{name}: {value}" for name, value in costs(run).items()]
     return "\n".join(lines)
 

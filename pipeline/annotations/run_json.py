@@ -124,6 +124,7 @@ class ThisRun:
         seconds: from when Ray was there to the last round's audit.
         images_per_second: ``written`` divided by ``seconds``.
         replica_busy_share: of the replicas' time with the model loaded, the share spent in their stage, 0 to 1.
+        batch_fill: of the room in the model's calls, the share that images took, 0 to 1; 0 if there was no call.
         time_split_s: seconds of work by stage, added up over all tasks.
         error: why the run failed or was stopped, or "".
         replica_seconds, gpu_seconds: of all replicas; no GPU-seconds on CPUs.
@@ -137,6 +138,7 @@ class ThisRun:
     seconds: float = 0.0
     images_per_second: float = 0.0
     replica_busy_share: float = 0.0
+    batch_fill: float = 0.0
     time_split_s: dict[str, float] = field(default_factory=dict)
     error: str = ""
     replica_seconds: Seconds = Seconds()

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _STDERR = 2
 _GOODBYE = b"\0goodbye\n"
-_GOODBYE_S = 10.0
+_GOODBYE_S = 60.0
 _LOOK_S = 0.5
 # Lines of Ray's log below the level of what ends the process, and of gRPC's.
 _RAYS = re.compile(
@@ -84,13 +84,19 @@ def apart() -> Iterator[RaysWords]:
             yield RaysWords(None)
             return
         words = RaysWords(Path(name))
-        stack.callback(lambda: None if words.kept else os.unlink(name))
+        stack.callback(_remove_unless_kept, words)
         log = stack.enter_context(open(number, "a", encoding="utf-8", errors="replace", buffering=1))
         with suppress(OSError, AttributeError):  # it is closed, or files run out
             stack.enter_context(_sieved(log))
         stack.enter_context(_logged(log))
         stack.enter_context(_warned(log))
         yield words
+
+
+def _remove_unless_kept(words: RaysWords) -> None:
+    if words.path is not None and not words.kept:
+        with suppress(OSError):  # who cleans up there was faster
+            words.path.unlink()
 
 
 @contextmanager

@@ -18,11 +18,11 @@ from pipeline.annotate.dry_run import SAMPLE_IMAGES, dry_run, sample_rows
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.stages.ordering import BatchOrder, Sizes
 from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import save_checkpoint
-from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
 from tests.annotate.manifest.manifest_cases import write, write_parquet
@@ -114,13 +114,64 @@ def test_the_line_about_the_sample(tmp_path: Path) -> None:
     )
     manifest = open_manifest(config.manifest, Uri(str(tmp_path / "scratch")))
     rows = sample_rows(manifest, find_pending(manifest, []))
-    settings = TestSettings(short_side=32, long_side=64)
-    line = module._sample_line(module._decode_sample(config, settings, rows), 10)
+    line = module._sample_line(module._decode_sample(config, BatchOrder(32, 64, 8, 32), rows), 10)
     assert line.startswith(
         "3 of 10 images fetched and decoded, drawn from all 10 to do; 30 x 20 to 300 x 200 pixels; "
         f"failed: {tmp_path}/gone-0.jpg: not_found, "
     )
     assert line.endswith("gone-4.jpg: not_found and 2 more")
+
+
+class TestBatchFill:
+    ORDER = BatchOrder(800, 1333, batch_size=16, images_per_block=64)
+    KINDS = np.array([(480, 640), (640, 480), (427, 640), (500, 375), (333, 500), (640, 640)])
+
+    def sizes(self, count: int) -> Sizes:
+        """A few common sizes and as many odd ones."""
+        draw = np.random.default_rng(0)
+        odd = np.stack([draw.integers(330, 640, count), np.full(count, 640)], axis=1)
+        return np.where(draw.random(count)[:, None] < 0.5, draw.choice(self.KINDS, count), odd)
+
+    def fill(self, known: Sizes, actual: Sizes) -> float:
+        return len(actual) / self.ORDER.expected_calls(known, actual) / 16
+
+    def test_sizes_in_the_manifest(self) -> None:
+        known = self.sizes(8192)
+        fill, source = module._batch_fill(known, known[:0], self.ORDER, (4096, 768))
+        assert (fill, source) == (self.fill(known, known), "the sizes in the manifest")
+        some = np.where(np.arange(8192)[:, None] % 10 > 0, known, 0)
+        assert module._batch_fill(some, known[:5], self.ORDER, (4096, 768))[0] == pytest.approx(fill, abs=0.1)
+
+    @pytest.mark.parametrize("first", range(0, 320, 32))
+    def test_a_sample_speaks_for_more_sizes_than_it_has(self, first: int) -> None:
+        actual = self.sizes(8192)
+        none = np.zeros_like(actual)
+        fill, source = module._batch_fill(none, actual[first : first + 32], self.ORDER, (4096, 768))
+        assert source == "the sample's sizes"
+        assert fill == pytest.approx(self.fill(none, actual), rel=0.25)
+
+    def test_small_tasks_have_emptier_batches(self) -> None:
+        actual = self.sizes(8192)
+        fill, _ = module._batch_fill(np.zeros_like(actual), actual[:32], self.ORDER, (64, 64))
+        assert fill < 0.35
+
+    def test_pictures_of_one_size(self) -> None:
+        known = np.full((1024, 2), 480)
+        assert module._batch_fill(known, known[:0], self.ORDER, (4096, 768))[0] == 1
+
+    def test_nothing_to_go_by(self) -> None:
+        none = np.zeros((10, 2), np.int64)
+        assert module._batch_fill(none, none[:0], self.ORDER, (4096, 768)) == (1.0, "")
+        assert module._batch_fill(none[:0], none[:0], self.ORDER, (4096, 768)) == (1.0, "")
+
+    def test_what_the_manifest_says_of_pending_rows(self, tmp_path: Path) -> None:
+        sides = {"height": np.arange(1000), "width": [7] * 1000}
+        columns = {"image_id": np.arange(1000), "image_uri": ["/a"] * 1000, **sides}
+        path = write_parquet(tmp_path / "m.parquet", columns, row_group_size=100)
+        manifest = open_manifest(ManifestConfig(uri=path), Uri(str(tmp_path / "scratch")))
+        pending = find_pending(manifest, [pa.array(np.arange(0, 1000, 2))])
+        found = module._known_sizes(manifest, pending)
+        assert found.tolist() == [[height, 7] for height in range(1, 1000, 2)]
 
 
 @pytest.fixture

@@ -53,14 +53,9 @@ class Store:
         self.broken = broken
         self.files: list[tuple[str, ...]] = []
 
-    def put(self, value: Any) -> None:
-        """Nothing."""
-
-    def nodes(self) -> list[dict[str, Any]]:
-        return [{"Alive": True, "Resources": {"object_store_memory": 1 << 30}}]
-
     def remote(self, work: Any) -> Any:
-        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda stage, *blocks: blocks))
+        writer = SimpleNamespace(write=SimpleNamespace(remote=lambda *blocks: blocks))
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *stages: writer))
 
     def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return refs[:num_returns], refs[num_returns:]
@@ -97,6 +92,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
             yield lambda: ""
 
         monkeypatch.setattr(graph, "ray", store)
+        monkeypatch.setattr(graph, "node_resources", lambda: [{"object_store_memory": 800.0}, {"CPU": 1.0}])
         monkeypatch.setattr(graph, "Encode", lambda *_: None)
         monkeypatch.setattr(graph, "Write", lambda *_: None)
         monkeypatch.setattr(rounds, "build", lambda *_: None)
@@ -109,17 +105,33 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
     return prepare
 
 
-def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
+def parts(rows_per_file: int) -> Any:
     output = SimpleNamespace(compression_level=1, images_per_file=rows_per_file, write_interval_s=1000.0)
-    run.parts = SimpleNamespace(  # type: ignore[assignment]
-        config=SimpleNamespace(
-            output=output, images_per_block=4, resources=SimpleNamespace(object_store_limit_bytes=None)
-        ),
+    resources = SimpleNamespace(object_store_limit_bytes=None)
+    return SimpleNamespace(
+        config=SimpleNamespace(output=output, images_per_block=4, resources=resources),
         **dict.fromkeys(("monitor", "store", "identity", "fence", "schema", "categories")),
         pool=SimpleNamespace(max_writes=8),
     )
+
+
+def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
+    run.parts = parts(rows_per_file)
     with contextlib.ExitStack() as stack:
         run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
+
+
+def test_what_waits_and_is_written_is_bounded_in_bytes(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An eighth of a node's object store for a file, a quarter of all of it for those together."""
+    _, store = work("", None)
+    writes = graph.Writes(parts(rows_per_file=1000))
+    monkeypatch.setattr(store, "wait", lambda *_, **__: ([], []))  # none is done
+    for name in "abcd":
+        assert not writes.full
+        writes.add(Block(name, 60))
+        writes.go_on()
+    assert writes.full
+    assert writes.num_open == 3  # two blocks are too much for a file; the last one waits
 
 
 @pytest.mark.parametrize("error", [ValueError("a stage broke"), KeyboardInterrupt()])
@@ -251,7 +263,7 @@ def test_rows_on_their_way_are_written_when_a_run_is_stopped(work: Any, monkeypa
         yield lambda: "all fail"
 
     monkeypatch.setattr(rounds, "Running", lambda _: stages)
-    monkeypatch.setattr(rounds, "_progress", failing)
+    monkeypatch.setattr(rounds.Rounds, "_watched", failing)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("abc")]
 

@@ -10,6 +10,8 @@ DEFAULTS: dict[str, Any] = {
     "images": 1000,
     "pending": 1000,
     "batch_size": 8,
+    "batch_fill": 1.0,
+    "sizes_from": "",
     "images_per_block": 32,
     "images_per_file": 500,
     "actors": (2, 2),
@@ -30,6 +32,13 @@ def test_counts_and_hours_by_hand() -> None:
     assert made.gpu_hours == pytest.approx(1.0)
     assert made.images_per_second == pytest.approx(2 / 3.6)
     assert made.warnings == ()
+
+
+def test_batches_are_as_full_as_the_sizes_allow() -> None:
+    made = plan(batch_fill=0.5, sizes_from="the sizes in the manifest")
+    assert made.batches == 250
+    assert "work       about 250 batches, 50% full by the sizes in the manifest, in 32 blocks, " in made.text()
+    assert "work       at least 125 batches in 32 blocks, " in plan().text()
 
 
 def test_only_pending_images_cost() -> None:

@@ -97,7 +97,7 @@ class MortalReplica(SegmentActor):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_time_of_a_replica_that_dies_and_of_the_one_in_its_place(tmp_path: Path) -> None:
     quiet(DataContext.get_current())

@@ -36,7 +36,7 @@ from pycocotools import mask as coco_mask
 from jobs import annotate as cli
 from pipeline.annotate import rounds
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.run import RunFailed, annotate
+from pipeline.annotate.run import MAX_EMPTY_ROUNDS, RunFailed, annotate
 from pipeline.annotate.summary import page as summary_page
 from pipeline.annotate.summary.sample import Sample
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
@@ -617,7 +617,7 @@ class TestRounds:
 
         def lossy(self: rounds.Rounds, pending: Any, work: Any) -> str:
             asked.append(pending.num_pending)
-            kept = files[:1] if len(asked) == 1 else files
+            kept = files[: len(asked)]
             (tmp_path / "out" / "data").mkdir(exist_ok=True)
             for file in kept:
                 shutil.copy(file, tmp_path / "out" / "data")
@@ -625,8 +625,9 @@ class TestRounds:
 
         monkeypatch.setattr(rounds.Rounds, "run", lossy)
         report = annotate(world.config(tmp_path / "out"))
-        assert asked == [len(world.table), len(world.table) - pq.read_metadata(files[0]).num_rows]
-        assert (report.state, report.this_run.rounds) == ("finished", 2)
+        assert asked[:2] == [len(world.table), len(world.table) - pq.read_metadata(files[0]).num_rows]
+        assert (report.state, report.this_run.rounds) == ("finished", len(files))
+        assert len(files) > MAX_EMPTY_ROUNDS  # as many as it takes, where each has written something
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
 
     def test_rounds_end(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -634,7 +635,7 @@ class TestRounds:
         monkeypatch.setattr(rounds.Rounds, "run", lambda self, pending, work: asked.append(pending.num_pending))
         ended = command(tmp_path, world.values(tmp_path / "out"))
         assert ended.code == 1
-        message = f"{len(world.table)} images are still missing after 3 rounds"
+        message = f"{len(world.table)} images are still missing, and 3 rounds wrote none of them"
         assert f"RunFailed: {message}" in ended.log[-1]
         assert len(asked) == 3
         report = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -204,13 +204,15 @@ def side_lengths(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column of heights or widths, of any type, as int32; 0 where it does not hold a length."""
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
-    try:
-        if is_text(values.type):
+    if pa.types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    kind, lengths = values.type, np.zeros(len(values))
+    with suppress(pa.ArrowException):  # of text that is not UTF-8
+        if is_text(kind):
             values = values.cast(pa.string())
             values = pc.if_else(pc.match_substring_regex(values, _SIDE_TEXT), values, None)
-        lengths = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowException:
-        lengths = np.zeros(len(values))
+        if is_text(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+            lengths = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     with np.errstate(invalid="ignore"):
         is_length = (lengths >= 1) & (lengths <= _LONGEST_SIDE) & (lengths == np.floor(lengths))
     return pa.array(np.where(is_length, lengths, 0).astype(np.int32))

@@ -61,20 +61,28 @@ class BatchOrder:
         """Calls of the model that images in this order take; the arguments are those of `permutation`."""
         return count_calls(self._shapes(sizes), self.batch_size, self.images_per_block, start)
 
-    def expected_calls(self, known: Sizes, actual: Sizes) -> int:
-        """Calls of the model that a long manifest takes, whose rows go the way of the job.
+    def expected_calls(
+        self,
+        known: Sizes,
+        actual: Sizes,
+        rows_per_window: int = ROWS_PER_WINDOW,
+        rows_per_fetch: int = ROWS_PER_FETCH,
+    ) -> int:
+        """Calls of the model that a manifest takes, whose rows go the way of the job.
 
         Args:
             known: what the manifest says of each row.
             actual: what the pictures are.
+            rows_per_window, rows_per_fetch: that are ordered together when they are read, and when they are fetched.
         """
-        calls = 0
-        for first in range(0, len(actual), ROWS_PER_WINDOW):
-            window = slice(first, first + ROWS_PER_WINDOW)
-            read = actual[window][self.permutation(known[window])]
-            for start in range(0, len(read), ROWS_PER_FETCH):
-                fetched = read[start : start + ROWS_PER_FETCH]
-                calls += self.num_calls(fetched[self.permutation(fetched)])
+        read: list[Sizes] = []
+        for first in range(0, len(actual), rows_per_window):
+            window = slice(first, first + rows_per_window)
+            read.append(actual[window][self.permutation(known[window])])
+        calls, rows = 0, np.concatenate([actual[:0], *read])
+        for start in range(0, len(rows), rows_per_fetch):
+            fetched = rows[start : start + rows_per_fetch]
+            calls += self.num_calls(fetched[self.permutation(fetched)])
         return calls
 
     def _shapes(self, sizes: Sizes) -> NDArray[np.int64]:

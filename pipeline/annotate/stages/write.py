@@ -40,7 +40,17 @@ class Write:
         return file
 
 
-def encode_and_write(stages: tuple[Stage, Write], *blocks: pa.Table) -> DataFile:
-    """A file of packed blocks of segmented rows, which are encoded one after the other: the task of a file."""
-    encode, write = stages
-    return write(pa.concat_tables([encode(unpacked(block)) for block in blocks]))
+class FileWriter:
+    """The last two stages in one: from blocks to a file of them, and the next one, in a process that lives on.
+
+    Args:
+        encode: the stage before `write`.
+        write: the last stage.
+    """
+
+    def __init__(self, encode: Stage, write: Write) -> None:
+        self._encode, self._write = encode, write
+
+    def write(self, *blocks: pa.Table) -> DataFile:
+        """A file of packed blocks of segmented rows, which are encoded one after the other."""
+        return self._write(pa.concat_tables([self._encode(unpacked(block)) for block in blocks]))

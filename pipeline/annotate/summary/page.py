@@ -287,6 +287,7 @@ def _speed(run: RunJson) -> dict[str, str]:
         "Time": f"{duration(figures.seconds)}, start-up included",
         "Speed": f"{figures.images_per_second:,.2f} images/s",
         "Replicas busy": f"{figures.replica_busy_share:.0%}",
+        **({"Batches full": f"{figures.batch_fill:.0%}"} if figures.batch_fill else {}),
         **{name[0].upper() + name[1:]: _clipped(value) for name, value in costs(figures).items()},
     }
 

@@ -107,7 +107,7 @@ class _Curves:
         self.num_true = np.zeros(shape, np.int64)
         self.scores = np.zeros((*shape, NUM_RECALLS))
 
-    def add_events(self, scores: Float64s, true: Int64s, false: Int64s, num_plain: Int64s) -> None:
+    def add_events(self, scores: Float64s, true: Uint16s, false: Uint16s, num_plain: Int64s) -> None:
         """Go along the curves to the last of E events.
 
         Args:
@@ -118,8 +118,8 @@ class _Curves:
         """
         if not len(scores):
             return
-        num_true = np.cumsum(true, axis=2) + self.num_true[..., None]
-        num_false = np.cumsum(false, axis=2) + (self._num_false[..., None] + num_plain[:, None])
+        num_true = np.cumsum(true, axis=2, dtype=np.int64) + self.num_true[..., None]
+        num_false = np.cumsum(false, axis=2, dtype=np.int64) + (self._num_false[..., None] + num_plain[:, None])
         # COCOeval's guard against 0 / 0. It also puts the precision of 1 of 1 just below 1, and of 2 of 2 at 1.
         precision = num_true / (num_false + num_true + np.spacing(1))
         firsts = self._first_events(num_true)
@@ -130,7 +130,7 @@ class _Curves:
         newly = (self._needed > self.num_true[..., None]) & (self._needed <= num_true[..., -1:])
         self.scores[newly] = scores[firsts[newly] % len(scores)]
         self.num_true = num_true[..., -1].copy()  # a view would keep the whole array
-        self._num_false += false.sum(axis=2)
+        self._num_false += false.sum(axis=2, dtype=np.int64)
 
     def _first_events(self, num_true: Int64s) -> Int64s:
         """[A, T, R] where in the flattened [A, T, E] each recall is reached first; the next row if nowhere."""
@@ -171,6 +171,6 @@ def _split(records: Records, num_thresholds: int) -> tuple[Bools, Int64s]:
     return plain, np.flatnonzero((partly | (records["tp"] != 0)).any(axis=1))
 
 
-def _unpacked(bits: Uint16s, num_thresholds: int) -> Int64s:
+def _unpacked(bits: Uint16s, num_thresholds: int) -> Uint16s:
     """[n, A] -> [A, T, n] of 0 and 1."""
-    return (bits.T[:, None] >> np.arange(num_thresholds)[:, None]) & 1
+    return (bits.T[:, None] >> np.arange(num_thresholds, dtype=np.uint16)[:, None]) & np.uint16(1)

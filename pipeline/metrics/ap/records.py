@@ -112,10 +112,9 @@ def scored_hits(records: Records) -> tuple[Float64s, Bools]:
 
 def _ranked(image_of: Int64s, detections: DetectionBlock) -> tuple[Int64s, Int64s]:
     """Detections by image, category and descending score [D], and the rank of each within its cell [D]."""
-    order = np.lexsort((-detections.scores, detections.categories, image_of))
-    image, category = image_of[order], detections.categories[order]
-    first = np.diff(image, prepend=-1).astype(np.bool_) | np.diff(category, prepend=-1).astype(np.bool_)
-    starts = np.flatnonzero(first)
+    cells = image_of * (1 + detections.categories.max(initial=0)) + detections.categories
+    order = np.lexsort((-detections.scores, cells))
+    starts = np.flatnonzero(np.diff(cells[order], prepend=-1))
     place = np.arange(len(order))
     ranks = np.empty_like(place)
     ranks[order] = place - np.repeat(starts, np.diff(starts, append=len(order)))

@@ -1,0 +1,87 @@
+"""The footers of an output's files are read once, and kept small."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.annotations.data_file import Footer, read_footer
+from pipeline.annotations.data_folder import DataFolder
+from pipeline.annotations.ledger import OutputStore
+from pipeline.storage.objects.base import Entry, Listing
+from pipeline.storage.objects.local import LocalObjects
+from pipeline.storage.objects.open import open_objects
+from pipeline.storage.uris import Uri
+from testing.store_requests import counted_requests
+from tests.annotations.output_cases import IDENTITY, output_table
+
+NUM_FILES = 40
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> OutputStore:
+    """Two images a file, by two runs."""
+    store = OutputStore(Uri(str(tmp_path / "out")))
+    for i in range(NUM_FILES):
+        store.write_rows(output_table([f"{i:03d}", f"{i:03d} too"]), replace(IDENTITY, run_id=f"run-{i % 2}"))
+    return store
+
+
+def test_a_file_is_read_once_for_its_footer_and_once_for_rows(store: OutputStore) -> None:
+    with counted_requests() as requests:
+        files = store.files()
+        assert store.files().footers == files.footers
+        rows = [table.to_pylist() for table in store.iter_ids(files.settled)]
+    assert {number for (kind, name), number in requests.items() if kind == "GET"} == {2}
+    assert rows == [table.to_pylist() for table in OutputStore(store.uri).iter_ids(files.settled)]
+    assert sorted(row["image_id"] for table in rows for row in table)[:3] == ["000", "000 too", "001"]
+
+
+def test_a_file_that_changed_is_read_anew(store: OutputStore) -> None:
+    (entry, footer), *_ = store.files().footers.items()
+    path = Path(str(store.uri)) / "data" / entry.name
+    ids = next(store.iter_ids([entry]))["image_id"].to_pylist()
+    path.unlink()
+    store.write_rows(output_table(ids, failed=ids[:1]), footer.identity)
+    (again, changed), *_ = store.files().footers.items()
+    assert (again.name, footer.counts.failed, changed.counts.failed) == (entry.name, 0, 1)
+    assert next(store.iter_ids([again], ("status",)))["status"].to_pylist() == ["failed", "annotated"]
+
+
+def test_what_is_kept_is_small(store: OutputStore) -> None:
+    """Of 50,000 files 200 MB. A footer alone is 7 kB, and what was parsed of one 20 kB."""
+    objects, folder = open_objects(store.uri), store.folder
+    entries, _ = folder.list(objects)
+    for entry in entries[:4]:
+        folder.footer_or_none(objects, entry)
+    tracemalloc.start()
+    try:
+        for entry in entries[4:]:
+            folder.footer_or_none(objects, entry)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes / (NUM_FILES - 4) < 3000
+    for entry in entries:
+        assert folder._contents.get(entry) == read_footer(objects, f"data/{entry.name}", entry)
+
+
+def test_a_look_at_many_files_takes_no_square_of_time(
+    store: OutputStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    footer = next(iter(store.files().footers.values()))
+    many = [Entry(f"part-{i:020x}.parquet", 1, "1") for i in range(20_000)]
+    monkeypatch.setattr(LocalObjects, "list", lambda *_: Listing(many, []))
+
+    def known(*_: object) -> Footer:
+        return footer
+
+    monkeypatch.setattr(DataFolder, "footer_or_none", known)
+    before = time.process_time()
+    survey = DataFolder(store.uri, 4).survey(open_objects(store.uri))
+    assert (len(survey.footers), survey.foreign) == (20_000, ())
+    assert time.process_time() - before < 8  # 1 s on a machine that does nothing else; 30 s with the square
