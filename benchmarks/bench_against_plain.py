@@ -3,7 +3,7 @@
 The same pictures, the same model of fixed duration (`benchmarks.support.stub_replica`), the same masks and the same
 files, made by the job, by a plain Ray Data script and by a loop over a DataLoader (`benchmarks.support.plain_ways`).
 All decode with Pillow, one thread a process, and rasterise masks with the job's function: pasting them would cost each
-of the plain ways ten times as much (``benchmarks.bench_masks``).
+of the plain ways many times as much (``benchmarks.bench_masks``).
 
 CPU time of all processes of a way, those of Ray included, over the images that its model took meanwhile. The ways run
 side by side, so that what else happens on the machine happens to all of them, and the time that counts begins when all
@@ -152,7 +152,7 @@ def measure(mix: str, seconds: float) -> dict[str, dict[str, float]]:
     """CPU milliseconds an image of each way, by kind of process.
 
     Raises:
-        RuntimeError: a way has failed, or processes are started all the time, or the outputs differ.
+        RuntimeError: a way has failed, or processes are started all the time, or rows that were written differ.
     """
     with tempfile.TemporaryDirectory(prefix="bench-plain-") as name:
         folder = Path(name)
@@ -173,7 +173,7 @@ def measure(mix: str, seconds: float) -> dict[str, dict[str, float]]:
             common = rows.keys() & outputs[OURS].keys()
             if any(rows[i] != outputs[OURS][i] for i in common):
                 raise RuntimeError(f"{way_name} has written other rows than {OURS}")
-            if not common:  # no light task fits beside those that fetch, and what fetches is never done
+            if not common:
                 print(f"{way_name} has written none of the rows that were to be compared", file=sys.stderr)
     return {way: {kind: s * 1e3 / images[way] for kind, s in each.items()} for way, each in spent.items()}
 
