@@ -615,10 +615,11 @@ class TestRounds:
     ) -> None:
         asked: list[int] = []
         files = sorted((first.out / "data").iterdir())
+        there = [1] * MAX_EMPTY_ROUNDS + list(range(2, len(files) + 1))  # as often as it takes, while some are written
 
         def lossy(self: rounds.Rounds, pending: Any, work: Any) -> str:
             asked.append(pending.num_pending)
-            kept = files[: len(asked)]
+            kept = files[: there[len(asked) - 1]]
             (tmp_path / "out" / "data").mkdir(exist_ok=True)
             for file in kept:
                 shutil.copy(file, tmp_path / "out" / "data")
@@ -627,8 +628,7 @@ class TestRounds:
         monkeypatch.setattr(rounds.Rounds, "run", lossy)
         report = annotate(world.config(tmp_path / "out"))
         assert asked[:2] == [len(world.table), len(world.table) - pq.read_metadata(files[0]).num_rows]
-        assert (report.state, report.this_run.rounds) == ("finished", len(files))
-        assert len(files) > MAX_EMPTY_ROUNDS  # as many as it takes, where each has written something
+        assert (report.state, report.this_run.rounds) == ("finished", len(there))
         assert_same_content(read_rows(tmp_path / "out"), first.rows)
 
     def test_rounds_end(self, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
