@@ -66,6 +66,17 @@ class ManifestConfig(Section):
         description="Column with encoded images, used instead of URIs; or with structs of bytes and path, as Hugging "
         "Face's datasets write them.",
     )
+    etag_column: Text = Field(
+        default="etag", description="Column with the picture's ETag, as a listing of its bucket has it. May be missing."
+    )
+    size_column: Text = Field(
+        default="size", description="Column with the encoded picture's size in bytes. May be missing."
+    )
+    mtime_column: Text = Field(
+        default="last_modified",
+        description="Column with the time of the picture's last change: a timestamp, ISO 8601, or seconds since 1970; "
+        "UTC where it has no zone. May be missing.",
+    )
     carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
         default=(), description="Further columns to copy into the output, in this order."
     )

@@ -39,11 +39,13 @@ from pipeline.annotate.manifest.rules import (
     side_lengths,
 )
 from pipeline.annotate.manifest.units import open_unit, pick, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.versions import listed_versions, version_table
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
 from pipeline.storage.streams import COMPRESSIONS
 from pipeline.storage.uris import Uri, UriError, resolve
+from pipeline.storage.versions import ObjectVersion, version_of_bytes
 from pipeline.tables.arrow_types import without_views
 
 _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
@@ -63,6 +65,7 @@ _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".ndjson": "jsonl",
     ".json": "coco",
 }
+_BYTES_AT_ONCE = 256  # pictures, whose digests are made
 _ARCHIVES = (".tar", ".tgz", ".tbz2", ".zip", ".7z", ".rar")
 
 
@@ -187,6 +190,33 @@ class Manifest:
                     sizes[:, i] = side_lengths(column).to_numpy()
         return sizes
 
+    def read_versions(self, unit: ReadUnit) -> pa.Table:
+        """Which version of each of a unit's pictures the manifest speaks of, in `VERSION_COLUMNS`; null: not known.
+
+        ETags are as an output has them; of a picture whose bytes stand in the row they are the digest of these.
+        S3 tells who reads a picture its time to the second, so the times of a listing are cut to that.
+
+        Raises:
+            ManifestError, OSError: as `read_ids`.
+        """
+        with open_unit(unit) as file:
+            names = file.schema_arrow.names
+            sources = {name: source for name, source in self.columns.versions.items() if names.count(source) == 1}
+            table = file.read_row_group(unit.row_group, columns=list(dict.fromkeys(sources.values())))
+            versions = version_table({name: table[source] for name, source in sources.items()}, unit.num_rows)
+        return versions if self.columns.bytes is None else self._with_digests(unit, versions, self.columns.bytes)
+
+    def _with_digests(self, unit: ReadUnit, versions: pa.Table, column: str) -> pa.Table:
+        found: list[ObjectVersion | None] = []
+        with open_unit(unit, stream=True) as file:
+            for batch in file.iter_batches(_BYTES_AT_ONCE, row_groups=[unit.row_group], columns=[column]):
+                contents = without_views(pa.record_batch({BYTES: pick(batch, column)}))[BYTES]
+                found += [None if content is None else version_of_bytes(content) for content in contents.to_pylist()]
+        own = listed_versions([version or ObjectVersion() for version in found])
+        has_bytes = pa.array([version is not None for version in found])
+        columns = [pc.if_else(has_bytes, own[name], versions[name]) for name in versions.column_names]
+        return pa.table(columns, schema=versions.schema)
+
     def num_rows_within(self, unit: ReadUnit, num_bytes: int) -> int:
         """How many of a unit's first rows `read_rows` gets out of about so many bytes, going by the file's footer."""
         with open_unit(unit) as file:
@@ -268,7 +298,7 @@ def _guess_format(uri: Uri) -> str:
             return kind
     if not is_folder(uri):
         raise ManifestError(f"{uri}: {_why_unknown(path)}")
-    for name in list_files(uri):
+    for name, _ in list_files(uri):
         if is_parquet(name):
             return "parquet"
         if name.lower().endswith(IMAGE_SUFFIXES):
