@@ -48,10 +48,11 @@ class ManifestConfig(Section):
     """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
-    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder"] = Field(
+    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "inventory"] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
-        "image file below the URI.",
+        "image file below the URI, 'inventory' those that an S3 Inventory lists (its manifest.json, or the folder in "
+        "which S3 writes one after the other; CSV or Parquet).",
     )
     image_root: Uri | None = Field(
         default=None,

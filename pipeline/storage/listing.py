@@ -59,7 +59,7 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[ListedFile]
             found = _list_at_once(filesystem, path)
         for file in found:
             is_scratch = scratch is not None and f"{path}/{file.path}".startswith(scratch)
-            if not is_scratch and not _is_hidden(file.path):
+            if not is_scratch and not is_hidden(file.path):
                 yield file
     except OSError as error:
         raise cannot_read(uri, error) from None
@@ -72,7 +72,8 @@ def is_parquet(relative: str) -> bool:
     )
 
 
-def _is_hidden(relative: str) -> bool:
+def is_hidden(relative: str) -> bool:
+    """Whether a part of a path in a folder begins with a dot, and is not ``.`` or ``..``."""
     if not relative.startswith(".") and "/." not in relative:
         return False
     return any(part.startswith(".") and part not in (".", "..") for part in relative.split("/"))

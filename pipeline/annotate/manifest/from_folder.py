@@ -42,7 +42,7 @@ def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     images = _only_images(list_files(config.uri, scratch_uri), config, left_out)
     with UnitWriter(scratch_uri) as writer:
         while chunk := list(islice(images, ROW_GROUP_ROWS)):
-            ids, uris = zip(*(_id_and_uri(root, file.path) for file in chunk), strict=True)
+            ids, uris = zip(*(id_and_uri(root, file.path) for file in chunk), strict=True)
             versions = listed_versions([file.version for file in chunk])
             named = {ID: pa.array(ids, pa.string()), URI: pa.array(uris, pa.string())}
             writer.write(pa.table({**named, **{name: versions[name] for name in versions.column_names}}))
@@ -61,7 +61,7 @@ def _only_images(files: Iterator[ListedFile], config: ManifestConfig, left_out: 
             raise ManifestError(f"{config.uri} holds Parquet files and images: set the manifest's format")
 
 
-def _id_and_uri(root: Uri, path: str) -> tuple[str, str]:
+def id_and_uri(root: Uri, path: str) -> tuple[str, str]:
     """Of the image at a path below the root. The URI is absolute: a key that looks like one would be taken for it."""
     if not _UNSHOWABLE.search(path):
         return path, root.below(path)

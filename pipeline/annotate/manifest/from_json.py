@@ -101,6 +101,8 @@ def _coco_images(uri: Uri) -> list[dict[str, Any]]:
         where = f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ManifestError(f"{uri} is not JSON: {_why_not_json(error)}{where}") from None
     images = content.get("images") if isinstance(content, dict) else None
+    if images is None and isinstance(content, dict) and "sourceBucket" in content:
+        raise ManifestError(f"{uri} is an S3 Inventory: set manifest.format: inventory")
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise ManifestError(f"{uri} is not COCO JSON: it has no list 'images'; for one object a line set format: jsonl")
     return images

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.from_csv import read_csv, read_list, read_tsv
 from pipeline.annotate.manifest.from_folder import read_folder
+from pipeline.annotate.manifest.from_inventory import read_inventory
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
 from pipeline.annotate.manifest.rules import (
@@ -56,6 +57,7 @@ _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "jsonl": read_jsonl,
     "coco": read_coco,
     "folder": read_folder,
+    "inventory": read_inventory,
 }
 _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".csv": "csv",
@@ -282,7 +284,7 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
 
 def _check_place(uri: Uri, kind: str) -> None:
     """Whether a file is where one is wanted, and a folder where that is."""
-    if kind == "parquet":
+    if kind in ("parquet", "inventory"):
         return
     if is_folder(uri) != (kind == "folder"):
         found = "file" if kind == "folder" else "folder"
