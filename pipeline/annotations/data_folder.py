@@ -120,7 +120,7 @@ class DataFolder:
             if footer is None:
                 self._refuse([entry.name])
                 return None
-            if footer.replaces == entry.name:
+            if entry.name in footer.replaces:
                 raise OutputError(f"{self.uri}/{DATA_FOLDER}/{entry.name} claims to replace itself: move it away")
             if not entry.version:
                 return footer
@@ -327,12 +327,13 @@ class Survey:
 class Superfluous:
     """Files whose rows other files of the folder hold as well.
 
-    A run that died while it replaced a file has left both; one that slept meanwhile, and woke when another had done
+    A run that died while it replaced files has left both; one that slept meanwhile, and woke when another had done
     the same, has left a second replacement.
 
     Attributes:
-        replaced: files to which another one says that it replaces them, with that one.
-        doubled: files with the ids of another one, with the one that stays.
+        replaced: files that another one names as those that it replaces, with that one. What has itself been replaced
+            comes after what it replaces, and so they are removed: or nobody would know that the others are.
+        doubled: files with the ids of another one, in the same order, with the one that stays.
     """
 
     replaced: Mapping[Entry, Entry]
@@ -341,17 +342,35 @@ class Superfluous:
     @classmethod
     def among(cls, footers: Mapping[Entry, Footer]) -> Superfluous:
         """Find them by names and footers alone."""
+        named = {name: entry for entry, footer in footers.items() for name in footer.replaces}
+        replaced_by = {entry: named[entry.name] for entry in footers if entry.name in named} if named else {}
+        generations = {entry: _generations(entry, replaced_by) for entry in replaced_by}
+        in_order = sorted((entry for entry in generations if generations[entry]), key=lambda each: -generations[each])
+        replaced = {entry: replaced_by[entry] for entry in in_order}
         same_ids: dict[str, list[Entry]] = {}
         for entry in footers:
-            same_ids.setdefault(stem(entry.name), []).append(entry)
-        replaced, doubled = {}, {}
-        for entry, footer in footers.items():
-            if footer.replaces and stem(footer.replaces) != stem(entry.name):
-                replaced.update(dict.fromkeys(same_ids.get(stem(footer.replaces), ()), entry))
+            if entry not in replaced:
+                same_ids.setdefault(stem(entry.name), []).append(entry)
+
+        def merit(entry: Entry) -> tuple[bool, int, str]:
+            # A file that replaced one is later than one that says nothing, and came late, with the same ids.
+            return bool(footers[entry].replaces), footers[entry].counts.annotated, entry.name
+
+        doubled = {}
         for entries in same_ids.values():
-            stays = max(entries, key=lambda entry: (footers[entry].counts.annotated, entry.name))
-            doubled.update({entry: stays for entry in entries if entry != stays and entry not in replaced})
+            stays = max(entries, key=merit) if len(entries) > 1 else entries[0]
+            doubled.update({entry: stays for entry in entries if entry != stays})
         return cls(replaced, doubled)
+
+
+def _generations(entry: Entry, replaced_by: Mapping[Entry, Entry]) -> int:
+    """How many files came after one, each in place of the one before; 0 if they go in a circle, which says nothing."""
+    seen = [entry]
+    while (entry := replaced_by.get(entry, entry)) != seen[-1]:
+        if entry in seen:
+            return 0
+        seen.append(entry)
+    return len(seen) - 1
 
 
 def settled(footers: Mapping[Entry, Footer]) -> dict[Entry, Footer]:
