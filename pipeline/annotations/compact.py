@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.annotations.data_file import Footer, OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder, no_output
+from pipeline.annotations.data_folder import DATA_FOLDER, no_output
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import NowAndThen
@@ -85,7 +85,7 @@ def look(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:
         OSError: the storage fails.
     """
     _check_there(uri)
-    return plan(DataFolder(uri, OutputStore(uri).concurrency).current(open_objects(uri)), images_per_file)
+    return plan(OutputStore(uri).look().footers, images_per_file)
 
 
 def compact(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:

@@ -284,6 +284,15 @@ class OutputStore:
         """
         return DataFiles(self.folder, self.folder.footers(self._open()))
 
+    def look(self) -> DataFiles:
+        """The data files that count, for whoever does not hold the lock: others may write and replace files meanwhile.
+
+        Raises:
+            OutputError: see `files`; or they do not belong together.
+            ReadFailed: one of them is gone before it was read.
+        """
+        return DataFiles(self.folder, self.folder.current(self._open()))
+
     def iter_ids(self, files: Iterable[Entry], columns: Sequence[str] | None = ("image_id",)) -> Iterator[pa.Table]:
         """Columns of all rows of some files, a table a file, read ahead by ``concurrency`` files.
 
