@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -256,23 +257,23 @@ class OutputStore:
             Changed: another run writes there.
         """
         objects = self._open()
-        entries, temporary = self.folder.list(objects)
-        footers = list(map_files(lambda entry: self.folder.footer_or_none(objects, entry), entries, self.concurrency))
-        whole = {entry: footer for entry, footer in zip(entries, footers, strict=True) if footer is not None}
-        half_written = [entry for entry in entries if entry not in whole]
+        listed, temporary = self.folder.list(objects)
+        footers = list(map_files(lambda entry: self.folder.footer_or_none(objects, entry), listed, self.concurrency))
+        whole = {entry: footer for entry, footer in zip(listed, footers, strict=True) if footer is not None}
+        half_written = [entry for entry in listed if entry not in whole]
         superfluous = Superfluous.among(whole)
         self._check_superfluous(objects, superfluous, whole)
-        # What was replaced before what is doubled, which may be what says that it was replaced.
-        removed = [*half_written, *superfluous.replaced, *superfluous.doubled]
-        for entry in removed:
-            self._remove(objects, entry, fence)
+        # What is doubled may be what says that others were replaced.
+        removed = [*superfluous.in_order, [*half_written, *superfluous.doubled]]
+        for entries in removed:
+            self._remove_all(objects, entries, fence)
         others = [entry.name for entry in objects.list("").files if _LEFTOVER.fullmatch(entry.name)]
         for name in (*(f"{DATA_FOLDER}/{name}" for name in temporary), *others):
             fence()
             objects.delete(name)  # nobody else has, or will have, this name
         groups = (half_written, superfluous.replaced, superfluous.doubled)
         names = (tuple(entry.name for entry in group) for group in groups)
-        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(removed))}
+        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(chain.from_iterable(removed)))}
         return Recovery(DataFiles(self.folder, kept), (*temporary, *others), *names)
 
     def files(self) -> DataFiles:
@@ -283,8 +284,21 @@ class OutputStore:
         """
         return DataFiles(self.folder, self.folder.footers(self._open()))
 
-    def iter_ids(self, files: Iterable[Entry], columns: Sequence[str] = ("image_id",)) -> Iterator[pa.Table]:
+    def look(self) -> DataFiles:
+        """The data files that count, for whoever does not hold the lock: others may write and replace files meanwhile.
+
+        Raises:
+            OutputError: see `files`; or they do not belong together.
+            ReadFailed: one of them is gone before it was read.
+        """
+        return DataFiles(self.folder, self.folder.current(self._open()))
+
+    def iter_ids(self, files: Iterable[Entry], columns: Sequence[str] | None = ("image_id",)) -> Iterator[pa.Table]:
         """Columns of all rows of some files, a table a file, read ahead by ``concurrency`` files.
+
+        Args:
+            files: of the output.
+            columns: ``None`` for all.
 
         Raises:
             OutputError: a file is damaged, or cut off.
@@ -329,8 +343,7 @@ class OutputStore:
             replaces = {entry.name: left_out for entry, left_out in old.items()}
             content = encode_data_file(rows, identity, compression_level, replaces)
             new = self._put(data_file_name(rows["image_id"], uuid.uuid4().hex[:8]), rows.num_rows, content, fence)
-        for entry in old:
-            self._remove(objects, entry, fence)
+        self._remove_all(objects, list(old), fence)
         return new
 
     def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
@@ -371,8 +384,7 @@ class OutputStore:
             Changed: see `replace`.
         """
         objects = self._open()
-        for entry in files:
-            self._remove(objects, entry, fence)
+        self._remove_all(objects, list(files), fence)
         return sum(footer.counts.rows for footer in files.values())
 
     def _open(self) -> ObjectFolder:
@@ -384,9 +396,13 @@ class OutputStore:
         self._open().put(f"{DATA_FOLDER}/{name}", content)
         return DataFile(name, num_rows, content.size)
 
-    def _remove(self, objects: ObjectFolder, entry: Entry, fence: Callable[[], None]) -> None:
-        fence()
-        objects.delete(f"{DATA_FOLDER}/{entry.name}", entry)
+    def _remove_all(self, objects: ObjectFolder, entries: Sequence[Entry], fence: Callable[[], None]) -> None:
+        def remove(entry: Entry) -> None:
+            fence()
+            objects.delete(f"{DATA_FOLDER}/{entry.name}", entry)
+
+        for _ in map_files(remove, entries, self.concurrency):
+            pass
 
     def _check_superfluous(
         self, objects: ObjectFolder, superfluous: Superfluous, footers: Mapping[Entry, Footer]
