@@ -141,7 +141,7 @@ def file_pattern(identity: Any, with_failures: bool) -> tuple[bytes, bytes]:
 
     ids = make_ids(np.arange(ROWS_PER_SMALL_FILE))
     table = rows_of(pa.array(ids), with_failures)
-    metadata = data_file._metadata(identity, data_file.Counts.of(table), replaces="")
+    metadata = data_file._metadata(identity, data_file.Counts.of(table))
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(metadata),

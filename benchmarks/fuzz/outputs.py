@@ -355,7 +355,8 @@ def _metadata_changed(content: bytes, rng: random.Random, names: Sequence[str]) 
     metadata = {key.decode(): text.decode() for key, text in table.schema.metadata.items()}
     key = rng.choice(sorted(metadata))
     if key.endswith("replaces"):
-        metadata[key] = rng.choice((*names, "no such file"))
+        some = {rng.choice(names): rng.choice((0, 1, -1, None)) for _ in range(rng.randrange(1, 4))}
+        metadata[key] = rng.choice((*names, "no such file", json.dumps(some), "{", '{"a": "b"}'))
     elif key.endswith(("counts", "content_config")):
         tree, story = break_tree(json.loads(metadata[key]), rng)
         metadata[key] = dump_json(tree, rng)

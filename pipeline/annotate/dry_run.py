@@ -32,6 +32,7 @@ from pipeline.model.settings import TestSettings
 from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.holder import is_dead, read_holder
 from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.objects.base import ReadFailed
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_name, without_new_folders
@@ -68,7 +69,7 @@ def dry_run(config: AnnotateConfig) -> str:
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, "dry-run")
-    _steady(lambda: store.files().check_identity(identity))
+    store.look().check_identity(identity)
     with without_new_folders(store.uri.local_path):
         _write_probe(store)
         return _look(config, store, model, identity)
@@ -143,14 +144,14 @@ def _waits(config: AnnotateConfig, pool: Pool, gpus: float) -> str:
 def _steady(look: Callable[[], Looked]) -> Looked:
     """A look at the output, again where a run beside it has just replaced one of its files."""
     for _ in range(_LOOKS - 1):
-        with suppress(FileNotFoundError):
+        with suppress(ReadFailed):
             return look()
     return look()
 
 
 def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) -> Pending:
     schema = output_schema(manifest.id_type, manifest.carried)
-    files = store.files()
+    files = store.look()
     files.check_identity(identity, schema)
     done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled)
     return find_pending(manifest, (table["image_id"] for table in done))

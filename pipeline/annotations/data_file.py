@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from pipeline.annotations.schema import (
     ANNOTATED,
@@ -139,6 +139,7 @@ class Counts:
 
 
 _COUNTS = TypeAdapter(Counts)
+_REPLACES: TypeAdapter[Mapping[str, int | None]] = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
 @dataclass(frozen=True)
@@ -151,14 +152,15 @@ class Footer:
         schema_version: of the code that wrote it.
         identity: what made the rows.
         counts: rows by kind.
-        replaces: name of the file that this one is to replace, ``""`` if none.
+        replaces: names of the files that this one is to replace, each with how many of their rows it leaves out on
+            purpose; ``None`` where that is not said, by a file of an earlier release: then it is all that failed.
     """
 
     schema: pa.Schema
     schema_version: str
     identity: Identity
     counts: Counts
-    replaces: str
+    replaces: Mapping[str, int | None]
 
     @property
     def is_readable(self) -> bool:
@@ -181,14 +183,16 @@ def data_file_name(ids: pa.ChunkedArray, token: str = "") -> str:
     return f"{stem}-{token}.parquet" if token else f"{stem}.parquet"
 
 
-def encode_data_file(table: pa.Table, identity: Identity, compression_level: int, replaces: str) -> pa.Buffer:
+def encode_data_file(
+    table: pa.Table, identity: Identity, compression_level: int, replaces: Mapping[str, int] | None = None
+) -> pa.Buffer:
     """The bytes of a data file.
 
     Args:
         table: at least one row, of the output's schema; ids unique and not null.
         identity: what made the rows.
         compression_level: of zstd, 1 to 22.
-        replaces: name of the file that this one is to replace, ``""`` if none.
+        replaces: see `Footer`.
 
     Raises:
         ValueError: the table breaks the contract.
@@ -212,8 +216,12 @@ def encode_data_file(table: pa.Table, identity: Identity, compression_level: int
     return _with_digest(sink.getvalue())
 
 
-def _metadata(identity: Identity, counts: Counts, replaces: str) -> dict[str, str]:
-    values = {"schema_version": SCHEMA_VERSION, "replaces": replaces, "counts": json.dumps(asdict(counts))}
+def _metadata(identity: Identity, counts: Counts, replaces: Mapping[str, int] | None = None) -> dict[str, str]:
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "replaces": json.dumps(replaces) if replaces else "",
+        "counts": json.dumps(asdict(counts)),
+    }
     return {_PREFIX + key: value for key, value in {**asdict(identity), **values}.items()}
 
 
@@ -359,13 +367,19 @@ def _parse(metadata: pq.FileMetaData) -> Footer | None:
             schema = current_schema(schema, texts["schema_version"])
         if counts.rows != metadata.num_rows:
             raise Damaged(f"its footer counts {counts.rows:,} rows and says that there are {metadata.num_rows:,}")
-        return Footer(schema, texts["schema_version"], identity, counts, texts["replaces"])
+        return Footer(schema, texts["schema_version"], identity, counts, _replaces(texts["replaces"]))
     except Damaged:
         raise
     except KeyError as error:
         raise Damaged(f"its footer says nothing of {error}") from None
     except (ValueError, pa.ArrowException, RecursionError) as error:
         raise Damaged(f"its footer is not what was written: {_brief(error)}") from None
+
+
+def _replaces(text: str) -> Mapping[str, int | None]:
+    if not text.startswith("{"):  # of an earlier release: a name
+        return {text: None} if text else {}
+    return _REPLACES.validate_json(text)
 
 
 def _brief(error: BaseException) -> str:

@@ -208,7 +208,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES, folder: DataFolder | N
     if not survey.footers and not survey.problems and run is None and lock is None:
         raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()
-    if survey.superfluous:
+    if survey.superfluous and not _is_at_work(_read_lock(uri, objects)):  # which may be what replaces them
         problems.append(
             f"rows of {Examples.of(entry.name for entry in survey.superfluous)} are in other files as well; the next "
             "run of annotate removes what is too much"
@@ -303,6 +303,10 @@ def _read_lock(uri: Uri, objects: ObjectFolder) -> Lock | None:
         return None
     silent_s = None if at is None else max(0.0, (datetime.now(timezone.utc) - at).total_seconds())
     return Lock(holder, silent_s, not holder.released and is_dead(holder))
+
+
+def _is_at_work(lock: Lock | None) -> bool:
+    return lock is not None and lock.held and not lock.stale
 
 
 def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:

@@ -115,15 +115,15 @@ def test_each_file_is_read_twice_a_run(config: AnnotateConfig, counted: Callable
     # Footer and ids; and where images have failed, their messages for the page and for the closing words.
     assert of_data(requests, "GET") == {name: 4 if failed else 2 for name, failed in after.items()}
     assert of_data(requests, "HEAD") == {}
-    # Whose folder it is; recovery; what is pending; closing audit; page; closing words.
-    assert requests["LIST", "data"] == 6
+    # Whose folder it is; recovery; what is pending; closing audit; twice each for page and closing words.
+    assert requests["LIST", "data"] == 8
 
     with counted() as requests:
         state, said = run(config)
     assert state is RunState.NOTHING_TO_DO
     assert of_data(requests, "GET") == {name: 3 if failed else 2 for name, failed in after.items()}
-    # Recovery; what is pending; closing words.
-    assert requests["LIST", "data"] == 3
+    # Recovery; what is pending; twice for the closing words.
+    assert requests["LIST", "data"] == 4
 
 
 local = pytest.mark.parametrize("uri", ["local"], indirect=True)

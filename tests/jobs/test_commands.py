@@ -88,6 +88,8 @@ CASES = {
     "model of convert": Case(["convert", "gone.pth", "{folder}/o.safetensors"], 2, "gone.pth' is neither"),
     "output of show": Case(["show", "{folder}/gone"], 2, "gone does not exist, or is empty"),
     "an output": Case(["show", "{folder}/there", "--failed", "{folder}/failed.csv"], 0, "5 failed images"),
+    "output of compact": Case(["compact", "{folder}/gone"], 2, "gone does not exist, or is empty"),
+    "nothing to compact": Case(["compact", "{folder}/there", "--images-per-file", "1"], 0, "no small ones to join"),
     "output of demo": Case(["demo", "--out", "{folder}"], 2, "is not empty, and not of an earlier demo"),
 }
 # All in one process: what one of them loads is told of that one alone.
