@@ -164,9 +164,9 @@ class TestInventory:
         copied = f"copied-{kind.lower()}"
         s3.create_bucket(copied)
         files = inventory(kind, [row("a.jpg")])
-        for bucket, place in (("bucket", "inventories/source/nightly"), (copied, "x")):
+        for bucket, place in (("bucket", f"inventories/source/{kind}"), (copied, "x")):
             for name, content in files.items():
-                s3.put(bucket, f"{place}/{name}", content)
+                s3.put(bucket, f"{place}/{name}", content.replace(b"source/nightly/", f"source/{kind}/".encode()))
             for uri in (f"s3://{bucket}/{place}/2026-05-04T01-00Z/manifest.json", f"s3://{bucket}/{place}"):
                 assert read_all_ids(opened(uri, scratch)) == ["a.jpg"]
 
