@@ -148,9 +148,7 @@ def _list_s3(path: str) -> Iterator[ListedFile]:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    # Who reads an object is told its time to the second.
-                    time = entry["LastModified"].replace(microsecond=0)
-                    version = ObjectVersion.told(entry["Size"], entry.get("ETag"), time)
+                    version = ObjectVersion.told(entry["Size"], entry.get("ETag"), entry["LastModified"])
                     yield ListedFile(entry["Key"][len(prefix) :], version)
     except (BotoCoreError, ClientError) as error:
         raise StorageError(f"s3://{path} cannot be listed: {hide_secrets(str(error))}") from None
