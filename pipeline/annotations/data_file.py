@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
@@ -22,7 +22,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, TypeAdapter
 
-from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
+from pipeline.annotations.schema import (
+    ANNOTATED,
+    FAILED,
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    Rows,
+    check_output_schema,
+    current_rows,
+    current_schema,
+    stored_columns,
+)
 from pipeline.errors import UserError
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
 
@@ -35,7 +45,7 @@ _NO_DIGEST = b"0" * 64
 # In Thrift's compact protocol a string is 0x18 and its length before its bytes.
 _DIGEST_PLACE = _DIGEST_KEY.encode() + b"\x18" + bytes([len(_NO_DIGEST)])
 # The only columns with values that repeat.
-_DICTIONARY_COLUMNS = ["status", "stage", "error_code", "detections.list.element.category_name"]
+_DICTIONARY_COLUMNS = ["status", "stage", "error_code", "run_id", "detections.list.element.category_name"]
 # Those of run-length strings would fill the footer.
 _STATISTICS_COLUMNS = ["image_id", "height", "width", "status", "error_code", "detections.list.element.score"]
 
@@ -64,7 +74,7 @@ class Identity:
         code_version: of the code that wrote the file, for people.
         run_id: the run that wrote the file.
 
-    Files with the same weights, config digest and schema version belong in one output; the rest may differ.
+    Files with the same weights and config digest belong in one output; the rest may differ.
     """
 
     model_name: str
@@ -137,7 +147,8 @@ class Footer:
     """What the footer of one of our files says.
 
     Attributes:
-        schema: columns of the file, without the metadata beside them.
+        schema: columns as which its rows are read, without the metadata beside them: today's, whichever of
+            `READABLE_VERSIONS` wrote it.
         schema_version: of the code that wrote it.
         identity: what made the rows.
         counts: rows by kind.
@@ -150,6 +161,11 @@ class Footer:
     identity: Identity
     counts: Counts
     replaces: Mapping[str, int | None]
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this code knows what the columns mean."""
+        return self.schema_version in READABLE_VERSIONS
 
 
 def data_file_name(ids: pa.ChunkedArray, token: str = "") -> str:
@@ -249,10 +265,49 @@ def parse_footer(content: bytes) -> Footer | None:
     return _parse(_metadata_of(content))
 
 
+class RowsOfFile:
+    """The rows of a data file, with today's columns, whichever of `READABLE_VERSIONS` wrote it.
+
+    Columns are named by their paths in Parquet, and come in the order in which they are named.
+
+    Args:
+        file: of ours.
+    """
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
+        texts = file.metadata.metadata or {}
+        self._version, self._run_id = (
+            texts.get(f"{_PREFIX}{key}".encode(), b"").decode() for key in ("schema_version", "run_id")
+        )
+
+    @property
+    def num_row_groups(self) -> int:
+        """Of the file."""
+        return self._file.num_row_groups
+
+    def read(self, columns: Sequence[str] | None) -> pa.Table:
+        """All rows; of all columns, if none are named."""
+        return self._current(self._file.read(self._stored(columns), use_threads=False), columns)
+
+    def read_row_group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """The rows of a row group."""
+        return self._current(self._file.read_row_group(number, self._stored(columns), use_threads=False), columns)
+
+    def iter_batches(self, max_rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, so many at a time at most."""
+        for batch in self._file.iter_batches(max_rows, columns=self._stored(columns), use_threads=False):
+            yield self._current(batch, columns)
+
+    def _stored(self, columns: Sequence[str] | None) -> list[str] | None:
+        return None if columns is None else stored_columns(columns, self._version)
+
+    def _current(self, stored: Rows, columns: Sequence[str] | None) -> Rows:
+        return current_rows(stored, columns, self._version, self._run_id)
+
+
 @contextmanager
-def open_data_file(
-    objects: ObjectFolder, name: str, entry: Entry, footer: bytes | None = None
-) -> Iterator[pq.ParquetFile]:
+def open_data_file(objects: ObjectFolder, name: str, entry: Entry, footer: bytes | None = None) -> Iterator[RowsOfFile]:
     """A file for reading its rows, whose pages are checked as they are read.
 
     Args:
@@ -265,7 +320,7 @@ def open_data_file(
         metadata = _metadata_of(_read_footer(source, name, entry.size_bytes) if footer is None else footer)
         if footer is None and _parse(metadata) is None:
             raise Damaged("it is not one of annotate's any more")
-        yield pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
+        yield RowsOfFile(pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True))
 
 
 def _read_footer(source: pa.NativeFile, name: str, size_bytes: int) -> bytes:
@@ -308,8 +363,8 @@ def _parse(metadata: pq.FileMetaData) -> Footer | None:
         identity = Identity(**{name: texts[name] for name in Identity.__dataclass_fields__})
         counts = _COUNTS.validate_json(texts["counts"])
         schema = metadata.schema.to_arrow_schema().remove_metadata()
-        if texts["schema_version"] == SCHEMA_VERSION:
-            check_output_schema(schema)
+        if texts["schema_version"] in READABLE_VERSIONS:
+            schema = current_schema(schema, texts["schema_version"])
         if counts.rows != metadata.num_rows:
             raise Damaged(f"its footer counts {counts.rows:,} rows and says that there are {metadata.num_rows:,}")
         return Footer(schema, texts["schema_version"], identity, counts, _replaces(texts["replaces"]))
@@ -333,7 +388,7 @@ def _brief(error: BaseException) -> str:
 
 def differences(old: Footer, identity: Identity, schema: pa.Schema | None = None) -> list[str]:
     """What keeps rows of this identity (and schema) out of an output with such files: ``key: old -> new``."""
-    found = list(_changed("schema_version", old.schema_version, SCHEMA_VERSION))
+    found = [] if old.is_readable else list(_changed("schema_version", old.schema_version, SCHEMA_VERSION))
     found += _changed("weights_sha256", old.identity.weights_sha256, identity.weights_sha256)
     if found:
         found += _changed("model_name", old.identity.model_name, identity.model_name)

@@ -11,7 +11,6 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.annotations.data_file import (
     Damaged,
@@ -19,6 +18,7 @@ from pipeline.annotations.data_file import (
     Identity,
     NotParquet,
     OutputError,
+    RowsOfFile,
     open_data_file,
     parse_footer,
     read_footer,
@@ -243,7 +243,7 @@ class DataFolder:
         return first[1]
 
     @contextmanager
-    def open(self, objects: ObjectFolder, entry: Entry) -> Iterator[pq.ParquetFile]:
+    def open(self, objects: ObjectFolder, entry: Entry) -> Iterator[RowsOfFile]:
         """A file for reading. All that is read of data files is read through this, in the block.
 
         Raises:
@@ -265,7 +265,7 @@ class DataFolder:
             OutputError, OSError: see `open`.
         """
         with self.open(objects, entry) as file:
-            table = file.read(None if columns is None else list(columns), use_threads=False)
+            table = file.read(columns)
         return table.replace_schema_metadata(None)
 
     def category_names(self, objects: ObjectFolder, footers: Mapping[Entry, Footer]) -> dict[int, str]:
@@ -280,11 +280,13 @@ class DataFolder:
             if missing.isdisjoint(footer.counts.detections_by_category):
                 continue
             with self.open(objects, entry) as file:
-                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=_CATEGORY_COLUMNS, use_threads=False):
+                for batch in file.iter_batches(_ROWS_PER_BATCH, _CATEGORY_COLUMNS):
                     detections = batch.column("detections").flatten()
                     pairs = pa.table({name: detections.field(name) for name in ("category_id", "category_name")})
                     unique = pairs.group_by(["category_id", "category_name"]).aggregate([]).to_pylist()
                     names.update((pair["category_id"], pair["category_name"]) for pair in unique)
+                if not footer.counts.detections_by_category.keys() <= names.keys():
+                    raise Damaged("its footer counts detections of other categories than its rows have")
             missing -= names.keys()
         return names
 
@@ -427,4 +429,5 @@ def map_files(work: Callable[[Item], Result], items: Sequence[Item], concurrency
 
 
 def _key(footer: Footer) -> tuple[Any, ...]:
-    return footer.schema_version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema
+    version = None if footer.is_readable else footer.schema_version
+    return version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema

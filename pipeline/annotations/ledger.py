@@ -44,7 +44,7 @@ from pipeline.annotations.data_file import (
 from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, settled
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson
-from pipeline.annotations.schema import FAILED
+from pipeline.annotations.schema import FAILED, made_by
 from pipeline.storage.lock.claim import OutputKind
 from pipeline.storage.objects.base import Entry, ObjectFolder, TooLarge
 from pipeline.storage.objects.open import open_objects
@@ -228,7 +228,7 @@ class OutputStore:
         later file wins.
 
         Args:
-            table: at least one row, of the output's schema; ids unique and not null.
+            table: at least one row, of the output's schema; ids unique and not null. ``run_id`` is filled here.
             identity: what made the rows.
             compression_level: of zstd, 1 to 22.
             fence: called right before the file is written; raises if this run must not write any more
@@ -239,7 +239,7 @@ class OutputStore:
             ValueError: the table breaks the contract.
             OSError: the storage does.
         """
-        content = encode_data_file(table, identity, compression_level)
+        content = encode_data_file(made_by(table, identity.run_id), identity, compression_level)
         return self._put(data_file_name(table["image_id"]), table.num_rows, content, fence)
 
     def recover(self, fence: Callable[[], None]) -> Recovery:

@@ -56,7 +56,7 @@ class Source:
         objects, folder = open_objects(self.uri), DataFolder(self.uri, _CONCURRENCY)
         for entry in self.entries:
             with folder.open(objects, entry) as file:
-                yield from file.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False)
+                yield from file.iter_batches(ROWS_PER_BATCH, columns)
 
 
 def open_source(uri: Uri) -> Source:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 from pipeline.annotations.data_file import Counts, OutputError, data_file_name, encode_data_file
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.schema import made_by
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
@@ -166,7 +167,7 @@ class TestWriteRows:
         assert Path(path).stat().st_size == file.size_bytes
         assert metadata.row_group(0).column(0).compression == "ZSTD"
         keys = {key.decode(): value.decode() for key, value in metadata.metadata.items() if b"maskfleet" in key}
-        assert keys["maskfleet.schema_version"] == "1"
+        assert keys["maskfleet.schema_version"] == "2"
         assert keys["maskfleet.weights_sha256"] == "a" * 64
         assert keys["maskfleet.config_digest"] == "c" * 64
         assert json.loads(keys["maskfleet.content_config"]) == {"model": {"threshold": 0.05}}
@@ -285,8 +286,9 @@ class TestIdentity:
 
     def test_schema_version(self, local: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
         local.write_rows(output_table([1]), IDENTITY)
-        monkeypatch.setattr("pipeline.annotations.data_file.SCHEMA_VERSION", "2")
-        with pytest.raises(IdentityMismatch, match="schema_version: 1 -> 2"):
+        monkeypatch.setattr("pipeline.annotations.data_file.READABLE_VERSIONS", ("3",))
+        monkeypatch.setattr("pipeline.annotations.data_file.SCHEMA_VERSION", "3")
+        with pytest.raises(IdentityMismatch, match="schema_version: 2 -> 3"):
             local.files().check_identity(IDENTITY)
 
     def test_columns(self, local: OutputStore) -> None:
@@ -455,7 +457,11 @@ class TestStripFailed:
         assert re.fullmatch(r"part-[0-9a-f]{20}-[0-9a-f]{8}\.parquet", new)
         assert new == data_file_name(table["image_id"].slice(1), new[-16:-8])
         assert new[:25] != old.name[:25]
-        assert pq.read_table(f"{local.uri}/data/{new}").replace_schema_metadata(None).equals(table.slice(1))
+        assert (
+            pq.read_table(f"{local.uri}/data/{new}")
+            .replace_schema_metadata(None)
+            .equals(made_by(table, "run-7").slice(1))
+        )
         identity = local.files().identity()
         assert identity is not None
         assert identity.run_id == "run-7"

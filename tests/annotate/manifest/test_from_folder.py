@@ -150,7 +150,7 @@ class TestNames:
             uri = UriText(row["image_uri"])
             name = row["image_id"]
             original = unquote_to_bytes(name[2:]) if name.startswith("./") else name.encode()
-            assert Fetcher().fetch(uri) == original
+            assert Fetcher().fetch(uri).data == original
             assert str(uri) == uri.secret_text
 
 

@@ -34,8 +34,9 @@ from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch import fetcher as fetcher_module
 from pipeline.storage.fetch.fetcher import Fetcher
-from pipeline.storage.fetch.rules import FetchSettings
+from pipeline.storage.fetch.rules import Fetched, FetchSettings
 from pipeline.storage.uris import Uri, UriText
+from pipeline.storage.versions import ObjectVersion
 from pipeline.tables.binary import binary_views
 from testing.preprocessed import preprocessed
 
@@ -507,7 +508,7 @@ class ToldPictures(PictureSource):
         if self.calls == self.attempt.dies_at or image in self.culprits:
             raise Killed
 
-    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, Fetched | ImageFailure]]:
         images = [int(uri.secret_text) for uri in uris if uri is not None]
         sizes, start = cycle(self.attempt.turns), 0
         while start < len(images):
@@ -515,7 +516,7 @@ class ToldPictures(PictureSource):
             self.live()
             failure = ImageFailure("fetch", "timeout", "")
             yield {
-                i: failure if images[i] in self.attempt.failing else str(images[i]).encode()
+                i: failure if images[i] in self.attempt.failing else Fetched(str(images[i]).encode(), ObjectVersion())
                 for i in reversed(range(start, min(end, len(images))))
             }
             start = end
