@@ -125,7 +125,9 @@ def opening_pattern(make: Callable[[np.ndarray], pa.Array], num_rows: int) -> tu
     identity = data_file.Identity("bench", "0" * 64, "0" * 64, "{}", "bench", "20260101T000000-00000000")
     sink = pa.BufferOutputStream()
     pq.write_table(
-        table.replace_schema_metadata(data_file._metadata(identity, data_file.Counts.of(table))),
+        table.replace_schema_metadata(
+            data_file._metadata(identity, data_file.Counts.of(table), {identity.run_id: table.num_rows})
+        ),
         sink,
         row_group_size=data_file.ROWS_PER_GROUP,
         compression={name: "none" if name == "image_id" else "zstd" for name in _leaves(schema)},
@@ -133,11 +135,11 @@ def opening_pattern(make: Callable[[np.ndarray], pa.Array], num_rows: int) -> tu
         write_statistics=[name for name in data_file._STATISTICS_COLUMNS if name != "image_id"],
     )
     content, places = sink.getvalue().to_pybytes(), []
-    metadata = pq.read_metadata(pa.BufferReader(content))
+    made = pq.read_metadata(pa.BufferReader(content))
     length_of_one = len(plain_ids(ids)) // num_rows
-    for group in range(metadata.num_row_groups):
-        chunk = metadata.row_group(group).column(0)
-        length = metadata.row_group(group).num_rows * length_of_one
+    for group in range(made.num_row_groups):
+        chunk = made.row_group(group).column(0)
+        length = made.row_group(group).num_rows * length_of_one
         places.append((chunk.data_page_offset + chunk.total_compressed_size - length, length))
     assert b"".join(content[place : place + length] for place, length in places) == plain_ids(ids)
     return content, places
@@ -218,7 +220,7 @@ def file_pattern(identity: Any, with_failures: bool) -> tuple[bytes, bytes]:
 
     ids = text_ids_of(np.arange(ROWS_PER_SMALL_FILE))
     table = rows_of(ids, with_failures)
-    metadata = data_file._metadata(identity, data_file.Counts.of(table))
+    metadata = data_file._metadata(identity, data_file.Counts.of(table), {identity.run_id: table.num_rows})
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(metadata),
