@@ -33,6 +33,8 @@ from pipeline.tables.ids import concat_ids, wide, wide_type
 
 _READ_AHEAD = 4  # units
 
+Ids = pa.Array | pa.ChunkedArray
+
 
 class DuplicateIdError(ManifestError):
     """Ids that stand in the manifest more than once."""
@@ -71,7 +73,7 @@ class Pending:
 
 def find_pending(
     manifest: Manifest,
-    done: Iterable[pa.Array],
+    done: Iterable[Ids],
     *,
     among: Pending | None = None,
     memory_rows: int = 1_000_000,
@@ -92,7 +94,7 @@ def find_pending(
         DuplicateIdError: the manifest holds an id twice.
         ManifestError: a null id, or ids of the output that are not of the manifest's type.
     """
-    ids_done = (_as_manifest_ids(ids, manifest.id_type) for ids in done)
+    ids_done = (_checked(ids, manifest.id_type) for ids in done)
     side = _ManifestSide(manifest, among)
     result = _Result(side)
     in_memory, rest = _take(ids_done, memory_rows)
@@ -277,7 +279,7 @@ class _Result:
         )
 
 
-def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:
+def _checked(ids: Ids, id_type: pa.DataType) -> Ids:
     if ids.null_count:
         raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
     is_right = pa.types.is_integer if pa.types.is_integer(id_type) else is_text
@@ -286,16 +288,16 @@ def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> p
             f"the output's image ids are {ids.type}, the manifest's are {id_type}: the output belongs to another "
             "manifest, or the manifest's ids have changed their type"
         )
-    return wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    return ids
 
 
 def _examples(ids: pa.Array, indices: Int64Array, count: int) -> Examples:
     return Examples.of((repr(ids[int(index)].as_py()) for index in indices[:NUM_EXAMPLES]), count)
 
 
-def _take(arrays: Iterator[pa.Array], num_rows: int) -> tuple[list[pa.Array], Iterator[pa.Array] | None]:
+def _take(arrays: Iterator[Ids], num_rows: int) -> tuple[list[Ids], Iterator[Ids] | None]:
     """Arrays until they hold more than ``num_rows``; the others, or ``None`` if that was all."""
-    taken: list[pa.Array] = []
+    taken: list[Ids] = []
     for array in arrays:
         taken.append(array)
         num_rows -= len(array)
