@@ -96,7 +96,7 @@ def text_ids_of(numbers: np.ndarray) -> pa.Array:
     rest = (scattered.astype(np.uint64) % np.uint64(997)).astype(np.int64)
     for place in range(ID_LETTERS - 1, 16, -1):
         rest, letters[:, place] = rest // 10, rest % 10 + ord("0")
-    offsets = np.arange(0, ID_LETTERS * len(numbers) + 1, ID_LETTERS, np.int32)
+    offsets = ID_LETTERS * np.arange(len(numbers) + 1, dtype=np.int32)
     return pa.StringArray.from_buffers(len(numbers), pa.py_buffer(offsets), pa.py_buffer(letters))
 
 
@@ -306,11 +306,10 @@ class Phases:
             while True:
                 began = time.perf_counter(), time.process_time()
                 item = next(items, None)
-                for key, since, now in zip(
-                    ("wall_s", "cpu_s"), began, (time.perf_counter(), time.process_time()), strict=True
-                ):
-                    apart[key] += now - since
-                    self._before[key] += now - since
+                now = time.perf_counter(), time.process_time()
+                spent = Counter({"wall_s": now[0] - began[0], "cpu_s": now[1] - began[1]})
+                apart.update(spent)
+                self._before.update(spent)
                 if item is None:
                     return
                 yield item

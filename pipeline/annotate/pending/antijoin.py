@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,8 +33,6 @@ from pipeline.tables.arrow_types import is_text
 from pipeline.tables.ids import concat_ids, wide, wide_type
 
 _READ_AHEAD = 4  # units
-
-Ids = pa.Array | pa.ChunkedArray
 
 
 class DuplicateIdError(ManifestError):
@@ -73,7 +72,7 @@ class Pending:
 
 def find_pending(
     manifest: Manifest,
-    done: Iterable[Ids],
+    done: Iterable[pa.Array | pa.ChunkedArray],
     *,
     among: Pending | None = None,
     memory_rows: int = 1_000_000,
@@ -279,7 +278,7 @@ class _Result:
         )
 
 
-def _checked(ids: Ids, id_type: pa.DataType) -> Ids:
+def _checked(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if ids.null_count:
         raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
     is_right = pa.types.is_integer if pa.types.is_integer(id_type) else is_text
@@ -295,9 +294,9 @@ def _examples(ids: pa.Array, indices: Int64Array, count: int) -> Examples:
     return Examples.of((repr(ids[int(index)].as_py()) for index in indices[:NUM_EXAMPLES]), count)
 
 
-def _take(arrays: Iterator[Ids], num_rows: int) -> tuple[list[Ids], Iterator[Ids] | None]:
+def _take(arrays: Iterator[Any], num_rows: int) -> tuple[list[Any], Iterator[Any] | None]:
     """Arrays until they hold more than ``num_rows``; the others, or ``None`` if that was all."""
-    taken: list[Ids] = []
+    taken: list[Any] = []
     for array in arrays:
         taken.append(array)
         num_rows -= len(array)
