@@ -139,6 +139,7 @@ class Counts:
 
 
 _COUNTS = TypeAdapter(Counts)
+_RUNS = TypeAdapter(dict[str, int])
 _REPLACES: TypeAdapter[Mapping[str, int | None]] = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
@@ -152,6 +153,7 @@ class Footer:
         schema_version: of the code that wrote it.
         identity: what made the rows.
         counts: rows by kind.
+        runs: rows by the run that made them.
         replaces: names of the files that this one is to replace, each with how many of their rows it leaves out on
             purpose; ``None`` where that is not said, by a file of an earlier release: then it is all that failed.
     """
@@ -160,6 +162,7 @@ class Footer:
     schema_version: str
     identity: Identity
     counts: Counts
+    runs: Mapping[str, int]
     replaces: Mapping[str, int | None]
 
     @property
@@ -201,7 +204,7 @@ def encode_data_file(
     ids = table["image_id"]
     if not len(ids) or ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise ValueError("a data file needs at least one row, and ids that are unique and not null")
-    metadata = _metadata(identity, Counts.of(table), replaces)
+    metadata = _metadata(identity, Counts.of(table), _value_counts(table["run_id"].drop_null()), replaces)
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(metadata | {_DIGEST_KEY: _NO_DIGEST.decode()}),
@@ -216,11 +219,14 @@ def encode_data_file(
     return _with_digest(sink.getvalue())
 
 
-def _metadata(identity: Identity, counts: Counts, replaces: Mapping[str, int] | None = None) -> dict[str, str]:
+def _metadata(
+    identity: Identity, counts: Counts, runs: Mapping[str, int], replaces: Mapping[str, int] | None = None
+) -> dict[str, str]:
     values = {
         "schema_version": SCHEMA_VERSION,
         "replaces": json.dumps(replaces) if replaces else "",
         "counts": json.dumps(asdict(counts)),
+        "runs": json.dumps(runs),
     }
     return {_PREFIX + key: value for key, value in {**asdict(identity), **values}.items()}
 
@@ -367,7 +373,9 @@ def _parse(metadata: pq.FileMetaData) -> Footer | None:
             schema = current_schema(schema, texts["schema_version"])
         if counts.rows != metadata.num_rows:
             raise Damaged(f"its footer counts {counts.rows:,} rows and says that there are {metadata.num_rows:,}")
-        return Footer(schema, texts["schema_version"], identity, counts, _replaces(texts["replaces"]))
+        # A file of an earlier release is of one run.
+        runs = _RUNS.validate_json(texts["runs"]) if "runs" in texts else {identity.run_id: counts.rows}
+        return Footer(schema, texts["schema_version"], identity, counts, runs, _replaces(texts["replaces"]))
     except Damaged:
         raise
     except KeyError as error:

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,7 +72,7 @@ class Pending:
 
 def find_pending(
     manifest: Manifest,
-    done: Iterable[pa.Array],
+    done: Iterable[pa.Array | pa.ChunkedArray],
     *,
     among: Pending | None = None,
     memory_rows: int = 1_000_000,
@@ -92,7 +93,7 @@ def find_pending(
         DuplicateIdError: the manifest holds an id twice.
         ManifestError: a null id, or ids of the output that are not of the manifest's type.
     """
-    ids_done = (_as_manifest_ids(ids, manifest.id_type) for ids in done)
+    ids_done = (_checked(ids, manifest.id_type) for ids in done)
     side = _ManifestSide(manifest, among)
     result = _Result(side)
     in_memory, rest = _take(ids_done, memory_rows)
@@ -277,7 +278,7 @@ class _Result:
         )
 
 
-def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:
+def _checked(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array | pa.ChunkedArray:
     if ids.null_count:
         raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
     is_right = pa.types.is_integer if pa.types.is_integer(id_type) else is_text
@@ -286,16 +287,16 @@ def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> p
             f"the output's image ids are {ids.type}, the manifest's are {id_type}: the output belongs to another "
             "manifest, or the manifest's ids have changed their type"
         )
-    return wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    return ids
 
 
 def _examples(ids: pa.Array, indices: Int64Array, count: int) -> Examples:
     return Examples.of((repr(ids[int(index)].as_py()) for index in indices[:NUM_EXAMPLES]), count)
 
 
-def _take(arrays: Iterator[pa.Array], num_rows: int) -> tuple[list[pa.Array], Iterator[pa.Array] | None]:
+def _take(arrays: Iterator[Any], num_rows: int) -> tuple[list[Any], Iterator[Any] | None]:
     """Arrays until they hold more than ``num_rows``; the others, or ``None`` if that was all."""
-    taken: list[pa.Array] = []
+    taken: list[Any] = []
     for array in arrays:
         taken.append(array)
         num_rows -= len(array)

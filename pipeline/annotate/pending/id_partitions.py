@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from pipeline.tables.ids import concat_ids, hash_ids, wide_type
 
 _MIN_PARTITIONS, _MAX_PARTITIONS = 16, 256  # as many open files
-_FLUSH_ROWS = 1 << 20
+_FLUSH_ROWS = 1 << 18  # whose texts stay in a core's cache while they are put in order
 
 Int64Array = NDArray[np.int64]
 
 
 class IdPartitions:
     """Ids on disk, dealt by their hash: a file for each side and partition, in the Arrow IPC stream format.
+
+    They are not compressed: that would take more time than all else, and ids that are random it would not make shorter.
 
     Args:
         folder: for the files; whoever gives it removes it.
@@ -35,14 +37,13 @@ class IdPartitions:
         self._flush_rows = max(1, min(_FLUSH_ROWS, memory_rows // 4))
         self._schema = pa.schema([("id", wide_type(id_type)), ("row", pa.int64())])
 
-    def deal(self, side: str, arrays: Iterable[pa.Array]) -> None:
+    def deal(self, side: str, arrays: Iterable[pa.Array | pa.ChunkedArray]) -> None:
         """Write all ids of a side, with their running numbers."""
-        options = pa.ipc.IpcWriteOptions(compression="lz4" if pa.Codec.is_available("lz4") else None)
         writers = []
         try:
             for partition in range(self.num_partitions):
                 path = self._path(side, partition)
-                writers.append(pa.ipc.new_stream(path, self._schema, options=options))
+                writers.append(pa.ipc.new_stream(path, self._schema))
             start = 0
             for ids in _in_batches(arrays, self._flush_rows, self._schema.field("id").type):
                 self._deal_batch(ids, start, writers)
@@ -52,7 +53,7 @@ class IdPartitions:
                 writer.close()
 
     def _deal_batch(self, ids: pa.Array, start: int, writers: list[pa.RecordBatchWriter]) -> None:
-        partitions = (hash_ids(ids) % np.uint64(self.num_partitions)).astype(np.uint8)
+        partitions = (hash_ids(ids) & np.uint64(self.num_partitions - 1)).astype(np.uint8)
         order = np.argsort(partitions, kind="stable")
         ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
         dealt = pa.record_batch([ids.take(pa.array(order)), pa.array(order + start)], schema=self._schema)
@@ -73,9 +74,9 @@ class IdPartitions:
         return os.path.join(self._folder, f"{side}-{partition}.arrow")
 
 
-def _in_batches(arrays: Iterable[pa.Array], num_rows: int, kind: pa.DataType) -> Iterator[pa.Array]:
+def _in_batches(arrays: Iterable[pa.Array | pa.ChunkedArray], num_rows: int, kind: pa.DataType) -> Iterator[pa.Array]:
     """The same ids in arrays of about ``num_rows``: small ones together, long ones cut."""
-    waiting: list[pa.Array] = []
+    waiting: list[pa.Array | pa.ChunkedArray] = []
     num_waiting = 0
     for array in arrays:
         for start in range(0, len(array), num_rows):
