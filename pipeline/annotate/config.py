@@ -82,6 +82,23 @@ class ManifestConfig(Section):
         default=(), description="Further columns to copy into the output, in this order."
     )
 
+    compare: Literal["none", "etag", "size_mtime"] = Field(
+        default="none",
+        description="How a picture that was replaced under its name is noticed, to be annotated again: by its ETag, or "
+        "by its size and the time of its last change; none: not at all. What the manifest or its listing does not tell "
+        "is taken for unchanged.",
+    )
+    deleted: Literal["keep", "mark", "drop"] = Field(
+        default="keep",
+        description="What becomes of rows whose images the manifest has no more: kept as they are, marked (status "
+        "'deleted'), or dropped.",
+    )
+    max_deleted_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="Images that are gone / images in the output above which nothing is marked or dropped and the run "
+        "is refused: the listing may be incomplete.",
+    )
+
     @model_validator(mode="after")
     def _columns_differ(self) -> ManifestConfig:
         own = {"id_column": self.id_column, "uri_column": self.uri_column, "bytes_column": self.bytes_column}

@@ -83,6 +83,7 @@ class Manifest:
         carried: schema of the carried columns: the types of the source, but plain ones for its view types.
         image_root: what relative URIs are relative to.
         row_word: what the source calls a row: ``line`` of a text file, ``image`` of a list, ``row``.
+        is_live: whether it was listed when it was opened, and is not older than that.
     """
 
     uri: Uri
@@ -92,6 +93,7 @@ class Manifest:
     carried: pa.Schema
     image_root: Uri | None
     row_word: str = "row"
+    is_live: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -276,7 +278,8 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
     except StorageError as error:
         raise ManifestError(str(error)) from None
     root = found.image_root and found.image_root.absolute()
-    manifest = Manifest(config.uri, found.units, found.columns, found.id_type, found.carried, root, found.row_word)
+    described = (found.units, found.columns, found.id_type, found.carried, root, found.row_word)
+    manifest = Manifest(config.uri, *described, is_live=kind == "folder")
     if not manifest.num_rows:
         raise ManifestError(f"{config.uri} has no row: there is nothing to do")
     return manifest
