@@ -173,6 +173,11 @@ class Footer:
     replaces: Mapping[str, int | None]
 
     @property
+    def knows_versions(self) -> bool:
+        """Whether its rows say which version of a picture they were made from."""
+        return self.schema_version == SCHEMA_VERSION
+
+    @property
     def is_readable(self) -> bool:
         """Whether this code knows what the columns mean."""
         return self.schema_version in READABLE_VERSIONS

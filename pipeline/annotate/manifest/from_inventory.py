@@ -218,7 +218,4 @@ def _pictures(rows: pa.Table, root: Uri, prefix: str, is_encoded: bool, left_out
     versions = version_table(
         {name: chosen[source] for name, source in _VERSIONS.items() if source in chosen.column_names}, len(chosen)
     )
-    columns |= {name: versions[name] for name in versions.column_names}
-    # Who reads an object is told its time to the second.
-    columns[MTIME] = pc.floor_temporal(columns[MTIME], unit="second")
-    return pa.table(columns)
+    return pa.table({**columns, **{name: versions[name] for name in versions.column_names}})

@@ -39,8 +39,8 @@ from pipeline.annotate.manifest.rules import (
     is_relative,
     side_lengths,
 )
-from pipeline.annotate.manifest.units import open_unit, pick, read_id_column, unit_row_namer
-from pipeline.annotate.manifest.versions import listed_versions, version_table
+from pipeline.annotate.manifest.units import open_unit, pick, read_column, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.versions import MTIME, listed_versions, version_table
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.storage.errors import StorageError
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
@@ -67,6 +67,7 @@ _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".ndjson": "jsonl",
     ".json": "coco",
 }
+_TOLD_IN_HEADERS = r"(?i)\A(s3[an]?|https?)://"
 _BYTES_AT_ONCE = 256  # pictures, whose digests are made
 _ARCHIVES = (".tar", ".tgz", ".tbz2", ".zip", ".7z", ".rar")
 
@@ -197,8 +198,8 @@ class Manifest:
     def read_versions(self, unit: ReadUnit) -> pa.Table:
         """Which version of each of a unit's pictures the manifest speaks of, in `VERSION_COLUMNS`; null: not known.
 
-        ETags are as an output has them; of a picture whose bytes stand in the row they are the digest of these.
-        S3 tells who reads a picture its time to the second, so the times of a listing are cut to that.
+        They are as the output would have them. Of a picture whose bytes stand in the row that is their digest; and of
+        one on S3 or the web the time to the second, which is all that who reads it is told, whatever a listing says.
 
         Raises:
             ManifestError, OSError: as `read_ids`.
@@ -208,7 +209,21 @@ class Manifest:
             sources = {name: source for name, source in self.columns.versions.items() if names.count(source) == 1}
             table = file.read_row_group(unit.row_group, columns=list(dict.fromkeys(sources.values())))
             versions = version_table({name: table[source] for name, source in sources.items()}, unit.num_rows)
+            if self.columns.uri is not None:
+                versions = self._as_told(versions, lambda name: read_column(file, unit, name, pa.string()))
         return versions if self.columns.bytes is None else self._with_digests(unit, versions, self.columns.bytes)
+
+    def _as_told(self, versions: pa.Table, read: Callable[[str], pa.Array]) -> pa.Table:
+        times = versions[MTIME]
+        seconds = pc.floor_temporal(times, unit="second")
+        if not pc.any(pc.not_equal(times, seconds)).as_py():
+            return versions
+        assert self.columns.uri is not None
+        by_header = pc.match_substring_regex(_absolute(read(self.columns.uri), self.image_root), _TOLD_IN_HEADERS)
+        place = versions.column_names.index(MTIME)
+        return versions.set_column(
+            place, versions.schema.field(place), pc.if_else(pc.fill_null(by_header, False), seconds, times)
+        )
 
     def _with_digests(self, unit: ReadUnit, versions: pa.Table, column: str) -> pa.Table:
         found: list[ObjectVersion | None] = []

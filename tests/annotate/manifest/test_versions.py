@@ -36,7 +36,7 @@ EXPECTED = [
     dict.fromkeys(VERSION_COLUMNS.names),
     {"object_etag": "0-2", "object_size": 0, "object_mtime": TIME},
 ]
-URIS = [f"s3://bucket/{i}.jpg" for i in range(4)]
+URIS = [f"/pictures/{i}.jpg" for i in range(4)]
 NAMES = ("etag", "size", "last_modified")
 
 
@@ -91,6 +91,18 @@ class TestColumns:
         config = ManifestConfig(uri=write_manifest(kind, tmp_path), **{column: "absent"})
         with pytest.raises(ManifestError, match="no column 'absent'"):
             open_manifest(config, scratch)
+
+
+def test_times_are_as_the_place_tells_them(tmp_path: Path, scratch: Uri) -> None:
+    """In headers to the second, whatever a table says; on a disk to the microsecond."""
+    uris = ["s3://bucket/a.jpg", "S3A://b/c", "https://host/a.jpg", "/a.jpg", "gs://bucket/a.jpg", "b.jpg", None]
+    columns = {"image_id": range(7), "image_uri": uris, "last_modified": [TIME] * 7, "image_bytes": [None] * 6 + [b""]}
+    uri = write_parquet(tmp_path / "m.parquet", columns)
+    whole = TIME.replace(microsecond=0)
+    for root, relative in (("s3://bucket", whole), ("/root", TIME)):
+        manifest = open_manifest(ManifestConfig(uri=uri, image_root=root), scratch)
+        times = [row["object_mtime"] for row in versions_of(manifest)]
+        assert times == [whole, whole, whole, TIME, TIME, relative, None]
 
 
 def test_lists_and_folders_have_no_columns(tmp_path: Path, scratch: Uri) -> None:

@@ -76,7 +76,7 @@ class TestS3:
         digest = hashlib.md5(b"".join(hashlib.md5(body).digest() for body in bodies)).hexdigest()
         found = fetch("s3://bucket/parts/big.jpg").version
         assert (found.etag, found.size_bytes) == (f"{digest}-2", (5 << 20) + 3)
-        assert [file.version for file in list_files(Uri("s3://bucket/parts"))] == [found]
+        assert [file.version for file in list_files(Uri("s3://bucket/parts"), with_versions=True)] == [found]
 
     def test_presigned(self, s3: S3Server) -> None:
         place = {"Bucket": "bucket", "Key": "signed.jpg"}
@@ -160,14 +160,14 @@ class TestLocal:
         os.utime(path, ns=(0, TIME_US * 1000 + 123_456_789))
         expected = ObjectVersion(None, 7, TIME_US + 123_456)
         assert fetch(str(path)) == (b"content", expected)
-        assert [file.version for file in list_files(Uri(str(tmp_path)))] == [expected]
+        assert [file.version for file in list_files(Uri(str(tmp_path)), with_versions=True)] == [expected]
 
     def test_a_link_is_its_target(self, tmp_path: Path) -> None:
         (tmp_path / "target").mkdir()
         (tmp_path / "target" / "b.jpg").write_bytes(b"content")
         (tmp_path / "a.jpg").symlink_to(tmp_path / "target" / "b.jpg")
         (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
-        listed = {file.path: file.version for file in list_files(Uri(str(tmp_path)))}
+        listed = {file.path: file.version for file in list_files(Uri(str(tmp_path)), with_versions=True)}
         assert listed["a.jpg"] == listed["target/b.jpg"] == fetch(str(tmp_path / "a.jpg")).version
         assert listed["gone.jpg"] == ObjectVersion()
 
@@ -203,7 +203,7 @@ class TestFsspec:
         created = memory.info("/versions/a.jpg")["created"]
         found = fetch("memory://versions/a.jpg")
         assert found == (b"content", ObjectVersion(None, 7, microseconds(created)))
-        assert [file.version for file in list_files(Uri("memory://versions"))] == [found.version]
+        assert [file.version for file in list_files(Uri("memory://versions"), with_versions=True)] == [found.version]
 
     def test_replaced_between_the_two_requests(self, monkeypatch: pytest.MonkeyPatch) -> None:
         memory = fsspec.filesystem("memory")
