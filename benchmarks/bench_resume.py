@@ -3,7 +3,8 @@
 The opening: ``python -m benchmarks.bench_resume --rows 1000000 10000000 --files 500 5000``, for each number of rows of
 a manifest and each of files that hold all but ``--new`` of them: from the lock to the list of pending rows, by phase.
 The manifest is Parquet, its ids text of 24 characters (``--int-ids``: integers); the output holds them in random
-order, and no detections, which a resume does not read. ``--against FOLDER`` measures another checkout beside this one.
+order, and no detections, which a resume does not read. ``--against FOLDER`` measures another checkout beside this one,
+``--compact`` the same output once more when its small files are joined.
 
 A whole run: ``python -m benchmarks.bench_resume --files 1000 5000 50000``, from its first request to its last, on an
 output of so many small files of which none changes, with rounds that only write a few more; the pictures of the page
@@ -78,6 +79,17 @@ def make_opening(folder: Path, num_rows: int, num_files: int, num_new: int, int_
                 texts = ids.cast(pa.string())
                 uris = pa.compute.binary_join_element_wise("s3://some-bucket/images/", texts, ".jpg", "")
                 writer.write_table(pa.table([ids, uris], schema=schema))
+
+
+def compact_opening(folder: Path) -> None:
+    """Join the small files as ``maskfleet compact`` does, and print how many there are then, and how long it took."""
+    from pipeline.annotations.compact import compact
+    from pipeline.storage.uris import Uri
+
+    began, uri = time.perf_counter(), Uri(str(folder / "out"))
+    compact(uri)
+    seconds = time.perf_counter() - began
+    print(f"in {seconds:.0f} s joined into {len(list((folder / 'out/data').iterdir())):,}")
 
 
 def int_ids_of(numbers: np.ndarray) -> pa.Array:
@@ -433,6 +445,9 @@ def report_opening(args: argparse.Namespace) -> None:
                 run_step(*step, "make")
                 for label, root in checkouts.items():
                     print(opening_line(num_rows, num_files, label, args.new, step, root), flush=True)
+                if args.compact:
+                    label = run_step(*step, "compact").strip()
+                    print(opening_line(num_rows, num_files, label, args.new, step, ROOT), flush=True)
     from benchmarks.support.machine import describe  # imports torch, whose memory the children would inherit
 
     print(f"\n{describe()}, pyarrow {pa.__version__}; {args.new:,} rows to do, {'int' if args.int_ids else 'text'} ids")
@@ -460,15 +475,18 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=300_000, metavar="N", help="rows that the output does not hold")
     parser.add_argument("--int-ids", action="store_true", help="integers, not text")
     parser.add_argument("--against", type=Path, metavar="FOLDER", help="another checkout, measured beside this one")
+    parser.add_argument("--compact", action="store_true", help="join the small files, and measure again")
     parser.add_argument("--folder", type=Path, help="where to make the files, instead of the system's own place")
-    parser.add_argument("--step", choices=["make", "measure"], help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=["make", "measure", "compact"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.step and args.rows:
         (num_rows,), (num_files,) = args.rows, args.files
         if args.step == "make":
             make_opening(args.folder, num_rows, num_files, args.new, args.int_ids)
-        else:
+        elif args.step == "measure":
             measure_opening(args.folder)
+        else:
+            compact_opening(args.folder)
     elif args.step:
         make_output(args.folder, *args.files) if args.step == "make" else measure_files(args.folder)
     elif args.rows:

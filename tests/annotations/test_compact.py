@@ -170,6 +170,16 @@ def test_files_that_do_not_belong_together_stay(tmp_path: Path) -> None:
     assert len(names_of(uri)) == 3
 
 
+def test_an_image_that_is_there_twice_stays_so(tmp_path: Path) -> None:
+    uri = Uri(str(tmp_path))
+    write_nights(uri, [3, 2])
+    rows = rows_of(uri)
+    OutputStore(uri).write_rows(rows.slice(1, 3), IDENTITY)
+    with pytest.raises(OutputError, match="more than once; annotate names them"):
+        compact(uri)
+    assert len(names_of(uri)) == 3
+
+
 def test_another_run_is_at_work(tmp_path: Path) -> None:
     uri = Uri(str(tmp_path))
     write_nights(uri, [3, 2])
