@@ -27,6 +27,7 @@ from pipeline.config.base import (
     unique,
 )
 from pipeline.config.images import ImagesConfig
+from pipeline.lake.config import TableConfig
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
@@ -310,6 +311,11 @@ class OutputConfig(Section):
     )
     compression_level: Annotated[int, Field(ge=1, le=22)] = Field(
         default=3, description="zstd level of the Parquet files."
+    )
+    table: TableConfig | None = Field(
+        default=None,
+        description="A Delta or Iceberg table over the data files: a run that closes its books registers them in one "
+        "commit, and takes out what was replaced. null: none.",
     )
 
 

@@ -29,6 +29,8 @@ from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRu
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
 from pipeline.errors import RunError
+from pipeline.lake.base import TableError, TableFailed
+from pipeline.lake.publish import check_table, publish_files
 from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 from pipeline.model.files.header import Header
@@ -85,16 +87,18 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
         files.check_identity(identity, schema)
+        if config.output.table is not None:
+            check_table(store.uri, config.output.table, schema)
         run = _Run(config, model.header, identity, store, manifest, fence, run_id)
         redo = run.to_redo(files, schema, retry_failed)
         pending = None if redo else run.pending(files)
         if pending is not None and not pending.num_pending:
-            return run.nothing_to_do(files, pending)
+            return run.published(run.nothing_to_do(files, pending))
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.
         from pipeline.annotate.rounds import connected
 
         rounds = stack.enter_context(connected(config, model, manifest, schema, store, identity, lock))
-        return run.execute(rounds, redo, pending)
+        return run.published(run.execute(rounds, redo, pending))
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,16 @@ class _Run:
         self._close_books(report, files.counts, pending)
         logger.info("the output is complete; nothing to do")
         self._finish_report(report)
+        return report
+
+    def published(self, report: RunJson) -> RunJson:
+        """The same report, when the table of the config has what the output holds: if its books are closed."""
+        if self.config.output.table is not None and report.state.closed:
+            try:
+                publish_files(self.store.files(), self.config.output.table, self.fence)
+            except (TableError, TableFailed) as error:
+                cure = f"all results are in {self.store.uri}: python -m jobs.publish {self.store.uri} publishes them"
+                raise type(error)(f"{error}; {cure}") from None
         return report
 
     def execute(self, rounds: Rounds, redo: _Redo, pending: Pending | None) -> RunJson:

@@ -8,6 +8,7 @@
     <uri>/summary.html                         the same for people, drawn when a run has ended
     <uri>/_lock.json                           who may write (see ``lock``)
     <uri>/_scratch/<run id>/                   may be deleted when no run is active
+    <uri>/_delta_log/                          the log of the Delta table that the files are published to, if they are
 
 A data file appears whole or not at all, under a name made from the ids of its rows, so that a task that is
 tried again writes the same name again. Only :meth:`OutputStore.recover`, :meth:`OutputStore.replace` and
@@ -41,11 +42,19 @@ from pipeline.annotations.data_file import (
     differences,
     encode_data_file,
 )
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, settled
+from pipeline.annotations.data_folder import (
+    DATA_FOLDER,
+    DATA_NAME,
+    DataFolder,
+    Superfluous,
+    map_files,
+    no_output,
+    settled,
+)
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import FAILED, made_by
-from pipeline.storage.lock.claim import OutputKind
+from pipeline.storage.lock.claim import OutputKind, check_own
 from pipeline.storage.objects.base import Entry, ObjectFolder, TooLarge
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
@@ -69,12 +78,29 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
 
 
 PAGE_NAME = "summary.html"
-_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{DATA_FOLDER}/")
+DELTA_LOG = "_delta_log"
+_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{DATA_FOLDER}/|{DELTA_LOG}/")
 ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
 PROBE = "dry-run"  # a temporary name is made of it
 
 _LEFTOVER = temporary_names(rf"({re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{PROBE})")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
+
+
+def check_output(uri: Uri) -> None:
+    """Raise unless a folder is an annotate job's output with data, for jobs that change one.
+
+    Raises:
+        OutputError, ForeignFolder: it is not.
+        OSError: it cannot be listed.
+    """
+    try:
+        folders = open_objects(uri).list("").folders
+    except NotADirectoryError:
+        folders = []
+    if DATA_FOLDER not in folders:
+        raise OutputError(no_output(uri, "has no data"))
+    check_own(uri, ANNOTATIONS)
 
 
 class IdentityMismatch(OutputError):
