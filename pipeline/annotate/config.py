@@ -49,10 +49,11 @@ class ManifestConfig(Section):
     """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
-    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder"] = Field(
+    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "delta", "iceberg"] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
-        "image file below the URI.",
+        "image file below the URI. 'delta' is the folder of a table with its _delta_log; 'iceberg' is "
+        "iceberg://CATALOG/NAMESPACE.TABLE, the catalog as pyiceberg's configuration calls it, or a metadata file.",
     )
     image_root: Uri | None = Field(
         default=None,
@@ -317,6 +318,11 @@ class OutputConfig(Section):
         description="A Delta or Iceberg table over the data files: a run that closes its books registers them in one "
         "commit, and takes out what was replaced. null: none.",
     )
+
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether files that were replaced stay, for earlier versions of the table."""
+        return self.table is not None and self.table.keep_replaced
 
 
 class AnnotateConfig(Section):

@@ -71,7 +71,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
     run_id = new_run_id()
-    store = store or OutputStore(config.output.uri)
+    store = store or OutputStore(config.output.uri, keep_replaced=config.output.keeps_replaced)
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, run_id)
@@ -280,6 +280,7 @@ class _Run:
             cluster={"driver": socket.gethostname(), **cluster},
             categories=self.model.categories,
             image_root=self.manifest.image_root,
+            manifest_version=self.manifest.version,
         )
 
     def _close_books(self, report: RunJson, counts: Counts, pending: Pending) -> None:

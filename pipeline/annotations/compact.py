@@ -101,7 +101,7 @@ def compact(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:
         OSError: the storage fails.
     """
     check_output(uri)
-    store, run_id = OutputStore(uri), new_run_id()
+    store, run_id = OutputStore.as_last_run(uri), new_run_id()
     with OutputLock(uri, run_id) as lock:
         fence = lock.fence()
         recovery = store.recover(fence)

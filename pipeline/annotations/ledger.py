@@ -227,14 +227,27 @@ class OutputStore:
         uri: of the folder; need not exist.
         concurrency: requests at a time when many files are read.
         timeout_s: for one request to S3.
+        keep_replaced: whether files that were replaced stay, for earlier versions of a table that has them. They count
+            for nothing; a file that is removed without a replacement takes with it those that it had replaced.
     """
 
     uri: Uri
     concurrency: int = 32
     timeout_s: float = 60.0
+    keep_replaced: bool = False
 
-    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float]]:
-        return type(self), (self.uri, self.concurrency, self.timeout_s)
+    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float, bool]]:
+        return type(self), (self.uri, self.concurrency, self.timeout_s, self.keep_replaced)
+
+    @classmethod
+    def as_last_run(cls, uri: Uri) -> OutputStore:
+        """An output whose replaced files stay if they do so by the config of its last run.
+
+        Raises:
+            OutputError: ``run.json`` is damaged.
+        """
+        report = RunJson.read(uri)
+        return cls(uri, keep_replaced=report is not None and report.keeps_replaced)
 
     @cached_property
     def folder(self) -> DataFolder:
@@ -271,8 +284,8 @@ class OutputStore:
     def recover(self, fence: Callable[[], None]) -> Recovery:
         """Put right what a crash left behind; for the start of a run that holds the lock.
 
-        Removes temporary files, data files that are cut off, files whose replacement is complete, and all but one of
-        those that hold the same ids.
+        Removes temporary files, data files that are cut off, files whose replacement is complete (unless they are
+        kept), and all but one of those that hold the same ids.
 
         Args:
             fence: called right before each removal; raises if this run must not write any more.
@@ -288,6 +301,8 @@ class OutputStore:
         whole = {entry: footer for entry, footer in zip(listed, footers, strict=True) if footer is not None}
         half_written = [entry for entry in listed if entry not in whole]
         superfluous = Superfluous.among(whole)
+        if self.keep_replaced:
+            superfluous = Superfluous({}, superfluous.doubled, [])
         self._check_superfluous(objects, superfluous, whole)
         # What is doubled may be what says that others were replaced.
         removed = [*superfluous.in_order, [*half_written, *superfluous.doubled]]
@@ -369,7 +384,12 @@ class OutputStore:
             replaces = {entry.name: left_out for entry, left_out in old.items()}
             content = encode_data_file(rows, identity, compression_level, replaces)
             new = self._put(data_file_name(rows["image_id"], uuid.uuid4().hex[:8]), rows.num_rows, content, fence)
-        self._remove_all(objects, list(old), fence)
+        if new is None and self.keep_replaced:
+            older = Superfluous.among(self.folder.footers(objects)).leading_to(old)
+            for entries in older:
+                self._remove_all(objects, entries, fence)
+        if new is None or not self.keep_replaced:
+            self._remove_all(objects, list(old), fence)
         return new
 
     def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
@@ -383,7 +403,7 @@ class OutputStore:
             Changed: another run writes there.
         """
         objects = self._open()
-        footers = self.folder.footers(objects).items()
+        footers = settled(self.folder.footers(objects)).items()
         with_failures = [(entry, footer) for entry, footer in footers if footer.counts.failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:

@@ -8,6 +8,7 @@
                                          nothing was to do and Ray not started; at_end if they were others then
     categories                           what the model tells apart, in the order of its labels
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
+    manifest_version                     of a manifest that is a table: Delta's version, Iceberg's snapshot; else ""
     images                               how many: manifest = annotated + failed; {} until the run has closed its books
     failures, detections_per_category    failed images by error code; detections by category name
     this_run                             speed and cost of the images of this run alone, {} if there were none, how many
@@ -159,6 +160,7 @@ class RunJson:
     cluster: dict[str, Any] = field(default_factory=dict)
     categories: tuple[Category, ...] = ()
     image_root: Uri | None = None
+    manifest_version: str = ""
     images: ImageCounts = ImageCounts()
     failures: dict[str, int] = field(default_factory=dict)
     detections_per_category: dict[str, int] = field(default_factory=dict)
@@ -207,6 +209,18 @@ class RunJson:
     def failed_fraction(self) -> float:
         """Failed images over all images of the manifest."""
         return self.images.failed / max(1, self.images.manifest)
+
+    @property
+    def table(self) -> dict[str, Any] | None:
+        """``output.table`` of its config, where that has one."""
+        output = self.config.get("output")
+        table = output.get("table") if isinstance(output, dict) else None
+        return table if isinstance(table, dict) else None
+
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether files that were replaced stay in the output."""
+        return self.table is not None and self.table.get("keep_replaced") is True
 
     @property
     def apply_exif(self) -> bool | None:

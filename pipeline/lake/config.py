@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.config.base import Section, Text
 from pipeline.storage.uris import UriText, shows_password
 
+CATALOG_SCHEME = "iceberg"  # of URIs of tables: iceberg://CATALOG/NAMESPACE.TABLE
+
 _SECRET_KEY = re.compile(
     r"secret|token|credential|passw|pwd|key|sas|signature|oauth|account-name|header\.", re.IGNORECASE
 )

@@ -44,6 +44,14 @@ def open_delta(uri: Uri) -> Any | None:
             return None
 
 
+def batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Columns of a table's rows, as deltalake reads them."""
+    query = library("deltalake", "delta").QueryBuilder().register("rows", table)
+    names = ", ".join('"' + name.replace('"', '""') + '"' for name in columns)
+    for batch in query.execute(f"select {names} from rows"):
+        yield pa.record_batch(batch)
+
+
 @contextmanager
 def explained(place: str) -> Iterator[None]:
     """What deltalake raises in this block, as errors of ours."""

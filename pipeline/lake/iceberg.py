@@ -22,6 +22,7 @@ from pipeline.lake.base import (
     own_name,
     refuse_foreign,
 )
+from pipeline.lake.config import CATALOG_SCHEME
 from pipeline.storage.filesystems import s3_environment
 from pipeline.storage.uris import Uri, hide_secrets
 
@@ -29,6 +30,28 @@ _TYPES = {pa.uint8(): pa.int32(), pa.uint16(): pa.int32(), pa.time64("us"): pa.t
 _MAPPING = "schema.name-mapping.default"
 # What an entry says of a file follows from its ids alone: a file with the same ids and the same size has the same one.
 _PROPERTIES = {"write.metadata.metrics.default": "none", "write.metadata.metrics.column.image_id": "full"}
+
+
+def open_iceberg(uri: Uri) -> Any:
+    """pyiceberg's object for a table that is read.
+
+    Args:
+        uri: ``iceberg://CATALOG/NAMESPACE.TABLE``; or of a metadata file; or of a table's folder, if it has a hint
+            which of them is the current one (``metadata/version-hint.text``).
+
+    Raises:
+        TableError: pyiceberg is not installed; or there is no such table.
+        TableFailed: it cannot be read.
+    """
+    exceptions = library("pyiceberg.exceptions", "iceberg")
+    with explained(f"the Iceberg table {uri}"):
+        try:
+            if uri.scheme == CATALOG_SCHEME:
+                return _load_catalog(uri, uri.host, {}).load_table(uri.path.strip("/"))
+            static = library("pyiceberg.table", "iceberg").StaticTable
+            return static.from_metadata(_location(uri), properties=_s3_properties(uri))
+        except (exceptions.NoSuchTableError, exceptions.NoSuchNamespaceError, FileNotFoundError) as error:
+            raise TableError(f"{uri}: there is no such Iceberg table: {_brief(error)}") from None
 
 
 @contextmanager
@@ -147,8 +170,7 @@ class IcebergOutput(PublishedTable):
 
     @property
     def _data_folder(self) -> str:
-        path = self._uri.local_path
-        return f"{self._uri.secret_text.rstrip('/') if path is None else f'file://{path}'}/{DATA_FOLDER}/"
+        return f"{_location(self._uri)}/{DATA_FOLDER}/"
 
 
 def data_files(table: Any, snapshot: Any, place: str) -> Iterator[Any]:
@@ -168,19 +190,29 @@ def data_files(table: Any, snapshot: Any, place: str) -> Iterator[Any]:
 
 
 def _load_catalog(uri: Uri, name: str, properties: Mapping[str, str]) -> Any:
-    """Where S3 is, is told as all of the project finds it, unless the catalog's own configuration says so."""
+    """A catalog; where S3 is (that of `uri`), is told as all of the project finds it, unless its configuration does."""
     catalog = library("pyiceberg.catalog", "iceberg")
     config = library("pyiceberg.utils.config", "iceberg").Config()
-    found = {}
-    if uri.scheme == "s3":
-        environment = s3_environment(uri.host)
-        found = {
-            "s3.endpoint": environment.endpoint,
-            "s3.region": environment.region,
-            "s3.anonymous": "true" if environment.anonymous else None,
-        }
-    defaults = {key: value for key, value in found.items() if value}
-    return catalog.load_catalog(name, **{**defaults, **(config.get_catalog_config(name) or {}), **properties})
+    return catalog.load_catalog(
+        name, **{**_s3_properties(uri), **(config.get_catalog_config(name) or {}), **properties}
+    )
+
+
+def _s3_properties(uri: Uri) -> dict[str, str]:
+    """A catalog may have tables in S3 wherever the output is: then no bucket tells the region."""
+    environment = s3_environment(uri.host if uri.scheme == "s3" else "")
+    found = {
+        "s3.endpoint": environment.endpoint,
+        "s3.region": environment.region,
+        "s3.anonymous": "true" if environment.anonymous else None,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def _location(uri: Uri) -> str:
+    """As pyiceberg writes it into its tables."""
+    path = uri.local_path
+    return uri.secret_text.rstrip("/") if path is None else f"file://{path}"
 
 
 def _brief(error: Exception) -> str:

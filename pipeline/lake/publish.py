@@ -90,8 +90,7 @@ def last_table(uri: Uri) -> TableConfig:
     """
     check_output(uri)
     report = RunJson.read(uri)
-    output = report.config.get("output") if report else None
-    values = output.get("table") if isinstance(output, dict) else None
+    values = report.table if report else None
     if values is None:
         raise OutputError(f"the last run in {uri} had no output.table: name one with --table")
     try:
@@ -109,7 +108,7 @@ def publish(uri: Uri, config: TableConfig) -> Published:
         TableError, TableFailed: see `publish_files`.
     """
     check_output(uri)
-    store = OutputStore(uri)
+    store = OutputStore(uri, keep_replaced=config.keep_replaced)
     with OutputLock(uri, new_run_id()) as lock:
         fence = lock.fence()
         recovery = store.recover(fence)
