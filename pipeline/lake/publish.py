@@ -99,8 +99,13 @@ def last_table(uri: Uri) -> TableConfig:
         raise OutputError(f"{uri}/run.json does not name a table: {error}; name one with --table") from None
 
 
-def publish(uri: Uri, config: TableConfig) -> Published:
+def publish(uri: Uri, config: TableConfig, wait_s: float | None = None) -> Published:
     """Bring the table of an output to what the output holds, under the output's lock.
+
+    Args:
+        uri: of the output.
+        config: which table.
+        wait_s: see `OutputLock`.
 
     Raises:
         OutputError: it is no output of an annotate job, or damaged.
@@ -109,7 +114,7 @@ def publish(uri: Uri, config: TableConfig) -> Published:
     """
     check_output(uri)
     store = OutputStore(uri, keep_replaced=config.keep_replaced)
-    with OutputLock(uri, new_run_id()) as lock:
+    with OutputLock(uri, new_run_id(), wait_s=wait_s) as lock:
         fence = lock.fence()
         recovery = store.recover(fence)
         if recovery:
