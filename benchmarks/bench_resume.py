@@ -169,10 +169,10 @@ def measure_opening(folder: Path) -> None:
     with counted_requests() as requests, mock.patch("tempfile.tempdir", str(folder)):
         phases = Phases(requests)
         reads = phases.each("ids", OutputStore.iter_ids)
-        in_manifest = phases.each("manifest ids", antijoin._ManifestSide.ids)
+        in_manifest = phases.each("manifest ids", antijoin._ManifestSide.parts)
         with (
             mock.patch.object(OutputStore, "iter_ids", reads),
-            mock.patch.object(antijoin._ManifestSide, "ids", in_manifest),
+            mock.patch.object(antijoin._ManifestSide, "parts", in_manifest),
         ):
             store = OutputStore(Uri(str(folder / "out")))
             phases.begin("footers")

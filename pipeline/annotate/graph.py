@@ -301,7 +301,7 @@ class Writes:
         )
         self._new_writer: Callable[[], Any] = functools.partial(writers.remote, encode, write)
         self._idle: deque[tuple[Any, float]] = deque()
-        stores = [store for node in node_resources() if (store := node.get("object_store_memory"))]
+        stores = [num_bytes for node in node_resources() if (num_bytes := node.get("object_store_memory"))]
         self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
         blocks_per_file = output.images_per_file // config.images_per_block

@@ -208,7 +208,7 @@ class _Task:
         with deadline.step([place]):
             data = self._bytes(member, blob)
             if isinstance(data, bytes):
-                self._versions[member] = version_of_bytes(data) if blob is None else blob.version
+                self._versions[member] = blob.version if isinstance(blob, Fetched) else version_of_bytes(data)
             found = self._stage.decode(data)
         self._decode_s += time.perf_counter() - started
         return found
