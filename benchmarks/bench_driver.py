@@ -168,6 +168,7 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
     named: Any = SimpleNamespace(run_id="bench_driver")
     values |= {"config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool, "identity": named}
+    values["checkpoint_bytes"] = 0
     return values
 
 

@@ -273,7 +273,7 @@ class ResourcesConfig(Section):
     images_per_block: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] | None = Field(
         default=None,
         description="Images that travel and are redone together. null: 4 batches, at most 64. Fewer than four "
-        "batches leave replicas waiting; a replica wants some eight decoded blocks of room in the object store.",
+        "batches leave replicas waiting. Blocks are smaller where the object store has no room for such ones.",
     )
     fetch_cpus_per_task: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="CPUs a fetch-and-decode task reserves; below 1 where fetching is mostly waiting."

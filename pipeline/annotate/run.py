@@ -261,7 +261,8 @@ class _Run:
         reason = rounds.run(pending, work, self.store) if pending.num_pending else ""
         if pending.num_changed and not reason:
             reason = rounds.run(pending.changed_alone(), work, self.exchange.changed)
-        self._put_in_place(only_annotated=bool(reason))
+        if pending.num_changed or self._gone:
+            self._put_in_place(only_annotated=bool(reason))
         return reason
 
     def _put_in_place(self, only_annotated: bool = False) -> None:
