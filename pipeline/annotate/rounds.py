@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import Running, RunParts, Writes, build
+from pipeline.annotate.graph import Running, RunParts, Writes, build, warn_of_store
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.metrics import RunMetrics
 from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
@@ -64,7 +64,6 @@ def connected(
     model: ChosenModel,
     manifest: Manifest,
     schema: pa.Schema,
-    store: OutputStore,
     identity: Identity,
     lock: OutputLock,
 ) -> Iterator[Rounds]:
@@ -81,14 +80,16 @@ def connected(
     with connect(config.resources.ray_address), gpus_waited_for(config.resources):
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
+        if small_store := warn_of_store(config, model.settings, pool, checkpoint.num_bytes):
+            logger.warning("%s", small_store)
         parts = RunParts(
             config=config,
             manifest=manifest,
             settings=model.settings,
             categories=checkpoint.categories,
             checkpoint=ray.put(checkpoint),
+            checkpoint_bytes=checkpoint.num_bytes,
             schema=schema,
-            store=store,
             identity=identity,
             fence=lock.fence(),
             monitor=start_monitor(),
@@ -181,7 +182,7 @@ class Rounds:
                 return snapshot
             time.sleep(TELL_AFTER_S / 5)
 
-    def run(self, pending: Pending, work: ExitStack) -> str:
+    def run(self, pending: Pending, work: ExitStack, store: OutputStore) -> str:
         """A round; why the run should end early, or "". However it ends, what is ready is written.
 
         It ends early as well where nodes went and what is left waits for them: another round is for the replicas that
@@ -189,6 +190,7 @@ class Rounds:
 
         Args:
             work: takes what ends the work that is still going on then.
+            store: takes the rows.
 
         Raises:
             KeyboardInterrupt: a signal ended it early.
@@ -199,7 +201,7 @@ class Rounds:
         with deferred() as stopping, self._watched() as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
-            writes, shrunk = Writes(self.parts), _Shrunk(running)
+            writes, shrunk = Writes(self.parts, store), _Shrunk(running)
             try:
                 while not (running.ended or stopping() or (reason := failing()) or shrunk.look()):
                     if writes.full:

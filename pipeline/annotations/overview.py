@@ -317,7 +317,7 @@ def _is_at_work(lock: Lock | None) -> bool:
 def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:
     if run is None:
         return 0
-    return sum(footer.counts.rows for footer in footers.values() if footer.identity.run_id == run.run_id)
+    return sum(footer.runs.get(run.run_id, 0) for footer in footers.values())
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Outputs that the release before wrote: files without the columns from ``run_id`` to ``object_deleted``."""
+"""Outputs that the release before wrote: files without the columns from ``run_id`` to ``object_version``."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_they_cannot_know(store: OutputStore) -> None:
     old_file(store, output_table([1, 2, 3], failed=[2], carried=carried))
     for row, split in zip(read(store), "abc", strict=True):
         assert list(row) == [*RESERVED_NAMES, "split"]
-        assert (row["run_id"], row["object_deleted"], row["split"]) == ("run-1", False, split)
+        assert (row["run_id"], row["split"]) == ("run-1", split)
         assert {name: row[name] for name in UNKNOWN} == UNKNOWN
     asked = ["image_id", "run_id", "object_size", "detections.list.element.score"]
     store.write_rows(output_table([4], carried=carried[:1]), LATER)
@@ -102,8 +102,8 @@ def test_batches_and_row_groups(store: OutputStore) -> None:
         assert [row for batch in file.iter_batches(500, columns) for row in batch.to_pylist()] == wanted
         assert file.num_row_groups == 2
         assert file.read_row_group(1, columns).to_pylist() == wanted[2048:]
-        assert [batch.to_pylist() for batch in file.iter_batches(2000, ["object_deleted"])][1] == [
-            {"object_deleted": False}
+        assert [batch.to_pylist() for batch in file.iter_batches(2000, ["object_size"])][1] == [
+            {"object_size": None}
         ] * 1000
 
 
@@ -120,7 +120,7 @@ def test_a_run_goes_on_with_them(store: OutputStore) -> None:
     (file,) = old.parent.iterdir()
     assert pq.read_metadata(file).metadata[b"maskfleet.schema_version"] == b"2"
     (row,) = pq.read_table(file).to_pylist()
-    assert (row["image_id"], row["run_id"], row["object_deleted"]) == (1, "run-1", False)
+    assert (row["image_id"], row["run_id"]) == (1, "run-1")
 
 
 def test_a_replacement_that_was_cut_off_is_finished(store: OutputStore) -> None:
