@@ -11,17 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.annotations.data_file import Footer
+from pipeline.annotations.data_file import Footer, OutputError
 from pipeline.annotations.ledger import OutputStore, check_output
 from pipeline.messages.counts import counted, size
+from pipeline.messages.examples import Examples
 from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import new_run_id
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.uris import Uri
 
-IMAGES_PER_FILE = 2048
+IMAGES_PER_FILE = 2048  # as annotate's
 _TOLD_EVERY_S = 10.0
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,7 @@ def compact(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:
         images_per_file: rows that a new file may have.
 
     Raises:
-        OutputError: see `look`.
+        OutputError: see `look`; or small files hold an image twice.
         LockHeld, LockLost: another run writes there.
         OSError: the storage fails.
     """
@@ -120,5 +122,9 @@ def compact(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:
 
 def _join(store: OutputStore, group: Mapping[Entry, Footer], fence: Callable[[], None]) -> None:
     rows = pa.concat_tables(store.iter_ids(group, columns=None))
+    ids = rows["image_id"]
+    if pc.count_distinct(ids).as_py() != len(ids):
+        names = Examples.of(entry.name for entry in group)
+        raise OutputError(f"{store.uri}: images are in {names} more than once; annotate names them")
     latest = max((footer.identity for footer in group.values()), key=lambda identity: identity.run_id)
     store.replace(dict.fromkeys(group, 0), rows, latest, fence)

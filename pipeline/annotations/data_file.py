@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter
 
 from pipeline.annotations.schema import (
     ANNOTATED,
+    DELETED,
     FAILED,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
@@ -92,6 +93,7 @@ class Counts:
     Attributes:
         annotated: images with ``status`` annotated.
         failed: images with ``status`` failed.
+        deleted: images with ``status`` deleted; neither their codes nor their detections are counted.
         failures_by_code: failed images by ``error_code``.
         detections_by_category: detections by ``category_id``.
     """
@@ -100,45 +102,51 @@ class Counts:
     failed: int = 0
     failures_by_code: Mapping[str, int] = field(default_factory=dict)
     detections_by_category: Mapping[int, int] = field(default_factory=dict)
+    deleted: int = 0
 
     @property
     def rows(self) -> int:
-        """Annotated and failed."""
-        return self.annotated + self.failed
+        """All of them."""
+        return self.annotated + self.failed + self.deleted
 
     @classmethod
     def of(cls, table: pa.Table) -> Counts:
         """Count the rows of a table with the output's schema.
 
         Raises:
-            ValueError: a status that is neither annotated nor failed.
+            ValueError: a status that is none.
         """
         by_status = _value_counts(table["status"])
-        if set(by_status) - {ANNOTATED, FAILED}:
-            raise ValueError(f"status must be {ANNOTATED} or {FAILED}, not {sorted(map(str, by_status))}")
+        if set(by_status) - {ANNOTATED, FAILED, DELETED}:
+            raise ValueError(f"status must be {ANNOTATED}, {FAILED} or {DELETED}, not {sorted(map(str, by_status))}")
+        if by_status.get(DELETED):
+            table = table.filter(pc.not_equal(table["status"], DELETED))
         categories = pc.struct_field(pc.list_flatten(table["detections"]), "category_id")
         return cls(
             by_status.get(ANNOTATED, 0),
             by_status.get(FAILED, 0),
             _value_counts(table["error_code"].drop_null()),
             _value_counts(categories),
+            by_status.get(DELETED, 0),
         )
 
     @classmethod
     def total(cls, parts: Iterable[Counts]) -> Counts:
         """The sum, most frequent codes and categories first."""
-        annotated = failed = 0
+        annotated = failed = deleted = 0
         codes: Counter[str] = Counter()
         categories: Counter[int] = Counter()
         for part in parts:
             annotated += part.annotated
             failed += part.failed
+            deleted += part.deleted
             codes.update(part.failures_by_code)
             categories.update(part.detections_by_category)
-        return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()))
+        return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()), deleted)
 
 
 _COUNTS = TypeAdapter(Counts)
+_RUNS = TypeAdapter(dict[str, int])
 _REPLACES: TypeAdapter[Mapping[str, int | None]] = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
@@ -152,6 +160,7 @@ class Footer:
         schema_version: of the code that wrote it.
         identity: what made the rows.
         counts: rows by kind.
+        runs: rows by the run that made them.
         replaces: names of the files that this one is to replace, each with how many of their rows it leaves out on
             purpose; ``None`` where that is not said, by a file of an earlier release: then it is all that failed.
     """
@@ -160,7 +169,13 @@ class Footer:
     schema_version: str
     identity: Identity
     counts: Counts
+    runs: Mapping[str, int]
     replaces: Mapping[str, int | None]
+
+    @property
+    def knows_versions(self) -> bool:
+        """Whether its rows say which version of a picture they were made from."""
+        return self.schema_version == SCHEMA_VERSION
 
     @property
     def is_readable(self) -> bool:
@@ -201,7 +216,7 @@ def encode_data_file(
     ids = table["image_id"]
     if not len(ids) or ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise ValueError("a data file needs at least one row, and ids that are unique and not null")
-    metadata = _metadata(identity, Counts.of(table), replaces)
+    metadata = _metadata(identity, Counts.of(table), _value_counts(table["run_id"].drop_null()), replaces)
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(metadata | {_DIGEST_KEY: _NO_DIGEST.decode()}),
@@ -216,11 +231,14 @@ def encode_data_file(
     return _with_digest(sink.getvalue())
 
 
-def _metadata(identity: Identity, counts: Counts, replaces: Mapping[str, int] | None = None) -> dict[str, str]:
+def _metadata(
+    identity: Identity, counts: Counts, runs: Mapping[str, int], replaces: Mapping[str, int] | None = None
+) -> dict[str, str]:
     values = {
         "schema_version": SCHEMA_VERSION,
         "replaces": json.dumps(replaces) if replaces else "",
         "counts": json.dumps(asdict(counts)),
+        "runs": json.dumps(runs),
     }
     return {_PREFIX + key: value for key, value in {**asdict(identity), **values}.items()}
 
@@ -367,7 +385,9 @@ def _parse(metadata: pq.FileMetaData) -> Footer | None:
             schema = current_schema(schema, texts["schema_version"])
         if counts.rows != metadata.num_rows:
             raise Damaged(f"its footer counts {counts.rows:,} rows and says that there are {metadata.num_rows:,}")
-        return Footer(schema, texts["schema_version"], identity, counts, _replaces(texts["replaces"]))
+        # A file of an earlier release is of one run.
+        runs = _RUNS.validate_json(texts["runs"]) if "runs" in texts else {identity.run_id: counts.rows}
+        return Footer(schema, texts["schema_version"], identity, counts, runs, _replaces(texts["replaces"]))
     except Damaged:
         raise
     except KeyError as error:

@@ -92,9 +92,9 @@ class DataFolder:
         """
         entries, foreign, temporary = self._listed(objects)
         self._refuse(foreign)
-        return entries, temporary
+        return [*entries], [*temporary]
 
-    def _listed(self, objects: ObjectFolder) -> tuple[list[Entry], list[str], list[str]]:
+    def _listed(self, objects: ObjectFolder) -> tuple[Sequence[Entry], Sequence[str], Sequence[str]]:
         """Data files, and names of what is foreign and of what is temporary."""
         files, folders = objects.list(DATA_FOLDER)
         visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
@@ -188,30 +188,28 @@ class DataFolder:
         self.agreed(footers)
         return settled(footers)
 
-    def _look(self, objects: ObjectFolder) -> tuple[dict[Entry, Footer | OutputError | OSError], list[str]]:
+    def _look(self, objects: ObjectFolder) -> tuple[dict[Entry, Footer | OutputError | OSError], Sequence[str]]:
         """Data files in the order of the names, with what is wrong where the footer cannot be had; and foreign names.
 
         No listing shows all names at one moment. Where files are replaced meanwhile, one may show neither the new file,
-        whose name it had passed by, nor those that it had not come to. But the next one shows the new file then, so
-        what two and more of them have shown lacks nothing; and by the footers, what is replaced does not count.
+        whose name it had passed by, nor an old one, to which it had not come. But the old one was in the listing
+        before; so one is good if it lacks nothing of that but what its own files replace, and else another look tells.
         """
         found: dict[Entry, Footer | OutputError | OSError] = {}
+        entries: Sequence[Entry] = ()
         for look in range(_LOOKS):
+            before = entries
             entries, strange, _ = self._listed(objects)
-            listed, new = set(entries), [entry for entry in entries if entry not in found]
-            written_again = {entry.name for entry in new}
-            found = {
-                entry: each
-                for entry, each in found.items()
-                if entry in listed or (isinstance(each, Footer) and entry.name not in written_again)
-            }
-            if look and not new:
-                break
+            known = {entry: found[entry] for entry in (*before, *entries) if entry in found}
+            new = [entry for entry in entries if entry not in known]
             footers = map_files(lambda entry: self._footer_or_problem(objects, entry), new, self._concurrency)
-            found |= dict(zip(new, footers, strict=True))
-        replaced = {name for each in found.values() if isinstance(each, Footer) for name in each.replaces}
-        there = {entry: each for entry, each in found.items() if entry in listed or entry.name not in replaced}
-        return dict(sorted(there.items())), strange
+            found = known | dict(zip(new, footers, strict=True))
+            accounted = {entry.name for entry in entries}
+            accounted.update(name for each in found.values() if isinstance(each, Footer) for name in each.replaces)
+            gone = [entry for entry in before if entry.name not in accounted]
+            if look and not gone:
+                break
+        return {entry: found[entry] for entry in sorted((*entries, *gone))}, strange
 
     def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | OutputError | OSError:
         try:

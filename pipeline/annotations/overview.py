@@ -168,6 +168,11 @@ class Overview:
         return tuple(dict.fromkeys(footer.identity for footer in self.survey.footers.values()))
 
     @property
+    def num_unknown_origin(self) -> int:
+        """Rows of an earlier release, which cannot say which version of a picture they were made from."""
+        return sum(f.counts.rows for f in self.survey.footers.values() if not f.knows_versions)
+
+    @property
     def num_files(self) -> int:
         """Data files that count."""
         return len(self.survey.footers)
@@ -312,7 +317,7 @@ def _is_at_work(lock: Lock | None) -> bool:
 def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:
     if run is None:
         return 0
-    return sum(footer.counts.rows for footer in footers.values() if footer.identity.run_id == run.run_id)
+    return sum(footer.runs.get(run.run_id, 0) for footer in footers.values())
 
 
 @dataclass(frozen=True)

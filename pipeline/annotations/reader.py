@@ -99,5 +99,5 @@ def _provenance(uri: Uri, footers: Sequence[Footer]) -> dict[str, Any]:
         "weights_sha256": identities[0].weights_sha256,
         "config_digest": identities[0].config_digest,
         "code_versions": sorted({identity.code_version for identity in identities}),
-        "run_ids": sorted({identity.run_id for identity in identities}),
+        "run_ids": sorted({run_id for footer in footers for run_id in footer.runs}),
     }

@@ -23,13 +23,15 @@ from pipeline.annotations.data_file import Counts, Footer, OutputError
 from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.overview import look_over
-from pipeline.annotations.schema import output_schema
+from pipeline.annotations.reader import open_source
+from pipeline.annotations.schema import SCHEMA_VERSION, output_schema
 from pipeline.storage.lock.holder import LOCK_NAME
 from pipeline.storage.lock.lease import LockLost, OutputLock
 from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from testing.output_rows import as_schema_1
 from tests.annotations.output_cases import IDENTITY, output_table
 
 ROOT = Path(__file__).parents[2]
@@ -60,7 +62,7 @@ def names_of(uri: Uri) -> list[str]:
 
 def footers_of(sizes: list[int]) -> dict[Entry, Footer]:
     return {
-        Entry(f"part-{n:020x}.parquet", 1, "1"): Footer(SCHEMA, "1", IDENTITY, Counts(rows), {})
+        Entry(f"part-{n:020x}.parquet", 1, "1"): Footer(SCHEMA, SCHEMA_VERSION, IDENTITY, Counts(rows), {}, {})
         for n, rows in enumerate(sizes)
     }
 
@@ -120,6 +122,22 @@ def test_rows_stay_the_same(request: pytest.FixtureRequest, tmp_path: Path, kind
     assert not OutputStore(uri).recover(lambda: None)
 
 
+def test_files_of_two_releases_become_one_of_this(tmp_path: Path) -> None:
+    """Who made a row is told by the footer there, and by the row here."""
+    uri = Uri(str(tmp_path))
+    store = write_nights(uri, [3, 4, 5])
+    for entry, footer in store.files().footers.items():
+        if footer.identity.run_id != "run-1":
+            as_schema_1(tmp_path / "data" / entry.name)
+    before, runs = rows_of(uri), open_source(uri).provenance["run_ids"]
+    compact(uri)
+    assert rows_of(uri).equals(before)
+    assert open_source(uri).provenance["run_ids"] == runs == ["run-0", "run-1", "run-2"]
+    assert before["run_id"].to_pylist() == ["run-0"] * 3 + ["run-1"] * 4 + ["run-2"] * 5
+    (footer,) = OutputStore(uri).files().footers.values()
+    assert (footer.schema_version, footer.runs) == (SCHEMA_VERSION, {"run-0": 3, "run-1": 4, "run-2": 5})
+
+
 def test_a_dry_run_leaves_all_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_nights(Uri(str(tmp_path)), [3, 2])
     before = sorted(tmp_path.rglob("*"))
@@ -149,6 +167,16 @@ def test_files_that_do_not_belong_together_stay(tmp_path: Path) -> None:
     for act in (look, compact):
         with pytest.raises(OutputError, match="do not belong together"):
             act(uri)
+    assert len(names_of(uri)) == 3
+
+
+def test_an_image_that_is_there_twice_stays_so(tmp_path: Path) -> None:
+    uri = Uri(str(tmp_path))
+    write_nights(uri, [3, 2])
+    rows = rows_of(uri)
+    OutputStore(uri).write_rows(rows.slice(1, 3), IDENTITY)
+    with pytest.raises(OutputError, match="more than once; annotate names them"):
+        compact(uri)
     assert len(names_of(uri)) == 3
 
 

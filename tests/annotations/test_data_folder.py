@@ -122,3 +122,22 @@ def test_a_file_that_was_replaced_since_is_no_damage(store: OutputStore) -> None
     store.replace({entry: 2}, output_table([1]).slice(1), IDENTITY, lambda: None)
     with pytest.raises(ReadFailed, match=f"{entry.name} is gone: it was replaced after the output was listed; try"):
         folder.read(objects, entry, None)
+
+
+def test_a_file_that_is_gone_for_good_does_not_count(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows failed, were removed, and are made anew while somebody looks."""
+    listed, num_looks = LocalObjects.list, 0
+
+    def list_files(objects: LocalObjects, folder: str) -> Listing:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 2:
+            entry = next(iter(OutputStore(store.uri).folder.footers(open_objects(store.uri))))
+            rows = next(store.iter_ids([entry], None))
+            store.replace({entry: rows.num_rows}, rows.slice(0, 0), IDENTITY, lambda: None)
+            store.write_rows(rows.take([1, 0]), IDENTITY)
+        return listed(objects, folder)
+
+    monkeypatch.setattr(LocalObjects, "list", list_files)
+    footers = DataFolder(store.uri, 4).current(open_objects(store.uri))
+    assert sum(footer.counts.rows for footer in footers.values()) == 2 * NUM_FILES

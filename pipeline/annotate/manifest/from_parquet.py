@@ -48,12 +48,12 @@ _TABLE_MARKS = (
     (
         "Delta",
         re.compile(r"(?:^|/)_delta_log/"),
-        "name the folder that _delta_log is in, and set manifest.format: delta",
+        "name the folder that _delta_log is in, and set format: delta",
     ),
     (
         "Iceberg",
         re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$"),
-        "name iceberg://CATALOG/NAMESPACE.TABLE, or its current metadata file; manifest.format is iceberg",
+        "name iceberg://CATALOG/NAMESPACE.TABLE, or its current metadata file; set format: iceberg",
     ),
     (
         "Hudi",
@@ -97,7 +97,7 @@ def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
     files, passed_over = [], []
     root = config.uri.absolute()
     _refuse_table(config.uri, [".hoodie/"] if is_there(config.uri / ".hoodie") else [])  # hidden, so never listed
-    for name in list_files(config.uri, scratch_uri):
+    for name, _ in list_files(config.uri, scratch_uri):
         _refuse_table(config.uri, [name])
         if is_parquet(name):
             files.append(root / _utf8(name, config.uri))
