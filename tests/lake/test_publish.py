@@ -305,3 +305,18 @@ def test_settings_that_are_refused(settings: list[str], message: str) -> None:
         parse_settings(TableConfig, "--table", settings)
     assert "pw" not in str(refused.value)
     assert "abc" not in str(refused.value)
+
+
+def test_what_a_removed_file_had_replaced_does_not_come_back(tmp_path: Path) -> None:
+    store = OutputStore(Uri(str(tmp_path / "out")), keep_replaced=True)
+    store.write_rows(output_table(range(5), {3}), IDENTITY)
+    store.strip_failed(free)
+    store.write_rows(output_table([7, 8], {7}), IDENTITY)
+    assert not store.recover(free)
+    assert len(store.files().footers) == 3
+    ((entry, footer),) = [item for item in store.files().settled.items() if item[1].counts.rows == 4]
+    store.replace({entry: 4}, output_table([0]).slice(0, 0), footer.identity, free)
+    assert [f.counts.rows for f in store.files().footers.values()] == [2]
+    store.strip_failed(free)
+    assert OutputStore(store.uri).recover(free).replaced
+    assert [f.counts.rows for f in store.files().footers.values()] == [1]

@@ -48,12 +48,12 @@ _TABLE_MARKS = (
     (
         "Delta",
         re.compile(r"(?:^|/)_delta_log/"),
-        "name the folder that _delta_log is in, and set manifest.format: delta",
+        "name the folder that _delta_log is in, and set format: delta",
     ),
     (
         "Iceberg",
         re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$"),
-        "name iceberg://CATALOG/NAMESPACE.TABLE, or its current metadata file; manifest.format is iceberg",
+        "name iceberg://CATALOG/NAMESPACE.TABLE, or its current metadata file; set format: iceberg",
     ),
     (
         "Hudi",

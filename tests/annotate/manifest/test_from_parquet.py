@@ -315,10 +315,10 @@ class TestFoldersOfOthers:
     @pytest.mark.parametrize(
         ("kind", "mark", "form", "cure"),
         [
-            ("Delta", "_delta_log/00000000000000000000.json", "parquet", "manifest.format is delta"),
-            ("Delta", "_delta_log/00000000000000000010.checkpoint.parquet", "parquet", "manifest.format is delta"),
-            ("Delta", "below/_delta_log/00000000000000000000.json", "auto", "manifest.format is delta"),
-            ("Iceberg", "metadata/00000-0c3a.metadata.json", "auto", "manifest.format is iceberg"),
+            ("Delta", "_delta_log/00000000000000000000.json", "parquet", "format: delta"),
+            ("Delta", "_delta_log/00000000000000000010.checkpoint.parquet", "parquet", "format: delta"),
+            ("Delta", "below/_delta_log/00000000000000000000.json", "auto", "format: delta"),
+            ("Iceberg", "metadata/00000-0c3a.metadata.json", "auto", "format: iceberg"),
             ("Hudi", ".hoodie/hoodie.properties", "auto", "plain Parquet"),
             ("Hudi", ".hoodie/hoodie.properties", "parquet", "plain Parquet"),
         ],

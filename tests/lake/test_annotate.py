@@ -1,0 +1,73 @@
+"""Runs whose config has a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.run import annotate
+from pipeline.annotations.run_json import RunJson, RunState
+from pipeline.lake import publish
+from pipeline.lake.base import TableError, TableFailed
+from pipeline.model.categories import Category
+from pipeline.model.files.checkpoints import save_checkpoint
+from pipeline.storage.uris import Uri
+from testing.rounds_without_ray import rounds_without_ray
+from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, output_table
+
+
+def config_of(tmp_path: Path, ids: range) -> AnnotateConfig:
+    manifest = pa.table({"image_id": list(ids), "image_uri": [f"/{i}.jpg" for i in ids]})
+    pq.write_table(manifest, tmp_path / "manifest.parquet")
+    model = tmp_path / "model.safetensors"
+    if not model.exists():
+        categories = tuple(Category(i, name) for i, name in zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True))
+        save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), model)
+    values = {
+        "manifest": {"uri": str(tmp_path / "manifest.parquet")},
+        "model": {"checkpoint": str(model)},
+        "output": {"uri": str(tmp_path / "out"), "table": {"kind": "delta"}},
+    }
+    return AnnotateConfig.model_validate(values)
+
+
+def run(config: AnnotateConfig) -> RunState:
+    with rounds_without_ray(lambda ids: output_table(ids.to_pylist())):
+        return annotate(config).state
+
+
+def test_each_run_is_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = str(tmp_path / "out")
+    for night in range(2):
+        config = config_of(tmp_path, range(10 * (night + 1)))
+        assert run(config) is RunState.FINISHED
+        table = DeltaTable(out)
+        assert (table.version(), table.count()) == (night, 10 * (night + 1))
+        report = RunJson.read(Uri(out))
+        assert report is not None
+        assert table.history(1)[0]["maskfleet.run_id"] == report.run_id
+    assert run(config) is RunState.NOTHING_TO_DO
+    assert DeltaTable(out).version() == 1
+
+    def out_of_reach(*args: object) -> None:
+        raise TableFailed("no answer")
+
+    config = config_of(tmp_path, range(40))
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.lake.delta.DeltaOutput.commit", out_of_reach)
+        with pytest.raises(TableFailed, match=r"no answer; all results are in .*out: .* publishes them"):
+            run(config)
+    assert run(config) is RunState.NOTHING_TO_DO
+    assert (DeltaTable(out).version(), DeltaTable(out).count()) == (2, 40)
+    publish.publish(Uri(out), publish.last_table(Uri(out)))
+    assert DeltaTable(out).version() == 2
+
+    write_deltalake(out, pa.table(DeltaTable(out).to_pyarrow_table()).slice(0, 1), mode="append")
+    with pytest.raises(TableError, match="has files that are none of"):
+        run(config_of(tmp_path, range(50)))
