@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pipeline.annotations import data_file
 from pipeline.annotations.schema import OBJECT_COLUMNS, RESERVED_NAMES, current_rows, output_schema
 
-_ADDED = ("run_id", *OBJECT_COLUMNS.names, "object_deleted")
+_ADDED = ("run_id", *OBJECT_COLUMNS.names)
 NAMES_OF_1 = tuple(name for name in RESERVED_NAMES if name not in _ADDED)
 
 

@@ -24,6 +24,7 @@ from pydantic import Field, TypeAdapter
 
 from pipeline.annotations.schema import (
     ANNOTATED,
+    DELETED,
     FAILED,
     READABLE_VERSIONS,
     SCHEMA_VERSION,
@@ -92,6 +93,7 @@ class Counts:
     Attributes:
         annotated: images with ``status`` annotated.
         failed: images with ``status`` failed.
+        deleted: images with ``status`` deleted; neither their codes nor their detections are counted.
         failures_by_code: failed images by ``error_code``.
         detections_by_category: detections by ``category_id``.
     """
@@ -100,42 +102,47 @@ class Counts:
     failed: int = 0
     failures_by_code: Mapping[str, int] = field(default_factory=dict)
     detections_by_category: Mapping[int, int] = field(default_factory=dict)
+    deleted: int = 0
 
     @property
     def rows(self) -> int:
-        """Annotated and failed."""
-        return self.annotated + self.failed
+        """All of them."""
+        return self.annotated + self.failed + self.deleted
 
     @classmethod
     def of(cls, table: pa.Table) -> Counts:
         """Count the rows of a table with the output's schema.
 
         Raises:
-            ValueError: a status that is neither annotated nor failed.
+            ValueError: a status that is none.
         """
         by_status = _value_counts(table["status"])
-        if set(by_status) - {ANNOTATED, FAILED}:
-            raise ValueError(f"status must be {ANNOTATED} or {FAILED}, not {sorted(map(str, by_status))}")
+        if set(by_status) - {ANNOTATED, FAILED, DELETED}:
+            raise ValueError(f"status must be {ANNOTATED}, {FAILED} or {DELETED}, not {sorted(map(str, by_status))}")
+        if by_status.get(DELETED):
+            table = table.filter(pc.not_equal(table["status"], DELETED))
         categories = pc.struct_field(pc.list_flatten(table["detections"]), "category_id")
         return cls(
             by_status.get(ANNOTATED, 0),
             by_status.get(FAILED, 0),
             _value_counts(table["error_code"].drop_null()),
             _value_counts(categories),
+            by_status.get(DELETED, 0),
         )
 
     @classmethod
     def total(cls, parts: Iterable[Counts]) -> Counts:
         """The sum, most frequent codes and categories first."""
-        annotated = failed = 0
+        annotated = failed = deleted = 0
         codes: Counter[str] = Counter()
         categories: Counter[int] = Counter()
         for part in parts:
             annotated += part.annotated
             failed += part.failed
+            deleted += part.deleted
             codes.update(part.failures_by_code)
             categories.update(part.detections_by_category)
-        return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()))
+        return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()), deleted)
 
 
 _COUNTS = TypeAdapter(Counts)
@@ -164,6 +171,11 @@ class Footer:
     counts: Counts
     runs: Mapping[str, int]
     replaces: Mapping[str, int | None]
+
+    @property
+    def knows_versions(self) -> bool:
+        """Whether its rows say which version of a picture they were made from."""
+        return self.schema_version == SCHEMA_VERSION
 
     @property
     def is_readable(self) -> bool:

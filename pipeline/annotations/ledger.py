@@ -4,6 +4,7 @@
 
     <uri>/data/part-<digest>.parquet           all data
     <uri>/data/part-<digest>-<token>.parquet   likewise: what took the place of others, see `OutputStore.replace`
+    <uri>/changed/                             rows that are to take the place of others (see `CHANGED_FOLDER`)
     <uri>/run.json                             report of the last run (see ``run_json``)
     <uri>/summary.html                         the same for people, drawn when a run has ended
     <uri>/_lock.json                           who may write (see ``lock``)
@@ -69,7 +70,9 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
 
 
 PAGE_NAME = "summary.html"
-_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{DATA_FOLDER}/")
+# An output of its own, where new rows of changed pictures wait for their places: no reader takes it for results.
+CHANGED_FOLDER = "changed"
+_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|({DATA_FOLDER}|{CHANGED_FOLDER})/")
 ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
 PROBE = "dry-run"  # a temporary name is made of it
 
@@ -377,7 +380,7 @@ class OutputStore:
         settings. An output that holds an annotated row is left as it is.
 
         Args:
-            files: that are `DataFiles.in_the_way` of the run about to start.
+            files: that are `DataFiles.in_the_way` of the run about to start, or whose rows are elsewhere.
             fence: see `replace`.
 
         Raises:

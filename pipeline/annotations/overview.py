@@ -168,6 +168,11 @@ class Overview:
         return tuple(dict.fromkeys(footer.identity for footer in self.survey.footers.values()))
 
     @property
+    def num_unknown_origin(self) -> int:
+        """Rows of an earlier release, which cannot say which version of a picture they were made from."""
+        return sum(f.counts.rows for f in self.survey.footers.values() if not f.knows_versions)
+
+    @property
     def num_files(self) -> int:
         """Data files that count."""
         return len(self.survey.footers)

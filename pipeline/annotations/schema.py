@@ -11,7 +11,8 @@ column                type                meaning
 ``height, width``     int32               of the original picture; null where it was not decoded
 ``exif_orientation``  int8                1 to 8 as the file says, 1 where it says nothing; null where it
                                           was not decoded
-``status``            string              ``annotated`` or ``failed``
+``status``            string              ``annotated``, ``failed``, or ``deleted``: the picture is gone, and the row
+                                          says what was found while it was there (``manifest.deleted: mark``)
 ``detections``        list of struct      best score first; empty for images on which nothing was found,
                                           **null for failed ones**, so that no average counts these as
                                           images without objects
@@ -25,7 +26,6 @@ column                type                meaning
 ``object_size``       int64               bytes of the encoded picture
 ``object_mtime``      timestamp[us, UTC]  when it was last changed, as its store says; null where that does not tell
 ``object_version``    string              its VersionId where an S3 bucket keeps versions
-``object_deleted``    bool                whether the picture was found to be gone, where such rows are kept and marked
 carried columns       the manifest's      as the config names them
 ====================  ==================  ==========================================================
 
@@ -72,6 +72,7 @@ READABLE_VERSIONS = (_BEFORE, SCHEMA_VERSION)
 
 ANNOTATED = "annotated"
 FAILED = "failed"
+DELETED = "deleted"
 
 # Parquet calls a list's values "element", and so do we, or what is read would have another type's text.
 _BOX = pa.list_(pa.field("element", pa.float32()), 4)
@@ -111,7 +112,7 @@ OBJECT_COLUMNS = pa.schema(
         ("object_version", pa.string()),
     ]
 )
-_ADDED = pa.schema([("run_id", pa.string()), *OBJECT_COLUMNS, ("object_deleted", pa.bool_())])
+_ADDED = pa.schema([("run_id", pa.string()), *OBJECT_COLUMNS])
 _COLUMNS = pa.schema([*_COLUMNS_OF_1, *_ADDED])
 _NAMES_OF_1 = ("image_id", *_COLUMNS_OF_1.names)
 RESERVED_NAMES = ("image_id", *_COLUMNS.names)
@@ -192,7 +193,7 @@ def current_rows(stored: Rows, columns: Sequence[str] | None, version: str, run_
     """
     if version != _BEFORE:
         return stored
-    known = {"run_id": run_id, "object_deleted": False}
+    known = {"run_id": run_id}
     names = current_schema(stored.schema, version).names if columns is None else _tops(columns, stored.schema.names)
     rows = stored.select([name for name in stored.schema.names if not _is_added(name)])
     for field in (field for field in _ADDED if field.name in names):

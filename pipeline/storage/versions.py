@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -56,6 +58,16 @@ def microseconds(time: datetime) -> int:
     """Since 1970 began in UTC, which is the zone of times without one."""
     zoned = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
     return (zoned - _EPOCH) // timedelta(microseconds=1)
+
+
+def version_of_bytes(content: bytes) -> ObjectVersion:
+    """Of content that no store gave."""
+    return ObjectVersion(f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
+
+
+def version_of_status(status: os.stat_result, size_bytes: int | None = None) -> ObjectVersion:
+    """Of a local file, of which so many bytes were read if not all that it says."""
+    return ObjectVersion(None, status.st_size if size_bytes is None else size_bytes, status.st_mtime_ns // 1000)
 
 
 def version_of_info(info: Mapping[str, Any]) -> ObjectVersion:

@@ -1,4 +1,4 @@
-"""Outputs that the release before wrote: files without the columns from ``run_id`` to ``object_deleted``."""
+"""Outputs that the release before wrote: files without the columns from ``run_id`` to ``object_version``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.annotations.compact import compact
 from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.overview import look_over
+from pipeline.annotations.overview_text import overview_text
 from pipeline.annotations.schema import OBJECT_COLUMNS, RESERVED_NAMES
+from pipeline.messages.counts import size
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from testing.output_rows import NAMES_OF_1, as_schema_1
@@ -58,7 +62,7 @@ def test_what_they_cannot_know(store: OutputStore) -> None:
     old_file(store, output_table([1, 2, 3], failed=[2], carried=carried))
     for row, split in zip(read(store), "abc", strict=True):
         assert list(row) == [*RESERVED_NAMES, "split"]
-        assert (row["run_id"], row["object_deleted"], row["split"]) == ("run-1", False, split)
+        assert (row["run_id"], row["split"]) == ("run-1", split)
         assert {name: row[name] for name in UNKNOWN} == UNKNOWN
     asked = ["image_id", "run_id", "object_size", "detections.list.element.score"]
     store.write_rows(output_table([4], carried=carried[:1]), LATER)
@@ -66,6 +70,26 @@ def test_what_they_cannot_know(store: OutputStore) -> None:
     assert {tuple(row) for row in rows} == {("image_id", "run_id", "object_size", "detections")}
     assert {row["image_id"]: row["run_id"] for row in rows} == {1: "run-1", 2: "run-1", 3: "run-1", 4: "run-2"}
     assert sorted(row["run_id"] for row in read(store, ["run_id"])) == ["run-1"] * 3 + ["run-2"]
+
+
+def test_show_says_what_they_cannot_know(store: OutputStore) -> None:
+    store.write_rows(output_table([4, 5]), IDENTITY)
+    words = "of an earlier release, which do not say which version of a picture they were made from"
+    assert words not in " ".join(overview_text(look_over(store.uri)).split())
+    old_file(store, output_table([1, 2, 3]))
+    assert f"2 files, 5 rows, {size(look_over(store.uri).num_bytes)} 3 rows {words}" in " ".join(
+        overview_text(look_over(store.uri)).split()
+    )
+
+
+def test_compacted_rows_keep_their_runs(store: OutputStore) -> None:
+    old_file(store, output_table([1, 2, 3], failed=[2]))
+    store.write_rows(output_table([4]), LATER)
+    old_file(store, output_table([5]))
+    compact(store.uri)
+    (file,) = (Path(str(store.uri)) / "data").iterdir()
+    found = {row["image_id"]: row["run_id"] for row in pq.read_table(file).to_pylist()}
+    assert found == {1: "run-1", 2: "run-1", 3: "run-1", 4: "run-2", 5: "run-1"}
 
 
 def test_batches_and_row_groups(store: OutputStore) -> None:
@@ -78,8 +102,8 @@ def test_batches_and_row_groups(store: OutputStore) -> None:
         assert [row for batch in file.iter_batches(500, columns) for row in batch.to_pylist()] == wanted
         assert file.num_row_groups == 2
         assert file.read_row_group(1, columns).to_pylist() == wanted[2048:]
-        assert [batch.to_pylist() for batch in file.iter_batches(2000, ["object_deleted"])][1] == [
-            {"object_deleted": False}
+        assert [batch.to_pylist() for batch in file.iter_batches(2000, ["object_size"])][1] == [
+            {"object_size": None}
         ] * 1000
 
 
@@ -96,7 +120,7 @@ def test_a_run_goes_on_with_them(store: OutputStore) -> None:
     (file,) = old.parent.iterdir()
     assert pq.read_metadata(file).metadata[b"maskfleet.schema_version"] == b"2"
     (row,) = pq.read_table(file).to_pylist()
-    assert (row["image_id"], row["run_id"], row["object_deleted"]) == (1, "run-1", False)
+    assert (row["image_id"], row["run_id"]) == (1, "run-1")
 
 
 def test_a_replacement_that_was_cut_off_is_finished(store: OutputStore) -> None:

@@ -81,7 +81,7 @@ def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
     files, passed_over = [], []
     root = config.uri.absolute()
     _refuse_table(config.uri, [".hoodie/"] if _is_there(config.uri / ".hoodie") else [])  # hidden, so never listed
-    for name in list_files(config.uri, scratch_uri):
+    for name, _ in list_files(config.uri, scratch_uri):
         _refuse_table(config.uri, [name])
         if is_parquet(name):
             files.append(root / _utf8(name, config.uri))

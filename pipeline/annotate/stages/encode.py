@@ -99,7 +99,6 @@ class Encode:
         ids, names = [c.id for c in self.categories], [c.name for c in self.categories]
         made["detections"] = detections_array(found, ids, names)
         made["run_id"] = pa.nulls(len(rows), pa.string())  # who writes the file knows the run
-        made["object_deleted"] = pa.repeat(False, len(rows))
         columns = [made.get(f.name) if f.name in made else rows[f.name].cast(f.type) for f in self.schema]
         return pa.table(columns, schema=self.schema)
 

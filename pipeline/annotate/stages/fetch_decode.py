@@ -23,7 +23,7 @@ from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
 from pipeline.storage.fetch.rules import Fetched
 from pipeline.storage.uris import UriText, hide_column
-from pipeline.storage.versions import ObjectVersion
+from pipeline.storage.versions import ObjectVersion, version_of_bytes
 from pipeline.tables.binary import binary_array
 
 # Shrinking here costs CPU time that the model's device has in plenty, and saves traffic: worth it from
@@ -208,7 +208,7 @@ class _Task:
         with deadline.step([place]):
             data = self._bytes(member, blob)
             if isinstance(data, bytes):
-                self._versions[member] = _own_version(data) if blob is None else blob.version
+                self._versions[member] = version_of_bytes(data) if blob is None else blob.version
             found = self._stage.decode(data)
         self._decode_s += time.perf_counter() - started
         return found
@@ -228,11 +228,6 @@ class _Task:
         self._stage.report(counts)
         self._done, self._fetch_s, self._decode_s = {}, 0.0, 0.0
         return table
-
-
-def _own_version(data: bytes) -> ObjectVersion:
-    """Of a picture that came with its row."""
-    return ObjectVersion(f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
 
 
 def _decoded_rows(

@@ -52,7 +52,7 @@ from pipeline.storage.fetch.rules import (
 )
 from pipeline.storage.filesystems import open_aws_client, open_fsspec, open_s3_store, s3_status
 from pipeline.storage.uris import Uri, UriError, UriText
-from pipeline.storage.versions import ObjectVersion, version_of_info
+from pipeline.storage.versions import ObjectVersion, version_of_info, version_of_status
 
 _ERRNO_CODES = {
     errno.ENOENT: "not_found",
@@ -299,7 +299,7 @@ def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetc
                 data += file.read(settings.max_object_bytes + 1 - len(data))
     allowance.claim(len(data))
     # The time before the first byte: what is written while it is read makes the file a later one.
-    return Fetched(data, ObjectVersion(None, len(data), status.st_mtime_ns // 1000))
+    return Fetched(data, version_of_status(status, len(data)))
 
 
 def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import pickle
 import struct
 import threading
@@ -28,6 +30,7 @@ from pipeline.annotate.stages.rows import DECODED
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.schema import OBJECT_COLUMNS
 from pipeline.images.decode import DecodedImage, decode_image
 from pipeline.images.sizes import scaled_size
 from pipeline.model.settings import TestSettings
@@ -39,6 +42,7 @@ from pipeline.storage.uris import Uri, UriText
 from pipeline.storage.versions import ObjectVersion
 from pipeline.tables.binary import binary_views
 from testing.preprocessed import preprocessed
+from testing.s3_server import S3Server
 
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 2_000_000
@@ -419,6 +423,38 @@ class TestTable:
             assert decoded.schema.field(field.name).type == field.type
         for name in ("image_id", *CARRIED):
             assert decoded[name].equals(rows[name]), name
+
+    def test_what_was_read(self, decoded: pa.Table) -> None:
+        """Of pictures that were read, whatever became of them; nothing of those that were not."""
+        for row in decoded.to_pylist():
+            found = [row[name] for name in OBJECT_COLUMNS.names]
+            if row["stage"] == "fetch":
+                assert found == [None] * 4
+                continue
+            status = os.stat(row["image_uri"])
+            time = pa.scalar(status.st_mtime_ns // 1000, pa.timestamp("us", "UTC")).as_py()
+            assert found == [None, status.st_size, time, None], row["image_uri"]
+
+    def test_what_came_with_the_row(self) -> None:
+        rows = self.rows()
+        for row, blob in zip(run(rows).to_pylist(), rows["image_bytes"].to_pylist(), strict=True):
+            found = [row[name] for name in OBJECT_COLUMNS.names]
+            digest = None if blob is None else f"sha256:{hashlib.sha256(blob).hexdigest()}"
+            assert found == [digest, None if blob is None else len(blob), None, None]
+
+    def test_what_s3_says(self, s3: S3Server) -> None:
+        """In the request that reads the picture, and no other."""
+        good = LOSSLESS["png"][0]
+        blobs = {"good.png": good, "bad.png": good[:100], "a//b.png": good}
+        uris = [s3.put("bucket", name, blob) for name, blob in blobs.items()]
+        with s3.recorded() as requests:
+            table = run(manifest_rows([*uris, "s3://bucket/gone.png"]))
+        assert sorted(path for _, path in requests) == sorted(f"/bucket/{name}" for name in [*blobs, "gone.png"])
+        assert table["error_code"].to_pylist() == [None, "corrupt_image", None, "not_found"]
+        tags = [hashlib.md5(blob).hexdigest() for blob in blobs.values()]
+        assert table["object_etag"].to_pylist() == [*tags, None]
+        assert table["object_size"].to_pylist() == [*map(len, blobs.values()), None]
+        assert table["object_mtime"].is_valid().to_pylist() == [True, True, True, False]
 
     @pytest.mark.parametrize(("start", "length"), [(0, 4), (1, 2), (3, 1), (2, 0)])
     def test_slices(self, start: int, length: int) -> None:
