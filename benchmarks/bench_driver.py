@@ -132,8 +132,8 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
     seen = 0
 
     class Writes(graph.Writes):
-        def __init__(self, parts: graph.RunParts) -> None:
-            super().__init__(parts)
+        def __init__(self, parts: graph.RunParts, store: Any) -> None:
+            super().__init__(parts, store)
             if before:
                 client = trivial_stages.ClientBefore(parts.monitor)
                 stage = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
@@ -153,7 +153,7 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
     rounds.Writes = Writes  # type: ignore[misc]
     rounds.build = build_before if before else graph.build
     with ExitStack() as work:
-        rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
+        rounds.Rounds(parts, Lock()).run(pending, work, None)  # type: ignore[arg-type]
     return window.figures()
 
 
@@ -168,6 +168,7 @@ def make_parts(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     pool = Pool(args.actors, args.actors, 1.0, 0.0, 0.99, args.actors)
     named: Any = SimpleNamespace(run_id="bench_driver")
     values |= {"config": config, "manifest": manifest, "settings": TestSettings(), "pool": pool, "identity": named}
+    values["checkpoint_bytes"] = 0
     return values
 
 

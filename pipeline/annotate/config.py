@@ -27,6 +27,7 @@ from pipeline.config.base import (
     unique,
 )
 from pipeline.config.images import ImagesConfig
+from pipeline.lake.config import TableConfig
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
@@ -48,11 +49,15 @@ class ManifestConfig(Section):
     """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
-    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "inventory"] = Field(
+    format: Literal[
+        "auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "inventory", "delta", "iceberg"
+    ] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
         "image file below the URI, 'inventory' those that an S3 Inventory lists (its manifest.json, or the folder in "
-        "which S3 writes one after the other; CSV or Parquet).",
+        "which S3 writes one after the other; CSV or Parquet). 'delta' is the folder of a table with its _delta_log; "
+        "'iceberg' is iceberg://CATALOG/NAMESPACE.TABLE, the catalog as pyiceberg's configuration calls it, or a "
+        "metadata file.",
     )
     image_root: Uri | None = Field(
         default=None,
@@ -268,7 +273,7 @@ class ResourcesConfig(Section):
     images_per_block: Annotated[int, Field(ge=1, le=MAX_IMAGES_PER_BLOCK)] | None = Field(
         default=None,
         description="Images that travel and are redone together. null: 4 batches, at most 64. Fewer than four "
-        "batches leave replicas waiting; a replica wants some eight decoded blocks of room in the object store.",
+        "batches leave replicas waiting. Blocks are smaller where the object store has no room for such ones.",
     )
     fetch_cpus_per_task: Annotated[float, Field(gt=0)] = Field(
         default=1.0, description="CPUs a fetch-and-decode task reserves; below 1 where fetching is mostly waiting."
@@ -340,6 +345,16 @@ class OutputConfig(Section):
     compression_level: Annotated[int, Field(ge=1, le=22)] = Field(
         default=3, description="zstd level of the Parquet files."
     )
+    table: TableConfig | None = Field(
+        default=None,
+        description="A Delta or Iceberg table over the data files: a run that closes its books registers them in one "
+        "commit, and takes out what was replaced. null: none.",
+    )
+
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether files that were replaced stay, for earlier versions of the table."""
+        return self.table is not None and self.table.keep_replaced
 
 
 class AnnotateConfig(Section):

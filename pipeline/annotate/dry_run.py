@@ -88,7 +88,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     # Here and not above: Ray and the model's packages take ten seconds to import.
     import ray
 
-    from pipeline.annotate.graph import rows_together
+    from pipeline.annotate.graph import rows_together, warn_of_store
     from pipeline.annotate.pool import choose_pool
     from pipeline.cluster.connect import cluster_line, connect, describe_cluster
     from pipeline.cluster.shared import check_shared
@@ -101,6 +101,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         check_shared({"output.uri": store.uri}, config.manifest.read_by_workers())
         cluster, pool = describe_cluster(), choose_pool(config.resources, to_come=True)
         together = rows_together(manifest, pending, block, ray.cluster_resources().get("CPU", 0.0))
+        small_store = warn_of_store(config, settings, pool, checkpoint.num_bytes)
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
@@ -110,6 +111,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         f"output     {config.output.uri}: writable{_at_work(store.uri)}",
         f"sample     {_sample_line(decoded, pending.num_pending)}",
         *_changes(found, config.manifest.deleted),
+        *([f"warning    {small_store}"] if small_store else []),
     ]
     if seconds is None:
         lines.append(

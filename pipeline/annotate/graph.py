@@ -62,9 +62,15 @@ _ROWS_PER_READ_TASK = 64 * ROWS_PER_WINDOW
 _TASKS_PER_CPU = 4  # of a run that is small
 # Of pictures that stand in the manifest: what is read, and what a task gets.
 _READ_BYTES = 16 << 20
-# What is gathered and written is no longer in Ray Data's books: these shares of the object store are for it (Ray Data
-# itself takes half). A file's blocks come together on one node.
+# Of the object store, for what is gathered and written. A file's blocks come together on one node.
 _FILE_SHARE, _GATHERED_SHARE = 1 / 8, 1 / 4
+# Ray writes objects to disk when a node's store is so full (its own default).
+_FULL_SHARE = 0.8
+# Decoded blocks on a node at a time. Of a fetch task two are taken and two more are made before Ray Data knows how
+# large they are; later its rule, half of the store, is the narrower one. Of a replica two are at work and two wait.
+_BLOCKS_PER_FETCH, _BLOCKS_PER_REPLICA = 4, 4
+_MIB = 1 << 20
+_MOST_BLOCK_BYTES = 1 << 30  # Arrow's buffers and Ray's messages hold more, but nothing is won by it
 # Two deaths are an image's own (see the guard), and workers die of other causes. What is lost after so many attempts
 # comes back in the next round.
 _WRITE_RETRIES = 8
@@ -86,6 +92,7 @@ class RunParts:
         settings: the model's, completed by the config.
         categories: what the model's labels stand for.
         checkpoint: the model, in the object store.
+        checkpoint_bytes: that it takes there, on every node with replicas.
         schema: columns of the output's files.
         identity: what goes into the files' footers.
         fence: raises where this run may not write any more.
@@ -98,6 +105,7 @@ class RunParts:
     settings: TestSettings
     categories: tuple[Category, ...]
     checkpoint: ray.ObjectRef
+    checkpoint_bytes: int
     schema: pa.Schema
     identity: Identity
     fence: Callable[[], None]
@@ -119,7 +127,8 @@ def build(parts: RunParts, pending: Pending) -> Dataset:
         read_in_order, manifest=parts.manifest, order=order, window_rows=window, rows_per_task=rows
     )
     pictures = PictureSource.of_config(config.images)
-    fetch_decode = FetchDecode(pictures, order, client, client.report, config.images.decode_timeout_s)
+    room = bytes_per_block(config, pool, parts.checkpoint_bytes)
+    fetch_decode = FetchDecode(pictures, order, client, client.report, config.images.decode_timeout_s, room)
     fetch = functools.partial(_fetch, stage=fetch_decode)
     tables: dict[str, Any] = {"batch_format": "pyarrow", "zero_copy_batch": True}
     return (
@@ -159,6 +168,37 @@ def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
     """
     fair = math.ceil(num_pending / (_TASKS_PER_CPU * max(1.0, cpus)))
     return max(1, min(fair, ROWS_PER_FETCH) // rows_per_block) * rows_per_block
+
+
+def bytes_per_block(config: AnnotateConfig, pool: Pool, checkpoint_bytes: int) -> int:
+    """Bytes of pixels of a block, so that a node's object store holds all that are there at a time, and the model."""
+    blocks = 0.0
+    largest = math.inf
+    for node in node_resources():
+        cpus, gpus, store = (node.get(name, 0.0) for name in ("CPU", "GPU", "object_store_memory"))
+        replicas = int(gpus / pool.gpus + 1e-6) if pool.gpus else int(cpus / (pool.cpus or 1.0) + 1e-6)
+        replicas = min(replicas, pool.max_actors)
+        fetches = int(max(0.0, cpus - pool.cpus * replicas) / pool.fetch_cpus)
+        here = max(_BLOCKS_PER_FETCH * fetches + 2 * replicas, _BLOCKS_PER_REPLICA * replicas)
+        if here and store:
+            largest = min(largest, (_FULL_SHARE * store - checkpoint_bytes) / here)
+        blocks += here
+    limit = config.resources.object_store_limit_bytes
+    if limit is not None and blocks:
+        largest = min(largest, limit / blocks)
+    return max(1, int(min(largest, _MOST_BLOCK_BYTES)))
+
+
+def warn_of_store(config: AnnotateConfig, settings: TestSettings, pool: Pool, checkpoint_bytes: int) -> str:
+    """What to do where blocks of so many bytes would be less than a batch of the model; "" where they are not."""
+    room, batch = bytes_per_block(config, pool, checkpoint_bytes), config.model.batch_size
+    if room >= batch * 3 * settings.short_side * settings.long_side:
+        return ""
+    return (
+        f"a node's object store has room for blocks of {room / _MIB:.1f} MiB beside the model: pictures of more than "
+        f"{room / batch / _MIB:.2f} MiB of pixels do not fill a batch of {batch}; give Ray a larger store "
+        "(--object-store-memory, /dev/shm), or fetch in fewer tasks (a higher resources.fetch_cpus_per_task)"
+    )
 
 
 class Block(NamedTuple):
@@ -301,7 +341,7 @@ class Writes:
         )
         self._new_writer: Callable[[], Any] = functools.partial(writers.remote, encode, write)
         self._idle: deque[tuple[Any, float]] = deque()
-        stores = [store for node in node_resources() if (store := node.get("object_store_memory"))]
+        stores = [num_bytes for node in node_resources() if (num_bytes := node.get("object_store_memory"))]
         self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
         blocks_per_file = output.images_per_file // config.images_per_block

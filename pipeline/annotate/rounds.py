@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotate.graph import Running, RunParts, Writes, build
+from pipeline.annotate.graph import Running, RunParts, Writes, build, warn_of_store
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.metrics import RunMetrics
 from pipeline.annotate.monitor import TELL_AFTER_S, start_monitor
@@ -80,12 +80,15 @@ def connected(
     with connect(config.resources.ray_address), gpus_waited_for(config.resources):
         check_shared({"output.uri": config.output.uri}, config.manifest.read_by_workers())
         pool = choose_pool(config.resources)
+        if small_store := warn_of_store(config, model.settings, pool, checkpoint.num_bytes):
+            logger.warning("%s", small_store)
         parts = RunParts(
             config=config,
             manifest=manifest,
             settings=model.settings,
             categories=checkpoint.categories,
             checkpoint=ray.put(checkpoint),
+            checkpoint_bytes=checkpoint.num_bytes,
             schema=schema,
             identity=identity,
             fence=lock.fence(),

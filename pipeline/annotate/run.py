@@ -22,7 +22,7 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, rows_by_file
-from pipeline.annotate.pending.exchange import Exchange
+from pipeline.annotate.pending.exchange import Deleted, Exchange
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
@@ -33,6 +33,8 @@ from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunStat
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
 from pipeline.errors import RunError
+from pipeline.lake.base import TableError, TableFailed
+from pipeline.lake.publish import check_table, publish_files
 from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 from pipeline.model.files.header import Header
@@ -73,7 +75,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
     run_id = new_run_id()
-    store = store or OutputStore(config.output.uri)
+    store = store or OutputStore(config.output.uri, keep_replaced=config.output.keeps_replaced)
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, run_id)
@@ -92,16 +94,18 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
         files.check_identity(identity, schema)
+        if config.output.table is not None:
+            check_table(store.uri, config.output.table, schema)
         run = _Run(config, model.header, identity, store, manifest, fence, run_id, exchange)
         redo = run.to_redo(files, schema, retry_failed)
         pending = None if redo else run.pending(files)
         if pending is not None and not pending.num_to_do:
-            return run.nothing_to_do(files, pending)
+            return run.published(run.nothing_to_do(files, pending))
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.
         from pipeline.annotate.rounds import connected
 
         rounds = stack.enter_context(connected(config, model, manifest, schema, identity, lock))
-        return run.execute(rounds, redo, pending)
+        return run.published(run.execute(rounds, redo, pending))
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,16 @@ class _Run:
         self._close_books(report, files.counts, pending)
         logger.info("the output is complete; nothing to do")
         self._finish_report(report)
+        return report
+
+    def published(self, report: RunJson) -> RunJson:
+        """The same report, when the table of the config has what the output holds: if its books are closed."""
+        if self.config.output.table is not None and report.state.closed:
+            try:
+                publish_files(self.store.files(), self.config.output.table, self.fence)
+            except (TableError, TableFailed) as error:
+                cure = f"all results are in {self.store.uri}: python -m jobs.publish {self.store.uri} publishes them"
+                raise type(error)(f"{error}; {cure}") from None
         return report
 
     def execute(self, rounds: Rounds, redo: _Redo, pending: Pending | None) -> RunJson:
@@ -247,12 +261,13 @@ class _Run:
         reason = rounds.run(pending, work, self.store) if pending.num_pending else ""
         if pending.num_changed and not reason:
             reason = rounds.run(pending.changed_alone(), work, self.exchange.changed)
-        self._put_in_place(only_annotated=bool(reason))
+        if pending.num_changed or self._gone:
+            self._put_in_place(only_annotated=bool(reason))
         return reason
 
     def _put_in_place(self, only_annotated: bool = False) -> None:
         gone = {} if only_annotated else self._gone
-        deleted = "drop" if self.config.manifest.deleted == "drop" else "mark"
+        deleted: Deleted = "drop" if self.config.manifest.deleted == "drop" else "mark"
         self.exchange.put_in_place(self.identity, gone, deleted, only_annotated)
         if not only_annotated:
             self._gone = {}
@@ -268,8 +283,8 @@ class _Run:
         if manifest.compare != "none" and pending.num_unlisted == pending.num_rows:
             tells = "no ETag" if manifest.compare == "etag" else "neither sizes nor times"
             raise ManifestError(
-                f"manifest.compare is {manifest.compare}, and {manifest.uri} tells {tells} of any image: set it to what "
-                "is told there (docs/annotation.md, Changed pictures), or to none"
+                f"manifest.compare is {manifest.compare}, and {manifest.uri} tells {tells} of any image: set it to "
+                "what is told there (docs/annotation.md, Changed pictures), or to none"
             )
         if manifest.deleted != "keep" and pending.gone is not None:
             num_gone = pending.unknown_done.count
@@ -343,6 +358,7 @@ class _Run:
             cluster={"driver": socket.gethostname(), **cluster},
             categories=self.model.categories,
             image_root=self.manifest.image_root,
+            manifest_version=self.manifest.version,
         )
 
     def _close_books(self, report: RunJson, counts: Counts, pending: Pending) -> None:

@@ -14,16 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.annotations.data_file import Footer, OutputError
-from pipeline.annotations.data_folder import DATA_FOLDER, no_output
-from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
+from pipeline.annotations.ledger import OutputStore, check_output
 from pipeline.messages.counts import counted, size
 from pipeline.messages.examples import Examples
 from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import new_run_id
-from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.objects.base import Entry
-from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 
 IMAGES_PER_FILE = 2048  # as annotate's
@@ -86,7 +83,7 @@ def look(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:
         OutputError: it is no output of an annotate job; or its files do not belong together, are damaged or not ours.
         OSError: the storage fails.
     """
-    _check_there(uri)
+    check_output(uri)
     return plan(OutputStore(uri).look().footers, images_per_file)
 
 
@@ -105,8 +102,8 @@ def compact(uri: Uri, images_per_file: int = IMAGES_PER_FILE) -> Compaction:
         LockHeld, LockLost: another run writes there.
         OSError: the storage fails.
     """
-    _check_there(uri)
-    store, run_id = OutputStore(uri), new_run_id()
+    check_output(uri)
+    store, run_id = OutputStore.as_last_run(uri), new_run_id()
     with OutputLock(uri, run_id) as lock:
         fence = lock.fence()
         recovery = store.recover(fence)
@@ -131,13 +128,3 @@ def _join(store: OutputStore, group: Mapping[Entry, Footer], fence: Callable[[],
         raise OutputError(f"{store.uri}: images are in {names} more than once; annotate names them")
     latest = max((footer.identity for footer in group.values()), key=lambda identity: identity.run_id)
     store.replace(dict.fromkeys(group, 0), rows, latest, fence)
-
-
-def _check_there(uri: Uri) -> None:
-    try:
-        folders = open_objects(uri).list("").folders
-    except NotADirectoryError:
-        folders = []
-    if DATA_FOLDER not in folders:
-        raise OutputError(no_output(uri, "has no data"))
-    check_own(uri, ANNOTATIONS)

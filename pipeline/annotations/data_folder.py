@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -397,6 +397,16 @@ class Superfluous:
             stays = max(entries, key=merit) if len(entries) > 1 else entries[0]
             doubled.update({entry: stays for entry in entries if entry != stays})
         return cls(replaced, doubled, in_order)
+
+    def leading_to(self, files: Container[Entry]) -> list[list[Entry]]:
+        """Of the files that were replaced, those in whose place some files stand now, `in_order`."""
+
+        def now(entry: Entry) -> Entry:
+            while entry in self.replaced:
+                entry = self.replaced[entry]
+            return entry
+
+        return [[entry for entry in entries if now(entry) in files] for entries in self.in_order]
 
 
 def _generations(entry: Entry, replaced_by: Mapping[Entry, Entry]) -> int:

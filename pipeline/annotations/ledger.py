@@ -9,6 +9,7 @@
     <uri>/summary.html                         the same for people, drawn when a run has ended
     <uri>/_lock.json                           who may write (see ``lock``)
     <uri>/_scratch/<run id>/                   may be deleted when no run is active
+    <uri>/_delta_log/                          the log of the Delta table that the files are published to, if they are
 
 A data file appears whole or not at all, under a name made from the ids of its rows, so that a task that is
 tried again writes the same name again. Only :meth:`OutputStore.recover`, :meth:`OutputStore.replace` and
@@ -42,11 +43,19 @@ from pipeline.annotations.data_file import (
     differences,
     encode_data_file,
 )
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, settled
+from pipeline.annotations.data_folder import (
+    DATA_FOLDER,
+    DATA_NAME,
+    DataFolder,
+    Superfluous,
+    map_files,
+    no_output,
+    settled,
+)
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson
 from pipeline.annotations.schema import FAILED, made_by
-from pipeline.storage.lock.claim import OutputKind
+from pipeline.storage.lock.claim import OutputKind, check_own
 from pipeline.storage.objects.base import Entry, ObjectFolder, TooLarge
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
@@ -72,12 +81,31 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
 PAGE_NAME = "summary.html"
 # An output of its own, where new rows of changed pictures wait for their places: no reader takes it for results.
 CHANGED_FOLDER = "changed"
-_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|({DATA_FOLDER}|{CHANGED_FOLDER})/")
+DELTA_LOG = "_delta_log"
+_OWN_NAMES = re.compile(
+    rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|({DATA_FOLDER}|{CHANGED_FOLDER}|{DELTA_LOG})/"
+)
 ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
 PROBE = "dry-run"  # a temporary name is made of it
 
 _LEFTOVER = temporary_names(rf"({re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{PROBE})")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
+
+
+def check_output(uri: Uri) -> None:
+    """Raise unless a folder is an annotate job's output with data, for jobs that change one.
+
+    Raises:
+        OutputError, ForeignFolder: it is not.
+        OSError: it cannot be listed.
+    """
+    try:
+        folders = open_objects(uri).list("").folders
+    except NotADirectoryError:
+        folders = []
+    if DATA_FOLDER not in folders:
+        raise OutputError(no_output(uri, "has no data"))
+    check_own(uri, ANNOTATIONS)
 
 
 class IdentityMismatch(OutputError):
@@ -204,14 +232,27 @@ class OutputStore:
         uri: of the folder; need not exist.
         concurrency: requests at a time when many files are read.
         timeout_s: for one request to S3.
+        keep_replaced: whether files that were replaced stay, for earlier versions of a table that has them. They count
+            for nothing; a file that is removed without a replacement takes with it those that it had replaced.
     """
 
     uri: Uri
     concurrency: int = 32
     timeout_s: float = 60.0
+    keep_replaced: bool = False
 
-    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float]]:
-        return type(self), (self.uri, self.concurrency, self.timeout_s)
+    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float, bool]]:
+        return type(self), (self.uri, self.concurrency, self.timeout_s, self.keep_replaced)
+
+    @classmethod
+    def as_last_run(cls, uri: Uri) -> OutputStore:
+        """An output whose replaced files stay if they do so by the config of its last run.
+
+        Raises:
+            OutputError: ``run.json`` is damaged.
+        """
+        report = RunJson.read(uri)
+        return cls(uri, keep_replaced=report is not None and report.keeps_replaced)
 
     @cached_property
     def folder(self) -> DataFolder:
@@ -248,8 +289,8 @@ class OutputStore:
     def recover(self, fence: Callable[[], None]) -> Recovery:
         """Put right what a crash left behind; for the start of a run that holds the lock.
 
-        Removes temporary files, data files that are cut off, files whose replacement is complete, and all but one of
-        those that hold the same ids.
+        Removes temporary files, data files that are cut off, files whose replacement is complete (unless they are
+        kept), and all but one of those that hold the same ids.
 
         Args:
             fence: called right before each removal; raises if this run must not write any more.
@@ -265,6 +306,8 @@ class OutputStore:
         whole = {entry: footer for entry, footer in zip(listed, footers, strict=True) if footer is not None}
         half_written = [entry for entry in listed if entry not in whole]
         superfluous = Superfluous.among(whole)
+        if self.keep_replaced:
+            superfluous = Superfluous({}, superfluous.doubled, [])
         self._check_superfluous(objects, superfluous, whole)
         # What is doubled may be what says that others were replaced.
         removed = [*superfluous.in_order, [*half_written, *superfluous.doubled]]
@@ -346,7 +389,12 @@ class OutputStore:
             replaces = {entry.name: left_out for entry, left_out in old.items()}
             content = encode_data_file(rows, identity, compression_level, replaces)
             new = self._put(data_file_name(rows["image_id"], uuid.uuid4().hex[:8]), rows.num_rows, content, fence)
-        self._remove_all(objects, list(old), fence)
+        if new is None and self.keep_replaced:
+            older = Superfluous.among(self.folder.footers(objects)).leading_to(old)
+            for entries in older:
+                self._remove_all(objects, entries, fence)
+        if new is None or not self.keep_replaced:
+            self._remove_all(objects, list(old), fence)
         return new
 
     def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
@@ -360,7 +408,7 @@ class OutputStore:
             Changed: another run writes there.
         """
         objects = self._open()
-        footers = self.folder.footers(objects).items()
+        footers = settled(self.folder.footers(objects)).items()
         with_failures = [(entry, footer) for entry, footer in footers if footer.counts.failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:

@@ -8,6 +8,7 @@
                                          nothing was to do and Ray not started; at_end if they were others then
     categories                           what the model tells apart, in the order of its labels
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
+    manifest_version                     of a manifest that is a table: Delta's version, Iceberg's snapshot; else ""
     images                               how many: manifest = annotated + failed, and deleted ones beside them; {} until
                                          the run has closed its books
     changes                              how many images were new, changed, deleted, unchanged; {} where neither
@@ -186,6 +187,7 @@ class RunJson:
     cluster: dict[str, Any] = field(default_factory=dict)
     categories: tuple[Category, ...] = ()
     image_root: Uri | None = None
+    manifest_version: str = ""
     images: ImageCounts = ImageCounts()
     changes: Changes = Changes()
     failures: dict[str, int] = field(default_factory=dict)
@@ -237,6 +239,18 @@ class RunJson:
     def failed_fraction(self) -> float:
         """Failed images over all images of the manifest."""
         return self.images.failed / max(1, self.images.manifest)
+
+    @property
+    def table(self) -> dict[str, Any] | None:
+        """``output.table`` of its config, where that has one."""
+        output = self.config.get("output")
+        table = output.get("table") if isinstance(output, dict) else None
+        return table if isinstance(table, dict) else None
+
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether files that were replaced stay in the output."""
+        return self.table is not None and self.table.get("keep_replaced") is True
 
     @property
     def apply_exif(self) -> bool | None:

@@ -97,6 +97,17 @@ def is_folder(uri: Uri) -> bool:
     return info.type == pafs.FileType.Directory
 
 
+def is_there(uri: Uri) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        StorageError: it cannot be told.
+    """
+    filesystem, path = open_filesystem(uri)
+    with explained(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
 def check_there(places: Mapping[str, Uri]) -> None:
     """Return if there is a file or a folder at each place: a job asks before it loads what takes long.
 

@@ -13,12 +13,13 @@ from ray.data import ExecutionResources
 from ray.data._internal.actor_autoscaler.autoscaling_actor_pool import AutoscalingActorConfig
 from ray.data._internal.execution.operators.actor_pool_map_operator import _ActorState, _NodeAwareActorPool
 
-from pipeline.annotate import pool
+from pipeline.annotate import graph, pool
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.graph import Block, Gatherer, Running, _read_tasks, rows_per_fetch
 from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.messages.examples import Examples
+from pipeline.model.settings import TestSettings
 from pipeline.storage.uris import Uri
 
 
@@ -137,6 +138,32 @@ def test_files_are_written_where_fetching_fills_the_cluster(
     free = resources["CPU"] - chosen.min_actors * chosen.cpus
     free -= math.floor(free / chosen.fetch_cpus) * chosen.fetch_cpus
     assert free >= chosen.max_writes * pool.LIGHT_CPUS
+
+
+@pytest.mark.parametrize(
+    ("nodes", "settings", "mib"),
+    [
+        pytest.param([(2, 1, 100)], {}, 8, id="a small store"),
+        pytest.param([(2, 1, 75)], {}, 6, id="the smallest"),
+        pytest.param([(2, 1, 1000)], {"object_store_limit_bytes": 100 << 20}, 10, id="a part of a large one"),
+        pytest.param([(16, 8, 64 << 10)], {}, 655, id="many GPUs"),
+        pytest.param([(0, 8, 4 << 10), (64, 0, 64 << 10)], {}, 102, id="GPUs, and CPUs on a node of their own"),
+        pytest.param([(2, 0, 1 << 10)], {"cpus_per_actor": 0.0}, 81, id="a replica that reserves nothing"),
+    ],
+)
+def test_blocks_leave_room_in_every_store(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[tuple[int, int, int]], settings: dict[str, Any], mib: int
+) -> None:
+    resources = [{"CPU": c, "GPU": g, "object_store_memory": float(m << 20)} for c, g, m in nodes]
+    for module in (graph, pool):
+        monkeypatch.setattr(module, "node_resources", lambda: resources)
+    config: Any = SimpleNamespace(resources=ResourcesConfig(**settings), model=SimpleNamespace(batch_size=16))
+    chosen = pool.choose_pool(config.resources)
+    found = graph.bytes_per_block(config, chosen, 0)
+    assert found >> 20 == mib
+    warning = graph.warn_of_store(config, TestSettings(short_side=800, long_side=1333), chosen, 0)
+    assert bool(warning) == (mib < 49)  # 16 pictures as the model takes them
+    assert graph.bytes_per_block(config, chosen, 40 << 20) < found or "object_store_limit_bytes" in settings
 
 
 def test_a_row_group_is_read_by_one_task_and_small_ones_come_together() -> None:

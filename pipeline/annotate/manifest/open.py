@@ -24,6 +24,7 @@ from pipeline.annotate.manifest.from_folder import read_folder
 from pipeline.annotate.manifest.from_inventory import read_inventory
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
+from pipeline.annotate.manifest.from_table import read_delta, read_iceberg
 from pipeline.annotate.manifest.rules import (
     BYTES,
     HEIGHT,
@@ -42,8 +43,9 @@ from pipeline.annotate.manifest.rules import (
 from pipeline.annotate.manifest.units import open_unit, pick, read_column, read_id_column, unit_row_namer
 from pipeline.annotate.manifest.versions import MTIME, listed_versions, version_table
 from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.lake.config import CATALOG_SCHEME
 from pipeline.storage.errors import StorageError
-from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, is_there, list_files
 from pipeline.storage.streams import COMPRESSIONS
 from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.storage.versions import ObjectVersion, version_of_bytes
@@ -58,8 +60,11 @@ _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "coco": read_coco,
     "folder": read_folder,
     "inventory": read_inventory,
+    "delta": read_delta,
+    "iceberg": read_iceberg,
 }
 _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
+    ".metadata.json": "iceberg",
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "list",
@@ -85,6 +90,7 @@ class Manifest:
         image_root: what relative URIs are relative to.
         row_word: what the source calls a row: ``line`` of a text file, ``image`` of a list, ``row``.
         is_live: whether it was listed when it was opened, and is not older than that.
+        version: of the table that was read, Delta's number or Iceberg's snapshot; ``""`` for what has none.
     """
 
     uri: Uri
@@ -95,6 +101,7 @@ class Manifest:
     image_root: Uri | None
     row_word: str = "row"
     is_live: bool = False
+    version: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -294,7 +301,7 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
         raise ManifestError(str(error)) from None
     root = found.image_root and found.image_root.absolute()
     described = (found.units, found.columns, found.id_type, found.carried, root, found.row_word)
-    manifest = Manifest(config.uri, *described, is_live=kind == "folder")
+    manifest = Manifest(config.uri, *described, is_live=kind == "folder", version=found.version)
     if not manifest.num_rows:
         raise ManifestError(f"{config.uri} has no row: there is nothing to do")
     return manifest
@@ -302,14 +309,16 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
 
 def _check_place(uri: Uri, kind: str) -> None:
     """Whether a file is where one is wanted, and a folder where that is."""
-    if kind in ("parquet", "inventory"):
+    if kind in ("parquet", "inventory", "iceberg"):
         return
-    if is_folder(uri) != (kind == "folder"):
-        found = "file" if kind == "folder" else "folder"
+    if is_folder(uri) != (kind in ("folder", "delta")):
+        found = "file" if kind in ("folder", "delta") else "folder"
         raise ManifestError(f"{uri} is a {found}, and manifest.format is {kind}: set manifest.format: auto")
 
 
 def _guess_format(uri: Uri) -> str:
+    if uri.scheme == CATALOG_SCHEME:
+        return "iceberg"
     path = uri.path.lower()
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
@@ -318,6 +327,9 @@ def _guess_format(uri: Uri) -> str:
             return kind
     if not is_folder(uri):
         raise ManifestError(f"{uri}: {_why_unknown(path)}")
+    for name, kind in (("_delta_log", "delta"), ("metadata/version-hint.text", "iceberg")):
+        if is_there(uri / name):
+            return kind
     for name, _ in list_files(uri):
         if is_parquet(name):
             return "parquet"

@@ -75,6 +75,7 @@ class ManifestParts:
         carried: the carried columns; single files may hold narrower types that cast to these.
         image_root: what relative URIs are relative to.
         row_word: what messages call a row of the source.
+        version: of the table that was read; ``""`` for what has none.
     """
 
     units: tuple[ReadUnit, ...]
@@ -83,6 +84,7 @@ class ManifestParts:
     carried: pa.Schema
     image_root: Uri | None
     row_word: str = "row"
+    version: str = ""
 
 
 def find_columns(

@@ -397,7 +397,7 @@ class _Result:
         known = found.drop_null().to_numpy()
         self._pending[rows[known]] = False
         self._count_duplicates(ids, np.bincount(known, minlength=len(ids)))
-        if self._comparison is not None:
+        if self._comparison is not None and listed.marks is not None and there.marks is not None:
             marks = there.marks.filter(found.is_valid())
             changed, unknown_version = self._comparison.judge(listed.marks.take(pa.array(known)), marks)
             self._changed[rows[known[changed]]] = True
@@ -405,7 +405,7 @@ class _Result:
             self._num_unknown += int(np.count_nonzero(unknown_version))
         if found.null_count:
             lacking = found.is_null()
-            if self._comparison is not None:
+            if there.marks is not None:
                 marked = pc.and_(lacking, there.marks.field("deleted"))
                 self._num_marked += pc.sum(marked).as_py() or 0
                 lacking = pc.and_not(lacking, marked)

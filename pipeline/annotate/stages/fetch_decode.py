@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,8 @@ class FetchDecode:
         guard: counts the deaths of processes over an image that is fetched or decoded, and settles the order.
         report: takes what was done, for each table.
         decode_timeout_s: of one image; ``None`` for no limit.
+        bytes_per_block: of the pixels of a block of more than one picture, by the pictures' headers; ``None`` for no
+            limit.
     """
 
     pictures: PictureSource
@@ -65,6 +68,7 @@ class FetchDecode:
     guard: Guard
     report: Report
     decode_timeout_s: float | None = None
+    bytes_per_block: int | None = None
 
     def __call__(self, rows: pa.Table) -> Iterator[pa.Table]:
         """Rows with ``image_id``, ``image_uri`` and ``image_bytes`` become rows of the `DECODED` columns.
@@ -72,8 +76,9 @@ class FetchDecode:
         ``image_bytes`` is dropped, ``image_uri`` loses credentials and query; other columns pass unchanged.
 
         Yields:
-            Tables of ``order.images_per_block`` rows, the last one of fewer. The same rows give the same tables in any
-            process, however often it is tried: whoever does it again goes by the order that was settled at first.
+            Tables of ``order.images_per_block`` rows, or fewer whose pixels fill a block, and the last one. The same
+            rows give the same tables in any process, however often it is tried: whoever does it again goes by the order
+            that was settled at first.
         """
         yield from _Task(self, rows).tables()
 
@@ -84,10 +89,20 @@ class FetchDecode:
             return image
         return FetchedImage(self._shrink(image.pixels), image.pixels.shape[:2], image.exif_orientation)
 
+    def num_bytes(self, size: tuple[int, int] | None) -> int:
+        """Pixels of a picture of this size as they are handed on; at most, where the size is not known."""
+        if size is None:
+            return round(3 * SHRINK_ABOVE * self.order.short_side * self.order.long_side)
+        height, width = self._size(size)
+        return 3 * height * width
+
+    def _size(self, size: tuple[int, int]) -> tuple[int, int]:
+        scaled = scaled_size(size, self.order.short_side, self.order.long_side)
+        return size if size[0] * size[1] < SHRINK_ABOVE * scaled[0] * scaled[1] else scaled
+
     def _shrink(self, pixels: np.ndarray) -> np.ndarray:
         height, width = pixels.shape[:2]
-        size = scaled_size((height, width), self.order.short_side, self.order.long_side)
-        if height * width < SHRINK_ABOVE * size[0] * size[1]:
+        if (size := self._size((height, width))) == (height, width):
             return pixels
         channels_first = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
         return resize_bilinear_uint8(channels_first, size).permute(1, 2, 0).contiguous().numpy()
@@ -108,6 +123,7 @@ class _Task:
         # Whatever else a run does under the name of some of these rows is another piece of work.
         self._key = hashlib.blake2b(json.dumps(self._ids).encode(), digest_size=16).hexdigest()
         self._num_windows = 0
+        self._room = _BlockRoom(stage)
         self._fetch_s = self._decode_s = 0.0
 
     def tables(self) -> Iterator[pa.Table]:
@@ -126,12 +142,17 @@ class _Task:
         """Whatever is fetched together is ordered by its headers, up to where an earlier attempt had other windows."""
         turns = self._turns(list(self._waiting))
         while (window := self._next(turns)) is not None:
-            settled = self._settle(self._by_shape(window, deadline))
+            proposed, before = self._by_shape(window, deadline), self._room.begun
+            settled = self._settle(proposed)
             if settled.keys() != window.keys():
+                self._room.begun = before  # they are settled once more
                 self._waiting = dict.fromkeys(sorted([*settled, *self._waiting]))
                 self._num_windows -= 1
                 break
-            for member in settled:
+            for member, is_first in settled.items():
+                if is_first and self._done:
+                    survived(list(self._done))
+                    yield self._table()
                 self._done[member] = self._decoded(member, window.pop(member), member, deadline)
                 if len(self._done) == self._stage.order.images_per_block:
                     survived(list(self._done))
@@ -141,10 +162,14 @@ class _Task:
     def _in_blocks(self, deadline: Deadline) -> Iterator[pa.Table]:
         """What is still to do, a block at a time: a process died of it, or began it in other windows."""
         while self._waiting:
-            settled = list(self._settle(list(self._waiting)))
-            while settled:
-                room = self._stage.order.images_per_block - len(self._done)
-                members, settled = settled[:room], settled[room:]
+            settled = self._settle(self._room.firsts(dict.fromkeys(self._waiting)))
+            rest = list(settled)
+            while rest:
+                if settled[rest[0]] and self._done:
+                    yield self._table()
+                room = min(len(rest), self._stage.order.images_per_block - len(self._done))
+                room = next((i for i in range(1, room) if settled[rest[i]]), room)
+                members, rest = rest[:room], rest[room:]
 
                 def work(chosen: list[int], members: list[int] = members) -> list[FetchedImage | ImageFailure]:
                     found: dict[int, FetchedImage | ImageFailure] = {}
@@ -179,8 +204,8 @@ class _Task:
         self._fetch_s += time.perf_counter() - started
         return turn
 
-    def _by_shape(self, window: Mapping[int, _Blob], deadline: Deadline) -> list[int]:
-        """The positions of a window's pictures in the order in which batches are full."""
+    def _by_shape(self, window: Mapping[int, _Blob], deadline: Deadline) -> dict[int, bool]:
+        """The positions of a window's pictures in the order in which batches are full, and which begin a block."""
         started = time.perf_counter()
         members = sorted(window)
         sizes = np.zeros((len(members), 2), np.int64)
@@ -188,19 +213,22 @@ class _Task:
             with deadline.step([member]):
                 sizes[i] = self._stage.pictures.size(self._bytes(member, window[member])) or (0, 0)
         so_far = len(self._ids) - len(self._waiting)
-        order = [members[i] for i in self._stage.order.permutation(sizes, so_far)]
+        order = self._stage.order.permutation(sizes, so_far).tolist()
+        firsts = self._room.firsts({members[i]: (int(sizes[i, 0]), int(sizes[i, 1])) for i in order})
         self._decode_s += time.perf_counter() - started
-        return order
+        return firsts
 
-    def _settle(self, order: Sequence[int]) -> dict[int, None]:
-        """The next window as all attempts have it; its rows wait no more."""
-        kind = np.min_scalar_type(len(self._ids))
-        proposed = np.array(order, kind).tobytes()
+    def _settle(self, firsts: Mapping[int, bool]) -> dict[int, bool]:
+        """The next window as all attempts have it, in order, and which rows begin a block; they wait no more."""
+        kind = np.min_scalar_type(2 * len(self._ids))
+        proposed = np.array([2 * member + is_first for member, is_first in firsts.items()], kind).tobytes()
         settled = np.frombuffer(self._stage.guard.settle(f"{self._key}/{self._num_windows}", proposed), kind).tolist()
         self._num_windows += 1
-        for member in settled:
-            del self._waiting[member]
-        return dict.fromkeys(settled)
+        for coded in settled:
+            del self._waiting[coded // 2]
+        found = {coded // 2: bool(coded % 2) for coded in settled}
+        self._room.begin(found)
+        return found
 
     def _decoded(self, member: int, blob: _Blob, place: int, deadline: Deadline) -> FetchedImage | ImageFailure:
         """A picture; ``place`` is what the deadline knows it by."""
@@ -208,7 +236,7 @@ class _Task:
         with deadline.step([place]):
             data = self._bytes(member, blob)
             if isinstance(data, bytes):
-                self._versions[member] = version_of_bytes(data) if blob is None else blob.version
+                self._versions[member] = blob.version if isinstance(blob, Fetched) else version_of_bytes(data)
             found = self._stage.decode(data)
         self._decode_s += time.perf_counter() - started
         return found
@@ -228,6 +256,42 @@ class _Task:
         self._stage.report(counts)
         self._done, self._fetch_s, self._decode_s = {}, 0.0, 0.0
         return table
+
+
+class _BlockRoom:
+    """Where blocks begin, among pictures in their order: none has more rows or more bytes than it may."""
+
+    def __init__(self, stage: FetchDecode) -> None:
+        self._stage = stage
+        self.begun: tuple[int, ...] = ()  # bytes of the pictures of the block that was begun
+        self._num_bytes: dict[int, int] = {}
+
+    def firsts(self, pictures: Mapping[int, tuple[int, int] | None]) -> dict[int, bool]:
+        """Which of the next pictures begin a block.
+
+        Args:
+            pictures: by position, with their sizes: None where nobody knows, (0, 0) for no picture.
+        """
+        order, limit = self._stage.order, self._stage.bytes_per_block or math.inf
+        firsts, members, begun = dict.fromkeys(pictures, False), list(pictures), list(self.begun)
+        for i, (member, size) in enumerate(pictures.items()):
+            num_bytes = self._num_bytes[member] = 0 if size == (0, 0) else self._stage.num_bytes(size)
+            rows = len(begun)
+            if rows and (rows == order.images_per_block or sum(begun) + num_bytes > limit):
+                # Whole batches, as far as the others are not settled yet.
+                over = rows % order.batch_size if order.batch_size < rows < order.images_per_block else 0
+                over = over if over <= i else 0
+                firsts[members[i - over]] = True
+                begun = begun[rows - over :]
+            begun.append(num_bytes)
+        return firsts
+
+    def begin(self, firsts: Mapping[int, bool]) -> None:
+        """Take what was settled, in order: others may have proposed it."""
+        for member, is_first in firsts.items():
+            if is_first or len(self.begun) == self._stage.order.images_per_block:
+                self.begun = ()
+            self.begun = (*self.begun, self._num_bytes.get(member, 0))
 
 
 def _decoded_rows(

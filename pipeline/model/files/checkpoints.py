@@ -64,6 +64,11 @@ class Checkpoint:
     source: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ""
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the weights."""
+        return sum(tensor.nbytes for tensor in self.weights.values())
+
     def __post_init__(self) -> None:
         if len(self.categories) != self.variant.num_classes:
             raise CheckpointError(

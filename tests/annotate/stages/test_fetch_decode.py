@@ -583,9 +583,12 @@ def attempts(num_images: int) -> st.SearchStrategy[Attempt]:
 class TestAgain:
     """Ray gives the rows of a process that died to another one, and keeps the blocks that it has by their numbers."""
 
-    def tables(self, pictures: ToldPictures, guard: InProcessGuard, num_images: int) -> tuple[list[pa.Table], bool]:
+    def tables(
+        self, pictures: ToldPictures, guard: InProcessGuard, num_images: int, bytes_per_block: int | None = None
+    ) -> tuple[list[pa.Table], bool]:
         """What one process gives before it dies, and whether it does not."""
-        task = FetchDecode(pictures, BatchOrder(64, 96, batch_size=3, images_per_block=6), guard, discard)
+        order = BatchOrder(64, 96, batch_size=3, images_per_block=6)
+        task = FetchDecode(pictures, order, guard, discard, bytes_per_block=bytes_per_block)
         found: list[pa.Table] = []
         try:
             for table in task(manifest_rows([str(i) for i in range(num_images)])):
@@ -594,20 +597,37 @@ class TestAgain:
             return found, False
         return found, True
 
-    @given(data=st.data(), num_images=st.integers(0, 40))
-    @settings(deadline=None, max_examples=40)
-    def test_the_same_rows_are_in_the_same_block_each_time(self, data: st.DataObject, num_images: int) -> None:
+    @given(data=st.data(), num_images=st.integers(0, 40), bytes_per_block=st.none() | st.integers(1, 60_000))
+    @settings(deadline=None, max_examples=80)
+    def test_the_same_rows_are_in_the_same_block_each_time(
+        self, data: st.DataObject, num_images: int, bytes_per_block: int | None
+    ) -> None:
         guard = InProcessGuard()
         blocks: dict[int, list[str]] = {}
         lives = data.draw(st.lists(attempts(max(1, num_images)), max_size=6))
         for attempt in [*lives, Attempt(frozenset(), (7,), None)]:
-            tables, lived = self.tables(ToldPictures(attempt), guard, num_images)
+            tables, lived = self.tables(ToldPictures(attempt), guard, num_images, bytes_per_block)
             for number, table in enumerate(tables):
                 ids = table["image_id"].to_pylist()
                 assert blocks.setdefault(number, ids) == ids
         assert lived
         assert sorted(chain.from_iterable(blocks.values())) == sorted(f"id {i}" for i in range(num_images))
-        assert all(len(ids) == 6 for number, ids in blocks.items() if number < len(blocks) - 1)
+        assert all(len(ids) <= 6 for ids in blocks.values())
+        if bytes_per_block is None:
+            assert all(len(ids) == 6 for number, ids in blocks.items() if number < len(blocks) - 1)
+
+    @given(num_images=st.integers(0, 40), window=st.integers(1, 40), bytes_per_block=st.integers(1, 60_000))
+    @settings(deadline=None, max_examples=40)
+    def test_no_block_has_more_pixels_than_it_may(self, num_images: int, window: int, bytes_per_block: int) -> None:
+        pictures = ToldPictures(Attempt(frozenset(), (window,), None))
+        tables, _ = self.tables(pictures, InProcessGuard(), num_images, bytes_per_block)
+        ids = [table["image_id"].to_pylist() for table in tables]
+        assert sorted(chain.from_iterable(ids)) == sorted(f"id {i}" for i in range(num_images))
+        for table in tables:
+            pixels = sum(len(view) for view in binary_views(table["pixels"]) if view is not None)
+            assert pixels <= bytes_per_block or len(table) == 1
+        if window >= num_images:  # what is fetched together is cut between batches
+            assert all(len(table) <= 3 or len(table) % 3 == 0 for table in tables[:-1])
 
     @given(culprits=st.frozensets(st.integers(0, 19), max_size=3))
     @settings(deadline=None, max_examples=40)
