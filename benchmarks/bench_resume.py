@@ -163,17 +163,15 @@ def measure_opening(folder: Path) -> None:
     from pipeline.annotate.manifest.open import open_manifest
     from pipeline.annotate.pending import antijoin
     from pipeline.annotations.ledger import OutputStore
+    from pipeline.storage.map_ahead import map_ahead
     from pipeline.storage.uris import Uri
     from testing.store_requests import counted_requests
 
     with counted_requests() as requests, mock.patch("tempfile.tempdir", str(folder)):
         phases = Phases(requests)
         reads = phases.each("ids", OutputStore.iter_ids)
-        in_manifest = phases.each("manifest ids", antijoin._ManifestSide.parts)
-        with (
-            mock.patch.object(OutputStore, "iter_ids", reads),
-            mock.patch.object(antijoin._ManifestSide, "parts", in_manifest),
-        ):
+        in_manifest = mock.patch(f"{antijoin.__name__}.map_ahead", phases.each("manifest ids", map_ahead))
+        with mock.patch.object(OutputStore, "iter_ids", reads), in_manifest:
             store = OutputStore(Uri(str(folder / "out")))
             phases.begin("footers")
             store.recover(lambda: None)
