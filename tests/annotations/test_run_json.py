@@ -91,7 +91,7 @@ def test_the_file(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "run.json").read_text())
     assert list(found) == [
         *("run_id", "state", "config", "identity", "code", "cluster", "categories", "image_root"),
-        *("images", "failures", "detections_per_category", "this_run"),
+        *("manifest_version", "images", "changes", "failures", "detections_per_category", "this_run"),
     ]
     assert found["state"] == "finished"
     assert found["categories"] == [{"id": 7, "name": "Äpfel"}, {"id": 3, "name": "cat"}]
