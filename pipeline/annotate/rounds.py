@@ -100,6 +100,8 @@ def connected(
             yield rounds
         finally:
             rounds.metrics.end(rounds.progress(), rounds.todo - rounds.written)
+            with suppress(RayError):  # of a cluster that is gone
+                ray.get(parts.monitor.end.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
 
 
 @dataclass
