@@ -200,7 +200,7 @@ def _patiently(start: Callable[[], Started]) -> Started:
 def _scaled_cluster(shape: Mapping[str, int], most: int) -> Cluster:
     """A head alone, with an autoscaler that starts nodes as processes."""
     from ray._private.services import get_node_ip_address
-    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
     from ray.cluster_utils import Cluster
 
     with socket.socket() as probe:
@@ -220,10 +220,11 @@ def _scaled_cluster(shape: Mapping[str, int], most: int) -> Cluster:
             "gcs_address": f"{get_node_ip_address()}:{port}",
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            # Under another name the provider's head is not found, and one node after the other is started for it.
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             _SCALED_TYPE: {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most},
         },
-        "head_node_type": "head",
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
         **{key: {} for key in ("auth", "docker", "file_mounts")},
         **{key: [] for key in _COMMANDS},
     }

@@ -50,7 +50,7 @@ _SNAPSHOT_TIMEOUT_S = 5.0
 _LAST_COUNTS_S = 4 * TELL_AFTER_S
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
-# What is ready when a run fails is written, unless the same cause forbids that.
+# What is ready when a run ends early is written, unless the same cause forbids that.
 _SAVE_S = 120.0
 # While replicas start nothing moves, and one line tells it all.
 _STILL_WAITING_S = 60.0
@@ -210,9 +210,11 @@ class Rounds:
                         writes.add(block)
                     writes.go_on()
                     self.lock.check()
-                self._write_rest(running, writes)
+                # Blocks that are lost are made again, or given up, when Ray Data has ended; not so before.
+                self._write_rest(running, writes, math.inf if running.ended else _SAVE_S)
                 if shrunk.for_long:
                     running.stop()  # its replicas make room for those of another round
+                writes.give_up()
             except (KeyboardInterrupt, Exception):
                 self._save_rest(running, writes)
                 raise
@@ -265,16 +267,23 @@ class Rounds:
                 self._told.tell(self._at(self._last_snapshot()))  # a short run may have had no other moment
             self._told.end()
 
-    def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
-        """Write all that came out and waits, and what is on its way here: it may count as done already."""
+    def _write_rest(self, running: Running, writes: Writes, patience_s: float) -> None:
+        """Write all that came out and waits, and what is on its way here: it may count as done already.
+
+        Args:
+            patience_s: the longest that nothing is written.
+        """
         arrived_at = time.monotonic() + _ARRIVAL_S
         while block := running.take(0 if running.ended or time.monotonic() > arrived_at else _POLL_S):
             writes.add(block)
         writes.go_on(everything=True)
-        while writes.num_open and time.monotonic() < give_up_at:
+        num_written, written_at = writes.num_written, time.monotonic()
+        while writes.num_open and time.monotonic() - written_at < patience_s:
             writes.wait(_POLL_S)
             writes.go_on(everything=True)
             self.lock.check()
+            if writes.num_written > num_written:
+                num_written, written_at = writes.num_written, time.monotonic()
 
     def _save_rest(self, running: Running, writes: Writes) -> None:
         """The same after an error, which counts more than any that comes now: each of these costs a file at most."""
@@ -282,7 +291,7 @@ class Rounds:
         for _ in range(2 * writes.max_open):
             try:
                 self.lock.check()
-                self._write_rest(running, writes, give_up_at)
+                self._write_rest(running, writes, give_up_at - time.monotonic())
                 return
             except LockLost:
                 return

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from pipeline.annotate import graph, rounds
 from pipeline.annotate import run as job
@@ -61,7 +61,7 @@ class Store:
     def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return refs[:num_returns], refs[num_returns:]
 
-    def get(self, blocks: tuple[str, ...]) -> Any:
+    def get(self, blocks: tuple[str, ...], timeout: float | None = None) -> Any:
         for block in blocks:
             if block in self.broken:
                 error = self.broken[block]
@@ -312,6 +312,38 @@ def test_a_round_whose_last_blocks_went_with_a_node_ends(
     assert store.files == [tuple("ab")]
     assert stages.stops == 1 + gone  # that of all work at the end
     assert stages.ended != gone
+
+
+def test_files_whose_blocks_went_with_a_node_do_not_hold_up_a_round_that_ends(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be written one day, beside those of the next round: so who writes them is ended."""
+    run, store = work("", None)
+    nodes, killed = iter([set[str]()]), []
+    monkeypatch.setattr(rounds, "_HELD_UP_S", 0.0)
+    monkeypatch.setattr(rounds, "_SAVE_S", 0.2)
+    monkeypatch.setattr(rounds, "_gone_nodes", lambda: next(nodes, {"now"}))
+    monkeypatch.setattr(rounds, "Running", lambda _: HeldUp(list("abcde"), None))
+
+    def wait(refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        done = [ref for ref in refs if ref != ("a", "b")]
+        return done, [ref for ref in refs if ref not in done]
+
+    get = store.get
+
+    def of_the_killed(blocks: tuple[str, ...], timeout: float | None = None) -> Any:
+        if blocks == ("a", "b"):
+            assert killed
+            raise RayActorError
+        return get(blocks)
+
+    monkeypatch.setattr(store, "wait", wait)
+    monkeypatch.setattr(store, "get", of_the_killed)
+    monkeypatch.setattr(store, "kill", killed.append, raising=False)
+    begin(run, rows_per_file=8)
+    assert store.files == [("c", "d")]
+    assert len(killed) == 1
+    assert run.written == 8
 
 
 def test_a_cluster_that_grew_is_told_of(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
