@@ -74,7 +74,8 @@ class RayNodes:
         self._do("drain", index, deadline_s)
 
     def preempt(self) -> None:
-        """Kill the oldest node that the autoscaler has started, without warning."""
+        """Kill the oldest node that the autoscaler has started, without warning. It starts none in its place: one that
+        it did not see set up by itself it believes to be on its way for ever."""
         self._do("preempt")
 
     def _do(self, *what: Any) -> None:
@@ -180,7 +181,9 @@ class _Nodes:
         return _patiently(partial(self.cluster.add_node, **shape))
 
     def preempt(self) -> None:
-        started = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
+        children = psutil.Process().children(recursive=True)
+        # Nobody waits for those of the autoscaler that were killed.
+        started = [p for p in children if p.name() == "raylet" and p.status() != psutil.STATUS_ZOMBIE]
         head_node: Any = self.cluster.head_node
         head = head_node.all_processes["raylet"][0].process.pid
         oldest = min((raylet for raylet in started if raylet.pid != head), key=lambda raylet: raylet.create_time())
@@ -231,7 +234,10 @@ def _scaled_cluster(shape: Mapping[str, int], most: int) -> Cluster:
     file = Path(os.environ["RAY_TMPDIR"], "autoscaler.json")
     file.write_text(json.dumps(config))
     os.environ.update(_SCALER, RAY_OVERRIDE_NODE_ID_FOR_TESTING=FAKE_HEAD_NODE_ID)
-    return Cluster(True, head_node_args={**_HEAD, "gcs_server_port": port, "autoscaling_config": str(file)})
+    try:
+        return Cluster(True, head_node_args={**_HEAD, "gcs_server_port": port, "autoscaling_config": str(file)})
+    finally:
+        del os.environ["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]  # which a node that is added would take over
 
 
 def main() -> None:

@@ -203,18 +203,6 @@ class Running:
         self.ended = block is None
         return block
 
-    @property
-    def held_up(self) -> bool:
-        """Whether replicas are there, and none of those that are has anything to do. Blocks stay with a replica whose
-        node is gone, until it has another; and those that it made are lost with the node and wait for it as well,
-        until so many files wait for them that no others are begun.
-        """
-        operators = list(self._executor._topology or ())
-        pools = (pool for operator in operators for pool in operator.get_autoscaling_actor_pools())
-        # Ray Data's own books: what it makes public of them does not tell whose the blocks are.
-        states = [state for pool in pools for state in list(pool._running_actors.values()) if not state.is_restarting]
-        return bool(states) and not any(state.num_tasks_in_flight for state in states)
-
     def stop(self) -> None:
         """End the work; what was not taken is dropped. Nothing, if it has ended."""
         self._stopped.set()

