@@ -132,8 +132,8 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
     seen = 0
 
     class Writes(graph.Writes):
-        def __init__(self, parts: graph.RunParts) -> None:
-            super().__init__(parts)
+        def __init__(self, parts: graph.RunParts, store: Any) -> None:
+            super().__init__(parts, store)
             if before:
                 client = trivial_stages.ClientBefore(parts.monitor)
                 stage = ray.put(trivial_stages.Write(None, None, 0, None, client.report))
@@ -153,7 +153,7 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
     rounds.Writes = Writes  # type: ignore[misc]
     rounds.build = build_before if before else graph.build
     with ExitStack() as work:
-        rounds.Rounds(parts, Lock()).run(pending, work)  # type: ignore[arg-type]
+        rounds.Rounds(parts, Lock()).run(pending, work, None)  # type: ignore[arg-type]
     return window.figures()
 
 

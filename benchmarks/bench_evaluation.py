@@ -43,7 +43,7 @@ from benchmarks.support.evaluation_set import EvaluationSet, evaluation_set
 from benchmarks.support.machine import describe
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, ImageDetections, detections_array
 from pipeline.cluster.tasks import RayTasks
 from pipeline.evaluate.analysis import AnalysisPlan
 from pipeline.evaluate.config import AnalysisConfig
@@ -52,6 +52,7 @@ from pipeline.evaluate.metrics_file import arrays_of
 from pipeline.metrics.ap.figures import coco_stats
 from pipeline.metrics.protocol import IOU_TYPES, CocoProtocol, IouType
 from pipeline.storage.uris import Uri
+from testing.output_rows import output_rows as made_rows
 
 PACKAGES = {
     "pycocotools": (("pycocotools.coco", "COCO"), ("pycocotools.cocoeval", "COCOeval")),
@@ -125,7 +126,7 @@ def _output_rows(
         detections_array(found, [category["id"] for category in categories], names),
         *(pa.nulls(len(ids), pa.string()) for _ in range(3)),
     ]
-    return pa.table(columns, schema=output_schema(pa.int64()))
+    return made_rows(columns)
 
 
 def request(folder: Path, predictions: str, iou_type: IouType, analysis: bool) -> Request:

@@ -90,9 +90,9 @@ def stage_loop(stage: FetchDecode, blocks: Sequence[pa.Table]) -> None:
 def fetch_loop(fetcher: Fetcher, batches: Sequence[Sequence[str]]) -> None:
     """The fetcher alone."""
     for uris in batches:
-        for _, data in fetcher.fetch_in_turn([UriText(uri) for uri in uris]):
-            if isinstance(data, FetchError):
-                raise data
+        for _, found in fetcher.fetch_in_turn([UriText(uri) for uri in uris]):
+            if isinstance(found, FetchError):
+                raise found
 
 
 def best_ms(candidates: dict[str, Callable[[], None]], images: int, rounds: int) -> dict[str, tuple[float, float]]:

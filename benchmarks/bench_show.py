@@ -21,9 +21,10 @@ import pyarrow as pa
 
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.uris import Uri
+from testing.output_rows import output_rows
 from testing.s3_server import s3_environment_variables, s3_process
 
 CODES = ("not_found", "bad_image", "timeout")
@@ -58,7 +59,7 @@ def rows(first_id: int, num_rows: int) -> pa.Table:
         pa.array(codes, pa.string()),
         pa.array([f"s3://images/{i}.jpg: why not" if is_bad else None for i, is_bad in zip(ids, bad, strict=True)]),
     ]
-    return pa.table(columns, schema=output_schema(pa.int64()))
+    return output_rows(columns)
 
 
 def detections(seed: int) -> ImageDetections:

@@ -38,12 +38,14 @@ def _annotate(args: argparse.Namespace) -> int:
     # files that are missing are told before that.
     from pipeline.annotate.config import AnnotateConfig
     from pipeline.config.loading import load_config
+    from pipeline.lake.config import CATALOG_SCHEME
     from pipeline.model.files.resolve import find_model
     from pipeline.storage.listing import check_there
 
     config = load_config(AnnotateConfig, args.config, args.set)
     find_model(config.model.checkpoint)
-    check_there({"manifest.uri": config.manifest.uri})
+    if config.manifest.uri.scheme != CATALOG_SCHEME:
+        check_there({"manifest.uri": config.manifest.uri})
     from pipeline.annotate.dry_run import dry_run
     from pipeline.annotate.run import annotate, failed_lines, summary
     from pipeline.annotations.ledger import OutputStore
@@ -52,7 +54,7 @@ def _annotate(args: argparse.Namespace) -> int:
     if args.dry_run:
         say(dry_run(config))
         return end(logger, OK, "a dry run: nothing was started")
-    store = OutputStore(config.output.uri)
+    store = OutputStore(config.output.uri, keep_replaced=config.output.keeps_replaced)
     report = annotate(config, args.retry_failed, store)
     if report.state is RunState.STOPPED_BY_FAILURES:
         say("\n".join(failed_lines(store)))

@@ -28,6 +28,8 @@ COMMANDS = {
     "predict": Command("predict", "segment a few pictures, without Ray"),
     "annotate": Command("annotate", "annotate every image of a manifest, here or on a cluster"),
     "show": Command("show", "how a run is doing, or how it ended: books, failures, speed, files"),
+    "compact": Command("compact", "join the small files of an output, where nights leave many"),
+    "publish": Command("publish", "register an output's files in its Delta or Iceberg table"),
     "visualize": Command("visualize", "draw what was found on the pictures"),
     "export": Command("export", "annotations in other tools' formats: COCO, YOLO, CVAT, ..."),
     "evaluate": Command("evaluate", "compare annotations with ground truth: metrics and a report"),

@@ -25,21 +25,21 @@ class Rounds:
     """Stands for `pipeline.annotate.rounds.Rounds`."""
 
     manifest: Manifest
-    store: OutputStore
     identity: Identity
     rows: Callable[[pa.Array], pa.Table]
     meanwhile: Callable[[OutputStore], None]
+    why_ended: str
     num: int = 0
     todo: int = 0
     cluster: dict[str, Any] = field(default_factory=dict)
 
-    def run(self, pending: Pending, work: ExitStack) -> str:
+    def run(self, pending: Pending, work: ExitStack, store: OutputStore) -> str:
         """A file for each unit with pending rows; and whatever else happens in that time."""
         for unit, indices in pending.iter_units():
             ids = self.manifest.read_ids(unit).take(pa.array(np.asarray(indices)))
-            self.store.write_rows(self.rows(ids), self.identity)
-        self.meanwhile(self.store)
-        return ""
+            store.write_rows(self.rows(ids), self.identity)
+        self.meanwhile(store)
+        return self.why_ended
 
     def figures(self) -> ThisRun:
         """None that mean something."""
@@ -52,20 +52,23 @@ class Rounds:
 
 @contextmanager
 def rounds_without_ray(
-    rows: Callable[[pa.Array], pa.Table], meanwhile: Callable[[OutputStore], None] = lambda store: None
+    rows: Callable[[pa.Array], pa.Table],
+    meanwhile: Callable[[OutputStore], None] = lambda store: None,
+    why_ended: str = "",
 ) -> Iterator[None]:
     """In this block `pipeline.annotate.run.annotate` has no other rounds.
 
     Args:
         rows: of images with these ids, of the output's schema.
         meanwhile: called at the end of each round.
+        why_ended: what each round says of why the run should end, if it should.
     """
 
     @contextmanager
     def connected(
-        config: Any, model: Any, manifest: Manifest, schema: Any, store: OutputStore, identity: Identity, lock: Any
+        config: Any, model: Any, manifest: Manifest, schema: Any, identity: Identity, lock: Any
     ) -> Iterator[Rounds]:
-        yield Rounds(manifest, store, identity, rows, meanwhile)
+        yield Rounds(manifest, identity, rows, meanwhile, why_ended)
 
     # Not the module's own function: to import it takes Ray.
     with mock.patch.dict(sys.modules, {"pipeline.annotate.rounds": SimpleNamespace(connected=connected)}):

@@ -30,6 +30,7 @@ from testing.s3_server import s3_server
 
 _SIGNAL_TIMEOUT_S = 120.0
 _TAKEN_LEASE_S = 6.0
+_NODES_LEASE_S = 30.0
 # Beside output.write_interval_s: a block in the model, a block on its way, and a file that is being written.
 _OUTAGE_INTERVAL_S, _ON_THE_WAY_S = 8.0, 20.0
 
@@ -387,7 +388,8 @@ def _nodes(
             name,
             scene.images.as_uri(),
             environment={"RAY_ADDRESS": nodes.address},
-            settings={"resources": resources},
+            # The short lease of the others is for drivers that are killed; nodes that start leave no time to renew it.
+            settings={"resources": resources, "output": {"lease_s": _NODES_LEASE_S}},
         )
         story: list[str] = []
 

@@ -53,7 +53,7 @@ FLOORS = (
     ("model",),
     ("coco",),
     ("annotations",),
-    ("synthetic", "cluster", "drawing"),
+    ("synthetic", "cluster", "drawing", "lake"),
     ("metrics", "page"),
     ("annotate", "evaluate", "train", "export", "predict"),
 )

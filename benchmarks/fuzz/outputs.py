@@ -32,7 +32,7 @@ from pipeline.annotations.overview_text import overview_text
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import NAME as RUN_JSON
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.config.images import ImagesConfig
 from pipeline.errors import RunError, UserError
 from pipeline.evaluate.inputs.annotations import open_annotated_output
@@ -42,6 +42,7 @@ from pipeline.model.categories import Category
 from pipeline.storage.lock.holder import LOCK_NAME
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.uris import Uri
+from testing.output_rows import output_rows as made_rows
 
 Rows = dict[Any, dict[str, Any]]
 
@@ -299,7 +300,7 @@ def _table(ids: Sequence[Any], seed: int) -> pa.Table:
         detections_array(found, [c.id for c in CATEGORIES], [c.name for c in CATEGORIES]),
         *(pa.array([text if failed else None for failed in bad], pa.string()) for text in ("fetch", "not_found", "?")),
     ]
-    return pa.table(columns, schema=output_schema(columns[0].type))
+    return made_rows(columns)
 
 
 def _detections(rng: np.random.Generator, number: int) -> ImageDetections:
@@ -354,7 +355,8 @@ def _metadata_changed(content: bytes, rng: random.Random, names: Sequence[str]) 
     metadata = {key.decode(): text.decode() for key, text in table.schema.metadata.items()}
     key = rng.choice(sorted(metadata))
     if key.endswith("replaces"):
-        metadata[key] = rng.choice((*names, "no such file"))
+        some = {rng.choice(names): rng.choice((0, 1, -1, None)) for _ in range(rng.randrange(1, 4))}
+        metadata[key] = rng.choice((*names, "no such file", json.dumps(some), "{", '{"a": "b"}'))
     elif key.endswith(("counts", "content_config")):
         tree, story = break_tree(json.loads(metadata[key]), rng)
         metadata[key] = dump_json(tree, rng)

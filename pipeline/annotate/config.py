@@ -27,6 +27,7 @@ from pipeline.config.base import (
     unique,
 )
 from pipeline.config.images import ImagesConfig
+from pipeline.lake.config import TableConfig
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
@@ -48,10 +49,15 @@ class ManifestConfig(Section):
     """Which images: a table with one row an image, a list of paths, a COCO file, or a folder."""
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
-    format: Literal["auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder"] = Field(
+    format: Literal[
+        "auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "inventory", "delta", "iceberg"
+    ] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
-        "image file below the URI.",
+        "image file below the URI, 'inventory' those that an S3 Inventory lists (its manifest.json, or the folder in "
+        "which S3 writes one after the other; CSV or Parquet). 'delta' is the folder of a table with its _delta_log; "
+        "'iceberg' is iceberg://CATALOG/NAMESPACE.TABLE, the catalog as pyiceberg's configuration calls it, or a "
+        "metadata file.",
     )
     image_root: Uri | None = Field(
         default=None,
@@ -66,8 +72,36 @@ class ManifestConfig(Section):
         description="Column with encoded images, used instead of URIs; or with structs of bytes and path, as Hugging "
         "Face's datasets write them.",
     )
+    etag_column: Text = Field(
+        default="etag", description="Column with the picture's ETag, as a listing of its bucket has it. May be missing."
+    )
+    size_column: Text = Field(
+        default="size", description="Column with the encoded picture's size in bytes. May be missing."
+    )
+    mtime_column: Text = Field(
+        default="last_modified",
+        description="Column with the time of the picture's last change: a timestamp, ISO 8601, or seconds since 1970; "
+        "UTC where it has no zone. May be missing.",
+    )
     carry: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
         default=(), description="Further columns to copy into the output, in this order."
+    )
+
+    compare: Literal["none", "etag", "size_mtime"] = Field(
+        default="none",
+        description="How a picture that was replaced under its name is noticed, to be annotated again: by its ETag, or "
+        "by its size and the time of its last change; none: not at all. What the manifest or its listing does not tell "
+        "is taken for unchanged.",
+    )
+    deleted: Literal["keep", "mark", "drop"] = Field(
+        default="keep",
+        description="What becomes of rows whose images the manifest has no more: kept as they are, marked (status "
+        "'deleted'), or dropped.",
+    )
+    max_deleted_fraction: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="Images that are gone / images in the output above which nothing is marked or dropped and the run "
+        "is refused: the listing may be incomplete.",
     )
 
     @model_validator(mode="after")
@@ -311,6 +345,16 @@ class OutputConfig(Section):
     compression_level: Annotated[int, Field(ge=1, le=22)] = Field(
         default=3, description="zstd level of the Parquet files."
     )
+    table: TableConfig | None = Field(
+        default=None,
+        description="A Delta or Iceberg table over the data files: a run that closes its books registers them in one "
+        "commit, and takes out what was replaced. null: none.",
+    )
+
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether files that were replaced stay, for earlier versions of the table."""
+        return self.table is not None and self.table.keep_replaced
 
 
 class AnnotateConfig(Section):

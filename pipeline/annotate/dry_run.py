@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.config import AnnotateConfig, ManifestConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import ReadUnit
-from pipeline.annotate.pending.antijoin import Pending, find_pending
+from pipeline.annotate.pending.antijoin import Comparison, Pending, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
 from pipeline.annotate.stages.ordering import ROWS_PER_WINDOW, BatchOrder, Sizes
@@ -32,6 +32,7 @@ from pipeline.model.settings import TestSettings
 from pipeline.storage.lock.claim import check_own
 from pipeline.storage.lock.holder import is_dead, read_holder
 from pipeline.storage.map_ahead import map_ahead
+from pipeline.storage.objects.base import ReadFailed
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.storage.whole_file import temporary_name, without_new_folders
@@ -68,7 +69,7 @@ def dry_run(config: AnnotateConfig) -> str:
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, "dry-run")
-    _steady(lambda: store.files().check_identity(identity))
+    store.look().check_identity(identity)
     with without_new_folders(store.uri.local_path):
         _write_probe(store)
         return _look(config, store, model, identity)
@@ -77,7 +78,8 @@ def dry_run(config: AnnotateConfig) -> str:
 def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch))
-        pending = _steady(lambda: _find_pending(store, manifest, identity))
+        found = _steady(lambda: _find_pending(store, manifest, identity, config.manifest))
+        pending = found.all_to_do()
         settings, batch_size, block = model.settings, config.model.batch_size, config.images_per_block
         order = BatchOrder(settings.short_side, settings.long_side, batch_size, block)
         decoded = _decode_sample(config, order, sample_rows(manifest, pending))
@@ -107,6 +109,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         f"cluster    {cluster_line(cluster)}{_waits(config, pool, cluster['gpus'])}",
         f"output     {config.output.uri}: writable{_at_work(store.uri)}",
         f"sample     {_sample_line(decoded, pending.num_pending)}",
+        *_changes(found, config.manifest.deleted),
     ]
     if seconds is None:
         lines.append(
@@ -143,17 +146,30 @@ def _waits(config: AnnotateConfig, pool: Pool, gpus: float) -> str:
 def _steady(look: Callable[[], Looked]) -> Looked:
     """A look at the output, again where a run beside it has just replaced one of its files."""
     for _ in range(_LOOKS - 1):
-        with suppress(FileNotFoundError):
+        with suppress(ReadFailed):
             return look()
     return look()
 
 
-def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity) -> Pending:
+def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity, config: ManifestConfig) -> Pending:
     schema = output_schema(manifest.id_type, manifest.carried)
-    files = store.files()
+    files = store.look()
     files.check_identity(identity, schema)
-    done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled)
-    return find_pending(manifest, (table["image_id"] for table in done))
+    comparison = Comparison.of(config, manifest, bool(files.counts.deleted))
+    columns = ("image_id",) if comparison is None else comparison.columns
+    done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled, columns)
+    if comparison is None:
+        return find_pending(manifest, (table["image_id"] for table in done))
+    return find_pending(manifest, done, comparison=comparison)
+
+
+def _changes(found: Pending, deleted: str) -> list[str]:
+    """What of it are pictures that changed, or are gone, where that was asked for."""
+    if found.gone is None:
+        return []
+    gone = f", {found.unknown_done.count:,} gone ({deleted})" if found.unknown_done.count else ""
+    unknown = f", {found.num_unknown:,} of unknown version" if found.num_unknown else ""
+    return [f"changes    {found.num_pending:,} new, {found.num_changed:,} changed{gone}{unknown}"]
 
 
 def _write_probe(store: OutputStore) -> None:

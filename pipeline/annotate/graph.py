@@ -89,7 +89,7 @@ class RunParts:
         categories: what the model's labels stand for.
         checkpoint: the model, in the object store.
         schema: columns of the output's files.
-        store, identity: the output, and what goes into its files' footers.
+        identity: what goes into the files' footers.
         fence: raises where this run may not write any more.
         monitor: handle of the actor that `pipeline.annotate.monitor.start_monitor` started.
         pool: the replicas of the model.
@@ -101,7 +101,6 @@ class RunParts:
     categories: tuple[Category, ...]
     checkpoint: ray.ObjectRef
     schema: pa.Schema
-    store: OutputStore
     identity: Identity
     fence: Callable[[], None]
     monitor: Any
@@ -284,16 +283,16 @@ class Writes:
         num_written: rows of the files that were seen to be written.
     """
 
-    def __init__(self, parts: RunParts) -> None:
+    def __init__(self, parts: RunParts, store: OutputStore) -> None:
         config, output, client = parts.config, parts.config.output, MonitorClient(parts.monitor)
         encode = Encode(parts.schema, parts.categories, client, client.report)
-        write = Write(parts.store, parts.identity, output.compression_level, parts.fence, client.report_now)
+        write = Write(store, parts.identity, output.compression_level, parts.fence, client.report_now)
         writers = ray.remote(FileWriter).options(
             num_cpus=LIGHT_CPUS, max_restarts=-1, max_task_retries=_WRITE_RETRIES, scheduling_strategy="SPREAD"
         )
         self._new_writer: Callable[[], Any] = functools.partial(writers.remote, encode, write)
         self._idle: deque[tuple[Any, float]] = deque()
-        stores = [store for node in node_resources() if (store := node.get("object_store_memory"))]
+        stores = [num_bytes for node in node_resources() if (num_bytes := node.get("object_store_memory"))]
         self._max_bytes = _GATHERED_SHARE * (config.resources.object_store_limit_bytes or sum(stores))
         bytes_per_file = min(_FILE_SHARE * min(stores), self._max_bytes / 2)
         blocks_per_file = output.images_per_file // config.images_per_block

@@ -64,7 +64,6 @@ def connected(
     model: ChosenModel,
     manifest: Manifest,
     schema: pa.Schema,
-    store: OutputStore,
     identity: Identity,
     lock: OutputLock,
 ) -> Iterator[Rounds]:
@@ -88,7 +87,6 @@ def connected(
             categories=checkpoint.categories,
             checkpoint=ray.put(checkpoint),
             schema=schema,
-            store=store,
             identity=identity,
             fence=lock.fence(),
             monitor=start_monitor(),
@@ -183,7 +181,7 @@ class Rounds:
                 return snapshot
             time.sleep(TELL_AFTER_S / 5)
 
-    def run(self, pending: Pending, work: ExitStack) -> str:
+    def run(self, pending: Pending, work: ExitStack, store: OutputStore) -> str:
         """A round; why the run should end early, or "". However it ends, what is ready is written.
 
         It ends early as well where nodes went and what is left waits for them: another round is for the replicas that
@@ -191,6 +189,7 @@ class Rounds:
 
         Args:
             work: takes what ends the work that is still going on then.
+            store: takes the rows.
 
         Raises:
             KeyboardInterrupt: a signal ended it early.
@@ -202,7 +201,7 @@ class Rounds:
         with deferred() as stopping, self._watched(shrunk) as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
-            writes = Writes(self.parts)
+            writes = Writes(self.parts, store)
             try:
                 while not (running.ended or stopping() or (reason := failing()) or shrunk.for_long):
                     if writes.full:

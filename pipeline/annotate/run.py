@@ -10,25 +10,31 @@ import logging
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
-from pipeline.annotate.pending.antijoin import Audit, Pending
+from pipeline.annotate.manifest.rules import ManifestError
+from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, rows_by_file
+from pipeline.annotate.pending.exchange import Deleted, Exchange
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
 from pipeline.annotations.overview_text import costs, failure_lines, printable
-from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
 from pipeline.errors import RunError
+from pipeline.lake.base import TableError, TableFailed
+from pipeline.lake.publish import check_table, publish_files
 from pipeline.messages.counts import counted
 from pipeline.messages.timing import duration
 from pipeline.model.files.header import Header
@@ -69,7 +75,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
     run_id = new_run_id()
-    store = store or OutputStore(config.output.uri)
+    store = store or OutputStore(config.output.uri, keep_replaced=config.output.keeps_replaced)
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
     identity = make_identity(config, model.header, run_id)
@@ -81,20 +87,25 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         if recovery:
             logger.info("recovered the output: %s", recovery)
         recovery.files.check_identity(identity)
+        exchange = Exchange(store, fence, config.output.compression_level)
+        if placed := exchange.put_in_place(identity):
+            logger.info("new rows of %s, which an earlier run made, are in place", counted(placed, "changed picture"))
         manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
         files.check_identity(identity, schema)
-        run = _Run(config, model.header, identity, store, manifest, fence, run_id)
+        if config.output.table is not None:
+            check_table(store.uri, config.output.table, schema)
+        run = _Run(config, model.header, identity, store, manifest, fence, run_id, exchange)
         redo = run.to_redo(files, schema, retry_failed)
         pending = None if redo else run.pending(files)
-        if pending is not None and not pending.num_pending:
-            return run.nothing_to_do(files, pending)
+        if pending is not None and not pending.num_to_do:
+            return run.published(run.nothing_to_do(files, pending))
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.
         from pipeline.annotate.rounds import connected
 
-        rounds = stack.enter_context(connected(config, model, manifest, schema, store, identity, lock))
-        return run.execute(rounds, redo, pending)
+        rounds = stack.enter_context(connected(config, model, manifest, schema, identity, lock))
+        return run.published(run.execute(rounds, redo, pending))
 
 
 @dataclass(frozen=True)
@@ -122,23 +133,49 @@ class _Run:
     manifest: Manifest
     fence: Fence
     run_id: str
+    exchange: Exchange
     begun: bool = False  # run.json says that this run is at work
+    changes: Changes = field(default_factory=Changes)
+    _has_marked_rows: bool = False
+    _gone: dict[Entry, NDArray[np.bool_]] = field(default_factory=dict)  # rows of pictures that are gone
+
+    @cached_property
+    def _comparison(self) -> Comparison | None:
+        """See `Comparison.of`."""
+        return Comparison.of(self.config.manifest, self.manifest, self._has_marked_rows, self.run_id)
 
     @cached_property
     def _audit(self) -> Audit:
-        return Audit(self.manifest, self.store)
+        return Audit(self.manifest, self.store, self._comparison)
 
     def to_redo(self, files: DataFiles, schema: pa.Schema, retry_failed: bool) -> _Redo:
         """What is to be removed; nothing is, before Ray is there for doing it again."""
         return _Redo(files.in_the_way(self.identity, schema), retry_failed and bool(files.counts.failed))
 
     def nothing_to_do(self, files: DataFiles, pending: Pending) -> RunJson:
-        """The books of an output that is complete."""
+        """The books of an output in which each picture has its row."""
         report = self._new_report({})
+        if self._gone:
+            self._begin(report)
+            self._put_in_place()
+            files = self.store.files()
+            self._close_books(report, files.counts, self._find_pending(files))
+            self._write_report(report)
+            return report
         report.state = RunState.NOTHING_TO_DO
         self._close_books(report, files.counts, pending)
         logger.info("the output is complete; nothing to do")
         self._finish_report(report)
+        return report
+
+    def published(self, report: RunJson) -> RunJson:
+        """The same report, when the table of the config has what the output holds: if its books are closed."""
+        if self.config.output.table is not None and report.state.closed:
+            try:
+                publish_files(self.store.files(), self.config.output.table, self.fence)
+            except (TableError, TableFailed) as error:
+                cure = f"all results are in {self.store.uri}: python -m jobs.publish {self.store.uri} publishes them"
+                raise type(error)(f"{error}; {cure}") from None
         return report
 
     def execute(self, rounds: Rounds, redo: _Redo, pending: Pending | None) -> RunJson:
@@ -156,9 +193,9 @@ class _Run:
                     self._queue_again(redo)
                     files = self.store.files()
                     pending = self.pending(files)
-                    if not pending.num_pending:  # what failed was none of the manifest's any more
+                    if not pending.num_to_do:  # what failed was none of the manifest's any more
                         return self.nothing_to_do(files, pending)
-                rounds.todo = pending.num_pending
+                rounds.todo = pending.num_to_do
                 report.this_run = ThisRun(images=rounds.todo)
                 self._begin(report)
                 self._annotate_all(rounds, pending, report, work)
@@ -197,24 +234,69 @@ class _Run:
     def _annotate_all(self, rounds: Rounds, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
         num_empty = 0
-        while pending.num_pending:
+        while pending.num_to_do:
             if num_empty == MAX_EMPTY_ROUNDS:
-                raise RunFailed(f"{_are(pending.num_pending)} still missing, and {num_empty} rounds wrote none of them")
+                raise RunFailed(f"{_are(pending.num_to_do)} still missing, and {num_empty} rounds wrote none of them")
             rounds.num += 1
             if rounds.num > 1:
-                logger.warning("the audit found %s missing; queued again", counted(pending.num_pending, "image"))
-            before = pending.num_pending
-            reason = rounds.run(pending, work)
+                logger.warning("the audit found %s missing; queued again", counted(pending.num_to_do, "image"))
+            before = pending.num_to_do
+            reason = self._round(rounds, pending, work)
             files = self.store.files()
             pending = self._find_pending(files)
-            num_empty = num_empty + 1 if pending.num_pending == before else 0
-            if reason and pending.num_pending:  # else it came too late to save anything
+            num_empty = num_empty + 1 if pending.num_to_do == before else 0
+            if reason and pending.num_to_do:  # else it came too late to save anything
                 report.state = RunState.STOPPED_BY_FAILURES
                 self._take_figures(report, rounds)
                 report.this_run.error = reason
                 return
         self._take_figures(report, rounds)
         self._close_books(report, files.counts, pending)
+
+    def _round(self, rounds: Rounds, pending: Pending, work: ExitStack) -> str:
+        """What is new, then what has changed, whose rows are put in place at once; why the run should end, or "".
+
+        Both have a graph of their own: what is written of changed pictures is kept apart until their old rows can go.
+        """
+        reason = rounds.run(pending, work, self.store) if pending.num_pending else ""
+        if pending.num_changed and not reason:
+            reason = rounds.run(pending.changed_alone(), work, self.exchange.changed)
+        self._put_in_place(only_annotated=bool(reason))
+        return reason
+
+    def _put_in_place(self, only_annotated: bool = False) -> None:
+        gone = {} if only_annotated else self._gone
+        deleted: Deleted = "drop" if self.config.manifest.deleted == "drop" else "mark"
+        self.exchange.put_in_place(self.identity, gone, deleted, only_annotated)
+        if not only_annotated:
+            self._gone = {}
+
+    def _take_changes(self, files: DataFiles, pending: Pending) -> None:
+        """What is found, for the books, and which rows are of pictures that are gone; nothing is touched yet.
+
+        Raises:
+            ManifestError: there are too many of them.
+        """
+        num_gone = 0
+        manifest = self.config.manifest
+        if manifest.compare != "none" and pending.num_unlisted == pending.num_rows:
+            tells = "no ETag" if manifest.compare == "etag" else "neither sizes nor times"
+            raise ManifestError(
+                f"manifest.compare is {manifest.compare}, and {manifest.uri} tells {tells} of any image: set it to "
+                "what is told there (docs/annotation.md, Changed pictures), or to none"
+            )
+        if manifest.deleted != "keep" and pending.gone is not None:
+            num_gone = pending.unknown_done.count
+            there = files.counts.annotated + files.counts.failed
+            if num_gone > manifest.max_deleted_fraction * there:
+                raise ManifestError(
+                    f"{manifest.uri} lacks {num_gone:,} of the {counted(there, 'image')} in {self.config.output.uri}, "
+                    f"more than manifest.max_deleted_fraction ({manifest.max_deleted_fraction:g}): is the listing "
+                    "complete? Nothing was changed. If these pictures are gone, raise max_deleted_fraction for this run"
+                )
+            self._gone = rows_by_file(files, pending.gone)
+        new, changed, unchanged = pending.num_pending, pending.num_changed, pending.num_done
+        self.changes = Changes(new, changed, unchanged, num_gone, pending.num_unknown)
 
     def _take_figures(self, report: RunJson, rounds: Rounds) -> None:
         report.this_run = rounds.figures()
@@ -231,11 +313,20 @@ class _Run:
 
     def pending(self, files: DataFiles) -> Pending:
         """What there is to do, said aloud."""
+        self._has_marked_rows = bool(files.counts.deleted)
         found = self._find_pending(files)
+        self._take_changes(files, found)
+        changes = self.changes
+        more = [
+            (changes.changed, "changed"),
+            (changes.deleted, "gone"),
+            (changes.unknown_version, "of unknown version"),
+        ]
         logger.info(
-            "%s in the manifest, %s done, %s to do",
+            "%s in the manifest, %s done, %s to do%s",
             counted(found.num_rows, "image"),
-            *(f"{n:,}" for n in (found.num_done, found.num_pending)),
+            *(f"{n:,}" for n in (found.num_done, found.num_to_do)),
+            "".join(f", {count:,} {what}" for count, what in more if count),
         )
         return found
 
@@ -248,7 +339,7 @@ class _Run:
                 f"{_are(twice.count)} more than once in {self.config.output.uri} ({twice}): "
                 "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
             )
-        if unknown.count:
+        if unknown.count and self.config.manifest.deleted == "keep":
             logger.warning(
                 "%s in the output and not in the manifest, which changes nothing: %s",
                 _are(unknown.count),
@@ -266,10 +357,13 @@ class _Run:
             cluster={"driver": socket.gethostname(), **cluster},
             categories=self.model.categories,
             image_root=self.manifest.image_root,
+            manifest_version=self.manifest.version,
         )
 
     def _close_books(self, report: RunJson, counts: Counts, pending: Pending) -> None:
-        report.images = ImageCounts(pending.num_rows, counts.annotated, counts.failed)
+        report.images = ImageCounts(pending.num_rows, counts.annotated, counts.failed, counts.deleted)
+        if self._comparison is not None:
+            report.changes = self.changes
         report.failures = dict(counts.failures_by_code)
         names = {c.id: c.name for c in self.model.categories}
         report.detections_per_category = {names[i]: n for i, n in sorted(counts.detections_by_category.items())}

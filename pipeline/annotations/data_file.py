@@ -12,17 +12,28 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
-from pipeline.annotations.schema import ANNOTATED, FAILED, SCHEMA_VERSION, check_output_schema
+from pipeline.annotations.schema import (
+    ANNOTATED,
+    DELETED,
+    FAILED,
+    READABLE_VERSIONS,
+    SCHEMA_VERSION,
+    Rows,
+    check_output_schema,
+    current_rows,
+    current_schema,
+    stored_columns,
+)
 from pipeline.errors import UserError
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
 
@@ -35,7 +46,7 @@ _NO_DIGEST = b"0" * 64
 # In Thrift's compact protocol a string is 0x18 and its length before its bytes.
 _DIGEST_PLACE = _DIGEST_KEY.encode() + b"\x18" + bytes([len(_NO_DIGEST)])
 # The only columns with values that repeat.
-_DICTIONARY_COLUMNS = ["status", "stage", "error_code", "detections.list.element.category_name"]
+_DICTIONARY_COLUMNS = ["status", "stage", "error_code", "run_id", "detections.list.element.category_name"]
 # Those of run-length strings would fill the footer.
 _STATISTICS_COLUMNS = ["image_id", "height", "width", "status", "error_code", "detections.list.element.score"]
 
@@ -64,7 +75,7 @@ class Identity:
         code_version: of the code that wrote the file, for people.
         run_id: the run that wrote the file.
 
-    Files with the same weights, config digest and schema version belong in one output; the rest may differ.
+    Files with the same weights and config digest belong in one output; the rest may differ.
     """
 
     model_name: str
@@ -82,6 +93,7 @@ class Counts:
     Attributes:
         annotated: images with ``status`` annotated.
         failed: images with ``status`` failed.
+        deleted: images with ``status`` deleted; neither their codes nor their detections are counted.
         failures_by_code: failed images by ``error_code``.
         detections_by_category: detections by ``category_id``.
     """
@@ -90,45 +102,52 @@ class Counts:
     failed: int = 0
     failures_by_code: Mapping[str, int] = field(default_factory=dict)
     detections_by_category: Mapping[int, int] = field(default_factory=dict)
+    deleted: int = 0
 
     @property
     def rows(self) -> int:
-        """Annotated and failed."""
-        return self.annotated + self.failed
+        """All of them."""
+        return self.annotated + self.failed + self.deleted
 
     @classmethod
     def of(cls, table: pa.Table) -> Counts:
         """Count the rows of a table with the output's schema.
 
         Raises:
-            ValueError: a status that is neither annotated nor failed.
+            ValueError: a status that is none.
         """
         by_status = _value_counts(table["status"])
-        if set(by_status) - {ANNOTATED, FAILED}:
-            raise ValueError(f"status must be {ANNOTATED} or {FAILED}, not {sorted(map(str, by_status))}")
+        if set(by_status) - {ANNOTATED, FAILED, DELETED}:
+            raise ValueError(f"status must be {ANNOTATED}, {FAILED} or {DELETED}, not {sorted(map(str, by_status))}")
+        if by_status.get(DELETED):
+            table = table.filter(pc.not_equal(table["status"], DELETED))
         categories = pc.struct_field(pc.list_flatten(table["detections"]), "category_id")
         return cls(
             by_status.get(ANNOTATED, 0),
             by_status.get(FAILED, 0),
             _value_counts(table["error_code"].drop_null()),
             _value_counts(categories),
+            by_status.get(DELETED, 0),
         )
 
     @classmethod
     def total(cls, parts: Iterable[Counts]) -> Counts:
         """The sum, most frequent codes and categories first."""
-        annotated = failed = 0
+        annotated = failed = deleted = 0
         codes: Counter[str] = Counter()
         categories: Counter[int] = Counter()
         for part in parts:
             annotated += part.annotated
             failed += part.failed
+            deleted += part.deleted
             codes.update(part.failures_by_code)
             categories.update(part.detections_by_category)
-        return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()))
+        return cls(annotated, failed, dict(codes.most_common()), dict(categories.most_common()), deleted)
 
 
 _COUNTS = TypeAdapter(Counts)
+_RUNS = TypeAdapter(dict[str, int])
+_REPLACES: TypeAdapter[Mapping[str, int | None]] = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
 @dataclass(frozen=True)
@@ -136,18 +155,32 @@ class Footer:
     """What the footer of one of our files says.
 
     Attributes:
-        schema: columns of the file, without the metadata beside them.
+        schema: columns as which its rows are read, without the metadata beside them: today's, whichever of
+            `READABLE_VERSIONS` wrote it.
         schema_version: of the code that wrote it.
         identity: what made the rows.
         counts: rows by kind.
-        replaces: name of the file that this one is to replace, ``""`` if none.
+        runs: rows by the run that made them.
+        replaces: names of the files that this one is to replace, each with how many of their rows it leaves out on
+            purpose; ``None`` where that is not said, by a file of an earlier release: then it is all that failed.
     """
 
     schema: pa.Schema
     schema_version: str
     identity: Identity
     counts: Counts
-    replaces: str
+    runs: Mapping[str, int]
+    replaces: Mapping[str, int | None]
+
+    @property
+    def knows_versions(self) -> bool:
+        """Whether its rows say which version of a picture they were made from."""
+        return self.schema_version == SCHEMA_VERSION
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether this code knows what the columns mean."""
+        return self.schema_version in READABLE_VERSIONS
 
 
 def data_file_name(ids: pa.ChunkedArray, token: str = "") -> str:
@@ -165,14 +198,16 @@ def data_file_name(ids: pa.ChunkedArray, token: str = "") -> str:
     return f"{stem}-{token}.parquet" if token else f"{stem}.parquet"
 
 
-def encode_data_file(table: pa.Table, identity: Identity, compression_level: int, replaces: str) -> pa.Buffer:
+def encode_data_file(
+    table: pa.Table, identity: Identity, compression_level: int, replaces: Mapping[str, int] | None = None
+) -> pa.Buffer:
     """The bytes of a data file.
 
     Args:
         table: at least one row, of the output's schema; ids unique and not null.
         identity: what made the rows.
         compression_level: of zstd, 1 to 22.
-        replaces: name of the file that this one is to replace, ``""`` if none.
+        replaces: see `Footer`.
 
     Raises:
         ValueError: the table breaks the contract.
@@ -181,7 +216,7 @@ def encode_data_file(table: pa.Table, identity: Identity, compression_level: int
     ids = table["image_id"]
     if not len(ids) or ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise ValueError("a data file needs at least one row, and ids that are unique and not null")
-    metadata = _metadata(identity, Counts.of(table), replaces)
+    metadata = _metadata(identity, Counts.of(table), _value_counts(table["run_id"].drop_null()), replaces)
     sink = pa.BufferOutputStream()
     pq.write_table(
         table.replace_schema_metadata(metadata | {_DIGEST_KEY: _NO_DIGEST.decode()}),
@@ -196,8 +231,15 @@ def encode_data_file(table: pa.Table, identity: Identity, compression_level: int
     return _with_digest(sink.getvalue())
 
 
-def _metadata(identity: Identity, counts: Counts, replaces: str) -> dict[str, str]:
-    values = {"schema_version": SCHEMA_VERSION, "replaces": replaces, "counts": json.dumps(asdict(counts))}
+def _metadata(
+    identity: Identity, counts: Counts, runs: Mapping[str, int], replaces: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "replaces": json.dumps(replaces) if replaces else "",
+        "counts": json.dumps(asdict(counts)),
+        "runs": json.dumps(runs),
+    }
     return {_PREFIX + key: value for key, value in {**asdict(identity), **values}.items()}
 
 
@@ -241,10 +283,49 @@ def parse_footer(content: bytes) -> Footer | None:
     return _parse(_metadata_of(content))
 
 
+class RowsOfFile:
+    """The rows of a data file, with today's columns, whichever of `READABLE_VERSIONS` wrote it.
+
+    Columns are named by their paths in Parquet, and come in the order in which they are named.
+
+    Args:
+        file: of ours.
+    """
+
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
+        texts = file.metadata.metadata or {}
+        self._version, self._run_id = (
+            texts.get(f"{_PREFIX}{key}".encode(), b"").decode() for key in ("schema_version", "run_id")
+        )
+
+    @property
+    def num_row_groups(self) -> int:
+        """Of the file."""
+        return self._file.num_row_groups
+
+    def read(self, columns: Sequence[str] | None) -> pa.Table:
+        """All rows; of all columns, if none are named."""
+        return self._current(self._file.read(self._stored(columns), use_threads=False), columns)
+
+    def read_row_group(self, number: int, columns: Sequence[str]) -> pa.Table:
+        """The rows of a row group."""
+        return self._current(self._file.read_row_group(number, self._stored(columns), use_threads=False), columns)
+
+    def iter_batches(self, max_rows: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """All rows, so many at a time at most."""
+        for batch in self._file.iter_batches(max_rows, columns=self._stored(columns), use_threads=False):
+            yield self._current(batch, columns)
+
+    def _stored(self, columns: Sequence[str] | None) -> list[str] | None:
+        return None if columns is None else stored_columns(columns, self._version)
+
+    def _current(self, stored: Rows, columns: Sequence[str] | None) -> Rows:
+        return current_rows(stored, columns, self._version, self._run_id)
+
+
 @contextmanager
-def open_data_file(
-    objects: ObjectFolder, name: str, entry: Entry, footer: bytes | None = None
-) -> Iterator[pq.ParquetFile]:
+def open_data_file(objects: ObjectFolder, name: str, entry: Entry, footer: bytes | None = None) -> Iterator[RowsOfFile]:
     """A file for reading its rows, whose pages are checked as they are read.
 
     Args:
@@ -257,7 +338,7 @@ def open_data_file(
         metadata = _metadata_of(_read_footer(source, name, entry.size_bytes) if footer is None else footer)
         if footer is None and _parse(metadata) is None:
             raise Damaged("it is not one of annotate's any more")
-        yield pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True)
+        yield RowsOfFile(pq.ParquetFile(source, metadata=metadata, pre_buffer=True, page_checksum_verification=True))
 
 
 def _read_footer(source: pa.NativeFile, name: str, size_bytes: int) -> bytes:
@@ -300,11 +381,13 @@ def _parse(metadata: pq.FileMetaData) -> Footer | None:
         identity = Identity(**{name: texts[name] for name in Identity.__dataclass_fields__})
         counts = _COUNTS.validate_json(texts["counts"])
         schema = metadata.schema.to_arrow_schema().remove_metadata()
-        if texts["schema_version"] == SCHEMA_VERSION:
-            check_output_schema(schema)
+        if texts["schema_version"] in READABLE_VERSIONS:
+            schema = current_schema(schema, texts["schema_version"])
         if counts.rows != metadata.num_rows:
             raise Damaged(f"its footer counts {counts.rows:,} rows and says that there are {metadata.num_rows:,}")
-        return Footer(schema, texts["schema_version"], identity, counts, texts["replaces"])
+        # A file of an earlier release is of one run.
+        runs = _RUNS.validate_json(texts["runs"]) if "runs" in texts else {identity.run_id: counts.rows}
+        return Footer(schema, texts["schema_version"], identity, counts, runs, _replaces(texts["replaces"]))
     except Damaged:
         raise
     except KeyError as error:
@@ -313,13 +396,19 @@ def _parse(metadata: pq.FileMetaData) -> Footer | None:
         raise Damaged(f"its footer is not what was written: {_brief(error)}") from None
 
 
+def _replaces(text: str) -> Mapping[str, int | None]:
+    if not text.startswith("{"):  # of an earlier release: a name
+        return {text: None} if text else {}
+    return _REPLACES.validate_json(text)
+
+
 def _brief(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
 def differences(old: Footer, identity: Identity, schema: pa.Schema | None = None) -> list[str]:
     """What keeps rows of this identity (and schema) out of an output with such files: ``key: old -> new``."""
-    found = list(_changed("schema_version", old.schema_version, SCHEMA_VERSION))
+    found = [] if old.is_readable else list(_changed("schema_version", old.schema_version, SCHEMA_VERSION))
     found += _changed("weights_sha256", old.identity.weights_sha256, identity.weights_sha256)
     if found:
         found += _changed("model_name", old.identity.model_name, identity.model_name)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.annotations.data_file import (
     Damaged,
@@ -19,6 +18,7 @@ from pipeline.annotations.data_file import (
     Identity,
     NotParquet,
     OutputError,
+    RowsOfFile,
     open_data_file,
     parse_footer,
     read_footer,
@@ -38,7 +38,7 @@ _TEMPORARY_NAME = temporary_names(_NAME)
 _STEM_LENGTH = len("part-") + 20
 _CATEGORY_COLUMNS = [f"detections.list.element.{name}" for name in ("category_id", "category_name")]
 _ROWS_PER_BATCH = 256
-_LOOKS = 3  # at a folder whose files are being replaced
+_LOOKS = 5  # at a folder whose files are being replaced
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -90,12 +90,18 @@ class DataFolder:
         Raises:
             OutputError: there are files that this pipeline did not write.
         """
+        entries, foreign, temporary = self._listed(objects)
+        self._refuse(foreign)
+        return [*entries], [*temporary]
+
+    def _listed(self, objects: ObjectFolder) -> tuple[Sequence[Entry], Sequence[str], Sequence[str]]:
+        """Data files, and names of what is foreign and of what is temporary."""
         files, folders = objects.list(DATA_FOLDER)
         visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
         foreign = [entry.name for entry in visible if not DATA_NAME.fullmatch(entry.name)]
         foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
-        self._refuse(foreign)
-        return visible, [entry.name for entry in files if _TEMPORARY_NAME.fullmatch(entry.name)]
+        entries = [entry for entry in visible if DATA_NAME.fullmatch(entry.name)]
+        return entries, foreign, [entry.name for entry in files if _TEMPORARY_NAME.fullmatch(entry.name)]
 
     def _refuse(self, foreign: Sequence[str]) -> None:
         if foreign:
@@ -120,7 +126,7 @@ class DataFolder:
             if footer is None:
                 self._refuse([entry.name])
                 return None
-            if footer.replaces == entry.name:
+            if entry.name in footer.replaces:
                 raise OutputError(f"{self.uri}/{DATA_FOLDER}/{entry.name} claims to replace itself: move it away")
             if not entry.version:
                 return footer
@@ -153,43 +159,64 @@ class DataFolder:
         return found
 
     def survey(self, objects: ObjectFolder) -> Survey:
-        """What there is, whatever state it is in, and though a run may be writing and replacing files meanwhile."""
-        for _ in range(_LOOKS):
-            files, folders = objects.list(DATA_FOLDER)
-            visible = [entry for entry in files if not entry.name.startswith((".", "_"))]
-            entries = [entry for entry in visible if DATA_NAME.fullmatch(entry.name)]
-            found = list(map_files(lambda entry: self._footer_or_problem(objects, entry), entries, self._concurrency))
-            problems = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, str)}
-            if not problems or problems.keys() <= set(objects.list(DATA_FOLDER).files):
-                break
-        footers = {entry: each for entry, each in zip(entries, found, strict=True) if isinstance(each, Footer)}
+        """What there is, whatever state it is in, and though files may be written and replaced meanwhile."""
+        found, strange = self._look(objects)
+        problems = {entry: str(each) for entry, each in found.items() if not isinstance(each, Footer)}
+        footers = {entry: each for entry, each in found.items() if isinstance(each, Footer)}
         counting = settled(footers)
-        foreign = [entry.name for entry in visible if not DATA_NAME.fullmatch(entry.name)]
-        foreign += [f"{name}/" for name in folders if not name.startswith((".", "_"))]
         disagreement = ""
         try:
             self.agreed(footers)
         except OutputError as error:
             disagreement = str(error)
         superfluous = tuple(entry for entry in footers if entry not in counting)
-        return Survey(self, counting, superfluous, problems, tuple(foreign), disagreement)
-
-    def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | str:
-        try:
-            footer = self.footer_or_none(objects, entry)
-        except (OutputError, OSError) as error:
-            return str(error)
-        return self._cut_off(entry) if footer is None else footer
+        return Survey(self, counting, superfluous, problems, tuple(strange), disagreement)
 
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
-        """The files that count, see `settled`, which belong together.
+        """The files that count, see `settled`, which belong together; for readers, as `survey`.
 
         Raises:
             OutputError: see `footers`; or the files disagree.
         """
-        footers = self.footers(objects)
+        found, strange = self._look(objects)
+        self._refuse(strange)
+        footers = {}
+        for entry, each in found.items():
+            if not isinstance(each, Footer):
+                raise each
+            footers[entry] = each
         self.agreed(footers)
         return settled(footers)
+
+    def _look(self, objects: ObjectFolder) -> tuple[dict[Entry, Footer | OutputError | OSError], Sequence[str]]:
+        """Data files in the order of the names, with what is wrong where the footer cannot be had; and foreign names.
+
+        No listing shows all names at one moment. Where files are replaced meanwhile, one may show neither the new file,
+        whose name it had passed by, nor an old one, to which it had not come. But the old one was in the listing
+        before; so one is good if it lacks nothing of that but what its own files replace, and else another look tells.
+        """
+        found: dict[Entry, Footer | OutputError | OSError] = {}
+        entries: Sequence[Entry] = ()
+        for look in range(_LOOKS):
+            before = entries
+            entries, strange, _ = self._listed(objects)
+            known = {entry: found[entry] for entry in (*before, *entries) if entry in found}
+            new = [entry for entry in entries if entry not in known]
+            footers = map_files(lambda entry: self._footer_or_problem(objects, entry), new, self._concurrency)
+            found = known | dict(zip(new, footers, strict=True))
+            accounted = {entry.name for entry in entries}
+            accounted.update(name for each in found.values() if isinstance(each, Footer) for name in each.replaces)
+            gone = [entry for entry in before if entry.name not in accounted]
+            if look and not gone:
+                break
+        return {entry: found[entry] for entry in sorted((*entries, *gone))}, strange
+
+    def _footer_or_problem(self, objects: ObjectFolder, entry: Entry) -> Footer | OutputError | OSError:
+        try:
+            footer = self.footer_or_none(objects, entry)
+        except (OutputError, OSError) as error:
+            return error
+        return OutputError(self._cut_off(entry)) if footer is None else footer
 
     def agreed(self, footers: Mapping[Entry, Footer]) -> Footer | None:
         """What all files agree in, as the footer of one of them; ``None`` if there is no file.
@@ -214,7 +241,7 @@ class DataFolder:
         return first[1]
 
     @contextmanager
-    def open(self, objects: ObjectFolder, entry: Entry) -> Iterator[pq.ParquetFile]:
+    def open(self, objects: ObjectFolder, entry: Entry) -> Iterator[RowsOfFile]:
         """A file for reading. All that is read of data files is read through this, in the block.
 
         Raises:
@@ -236,7 +263,7 @@ class DataFolder:
             OutputError, OSError: see `open`.
         """
         with self.open(objects, entry) as file:
-            table = file.read(None if columns is None else list(columns), use_threads=False)
+            table = file.read(columns)
         return table.replace_schema_metadata(None)
 
     def category_names(self, objects: ObjectFolder, footers: Mapping[Entry, Footer]) -> dict[int, str]:
@@ -251,11 +278,13 @@ class DataFolder:
             if missing.isdisjoint(footer.counts.detections_by_category):
                 continue
             with self.open(objects, entry) as file:
-                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=_CATEGORY_COLUMNS, use_threads=False):
+                for batch in file.iter_batches(_ROWS_PER_BATCH, _CATEGORY_COLUMNS):
                     detections = batch.column("detections").flatten()
                     pairs = pa.table({name: detections.field(name) for name in ("category_id", "category_name")})
                     unique = pairs.group_by(["category_id", "category_name"]).aggregate([]).to_pylist()
                     names.update((pair["category_id"], pair["category_name"]) for pair in unique)
+                if not footer.counts.detections_by_category.keys() <= names.keys():
+                    raise Damaged("its footer counts detections of other categories than its rows have")
             missing -= names.keys()
         return names
 
@@ -268,6 +297,8 @@ class DataFolder:
         except NotParquet:
             raise
         except (Damaged, pa.ArrowException, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise ReadFailed(f"{place} is gone: it was replaced after the output was listed; try again") from None
             if isinstance(error, OSError) and not is_of_content(error):
                 kind = ReadFailed if type(error) is OSError else type(error)
                 raise kind(f"{place} cannot be read: {hide_secrets(str(error))}") from None
@@ -327,31 +358,65 @@ class Survey:
 class Superfluous:
     """Files whose rows other files of the folder hold as well.
 
-    A run that died while it replaced a file has left both; one that slept meanwhile, and woke when another had done
+    A run that died while it replaced files has left both; one that slept meanwhile, and woke when another had done
     the same, has left a second replacement.
 
     Attributes:
-        replaced: files to which another one says that it replaces them, with that one.
-        doubled: files with the ids of another one, with the one that stays.
+        replaced: files that another one names as those that it replaces, with that one.
+        doubled: files with the ids of another one, in the same order, with the one that stays.
+        in_order: those that were replaced, as they are to be removed, one group after the other: first those whose
+            replacement was itself replaced, or nobody would know it any more.
     """
 
     replaced: Mapping[Entry, Entry]
     doubled: Mapping[Entry, Entry]
+    in_order: Sequence[Sequence[Entry]]
 
     @classmethod
     def among(cls, footers: Mapping[Entry, Footer]) -> Superfluous:
         """Find them by names and footers alone."""
+        named = {name: entry for entry, footer in footers.items() for name in footer.replaces}
+        replaced_by = {entry: named[entry.name] for entry in footers if entry.name in named} if named else {}
+        by_generation: dict[int, list[Entry]] = {}
+        for entry in replaced_by:
+            by_generation.setdefault(_generations(entry, replaced_by), []).append(entry)
+        by_generation.pop(0, None)
+        in_order = [by_generation[number] for number in sorted(by_generation, reverse=True)]
+        replaced = {entry: replaced_by[entry] for entries in in_order for entry in entries}
         same_ids: dict[str, list[Entry]] = {}
         for entry in footers:
-            same_ids.setdefault(stem(entry.name), []).append(entry)
-        replaced, doubled = {}, {}
-        for entry, footer in footers.items():
-            if footer.replaces and stem(footer.replaces) != stem(entry.name):
-                replaced.update(dict.fromkeys(same_ids.get(stem(footer.replaces), ()), entry))
+            if entry not in replaced:
+                same_ids.setdefault(stem(entry.name), []).append(entry)
+
+        def merit(entry: Entry) -> tuple[bool, int, str]:
+            # A file that replaced one is later than one that says nothing, and came late, with the same ids.
+            return bool(footers[entry].replaces), footers[entry].counts.annotated, entry.name
+
+        doubled = {}
         for entries in same_ids.values():
-            stays = max(entries, key=lambda entry: (footers[entry].counts.annotated, entry.name))
-            doubled.update({entry: stays for entry in entries if entry != stays and entry not in replaced})
-        return cls(replaced, doubled)
+            stays = max(entries, key=merit) if len(entries) > 1 else entries[0]
+            doubled.update({entry: stays for entry in entries if entry != stays})
+        return cls(replaced, doubled, in_order)
+
+    def leading_to(self, files: Container[Entry]) -> list[list[Entry]]:
+        """Of the files that were replaced, those in whose place some files stand now, `in_order`."""
+
+        def now(entry: Entry) -> Entry:
+            while entry in self.replaced:
+                entry = self.replaced[entry]
+            return entry
+
+        return [[entry for entry in entries if now(entry) in files] for entries in self.in_order]
+
+
+def _generations(entry: Entry, replaced_by: Mapping[Entry, Entry]) -> int:
+    """How many files came after one, each in place of the one before; 0 if they go in a circle, which says nothing."""
+    seen = [entry]
+    while (entry := replaced_by.get(entry, entry)) != seen[-1]:
+        if entry in seen:
+            return 0
+        seen.append(entry)
+    return len(seen) - 1
 
 
 def settled(footers: Mapping[Entry, Footer]) -> dict[Entry, Footer]:
@@ -372,4 +437,5 @@ def map_files(work: Callable[[Item], Result], items: Sequence[Item], concurrency
 
 
 def _key(footer: Footer) -> tuple[Any, ...]:
-    return footer.schema_version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema
+    version = None if footer.is_readable else footer.schema_version
+    return version, footer.identity.weights_sha256, footer.identity.config_digest, footer.schema

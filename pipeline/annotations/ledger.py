@@ -3,14 +3,16 @@
 ::
 
     <uri>/data/part-<digest>.parquet           all data
-    <uri>/data/part-<digest>-<token>.parquet   likewise: what a file without its failed rows was rewritten to
+    <uri>/data/part-<digest>-<token>.parquet   likewise: what took the place of others, see `OutputStore.replace`
+    <uri>/changed/                             rows that are to take the place of others (see `CHANGED_FOLDER`)
     <uri>/run.json                             report of the last run (see ``run_json``)
     <uri>/summary.html                         the same for people, drawn when a run has ended
     <uri>/_lock.json                           who may write (see ``lock``)
     <uri>/_scratch/<run id>/                   may be deleted when no run is active
+    <uri>/_delta_log/                          the log of the Delta table that the files are published to, if they are
 
 A data file appears whole or not at all, under a name made from the ids of its rows, so that a task that is
-tried again writes the same name again. Only :meth:`OutputStore.recover`, :meth:`OutputStore.strip_failed` and
+tried again writes the same name again. Only :meth:`OutputStore.recover`, :meth:`OutputStore.replace` and
 :meth:`OutputStore.make_way` remove files. Each asks the fence right before each removal, and removes only the version
 that it has read: a run that slept through its lease must not remove what the next has written.
 
@@ -26,6 +28,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -40,11 +43,19 @@ from pipeline.annotations.data_file import (
     differences,
     encode_data_file,
 )
-from pipeline.annotations.data_folder import DATA_FOLDER, DATA_NAME, DataFolder, Superfluous, map_files, settled, stem
+from pipeline.annotations.data_folder import (
+    DATA_FOLDER,
+    DATA_NAME,
+    DataFolder,
+    Superfluous,
+    map_files,
+    no_output,
+    settled,
+)
 from pipeline.annotations.run_json import NAME as REPORT_NAME
 from pipeline.annotations.run_json import RunJson
-from pipeline.annotations.schema import FAILED
-from pipeline.storage.lock.claim import OutputKind
+from pipeline.annotations.schema import FAILED, made_by
+from pipeline.storage.lock.claim import OutputKind, check_own
 from pipeline.storage.objects.base import Entry, ObjectFolder, TooLarge
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
@@ -68,12 +79,33 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
 
 
 PAGE_NAME = "summary.html"
-_OWN_NAMES = re.compile(rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{DATA_FOLDER}/")
+# An output of its own, where new rows of changed pictures wait for their places: no reader takes it for results.
+CHANGED_FOLDER = "changed"
+DELTA_LOG = "_delta_log"
+_OWN_NAMES = re.compile(
+    rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|({DATA_FOLDER}|{CHANGED_FOLDER}|{DELTA_LOG})/"
+)
 ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
 PROBE = "dry-run"  # a temporary name is made of it
 
 _LEFTOVER = temporary_names(rf"({re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{PROBE})")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
+
+
+def check_output(uri: Uri) -> None:
+    """Raise unless a folder is an annotate job's output with data, for jobs that change one.
+
+    Raises:
+        OutputError, ForeignFolder: it is not.
+        OSError: it cannot be listed.
+    """
+    try:
+        folders = open_objects(uri).list("").folders
+    except NotADirectoryError:
+        folders = []
+    if DATA_FOLDER not in folders:
+        raise OutputError(no_output(uri, "has no data"))
+    check_own(uri, ANNOTATIONS)
 
 
 class IdentityMismatch(OutputError):
@@ -200,14 +232,27 @@ class OutputStore:
         uri: of the folder; need not exist.
         concurrency: requests at a time when many files are read.
         timeout_s: for one request to S3.
+        keep_replaced: whether files that were replaced stay, for earlier versions of a table that has them. They count
+            for nothing; a file that is removed without a replacement takes with it those that it had replaced.
     """
 
     uri: Uri
     concurrency: int = 32
     timeout_s: float = 60.0
+    keep_replaced: bool = False
 
-    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float]]:
-        return type(self), (self.uri, self.concurrency, self.timeout_s)
+    def __reduce__(self) -> tuple[type[OutputStore], tuple[Uri, int, float, bool]]:
+        return type(self), (self.uri, self.concurrency, self.timeout_s, self.keep_replaced)
+
+    @classmethod
+    def as_last_run(cls, uri: Uri) -> OutputStore:
+        """An output whose replaced files stay if they do so by the config of its last run.
+
+        Raises:
+            OutputError: ``run.json`` is damaged.
+        """
+        report = RunJson.read(uri)
+        return cls(uri, keep_replaced=report is not None and report.keeps_replaced)
 
     @cached_property
     def folder(self) -> DataFolder:
@@ -227,7 +272,7 @@ class OutputStore:
         later file wins.
 
         Args:
-            table: at least one row, of the output's schema; ids unique and not null.
+            table: at least one row, of the output's schema; ids unique and not null. ``run_id`` is filled here.
             identity: what made the rows.
             compression_level: of zstd, 1 to 22.
             fence: called right before the file is written; raises if this run must not write any more
@@ -238,14 +283,14 @@ class OutputStore:
             ValueError: the table breaks the contract.
             OSError: the storage does.
         """
-        content = encode_data_file(table, identity, compression_level, replaces="")
+        content = encode_data_file(made_by(table, identity.run_id), identity, compression_level)
         return self._put(data_file_name(table["image_id"]), table.num_rows, content, fence)
 
     def recover(self, fence: Callable[[], None]) -> Recovery:
         """Put right what a crash left behind; for the start of a run that holds the lock.
 
-        Removes temporary files, data files that are cut off, files whose replacement is complete, and all but one of
-        those that hold the same ids.
+        Removes temporary files, data files that are cut off, files whose replacement is complete (unless they are
+        kept), and all but one of those that hold the same ids.
 
         Args:
             fence: called right before each removal; raises if this run must not write any more.
@@ -256,23 +301,25 @@ class OutputStore:
             Changed: another run writes there.
         """
         objects = self._open()
-        entries, temporary = self.folder.list(objects)
-        footers = list(map_files(lambda entry: self.folder.footer_or_none(objects, entry), entries, self.concurrency))
-        whole = {entry: footer for entry, footer in zip(entries, footers, strict=True) if footer is not None}
-        half_written = [entry for entry in entries if entry not in whole]
+        listed, temporary = self.folder.list(objects)
+        footers = list(map_files(lambda entry: self.folder.footer_or_none(objects, entry), listed, self.concurrency))
+        whole = {entry: footer for entry, footer in zip(listed, footers, strict=True) if footer is not None}
+        half_written = [entry for entry in listed if entry not in whole]
         superfluous = Superfluous.among(whole)
+        if self.keep_replaced:
+            superfluous = Superfluous({}, superfluous.doubled, [])
         self._check_superfluous(objects, superfluous, whole)
-        # What was replaced before what is doubled, which may be what says that it was replaced.
-        removed = [*half_written, *superfluous.replaced, *superfluous.doubled]
-        for entry in removed:
-            self._remove(objects, entry, fence)
+        # What is doubled may be what says that others were replaced.
+        removed = [*superfluous.in_order, [*half_written, *superfluous.doubled]]
+        for entries in removed:
+            self._remove_all(objects, entries, fence)
         others = [entry.name for entry in objects.list("").files if _LEFTOVER.fullmatch(entry.name)]
         for name in (*(f"{DATA_FOLDER}/{name}" for name in temporary), *others):
             fence()
             objects.delete(name)  # nobody else has, or will have, this name
         groups = (half_written, superfluous.replaced, superfluous.doubled)
         names = (tuple(entry.name for entry in group) for group in groups)
-        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(removed))}
+        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(chain.from_iterable(removed)))}
         return Recovery(DataFiles(self.folder, kept), (*temporary, *others), *names)
 
     def files(self) -> DataFiles:
@@ -283,8 +330,21 @@ class OutputStore:
         """
         return DataFiles(self.folder, self.folder.footers(self._open()))
 
-    def iter_ids(self, files: Iterable[Entry], columns: Sequence[str] = ("image_id",)) -> Iterator[pa.Table]:
+    def look(self) -> DataFiles:
+        """The data files that count, for whoever does not hold the lock: others may write and replace files meanwhile.
+
+        Raises:
+            OutputError: see `files`; or they do not belong together.
+            ReadFailed: one of them is gone before it was read.
+        """
+        return DataFiles(self.folder, self.folder.current(self._open()))
+
+    def iter_ids(self, files: Iterable[Entry], columns: Sequence[str] | None = ("image_id",)) -> Iterator[pa.Table]:
         """Columns of all rows of some files, a table a file, read ahead by ``concurrency`` files.
+
+        Args:
+            files: of the output.
+            columns: ``None`` for all.
 
         Raises:
             OutputError: a file is damaged, or cut off.
@@ -292,35 +352,72 @@ class OutputStore:
         objects = self._open()
         return map_files(lambda entry: self.folder.read(objects, entry, columns), list(files), self.concurrency)
 
+    def replace(
+        self,
+        old: Mapping[Entry, int],
+        rows: pa.Table,
+        identity: Identity,
+        fence: Callable[[], None],
+        compression_level: int = COMPRESSION_LEVEL,
+    ) -> DataFile | None:
+        """Put one file in the place of some, in one step: whoever reads by `settled` sees the old rows or the new ones.
+
+        The new file names those that it replaces and is complete before they are deleted. After a crash `recover`
+        deletes those that are left; whoever reads the folder in between with other tools finds rows twice.
+
+        Its rows may be newer ones of the same images, and there may be fewer and more of them. What says that nothing
+        was lost by a mistake is that the new file has all ids of each old one but for as many as were left out on
+        purpose; that number stands in its footer, and `recover` counts again before it deletes anything.
+
+        Args:
+            old: files, each with how many of its ids are not among the rows. One of which none is left is not to be
+                named, but replaced on its own by no rows: a file with its ids may come again some day.
+            rows: of the output's schema; ids unique and not null. With none, the old files are deleted and no more.
+            identity: what made the rows.
+            fence: called right before each write and each removal; raises if this run must not write any more.
+            compression_level: of zstd, 1 to 22.
+
+        Returns:
+            the new file; ``None`` if there are no rows.
+
+        Raises:
+            ValueError: the rows break the contract.
+            Changed: another run writes there.
+        """
+        objects, new = self._open(), None
+        if rows.num_rows:
+            replaces = {entry.name: left_out for entry, left_out in old.items()}
+            content = encode_data_file(rows, identity, compression_level, replaces)
+            new = self._put(data_file_name(rows["image_id"], uuid.uuid4().hex[:8]), rows.num_rows, content, fence)
+        if new is None and self.keep_replaced:
+            older = Superfluous.among(self.folder.footers(objects)).leading_to(old)
+            for entries in older:
+                self._remove_all(objects, entries, fence)
+        if new is None or not self.keep_replaced:
+            self._remove_all(objects, list(old), fence)
+        return new
+
     def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
         """Remove the failed rows, so that their images are pending again; how many there were.
 
-        A file with failed rows is replaced by one without. The replacement names the file that it replaces
-        and is complete before that is deleted: whoever reads the folder in between with other tools finds rows twice,
-        and after a crash `recover` deletes the old file.
-
         Args:
-            fence: called right before each write and each removal; raises if this run must not write any more.
-            compression_level: of zstd, 1 to 22.
+            fence, compression_level: see `replace`.
 
         Raises:
             OutputError: see `recover`, which must have been called before.
             Changed: another run writes there.
         """
         objects = self._open()
-        token = uuid.uuid4().hex[:8]
-        footers = self.folder.footers(objects).items()
+        footers = settled(self.folder.footers(objects)).items()
         with_failures = [(entry, footer) for entry, footer in footers if footer.counts.failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:
             entry, footer = item
             rows = self.folder.read(objects, entry, None)
             kept = rows.filter(pc.not_equal(rows["status"], FAILED))
-            if kept.num_rows:
-                content = encode_data_file(kept, footer.identity, compression_level, replaces=entry.name)
-                self._put(data_file_name(kept["image_id"], token), kept.num_rows, content, fence)
-            self._remove(objects, entry, fence)
-            return rows.num_rows - kept.num_rows
+            num_failed = rows.num_rows - kept.num_rows
+            self.replace({entry: num_failed}, kept, footer.identity, fence, compression_level)
+            return num_failed
 
         return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
 
@@ -331,15 +428,14 @@ class OutputStore:
         settings. An output that holds an annotated row is left as it is.
 
         Args:
-            files: that are `DataFiles.in_the_way` of the run about to start.
-            fence: see `strip_failed`.
+            files: that are `DataFiles.in_the_way` of the run about to start, or whose rows are elsewhere.
+            fence: see `replace`.
 
         Raises:
-            Changed: see `strip_failed`.
+            Changed: see `replace`.
         """
         objects = self._open()
-        for entry in files:
-            self._remove(objects, entry, fence)
+        self._remove_all(objects, list(files), fence)
         return sum(footer.counts.rows for footer in files.values())
 
     def _open(self) -> ObjectFolder:
@@ -351,19 +447,31 @@ class OutputStore:
         self._open().put(f"{DATA_FOLDER}/{name}", content)
         return DataFile(name, num_rows, content.size)
 
-    def _remove(self, objects: ObjectFolder, entry: Entry, fence: Callable[[], None]) -> None:
-        fence()
-        objects.delete(f"{DATA_FOLDER}/{entry.name}", entry)
+    def _remove_all(self, objects: ObjectFolder, entries: Sequence[Entry], fence: Callable[[], None]) -> None:
+        def remove(entry: Entry) -> None:
+            fence()
+            objects.delete(f"{DATA_FOLDER}/{entry.name}", entry)
+
+        for _ in map_files(remove, entries, self.concurrency):
+            pass
 
     def _check_superfluous(
         self, objects: ObjectFolder, superfluous: Superfluous, footers: Mapping[Entry, Footer]
     ) -> None:
         """Raise unless others hold all that is to be kept of these files: no row may be lost by a mistake."""
+        old_by_new: dict[Entry, list[Entry]] = {}
         for old, new in superfluous.replaced.items():
-            rows = self.folder.read(objects, old, ["image_id", "status"])
-            kept = rows.filter(pc.not_equal(rows["status"], FAILED))["image_id"]
-            if data_file_name(kept) != f"{stem(new.name)}.parquet" or footers[new].counts.failed:
-                raise self._not_the_same(f"{new.name} claims to replace {old.name}", "holds other rows")
+            old_by_new.setdefault(new, []).append(old)
+        for new, replaced in old_by_new.items():
+            held = self.folder.read(objects, new, ["image_id"])["image_id"]
+            for old in replaced:
+                left_out = footers[new].replaces[old.name]
+                rows = self.folder.read(objects, old, ["image_id", "status"])
+                if left_out is None:
+                    rows, left_out = rows.filter(pc.not_equal(rows["status"], FAILED)), 0
+                ids = rows["image_id"]
+                if ids.type != held.type or pc.is_in(ids, value_set=held).to_pylist().count(False) != left_out:
+                    raise self._not_the_same(f"{new.name} claims to replace {old.name}", "holds other rows")
         for one, other in superfluous.doubled.items():
             ids = (self.folder.read(objects, entry, ["image_id"])["image_id"] for entry in (one, other))
             if len({data_file_name(each) for each in ids}) > 1:

@@ -168,6 +168,11 @@ class Overview:
         return tuple(dict.fromkeys(footer.identity for footer in self.survey.footers.values()))
 
     @property
+    def num_unknown_origin(self) -> int:
+        """Rows of an earlier release, which cannot say which version of a picture they were made from."""
+        return sum(f.counts.rows for f in self.survey.footers.values() if not f.knows_versions)
+
+    @property
     def num_files(self) -> int:
         """Data files that count."""
         return len(self.survey.footers)
@@ -208,7 +213,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES, folder: DataFolder | N
     if not survey.footers and not survey.problems and run is None and lock is None:
         raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()
-    if survey.superfluous:
+    if survey.superfluous and not _is_at_work(_read_lock(uri, objects)):  # which may be what replaces them
         problems.append(
             f"rows of {Examples.of(entry.name for entry in survey.superfluous)} are in other files as well; the next "
             "run of annotate removes what is too much"
@@ -305,10 +310,14 @@ def _read_lock(uri: Uri, objects: ObjectFolder) -> Lock | None:
     return Lock(holder, silent_s, not holder.released and is_dead(holder))
 
 
+def _is_at_work(lock: Lock | None) -> bool:
+    return lock is not None and lock.held and not lock.stale
+
+
 def _written_by(run: RunJson | None, footers: Mapping[Entry, Footer]) -> int:
     if run is None:
         return 0
-    return sum(footer.counts.rows for footer in footers.values() if footer.identity.run_id == run.run_id)
+    return sum(footer.runs.get(run.run_id, 0) for footer in footers.values())
 
 
 @dataclass(frozen=True)

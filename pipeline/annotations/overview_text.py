@@ -38,7 +38,7 @@ def overview_text(overview: Overview) -> str:
         "failures": list(failure_lines(overview.failures)),
         "classes": list(_classes(overview)),
         "speed": list(_speed(overview)),
-        "files": [_files(overview)],
+        "files": list(_files(overview)),
         "model": list(_model(overview)),
         "settings": list(_settings(overview)),
         "code": list(_code(overview)),
@@ -219,8 +219,11 @@ def costs(figures: ThisRun) -> dict[str, str]:
     return words
 
 
-def _files(overview: Overview) -> str:
-    return f"{counted(overview.num_files, 'file')}, {counted(overview.counts.rows, 'row')}, {size(overview.num_bytes)}"
+def _files(overview: Overview) -> Iterator[str]:
+    yield f"{counted(overview.num_files, 'file')}, {counted(overview.counts.rows, 'row')}, {size(overview.num_bytes)}"
+    if overview.num_unknown_origin:
+        rows = counted(overview.num_unknown_origin, "row")
+        yield f"{rows} of an earlier release, which do not say which version of a picture they were made from"
 
 
 def _model(overview: Overview) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pipeline.config.images import ImagesConfig
 from pipeline.images.decode import DecodedImage, ImageError, decode_image, picture_size
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher
-from pipeline.storage.fetch.rules import FetchError
+from pipeline.storage.fetch.rules import Fetched, FetchError
 from pipeline.storage.uris import Uri, UriError, UriText
 
 FETCH, DECODE = "fetch", "decode"
@@ -72,13 +72,14 @@ class PictureSource:
         return [result for result in results if result is not None]
 
     def fetch_in_turn(self, uris: Sequence[UriText | None]) -> Iterator[tuple[int, bytes | ImageFailure]]:
-        """The pictures of `fetch_turns` one by one, with their positions, in any order."""
+        """The bytes of `fetch_turns` one by one, with their positions, in any order."""
         for turn in self.fetch_turns(uris):
             while turn:
-                yield turn.popitem()
+                i, found = turn.popitem()
+                yield i, found if isinstance(found, ImageFailure) else found.data
 
-    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
-        """Encoded pictures by their positions, no more at once than fit into memory.
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, Fetched | ImageFailure]]:
+        """Encoded pictures with their versions by their positions, no more at once than fit into memory.
 
         As `pipeline.storage.fetch.fetcher.Fetcher.fetch_turns`, which fetches the next ones while these are worked on.
 
@@ -87,7 +88,7 @@ class PictureSource:
         """
         places = [self._place(uri) for uri in uris]
         named = [(i, place) for i, place in enumerate(places) if not isinstance(place, ImageFailure)]
-        refused: dict[int, bytes | ImageFailure] = {
+        refused: dict[int, Fetched | ImageFailure] = {
             i: place for i, place in enumerate(places) if isinstance(place, ImageFailure)
         }
         for turn in self.fetcher.fetch_turns([place for _, place in named]):
@@ -130,8 +131,8 @@ class PictureSource:
             return ImageFailure(FETCH, error.code, str(error))
 
 
-def _fetched(blob: bytes | FetchError) -> bytes | ImageFailure:
-    return _failure(blob) if isinstance(blob, FetchError) else blob
+def _fetched(found: Fetched | FetchError) -> Fetched | ImageFailure:
+    return _failure(found) if isinstance(found, FetchError) else found
 
 
 def _failure(error: FetchError) -> ImageFailure:

@@ -56,7 +56,7 @@ class Source:
         objects, folder = open_objects(self.uri), DataFolder(self.uri, _CONCURRENCY)
         for entry in self.entries:
             with folder.open(objects, entry) as file:
-                yield from file.iter_batches(ROWS_PER_BATCH, columns=list(columns), use_threads=False)
+                yield from file.iter_batches(ROWS_PER_BATCH, columns)
 
 
 def open_source(uri: Uri) -> Source:
@@ -99,5 +99,5 @@ def _provenance(uri: Uri, footers: Sequence[Footer]) -> dict[str, Any]:
         "weights_sha256": identities[0].weights_sha256,
         "config_digest": identities[0].config_digest,
         "code_versions": sorted({identity.code_version for identity in identities}),
-        "run_ids": sorted({identity.run_id for identity in identities}),
+        "run_ids": sorted({run_id for footer in footers for run_id in footer.runs}),
     }

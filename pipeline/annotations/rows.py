@@ -82,7 +82,7 @@ class OutputRows:
         """All annotated rows in the order of the files, a few at a time in memory."""
         for entry in self._files:
             with self._folder.open(self._objects, entry) as file:
-                for batch in file.iter_batches(_ROWS_PER_BATCH, columns=list(COLUMNS), use_threads=False):
+                for batch in file.iter_batches(_ROWS_PER_BATCH, COLUMNS):
                     yield from batch.filter(pc.equal(batch["status"], ANNOTATED)).to_pylist()
 
     def _read(self, files: Sequence[Entry], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -121,7 +121,7 @@ def first_rows(
 
     def read(entry: Entry) -> Result:
         with folder.open(objects, entry) as file:
-            return work(file.read_row_group(0, list(columns), use_threads=False))
+            return work(file.read_row_group(0, columns))
 
     return map_files(read, files, concurrency)
 

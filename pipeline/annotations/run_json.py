@@ -8,7 +8,11 @@
                                          nothing was to do and Ray not started; at_end if they were others then
     categories                           what the model tells apart, in the order of its labels
     image_root                           what the manifest's relative image URIs were joined to, absolute; null: nothing
-    images                               how many: manifest = annotated + failed; {} until the run has closed its books
+    manifest_version                     of a manifest that is a table: Delta's version, Iceberg's snapshot; else ""
+    images                               how many: manifest = annotated + failed, and deleted ones beside them; {} until
+                                         the run has closed its books
+    changes                              how many images were new, changed, deleted, unchanged; {} where neither
+                                         manifest.compare nor manifest.deleted asks for it
     failures, detections_per_category    failed images by error code; detections by category name
     this_run                             speed and cost of the images of this run alone, {} if there were none, how many
                                          they are until it has ended; the error, if any
@@ -56,11 +60,35 @@ class RunState(str, Enum):
 
 @dataclass(frozen=True)
 class ImageCounts:
-    """Images of the manifest and what became of them; all 0 until the run has closed its books."""
+    """Images of the manifest and what became of them; all 0 until the run has closed its books.
+
+    Attributes:
+        deleted: rows beside these, marked as of pictures that are gone.
+    """
 
     manifest: int = 0
     annotated: int = 0
     failed: int = 0
+    deleted: int = 0
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the run found when it compared manifest and output; manifest = new + changed + unchanged.
+
+    Attributes:
+        new: images that the output did not have.
+        changed: pictures that were replaced under their names.
+        unchanged: the others.
+        deleted: images that the manifest has no more, and that were marked or dropped.
+        unknown_version: of the unchanged ones, those of which the manifest or the output does not say which they are.
+    """
+
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    unknown_version: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,7 +187,9 @@ class RunJson:
     cluster: dict[str, Any] = field(default_factory=dict)
     categories: tuple[Category, ...] = ()
     image_root: Uri | None = None
+    manifest_version: str = ""
     images: ImageCounts = ImageCounts()
+    changes: Changes = Changes()
     failures: dict[str, int] = field(default_factory=dict)
     detections_per_category: dict[str, int] = field(default_factory=dict)
     this_run: ThisRun = field(default_factory=ThisRun)
@@ -196,6 +226,8 @@ class RunJson:
         values = asdict(self)
         if not self.images.manifest:
             values["images"] = {}
+        if self.changes == Changes():
+            values["changes"] = {}
         figures = values["this_run"]
         error = figures.pop("error")
         if not self.this_run.rounds:
@@ -207,6 +239,18 @@ class RunJson:
     def failed_fraction(self) -> float:
         """Failed images over all images of the manifest."""
         return self.images.failed / max(1, self.images.manifest)
+
+    @property
+    def table(self) -> dict[str, Any] | None:
+        """``output.table`` of its config, where that has one."""
+        output = self.config.get("output")
+        table = output.get("table") if isinstance(output, dict) else None
+        return table if isinstance(table, dict) else None
+
+    @property
+    def keeps_replaced(self) -> bool:
+        """Whether files that were replaced stay in the output."""
+        return self.table is not None and self.table.get("keep_replaced") is True
 
     @property
     def apply_exif(self) -> bool | None:

@@ -11,13 +11,21 @@ column                type                meaning
 ``height, width``     int32               of the original picture; null where it was not decoded
 ``exif_orientation``  int8                1 to 8 as the file says, 1 where it says nothing; null where it
                                           was not decoded
-``status``            string              ``annotated`` or ``failed``
+``status``            string              ``annotated``, ``failed``, or ``deleted``: the picture is gone, and the row
+                                          says what was found while it was there (``manifest.deleted: mark``)
 ``detections``        list of struct      best score first; empty for images on which nothing was found,
                                           **null for failed ones**, so that no average counts these as
                                           images without objects
 ``stage``             string              which stage gave up; this and the next two are null if annotated
 ``error_code``        string              stable, for machines
 ``error_message``     string              for people, without credentials
+``run_id``            string              the run that made the row
+``object_etag``       string              of the picture that was read: its ETag without quotes, a weak one
+                                          (``W/...``) as it is; ``sha256:<hex>`` of the bytes where they stood in
+                                          the manifest; null where the store has none, as local files
+``object_size``       int64               bytes of the encoded picture
+``object_mtime``      timestamp[us, UTC]  when it was last changed, as its store says; null where that does not tell
+``object_version``    string              its VersionId where an S3 bucket keeps versions
 carried columns       the manifest's      as the config names them
 ====================  ==================  ==========================================================
 
@@ -35,9 +43,13 @@ A detection:
 
 ``counts`` is a string, so that a row goes into JSON as it is; pycocotools wants it ``.encode()``\\ d.
 
-Files of earlier releases have an empty list in failed rows, under the same `SCHEMA_VERSION`: the types are the same,
-and a run that goes on with an older output, whose finished images are as good as ever, must not be refused. So an
-output may hold both, and who reads one asks ``status`` which images failed.
+The columns ``object_*`` are of the very request that brought the picture, and null where none did; a picture that was
+read and failed afterwards has them.
+
+A run goes on with an output of an earlier release, whose finished images are as good as ever, so an output may hold
+files of both. Those of schema 1 have no columns from ``run_id`` on. They are read as if they had (`current_schema`),
+with the run that their footer names, and null for what they cannot know. Some of them have an empty list in failed
+rows, so who reads an output asks ``status`` which images failed.
 """
 
 from __future__ import annotations
@@ -45,7 +57,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -54,10 +66,13 @@ from numpy.typing import NDArray
 
 from pipeline.masks.rle import DamagedRle, RleColumn
 
-SCHEMA_VERSION = "1"
+SCHEMA_VERSION = "2"
+_BEFORE = "1"
+READABLE_VERSIONS = (_BEFORE, SCHEMA_VERSION)
 
 ANNOTATED = "annotated"
 FAILED = "failed"
+DELETED = "deleted"
 
 # Parquet calls a list's values "element", and so do we, or what is read would have another type's text.
 _BOX = pa.list_(pa.field("element", pa.float32()), 4)
@@ -75,7 +90,7 @@ DETECTION = pa.struct(
 )
 DETECTIONS = pa.list_(pa.field("element", DETECTION))
 
-_COLUMNS = pa.schema(
+_COLUMNS_OF_1 = pa.schema(
     [
         ("image_uri", pa.string()),
         ("height", pa.int32()),
@@ -88,8 +103,22 @@ _COLUMNS = pa.schema(
         ("error_message", pa.string()),
     ]
 )
+# What fetching a picture tells about it.
+OBJECT_COLUMNS = pa.schema(
+    [
+        ("object_etag", pa.string()),
+        ("object_size", pa.int64()),
+        ("object_mtime", pa.timestamp("us", "UTC")),
+        ("object_version", pa.string()),
+    ]
+)
+_ADDED = pa.schema([("run_id", pa.string()), *OBJECT_COLUMNS])
+_COLUMNS = pa.schema([*_COLUMNS_OF_1, *_ADDED])
+_NAMES_OF_1 = ("image_id", *_COLUMNS_OF_1.names)
 RESERVED_NAMES = ("image_id", *_COLUMNS.names)
 _EMPTY = pa.schema([])
+
+Rows = TypeVar("Rows", pa.Table, pa.RecordBatch)
 
 
 def output_schema(id_type: pa.DataType, carried: pa.Schema = _EMPTY) -> pa.Schema:
@@ -123,6 +152,70 @@ def check_output_schema(schema: pa.Schema) -> None:
     wrong = [f"{a.name} is {a.type}, not {b.type}" for a, b in zip(schema, wanted, strict=True) if a.type != b.type]
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def current_schema(schema: pa.Schema, version: str) -> pa.Schema:
+    """What the rows of a file are read as.
+
+    Args:
+        schema: of the file.
+        version: that it was written with, one of `READABLE_VERSIONS`.
+
+    Raises:
+        ValueError: it is not what that version has.
+    """
+    if version != _BEFORE:
+        check_output_schema(schema)
+        return schema
+    own, carried = list(schema)[: len(_NAMES_OF_1)], list(schema)[len(_NAMES_OF_1) :]
+    if tuple(field.name for field in own) != _NAMES_OF_1:
+        raise ValueError(f"columns must begin with {', '.join(_NAMES_OF_1)}, not {', '.join(schema.names)}")
+    current = pa.schema([*own, *_ADDED, *(field for field in carried if not _is_added(field.name))])
+    check_output_schema(current)
+    return current
+
+
+def stored_columns(columns: Sequence[str], version: str) -> list[str]:
+    """Those of some columns that files of a version have, by their paths; at least one."""
+    if version != _BEFORE:
+        return list(columns)
+    return [name for name in columns if not _is_added(name)] or ["image_id"]
+
+
+def current_rows(stored: Rows, columns: Sequence[str] | None, version: str, run_id: str) -> Rows:
+    """Rows of a file with the columns that it does not have.
+
+    Args:
+        stored: the `stored_columns`, or all.
+        columns: that are wanted, by their paths; ``None`` for all.
+        version: that the file was written with.
+        run_id: of its footer.
+    """
+    if version != _BEFORE:
+        return stored
+    known = {"run_id": run_id}
+    names = current_schema(stored.schema, version).names if columns is None else _tops(columns, stored.schema.names)
+    rows = stored.select([name for name in stored.schema.names if not _is_added(name)])
+    for field in (field for field in _ADDED if field.name in names):
+        rows = rows.append_column(field, pa.repeat(pa.scalar(known.get(field.name), field.type), stored.num_rows))
+    return rows.select(names)
+
+
+def _is_added(name: str) -> bool:
+    """Whether files of schema 1 have no such column, or a carried one whose name was free then."""
+    return name.casefold().partition(".")[0] in _ADDED.names
+
+
+def _tops(paths: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The columns that some paths lead into, each once, in their order."""
+    longest = sorted(names, key=len, reverse=True)  # a name may have a dot in it
+    return list(dict.fromkeys(next((n for n in longest if f"{path}.".startswith(f"{n}.")), path) for path in paths))
+
+
+def made_by(rows: pa.Table, run_id: str) -> pa.Table:
+    """Rows of the output's schema with the run that makes them."""
+    place = rows.column_names.index("run_id")
+    return rows.set_column(place, rows.schema.field(place), pa.repeat(pa.scalar(run_id), len(rows)))
 
 
 @dataclass(frozen=True)

@@ -150,6 +150,27 @@ def load_config(kind: type[Config], path: str | Path, overrides: Sequence[str] =
         raise ConfigError(_report(kind, str(path), error, sources)) from None
 
 
+def parse_settings(kind: type[Config], option: str, texts: Sequence[str]) -> Config:
+    """Settings that stand in a command line as ``key=value``.
+
+    Args:
+        kind: class of the settings.
+        option: that they follow, for messages.
+        texts: as the overrides of `load_config`.
+
+    Raises:
+        ConfigError: what they say cannot be used.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        key, value = _parse_override(kind, text)
+        _put(values, key, value, text)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_report(kind, option, error, {})) from None
+
+
 def read_values(path: UriText, kind: type[Value], form: str) -> Value:
     """Read a YAML file of keys and values that is no config.
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 
 from pipeline.storage.errors import StorageError, cannot_read, explained, not_there
 from pipeline.storage.filesystems import open_aws_client, open_filesystem
 from pipeline.storage.uris import Uri, hide_secrets
+from pipeline.storage.versions import ObjectVersion, version_of_info, version_of_status
 
 PARQUET_SUFFIXES = (".parquet", ".pq")
 
@@ -24,8 +25,15 @@ _TIMEOUT_S = 30.0  # without a byte of a page
 _MAX_ATTEMPTS = 6  # at a page
 
 
-def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
-    """The files below a folder or prefix, as paths relative to it, in the order of their code points.
+class ListedFile(NamedTuple):
+    """A file in a listing: its path in the folder, and its version as far as the listing tells."""
+
+    path: str
+    version: ObjectVersion
+
+
+def list_files(uri: Uri, scratch_uri: Uri | None = None, with_versions: bool = False) -> Iterator[ListedFile]:
+    """The files below a folder or prefix, with paths relative to it, in the order of their code points.
 
     Keys of object stores come as they are. Hidden files, and those in hidden folders, are left out: a part of their
     path begins with a dot (and is not ``.`` or ``..``, which are names like others in a key). Symbolic links are
@@ -34,6 +42,7 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
     Args:
         uri: of the folder or prefix.
         scratch_uri: left out if it lies in the folder.
+        with_versions: look at each file where a listing has but names, which on a mounted disk takes a moment each.
 
     Raises:
         StorageError: the folder cannot be listed.
@@ -44,15 +53,15 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None) -> Iterator[str]:
         scratch = open_filesystem(scratch_uri)[1].rstrip("/") + "/"
     try:
         if uri.scheme == "file":
-            found = _walk(path, "", ())
+            found = _walk(path, "", (), with_versions)
         elif uri.scheme == "s3":
             found = _list_s3(path)
         else:
             found = _list_at_once(filesystem, path)
-        for relative in found:
-            is_scratch = scratch is not None and f"{path}/{relative}".startswith(scratch)
-            if not is_scratch and not _is_hidden(relative):
-                yield relative
+        for file in found:
+            is_scratch = scratch is not None and f"{path}/{file.path}".startswith(scratch)
+            if not is_scratch and not is_hidden(file.path):
+                yield file
     except OSError as error:
         raise cannot_read(uri, error) from None
 
@@ -64,7 +73,8 @@ def is_parquet(relative: str) -> bool:
     )
 
 
-def _is_hidden(relative: str) -> bool:
+def is_hidden(relative: str) -> bool:
+    """Whether a part of a path in a folder begins with a dot, and is not ``.`` or ``..``."""
     if not relative.startswith(".") and "/." not in relative:
         return False
     return any(part.startswith(".") and part not in (".", "..") for part in relative.split("/"))
@@ -87,6 +97,17 @@ def is_folder(uri: Uri) -> bool:
     return info.type == pafs.FileType.Directory
 
 
+def is_there(uri: Uri) -> bool:
+    """Whether there is a file or a folder.
+
+    Raises:
+        StorageError: it cannot be told.
+    """
+    filesystem, path = open_filesystem(uri)
+    with explained(uri):
+        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
 def check_there(places: Mapping[str, Uri]) -> None:
     """Return if there is a file or a folder at each place: a job asks before it loads what takes long.
 
@@ -103,7 +124,7 @@ def check_there(places: Mapping[str, Uri]) -> None:
             raise StorageError(f"{setting}: {error}") from None
 
 
-def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...], with_versions: bool) -> Iterator[ListedFile]:
     status = os.stat(path)
     here = (status.st_dev, status.st_ino)
     if here in ancestors:
@@ -115,12 +136,20 @@ def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Ite
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _walk(os.path.join(path, name), prefix + name, (*ancestors, here))
+            yield from _walk(os.path.join(path, name), prefix + name, (*ancestors, here), with_versions)
         else:
-            yield prefix + name
+            version = _local_version(os.path.join(path, name)) if with_versions else ObjectVersion()
+            yield ListedFile(prefix + name, version)
 
 
-def _list_s3(path: str) -> Iterator[str]:
+def _local_version(path: str) -> ObjectVersion:
+    try:
+        return version_of_status(os.stat(path))
+    except OSError:  # a link to nowhere, or gone since: whoever reads it says so
+        return ObjectVersion()
+
+
+def _list_s3(path: str) -> Iterator[ListedFile]:
     # botocore hands out a page at a time, in the order of the keys, takes keys literally, and retries;
     # pyarrow would hold all of them at once, obstore refuses keys with an empty segment.
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
@@ -132,14 +161,15 @@ def _list_s3(path: str) -> Iterator[str]:
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for entry in page.get("Contents", ()):
                 if not entry["Key"].endswith("/"):
-                    yield entry["Key"][len(prefix) :]
+                    version = ObjectVersion.told(entry["Size"], entry.get("ETag"), entry["LastModified"])
+                    yield ListedFile(entry["Key"][len(prefix) :], version)
     except (BotoCoreError, ClientError) as error:
         raise StorageError(f"s3://{path} cannot be listed: {hide_secrets(str(error))}") from None
 
 
-def _list_at_once(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+def _list_at_once(filesystem: pafs.FileSystem, path: str) -> Iterator[ListedFile]:
     base = path.rstrip("/") + "/"
     found: dict[str, Any] = filesystem.handler.fs.find(path, detail=True)  # not Arrow's own, which mends the names
-    yield from sorted(
-        name.removeprefix(base) for name, info in found.items() if info["type"] == "file" and name.startswith(base)
-    )
+    for name, info in sorted(found.items()):
+        if info["type"] == "file" and name.startswith(base):
+            yield ListedFile(name.removeprefix(base), version_of_info(info))

@@ -123,13 +123,13 @@ def parts(rows_per_file: int) -> Any:
 def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     run.parts = parts(rows_per_file)
     with contextlib.ExitStack() as stack:
-        run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
+        run.run(SimpleNamespace(num_pending=100), stack, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_what_waits_and_is_written_is_bounded_in_bytes(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An eighth of a node's object store for a file, a quarter of all of it for those together."""
     _, store = work("", None)
-    writes = graph.Writes(parts(rows_per_file=1000))
+    writes = graph.Writes(parts(rows_per_file=1000), SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setattr(store, "wait", lambda *_, **__: ([], []))  # none is done
     for name in "abcd":
         assert not writes.full
@@ -209,11 +209,13 @@ def executed(
 ) -> Callable[[], RunJson]:
     """The job from where Ray is connected on, without Ray."""
     monkeypatch.setattr(job._Run, "_new_report", lambda *_: RunJson(run_id="second", state=RunState.RUNNING))
-    monkeypatch.setattr(job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(
+        job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2, num_to_do=2)
+    )
     monkeypatch.setattr(job._Run, "_annotate_all", work)
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
-    run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
+    run = job._Run(anything, anything, anything, store, anything, lambda: None, "second", anything)  # type: ignore[arg-type]
     started: Any = SimpleNamespace(cluster={}, figures=lambda: ThisRun(), changes=dict)
     redo = run.to_redo(store.files(), anything, retry_failed)
     return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))

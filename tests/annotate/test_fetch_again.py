@@ -22,7 +22,9 @@ from pipeline.annotate.stages.ordering import BatchOrder
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
 from pipeline.images.decode import DecodedImage
+from pipeline.storage.fetch.rules import Fetched
 from pipeline.storage.uris import UriText
+from pipeline.storage.versions import ObjectVersion
 from pipeline.tables.packed import packed, unpacked
 
 SIZES = ((64, 96), (96, 64), (60, 60))
@@ -41,11 +43,14 @@ class DyingPictures(PictureSource):
     died: str = ""
     takes_along: int = 0
 
-    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, Fetched | ImageFailure]]:
         images = [int(uri.secret_text) for uri in uris if uri is not None]
         gone = ImageFailure("fetch", "timeout", "")
         is_second = os.path.exists(self.died)
-        yield {i: gone if is_second and image % 7 == 0 else b"%d" % image for i, image in enumerate(images)}
+        yield {
+            i: gone if is_second and image % 7 == 0 else Fetched(b"%d" % image, ObjectVersion())
+            for i, image in enumerate(images)
+        }
 
     def size(self, data: bytes | ImageFailure) -> tuple[int, int] | None:
         return None if isinstance(data, ImageFailure) else SIZES[int(data) % len(SIZES)]

@@ -23,6 +23,7 @@ from pipeline.annotations.schema import output_schema
 from pipeline.model.categories import Category
 from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage.uris import Uri
+from testing.output_rows import as_schema_1
 from testing.rounds_without_ray import rounds_without_ray
 from testing.s3_server import S3Server
 from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
@@ -115,15 +116,15 @@ def test_each_file_is_read_twice_a_run(config: AnnotateConfig, counted: Callable
     # Footer and ids; and where images have failed, their messages for the page and for the closing words.
     assert of_data(requests, "GET") == {name: 4 if failed else 2 for name, failed in after.items()}
     assert of_data(requests, "HEAD") == {}
-    # Whose folder it is; recovery; what is pending; closing audit; page; closing words.
-    assert requests["LIST", "data"] == 6
+    # Whose folder it is; recovery; what is pending; closing audit; twice each for page and closing words.
+    assert requests["LIST", "data"] == 8
 
     with counted() as requests:
         state, said = run(config)
     assert state is RunState.NOTHING_TO_DO
     assert of_data(requests, "GET") == {name: 3 if failed else 2 for name, failed in after.items()}
-    # Recovery; what is pending; closing words.
-    assert requests["LIST", "data"] == 3
+    # Recovery; what is pending; twice for the closing words.
+    assert requests["LIST", "data"] == 4
 
 
 local = pytest.mark.parametrize("uri", ["local"], indirect=True)
@@ -167,3 +168,29 @@ def test_rows_of_others_that_are_not_in_the_manifest_change_nothing(config: Anno
 
     state, said = run(config, write)
     assert (state, said.splitlines()[0][:9]) == (RunState.FINISHED, "12 images")
+
+
+@local
+def test_an_output_of_the_release_before_goes_on(config: AnnotateConfig) -> None:
+    """Its files stay as they are; the new ones say more; and what is made of both says whose rows are whose."""
+    store = OutputStore(config.output.uri)
+    folder = Path(str(store.uri)) / "data"
+    old = {path: as_schema_1(path) or path.read_bytes() for path in folder.iterdir()}
+    assert run(config)[0] is RunState.FINISHED
+    assert {path: path.read_bytes() for path in old} == old
+    (new,) = set(folder.iterdir()) - old.keys()
+    assert pq.read_metadata(new).metadata[b"maskfleet.schema_version"] == b"2"
+    assert run(config)[0] is RunState.NOTHING_TO_DO
+    with rounds_without_ray(rows):
+        report = annotate(config, retry_failed=True, store=OutputStore(store.uri))
+    assert report.state is RunState.FINISHED
+    store = OutputStore(store.uri)
+    made_by = {
+        image_id: run_id
+        for table in store.iter_ids(store.files().settled, ("image_id", "run_id"))
+        for image_id, run_id in zip(*table.to_pydict().values(), strict=True)
+    }
+    again = {FAILED, FAILED_OF_NEW}
+    assert {made_by[i] for ids in FILES for i in ids if i not in again} == {"earlier"}
+    assert {made_by[i] for i in again} == {report.run_id}
+    assert made_by.keys() == set(range(12))

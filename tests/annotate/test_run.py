@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -53,6 +54,7 @@ from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.uris import Uri
+from pipeline.storage.versions import ObjectVersion, microseconds, version_of_bytes, version_of_status
 from testing.s3_server import S3Server, s3_environment_variables
 from testing.small_model import SMALL, SMALL_CATEGORIES, SMALL_SETTINGS, picture
 from testing.web import serving
@@ -368,6 +370,19 @@ class TestFirstRun:
         number = next(n for n, blob in world.good.items() if blob == GOOD_FILES["turned.jpg"])
         row = first.rows[number]
         assert (row["exif_orientation"], row["height"], row["width"]) == (6, 90, 60)
+
+    def test_what_rows_were_made_from(self, first: First, world: World) -> None:
+        contents = dict(zip(world.table["image_id"].to_pylist(), world.table["image_bytes"].to_pylist(), strict=True))
+        for number, row in first.rows.items():
+            assert (row["run_id"], row["object_deleted"]) == (first.report["run_id"], False)
+            wanted = ObjectVersion()
+            if contents[number] is not None:
+                wanted = version_of_bytes(contents[number])
+            elif row["stage"] != "fetch":
+                wanted = version_of_status(os.stat(row["image_uri"]))
+            time = row["object_mtime"]
+            found = (row["object_etag"], row["object_size"], time and microseconds(time), row["object_version"])
+            assert found == wanted, row["image_uri"]
 
     def test_the_books_close(self, first: First, world: World) -> None:
         assert sorted(first.rows) == sorted(world.table["image_id"].to_pylist())

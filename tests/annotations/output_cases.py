@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
+from testing.output_rows import output_rows
 
 CATEGORY_IDS = (1, 2, 90)
 CATEGORY_NAMES = ("person", "bicycle", "toothbrush")
@@ -36,7 +37,6 @@ def output_table(
     """A row per id; image number n (by position) has n modulo 4 detections."""
     bad = [i in failed for i in ids]
     found = [None if is_bad else image_detections(n % 4, n) for n, is_bad in enumerate(bad)]
-    schema = output_schema(pa.array(ids).type, carried.schema if carried else pa.schema([]))
     columns = [
         pa.array(ids),
         pa.array([f"s3://images/{i}.jpg" for i in ids]),
@@ -47,7 +47,7 @@ def output_table(
         detections_array(found, CATEGORY_IDS, CATEGORY_NAMES),
         *(pa.array([text if is_bad else None for is_bad in bad], pa.string()) for text in ("fetch", "not_found", "?")),
     ]
-    return pa.table(columns + (list(carried.columns) if carried else []), schema=schema)
+    return output_rows(columns, carried)
 
 
 def all_ids(store: OutputStore) -> list[int | str]:

@@ -29,6 +29,7 @@ from pipeline.export.labels import Labels
 from pipeline.storage.objects.any_fsspec import FsspecObjects
 from pipeline.storage.uris import Uri
 from pipeline.train.data.pseudo_labels import ScoreBands, read_pseudo_labels
+from testing.output_rows import NAMES_OF_1
 from tests.export.export_cases import CATEGORIES, IDENTITY, Picture, awkward_pictures, table_of
 
 ADVICE = ("Move it away and run annotate again", "is cut off; run again to recover")
@@ -167,7 +168,7 @@ def _of_an_earlier_release(table: pa.Table, changed: dict[str, str | bytes | Non
     texts = asdict(IDENTITY) | values | changed
     sink = pa.BufferOutputStream()
     metadata = {f"maskfleet.{key}": text for key, text in texts.items() if text is not None}
-    pq.write_table(table.replace_schema_metadata(metadata), sink)
+    pq.write_table(table.select(NAMES_OF_1).replace_schema_metadata(metadata), sink)
     return sink.getvalue().to_pybytes()
 
 

@@ -7,12 +7,13 @@ import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from pipeline.annotations.data_file import Footer, read_footer
+from pipeline.annotations.data_file import Footer, data_file_name, read_footer
 from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.ledger import OutputStore
-from pipeline.storage.objects.base import Entry, Listing
+from pipeline.storage.objects.base import Entry, Listing, ReadFailed
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
@@ -85,3 +86,58 @@ def test_a_look_at_many_files_takes_no_square_of_time(
     survey = DataFolder(store.uri, 4).survey(open_objects(store.uri))
     assert (len(survey.footers), survey.foreign) == (20_000, ())
     assert time.process_time() - before < 8  # 1 s on a machine that does nothing else; 30 s with the square
+
+
+@pytest.mark.parametrize("look", ["survey", "current"])
+def test_a_listing_that_shows_neither_the_new_file_nor_the_old_ones(
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch, look: str
+) -> None:
+    """A listing has come past the name of the new file when that is written, and not to those that are removed then."""
+    before = list(store.files().footers)
+    last = before[NUM_FILES // 2 :]
+    tables = list(store.iter_ids(last, None))
+    orders = (pa.concat_tables([*tables[n:], *tables[:n]]) for n in range(len(tables)))
+    rows = next(rows for rows in orders if data_file_name(rows["image_id"]) < last[0].name)
+    listed = LocalObjects.list
+    torn = []
+
+    def list_in_two_steps(objects: LocalObjects, folder: str) -> Listing:
+        if torn:
+            return listed(objects, folder)
+        torn.append(folder)
+        store.replace(dict.fromkeys(last, 0), rows, IDENTITY, lambda: None)
+        return Listing([entry for entry in before if entry not in last], [])
+
+    monkeypatch.setattr(LocalObjects, "list", list_in_two_steps)
+    found = getattr(DataFolder(store.uri, 4), look)(open_objects(store.uri))
+    footers = found.footers if look == "survey" else found
+    assert torn
+    assert sum(footer.counts.rows for footer in footers.values()) == 2 * NUM_FILES
+    assert len(footers) == NUM_FILES - len(last) + 1
+
+
+def test_a_file_that_was_replaced_since_is_no_damage(store: OutputStore) -> None:
+    folder, objects = DataFolder(store.uri, 4), open_objects(store.uri)
+    entry = next(iter(folder.current(objects)))
+    store.replace({entry: 2}, output_table([1]).slice(1), IDENTITY, lambda: None)
+    with pytest.raises(ReadFailed, match=f"{entry.name} is gone: it was replaced after the output was listed; try"):
+        folder.read(objects, entry, None)
+
+
+def test_a_file_that_is_gone_for_good_does_not_count(store: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rows failed, were removed, and are made anew while somebody looks."""
+    listed, num_looks = LocalObjects.list, 0
+
+    def list_files(objects: LocalObjects, folder: str) -> Listing:
+        nonlocal num_looks
+        num_looks += 1
+        if num_looks == 2:
+            entry = next(iter(OutputStore(store.uri).folder.footers(open_objects(store.uri))))
+            rows = next(store.iter_ids([entry], None))
+            store.replace({entry: rows.num_rows}, rows.slice(0, 0), IDENTITY, lambda: None)
+            store.write_rows(rows.take([1, 0]), IDENTITY)
+        return listed(objects, folder)
+
+    monkeypatch.setattr(LocalObjects, "list", list_files)
+    footers = DataFolder(store.uri, 4).current(open_objects(store.uri))
+    assert sum(footer.counts.rows for footer in footers.values()) == 2 * NUM_FILES

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,6 +23,7 @@ from hypothesis import strategies as st
 
 from pipeline.annotations.data_file import Counts, OutputError, data_file_name, encode_data_file
 from pipeline.annotations.ledger import IdentityMismatch, OutputStore
+from pipeline.annotations.schema import made_by
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.objects.open import open_objects
@@ -49,7 +52,7 @@ def local(tmp_path: Path) -> OutputStore:
     return OutputStore(Uri(str(tmp_path / "out")))
 
 
-def put_file(store: OutputStore, table: pa.Table, replaces: str = "", token: str = "") -> str:
+def put_file(store: OutputStore, table: pa.Table, replaces: Mapping[str, int] | None = None, token: str = "") -> str:
     """Put a data file there, whatever the store thinks of it; its name."""
     name = data_file_name(table["image_id"], token)
     content = encode_data_file(table, IDENTITY, 1, replaces)
@@ -164,7 +167,7 @@ class TestWriteRows:
         assert Path(path).stat().st_size == file.size_bytes
         assert metadata.row_group(0).column(0).compression == "ZSTD"
         keys = {key.decode(): value.decode() for key, value in metadata.metadata.items() if b"maskfleet" in key}
-        assert keys["maskfleet.schema_version"] == "1"
+        assert keys["maskfleet.schema_version"] == "2"
         assert keys["maskfleet.weights_sha256"] == "a" * 64
         assert keys["maskfleet.config_digest"] == "c" * 64
         assert json.loads(keys["maskfleet.content_config"]) == {"model": {"threshold": 0.05}}
@@ -283,8 +286,9 @@ class TestIdentity:
 
     def test_schema_version(self, local: OutputStore, monkeypatch: pytest.MonkeyPatch) -> None:
         local.write_rows(output_table([1]), IDENTITY)
-        monkeypatch.setattr("pipeline.annotations.data_file.SCHEMA_VERSION", "2")
-        with pytest.raises(IdentityMismatch, match="schema_version: 1 -> 2"):
+        monkeypatch.setattr("pipeline.annotations.data_file.READABLE_VERSIONS", ("3",))
+        monkeypatch.setattr("pipeline.annotations.data_file.SCHEMA_VERSION", "3")
+        with pytest.raises(IdentityMismatch, match="schema_version: 2 -> 3"):
             local.files().check_identity(IDENTITY)
 
     def test_columns(self, local: OutputStore) -> None:
@@ -323,16 +327,21 @@ class Crash(BaseException):
 
 
 class Crashing(ObjectFolder):
-    """Dies before the change number ``changes_left`` + 1."""
+    """Dies before the change number ``left`` + 1; or before that request, if reads count as well."""
 
-    def __init__(self, inner: ObjectFolder, changes_left: int) -> None:
+    def __init__(self, inner: ObjectFolder, left: int, reads_count: bool) -> None:
         self.inner = inner
-        self.changes_left = changes_left
+        self.left = left
+        self.reads_count = reads_count
 
     def _change(self) -> None:
-        if self.changes_left == 0:
+        if self.left == 0:
             raise Crash
-        self.changes_left -= 1
+        self.left -= 1
+
+    def _read(self) -> None:
+        if self.reads_count:
+            self._change()
 
     def modified_at(self, name: str) -> Any:
         raise NotImplementedError
@@ -349,12 +358,15 @@ class Crashing(ObjectFolder):
         raise NotImplementedError
 
     def list(self, folder: str) -> Any:
+        self._read()
         return self.inner.list(folder)
 
     def read(self, name: str, max_bytes: int | None = None) -> Any:
+        self._read()
         return self.inner.read(name, max_bytes)
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
+        self._read()
         return self.inner.read_range(name, start, stop)
 
     def create(self, name: str, content: bytes) -> str:
@@ -364,9 +376,9 @@ class Crashing(ObjectFolder):
         raise NotImplementedError
 
 
-def crashing_after(store: OutputStore, changes: int) -> OutputStore:
-    """The same folder, written by a process that lives for so many changes."""
-    objects = Crashing(open_objects(store.uri, 10.0), changes)
+def crashing_after(store: OutputStore, left: int, reads_count: bool = False) -> OutputStore:
+    """The same folder, written by a process that lives for so many changes, or requests."""
+    objects = Crashing(open_objects(store.uri, 10.0), left, reads_count)
 
     class Dying(OutputStore):
         def _open(self) -> ObjectFolder:
@@ -445,7 +457,11 @@ class TestStripFailed:
         assert re.fullmatch(r"part-[0-9a-f]{20}-[0-9a-f]{8}\.parquet", new)
         assert new == data_file_name(table["image_id"].slice(1), new[-16:-8])
         assert new[:25] != old.name[:25]
-        assert pq.read_table(f"{local.uri}/data/{new}").replace_schema_metadata(None).equals(table.slice(1))
+        assert (
+            pq.read_table(f"{local.uri}/data/{new}")
+            .replace_schema_metadata(None)
+            .equals(made_by(table, "run-7").slice(1))
+        )
         identity = local.files().identity()
         assert identity is not None
         assert identity.run_id == "run-7"
@@ -460,10 +476,141 @@ class TestStripFailed:
 
     def test_a_replacement_with_other_rows_deletes_nothing(self, local: OutputStore) -> None:
         old = local.write_rows(output_table([1, 2, 3], {2}), IDENTITY)
-        put_file(local, output_table([1]), old.name)
+        put_file(local, output_table([1]), {old.name: 1})
         with pytest.raises(OutputError, match="holds other rows"):
             local.recover(free)
         assert len(data_names(local)) == 2
+
+
+def nightly(night: int, ids: Sequence[int], failed: Collection[int] = ()) -> pa.Table:
+    """Rows that tell which night they are of."""
+    return output_table(ids, failed, pa.table({"night": [night] * len(ids)}))
+
+
+def nights(store: OutputStore) -> list[tuple[int, int]]:
+    """Id and night of every row that counts, sorted."""
+    tables = store.iter_ids(store.files().settled, ("image_id", "night"))
+    return sorted(pair for t in tables for pair in zip(*(t[name].to_pylist() for name in t.column_names), strict=True))
+
+
+class TestReplace:
+    """Four files, of which three make way for one: newer rows of some images, one image less, and one more."""
+
+    OLD = ([1, 2, 3], [4, 5], [6], [7])
+    BEFORE: ClassVar = [(i, 1) for i in range(1, 8)]
+    AFTER: ClassVar = [(1, 2), (3, 1), (4, 2), (5, 1), (6, 2), (7, 1), (8, 2)]
+
+    def write(self, store: OutputStore) -> None:
+        for ids in self.OLD:
+            store.write_rows(nightly(1, ids), IDENTITY)
+
+    def exchange(self, store: OutputStore) -> None:
+        entries = {entry.name: entry for entry in store.files().settled}
+        old = [entries[data_file_name(pa.chunked_array([ids]))] for ids in self.OLD[:3]]
+        rows = pa.concat_tables([nightly(2, [1, 4]), nightly(1, [3, 5]), nightly(2, [8, 6])])
+        store.replace(dict(zip(old, (1, 0, 0), strict=True)), rows, IDENTITY, free)
+
+    @pytest.mark.parametrize("kind", ["local", "s3"])
+    def test_a_death_at_each_request_in_turn(self, request: pytest.FixtureRequest, tmp_path: Path, kind: str) -> None:
+        """And at each one of the recovery after it: the old rows or the new ones, never both, never less."""
+        if kind == "s3":
+            request.getfixturevalue("s3")
+        left, states = 0, set()
+        while True:
+            place = f"{tmp_path}/{left}" if kind == "local" else f"s3://bucket/{uuid.uuid4().hex}"
+            store = OutputStore(Uri(place), concurrency=1)
+            self.write(store)
+            try:
+                self.exchange(crashing_after(store, left, reads_count=True))
+            except Crash:
+                pass
+            else:
+                break
+            found = nights(store)
+            assert found in (self.BEFORE, self.AFTER)
+            states.add((found == self.AFTER, len(data_names(store))))
+            for left_then in range(20):
+                with suppress(Crash):
+                    crashing_after(store, left_then, reads_count=True).recover(free)
+                assert nights(store) == found
+            assert not store.recover(free)
+            assert len(data_names(store)) == len(store.files().settled) == (2 if found == self.AFTER else 4)
+            left += 1
+        assert states == {(False, 4), (True, 5), (True, 4), (True, 3)}, "one of them was not tried"
+        assert nights(store) == self.AFTER
+
+    def test_the_new_file_names_the_old_ones_and_what_it_leaves_out(self, local: OutputStore) -> None:
+        self.write(local)
+        self.exchange(local)
+        (replaces,) = [footer.replaces for footer in local.files().footers.values() if footer.replaces]
+        names = [data_file_name(pa.chunked_array([ids])) for ids in self.OLD[:3]]
+        assert replaces == dict(zip(names, (1, 0, 0), strict=True))
+
+    def test_by_no_rows(self, local: OutputStore) -> None:
+        self.write(local)
+        (entry,) = [entry for entry, footer in local.files().footers.items() if footer.counts.rows == 3]
+        assert local.replace({entry: 3}, nightly(2, [9]).slice(1), IDENTITY, free) is None
+        assert nights(local) == self.BEFORE[3:]
+
+    def test_by_the_same_ids(self, local: OutputStore) -> None:
+        """The names differ by the token alone, and a latecomer with the old rows has the name of the old file."""
+        old = local.write_rows(nightly(1, [1, 2]), IDENTITY)
+        content = Path(f"{local.uri}/data/{old.name}").read_bytes()
+        for night in (2, 3):
+            (entry,) = local.files().settled
+            local.replace({entry: 0}, nightly(night, [1, 2], {1}), IDENTITY, free)
+            assert nights(local) == [(1, night), (2, night)]
+            Path(f"{local.uri}/data/{old.name}").write_bytes(content)
+            assert nights(local) == [(1, night), (2, night)]
+            assert local.recover(free)
+            assert nights(local) == [(1, night), (2, night)]
+        assert len(data_names(local)) == 1
+
+    @pytest.mark.parametrize("left", range(3))
+    def test_what_replaced_a_file_goes_after_it(self, local: OutputStore, left: int) -> None:
+        """A latecomer that was replaced by a file that was replaced: without that one nobody knows it."""
+        contents = {}
+        local.write_rows(nightly(1, [1, 2]), IDENTITY)
+        for night in (2, 3):
+            (entry,) = local.files().settled
+            contents[entry.name] = Path(f"{local.uri}/data/{entry.name}").read_bytes()
+            local.replace({entry: night - 2}, nightly(night, [night * 10, 1, 2]), IDENTITY, free)
+        for name, content in contents.items():
+            Path(f"{local.uri}/data/{name}").write_bytes(content)
+        assert len(data_names(local)) == 3
+        with suppress(Crash):
+            crashing_after(local, left).recover(free)
+        assert nights(local) == [(1, 3), (2, 3), (30, 3)]
+        local.recover(free)
+        assert nights(local) == [(1, 3), (2, 3), (30, 3)]
+
+    @pytest.mark.parametrize("left_out", [0, 2])
+    def test_one_that_holds_not_what_it_says_deletes_nothing(self, local: OutputStore, left_out: int) -> None:
+        old = local.write_rows(output_table([1, 2, 3]), IDENTITY)
+        put_file(local, output_table([1, 3]), {old.name: left_out})
+        with pytest.raises(OutputError, match=f"claims to replace {old.name}.*holds other rows"):
+            local.recover(free)
+        assert len(data_names(local)) == 2
+
+    def test_of_an_earlier_release(self, local: OutputStore) -> None:
+        """There it has a name alone, and leaves out what failed."""
+        old = local.write_rows(output_table([1, 2, 3], {2}), IDENTITY)
+        name = put_file(local, output_table([1, 3]), {old.name: 0})
+        path = f"{local.uri}/data/{name}"
+        table = pq.read_table(path)
+        metadata = table.schema.metadata | {b"maskfleet.replaces": old.name.encode()}
+        del metadata[b"maskfleet.footer_sha256"]
+        pq.write_table(table.replace_schema_metadata(metadata), path)
+        assert all_ids(local) == [1, 3]
+        assert local.recover(free).replaced == (old.name,)
+        assert data_names(local) == [name]
+
+    def test_two_that_claim_to_replace_each_other(self, local: OutputStore) -> None:
+        one, two = (data_file_name(pa.chunked_array([ids])) for ids in ([1, 2], [2, 1]))
+        put_file(local, output_table([1, 2]), {two: 0})
+        put_file(local, output_table([2, 1]), {one: 0})
+        assert not local.recover(free)
+        assert data_names(local) == sorted([one, two])
 
 
 WRITER = """

@@ -236,9 +236,7 @@ class TestDamage:
         table = output_table(range(100, 104))
         OutputStore(uri).write_rows(table, replace(IDENTITY, weights_sha256="b" * 64))
         name = data_file_name(table["image_id"], "00000000")
-        (out / "data" / name).write_bytes(
-            encode_data_file(table, IDENTITY, 1, replaces="part-" + "0" * 20 + ".parquet")
-        )
+        (out / "data" / name).write_bytes(encode_data_file(table, IDENTITY, 1, {"part-" + "0" * 20 + ".parquet": 0}))
         (out / "run.json").write_text("{")
         overview = look_over(uri)
         assert overview.counts.rows == 44, "rows that are there twice count once"

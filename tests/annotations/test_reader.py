@@ -62,7 +62,7 @@ def test_a_file_that_was_replaced(tmp_path: Path) -> None:
     uri = write_output(tmp_path / "out", old)
     name = data_file_name(table_of(old)["image_id"])
     kept = table_of(old[:1])
-    content = encode_data_file(kept, replace(IDENTITY, run_id="later"), 3, replaces=name)
+    content = encode_data_file(kept, replace(IDENTITY, run_id="later"), 3, {name: 1})
     (tmp_path / "out" / "data" / data_file_name(kept["image_id"])).write_bytes(content)
     source = open_source(uri)
     assert (source.counts.annotated, source.counts.failed) == (1, 0)

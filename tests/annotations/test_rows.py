@@ -90,7 +90,7 @@ def test_a_replaced_file_does_not_count(output: Path) -> None:
     """A run that died while it replaced a file has left both."""
     old = min((output / "data").iterdir())
     table = pq.ParquetFile(old).read().slice(1)
-    content = encode_data_file(table.replace_schema_metadata(None), IDENTITY, 3, replaces=old.name)
+    content = encode_data_file(table.replace_schema_metadata(None), IDENTITY, 3, {old.name: 1})
     (output / "data" / data_file_name(table["image_id"])).write_bytes(content)
     kept = set(range(10)) - {pq.ParquetFile(old).read()["image_id"][0].as_py()}
     ids = [row["image_id"] for row in OutputRows(Uri(str(output))).annotated()]

@@ -14,9 +14,10 @@ from pycocotools import mask as coco_mask
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import RunJson, RunState
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.config.images import ImagesConfig
 from pipeline.storage.uris import Uri
+from testing.output_rows import output_rows
 
 CATEGORY_IDS, CATEGORY_NAMES = (3, 7), ("cat", "Äpfel")
 IDENTITY = Identity("tiny", "a" * 64, "c" * 64, "{}", "0.1", "run-1")
@@ -72,7 +73,7 @@ def write_output(
         *(pa.array([text if is_bad else None for is_bad in bad], pa.string()) for text in ("fetch", "not_found", "?")),
     ]
     store = OutputStore(Uri(str(uri)))
-    store.write_rows(pa.table(columns, schema=output_schema(columns[0].type)), IDENTITY)
+    store.write_rows(output_rows(columns), IDENTITY)
     config = {"images": (images or ImagesConfig()).model_dump(mode="json")}
     counts = {"cat": 3, "Äpfel": 3}
     run = RunJson(state=RunState.FINISHED, config=config, image_root=image_root, detections_per_category=counts)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.ground_truth import DealtTruth, deal_truth
 from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
@@ -21,6 +21,7 @@ from pipeline.evaluate.inputs.read_group import read_group
 from pipeline.evaluate.shuffle.chunks import ChunkStore
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.storage.uris import Uri
+from testing.output_rows import output_rows as made_rows
 
 Json = dict[str, Any]
 
@@ -78,7 +79,7 @@ def output_rows(
         detections_array(found, list(names), list(names.values())),
         *(pa.array(["?" if is_bad else None for is_bad in bad], pa.string()) for _ in range(3)),
     ]
-    return pa.table(columns, schema=output_schema(columns[0].type))
+    return made_rows(columns)
 
 
 def _detections(image: Json, rows: Sequence[Json], labels: Mapping[int, int]) -> ImageDetections:

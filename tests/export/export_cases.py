@@ -22,10 +22,11 @@ from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import RunJson, RunState
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, output_schema
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
 from pipeline.export.labels import Labels
 from pipeline.model.categories import Category
 from pipeline.storage.uris import Uri
+from testing.output_rows import output_rows
 
 Mask = NDArray[np.bool_]
 
@@ -122,7 +123,7 @@ def table_of(pictures: Sequence[Picture]) -> pa.Table:
         detections_array(found, [c.id for c in CATEGORIES], [c.name for c in CATEGORIES]),
         *(pa.array([text if bad else None for bad in failed], pa.string()) for text in ("fetch", "not_found", "gone")),
     ]
-    return pa.table(columns, schema=output_schema(ids.type))
+    return output_rows(columns)
 
 
 def write_output(

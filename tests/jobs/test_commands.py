@@ -87,7 +87,12 @@ CASES = {
     ),
     "model of convert": Case(["convert", "gone.pth", "{folder}/o.safetensors"], 2, "gone.pth' is neither"),
     "output of show": Case(["show", "{folder}/gone"], 2, "gone does not exist, or is empty"),
+    "output of publish": Case(["publish", "{folder}/gone", "--table", "kind=delta"], 2, "gone does not exist, or is"),
+    "table of publish": Case(["publish", "{folder}/there"], 2, "had no output.table: name one with --table"),
+    "typo in the table of publish": Case(["publish", "x", "--table", "kind=delta", "nam=y"], 2, "did you mean 'name'"),
     "an output": Case(["show", "{folder}/there", "--failed", "{folder}/failed.csv"], 0, "5 failed images"),
+    "output of compact": Case(["compact", "{folder}/gone"], 2, "gone does not exist, or is empty"),
+    "nothing to compact": Case(["compact", "{folder}/there", "--images-per-file", "1"], 0, "no small ones to join"),
     "output of demo": Case(["demo", "--out", "{folder}"], 2, "is not empty, and not of an earlier demo"),
 }
 # All in one process: what one of them loads is told of that one alone.

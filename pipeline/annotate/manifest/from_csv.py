@@ -39,6 +39,7 @@ from pipeline.annotate.manifest.rules import (
     row_namer,
     side_lengths,
 )
+from pipeline.annotate.manifest.versions import COPIED, version_table
 from pipeline.storage.errors import cannot_read
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri
@@ -133,7 +134,8 @@ def _read_table(config: ManifestConfig, scratch_uri: Uri, delimiter: str) -> Man
         columns = find_columns(config, header[1], config.uri)
         sizes = (HEIGHT, WIDTH) if has_sizes(header[1]) else ()
         named = (columns.id, columns.uri, *config.carry, *sizes)
-        wanted = list(dict.fromkeys(name for name in named if name is not None))
+        versions = {name: source for name, source in columns.versions.items() if header[1].count(source) == 1}
+        wanted = list(dict.fromkeys(name for name in (*named, *versions.values()) if name is not None))
         lines = _lines(rows, len(header[1]), config.uri, delimiter)
         for batch in _batches(config.uri, wanted, lines, delimiter):
             numbers = list(islice(lines, batch.num_rows))
@@ -143,6 +145,9 @@ def _read_table(config: ManifestConfig, scratch_uri: Uri, delimiter: str) -> Man
             table = _canonical(rows, columns, config.carry, numbers)
             for name in sizes:
                 table = table.append_column(name, side_lengths(rows[name]))
+            found = version_table({name: rows[source] for name, source in versions.items()}, len(rows))
+            for name in versions:
+                table = table.append_column(name, found[name])
             namer = row_namer(config.uri, "line", numbers)
             uris = table[URI].combine_chunks()
             check_uris(uris, config.image_root, namer)
@@ -156,7 +161,7 @@ def _read_table(config: ManifestConfig, scratch_uri: Uri, delimiter: str) -> Man
             raise _not_agreed(config.uri)
     id_type = pa.int64() if all_integers and columns.id is not None else pa.string()
     carried = pa.schema([(name, pa.string()) for name in config.carry])
-    written = Columns(ID if columns.id is not None else None, URI, None, NUMBER)
+    written = Columns(ID if columns.id is not None else None, URI, None, NUMBER, COPIED)
     return ManifestParts(writer.units, written, id_type, carried, config.image_root, "line")
 
 

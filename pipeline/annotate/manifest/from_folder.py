@@ -14,8 +14,9 @@ import pyarrow as pa
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import ID, URI, Columns, ManifestError, ManifestParts
+from pipeline.annotate.manifest.versions import COPIED, listed_versions, named_by_user
 from pipeline.images.left_out import LeftOut
-from pipeline.storage.listing import PARQUET_SUFFIXES, list_files
+from pipeline.storage.listing import PARQUET_SUFFIXES, ListedFile, list_files
 from pipeline.storage.uris import Uri
 
 # Control characters, and the lone surrogates that stand for what is not UTF-8 in a local name.
@@ -32,33 +33,35 @@ def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     UTF-8, or holds control characters, is written as a file URI writes it: the image ``b\\xff.jpg`` has the id
     ``./b%FF.jpg``, and no other has it.
     """
-    if config.carry:
-        raise ManifestError(f"{config.uri} is a folder of images: it has no columns to carry")
+    if config.carry or named_by_user(config):
+        raise ManifestError(f"{config.uri} is a folder of images: it has no columns")
     if config.image_root is not None and not config.image_root.is_at(config.uri):
         raise ManifestError("image_root has no meaning for a folder of images: leave it out")
     left_out = LeftOut()
     root = config.uri.absolute()
-    images = _only_images(list_files(config.uri, scratch_uri), config, left_out)
+    images = _only_images(list_files(config.uri, scratch_uri, with_versions=True), config, left_out)
     with UnitWriter(scratch_uri) as writer:
-        while chunk := [_id_and_uri(root, path) for path in islice(images, ROW_GROUP_ROWS)]:
-            ids, uris = zip(*chunk, strict=True)
-            writer.write(pa.table({ID: pa.array(ids, pa.string()), URI: pa.array(uris, pa.string())}))
+        while chunk := list(islice(images, ROW_GROUP_ROWS)):
+            ids, uris = zip(*(id_and_uri(root, file.path) for file in chunk), strict=True)
+            versions = listed_versions([file.version for file in chunk])
+            named = {ID: pa.array(ids, pa.string()), URI: pa.array(uris, pa.string())}
+            writer.write(pa.table({**named, **{name: versions[name] for name in versions.column_names}}))
     if not writer.units:
         raise ManifestError(f"{config.uri} has no image{f'; {left_out}' if left_out.count else ''}")
     if left_out.count:
         logger.warning("%s: %s", config.uri, left_out)
-    return ManifestParts(writer.units, Columns(ID, URI, None), pa.string(), pa.schema([]), config.uri)
+    return ManifestParts(writer.units, Columns(ID, URI, None, versions=COPIED), pa.string(), pa.schema([]), config.uri)
 
 
-def _only_images(paths: Iterator[str], config: ManifestConfig, left_out: LeftOut) -> Iterator[str]:
-    for path in paths:
-        if not left_out.takes(path):
-            yield path
-        elif config.format == "auto" and path.lower().endswith(PARQUET_SUFFIXES):
+def _only_images(files: Iterator[ListedFile], config: ManifestConfig, left_out: LeftOut) -> Iterator[ListedFile]:
+    for file in files:
+        if not left_out.takes(file.path):
+            yield file
+        elif config.format == "auto" and file.path.lower().endswith(PARQUET_SUFFIXES):
             raise ManifestError(f"{config.uri} holds Parquet files and images: set the manifest's format")
 
 
-def _id_and_uri(root: Uri, path: str) -> tuple[str, str]:
+def id_and_uri(root: Uri, path: str) -> tuple[str, str]:
     """Of the image at a path below the root. The URI is absolute: a key that looks like one would be taken for it."""
     if not _UNSHOWABLE.search(path):
         return path, root.below(path)

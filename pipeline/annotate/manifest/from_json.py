@@ -34,6 +34,7 @@ from pipeline.annotate.manifest.rules import (
     row_namer,
     side_lengths,
 )
+from pipeline.annotate.manifest.versions import COPIED, named_by_user, untyped_column, version_sources, version_table
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import Uri, hide_column
 
@@ -100,6 +101,8 @@ def _coco_images(uri: Uri) -> list[dict[str, Any]]:
         where = f", line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
         raise ManifestError(f"{uri} is not JSON: {_why_not_json(error)}{where}") from None
     images = content.get("images") if isinstance(content, dict) else None
+    if images is None and isinstance(content, dict) and "sourceBucket" in content:
+        raise ManifestError(f"{uri} is an S3 Inventory: set manifest.format: inventory")
     if not isinstance(images, list) or not all(isinstance(image, dict) for image in images):
         raise ManifestError(f"{uri} is not COCO JSON: it has no list 'images'; for one object a line set format: jsonl")
     return images
@@ -116,7 +119,7 @@ def _write_records(
     carried = pa.schema([(name, pa.null()) for name in config.carry])
     id_type: pa.DataType | None = None if columns.id is not None else pa.string()
     uri_key = columns.uri or URI
-    seen: set[str] = set()
+    sources, needed, seen = version_sources(config), (*config.carry, *named_by_user(config)), set[str]()
     with UnitWriter(scratch_uri) as writer:
         while chunk := list(islice(records, ROW_GROUP_ROWS)):
             numbers = [number for number, _ in chunk]
@@ -138,18 +141,21 @@ def _write_records(
                 arrays[name] = _guess_type(values, name, namer)
             for name in (HEIGHT, WIDTH):
                 arrays[name] = side_lengths(pa.array([_number(row.get(name)) for row in rows], pa.float64()))
-            seen.update(name for name in config.carry if any(name in row for row in rows))
+            told = {name: untyped_column(row.get(source) for row in rows) for name, source in sources.items()}
+            versions = version_table(told, len(rows))
+            arrays |= {name: versions[name] for name in versions.column_names}
+            seen.update(name for name in needed if any(name in row for row in rows))
             table = pa.table(arrays)
             carried = _unify(carried, table.select(list(config.carry)).schema, namer)
             writer.write(table)
             last = rows[-1]
-    for name in config.carry:
+    for name in needed:
         if writer.units and name not in seen:
             raise missing_column(name, last, config.uri)
     carried = pa.schema(
         [(field.name, pa.string() if pa.types.is_null(field.type) else field.type) for field in carried]
     )
-    written = Columns(ID if columns.id is not None else None, URI, None, NUMBER)
+    written = Columns(ID if columns.id is not None else None, URI, None, NUMBER, COPIED)
     return ManifestParts(writer.units, written, id_type or pa.string(), carried, config.image_root, row_word)
 
 

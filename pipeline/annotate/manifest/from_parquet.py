@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 from numpy.typing import NDArray
 
 from pipeline.annotate.config import ManifestConfig
@@ -38,17 +38,28 @@ from pipeline.annotate.manifest.units import (
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.messages.examples import Examples
 from pipeline.storage.errors import StorageError, cannot_read, explained
-from pipeline.storage.filesystems import open_filesystem
-from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, is_there, list_files
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrow_types import is_binary, is_text, without_view
 
-_NUM_THREADS = 8  # they wait for S3 most of the time
+NUM_THREADS = 8  # they wait for S3 most of the time
 # In tables of these formats the files alone do not tell which rows there are: removed ones lie beside those that count.
 _TABLE_MARKS = (
-    ("Delta", re.compile(r"(?:^|/)_delta_log/")),
-    ("Iceberg", re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$")),
-    ("Hudi", re.compile(r"(?:^|/)\.hoodie/")),
+    (
+        "Delta",
+        re.compile(r"(?:^|/)_delta_log/"),
+        "name the folder that _delta_log is in, and set manifest.format: delta",
+    ),
+    (
+        "Iceberg",
+        re.compile(r"(?:^|/)metadata/[^/]*\.metadata\.json$"),
+        "name iceberg://CATALOG/NAMESPACE.TABLE, or its current metadata file; manifest.format is iceberg",
+    ),
+    (
+        "Hudi",
+        re.compile(r"(?:^|/)\.hoodie/"),
+        "write the rows it has now to a folder of plain Parquet files, and name that",
+    ),
 )
 
 logger = logging.getLogger(__name__)
@@ -62,7 +73,12 @@ def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     files = _parquet_files(config, scratch_uri)
     if not files:
         raise ManifestError(f"{config.uri} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+    return read_files(config, files)
+
+
+def read_files(config: ManifestConfig, files: Sequence[Uri]) -> ManifestParts:
+    """Parquet files, at least one, whose columns must agree; read where they lie."""
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
         footers = list(pool.map(lambda file: _read_footer(config, file), files))
         first = footers[0]
         for other in footers[1:]:
@@ -80,8 +96,8 @@ def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
         return [config.uri]
     files, passed_over = [], []
     root = config.uri.absolute()
-    _refuse_table(config.uri, [".hoodie/"] if _is_there(config.uri / ".hoodie") else [])  # hidden, so never listed
-    for name in list_files(config.uri, scratch_uri):
+    _refuse_table(config.uri, [".hoodie/"] if is_there(config.uri / ".hoodie") else [])  # hidden, so never listed
+    for name, _ in list_files(config.uri, scratch_uri):
         _refuse_table(config.uri, [name])
         if is_parquet(name):
             files.append(root / _utf8(name, config.uri))
@@ -97,18 +113,11 @@ def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
 
 def _refuse_table(uri: Uri, names: list[str]) -> None:
     for name in names:
-        for kind, mark in _TABLE_MARKS:
+        for kind, mark, cure in _TABLE_MARKS:
             if mark.search(name):
                 raise ManifestError(
-                    f"{uri} is a {kind} table ({name!r}): its folder holds rows, too, that were removed from it; write "
-                    "the rows it has now to a folder of plain Parquet files, and name that"
+                    f"{uri} is a {kind} table ({name!r}): its folder holds rows, too, that were removed from it; {cure}"
                 )
-
-
-def _is_there(uri: Uri) -> bool:
-    filesystem, path = open_filesystem(uri)
-    with explained(uri):
-        return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
 
 def _utf8(name: str, uri: Uri) -> str:

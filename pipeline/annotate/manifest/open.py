@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.from_csv import read_csv, read_list, read_tsv
 from pipeline.annotate.manifest.from_folder import read_folder
+from pipeline.annotate.manifest.from_inventory import read_inventory
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
+from pipeline.annotate.manifest.from_table import read_delta, read_iceberg
 from pipeline.annotate.manifest.rules import (
     BYTES,
     HEIGHT,
@@ -38,12 +40,15 @@ from pipeline.annotate.manifest.rules import (
     is_relative,
     side_lengths,
 )
-from pipeline.annotate.manifest.units import open_unit, pick, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.units import open_unit, pick, read_column, read_id_column, unit_row_namer
+from pipeline.annotate.manifest.versions import MTIME, listed_versions, version_table
 from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.lake.config import CATALOG_SCHEME
 from pipeline.storage.errors import StorageError
-from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, list_files
+from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, is_there, list_files
 from pipeline.storage.streams import COMPRESSIONS
 from pipeline.storage.uris import Uri, UriError, resolve
+from pipeline.storage.versions import ObjectVersion, version_of_bytes
 from pipeline.tables.arrow_types import without_views
 
 _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
@@ -54,8 +59,12 @@ _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "jsonl": read_jsonl,
     "coco": read_coco,
     "folder": read_folder,
+    "inventory": read_inventory,
+    "delta": read_delta,
+    "iceberg": read_iceberg,
 }
 _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
+    ".metadata.json": "iceberg",
     ".csv": "csv",
     ".tsv": "tsv",
     ".txt": "list",
@@ -63,6 +72,8 @@ _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".ndjson": "jsonl",
     ".json": "coco",
 }
+_TOLD_IN_HEADERS = r"(?i)\A(s3[an]?|https?)://"
+_BYTES_AT_ONCE = 256  # pictures, whose digests are made
 _ARCHIVES = (".tar", ".tgz", ".tbz2", ".zip", ".7z", ".rar")
 
 
@@ -78,6 +89,8 @@ class Manifest:
         carried: schema of the carried columns: the types of the source, but plain ones for its view types.
         image_root: what relative URIs are relative to.
         row_word: what the source calls a row: ``line`` of a text file, ``image`` of a list, ``row``.
+        is_live: whether it was listed when it was opened, and is not older than that.
+        version: of the table that was read, Delta's number or Iceberg's snapshot; ``""`` for what has none.
     """
 
     uri: Uri
@@ -87,6 +100,8 @@ class Manifest:
     carried: pa.Schema
     image_root: Uri | None
     row_word: str = "row"
+    is_live: bool = False
+    version: str = ""
 
     @property
     def num_rows(self) -> int:
@@ -187,6 +202,47 @@ class Manifest:
                     sizes[:, i] = side_lengths(column).to_numpy()
         return sizes
 
+    def read_versions(self, unit: ReadUnit) -> pa.Table:
+        """Which version of each of a unit's pictures the manifest speaks of, in `VERSION_COLUMNS`; null: not known.
+
+        They are as the output would have them. Of a picture whose bytes stand in the row that is their digest; and of
+        one on S3 or the web the time to the second, which is all that who reads it is told, whatever a listing says.
+
+        Raises:
+            ManifestError, OSError: as `read_ids`.
+        """
+        with open_unit(unit) as file:
+            names = file.schema_arrow.names
+            sources = {name: source for name, source in self.columns.versions.items() if names.count(source) == 1}
+            table = file.read_row_group(unit.row_group, columns=list(dict.fromkeys(sources.values())))
+            versions = version_table({name: table[source] for name, source in sources.items()}, unit.num_rows)
+            if self.columns.uri is not None:
+                versions = self._as_told(versions, lambda name: read_column(file, unit, name, pa.string()))
+        return versions if self.columns.bytes is None else self._with_digests(unit, versions, self.columns.bytes)
+
+    def _as_told(self, versions: pa.Table, read: Callable[[str], pa.Array]) -> pa.Table:
+        times = versions[MTIME]
+        seconds = pc.floor_temporal(times, unit="second")
+        if not pc.any(pc.not_equal(times, seconds)).as_py():
+            return versions
+        assert self.columns.uri is not None
+        by_header = pc.match_substring_regex(_absolute(read(self.columns.uri), self.image_root), _TOLD_IN_HEADERS)
+        place = versions.column_names.index(MTIME)
+        return versions.set_column(
+            place, versions.schema.field(place), pc.if_else(pc.fill_null(by_header, False), seconds, times)
+        )
+
+    def _with_digests(self, unit: ReadUnit, versions: pa.Table, column: str) -> pa.Table:
+        found: list[ObjectVersion | None] = []
+        with open_unit(unit, stream=True) as file:
+            for batch in file.iter_batches(_BYTES_AT_ONCE, row_groups=[unit.row_group], columns=[column]):
+                contents = without_views(pa.record_batch({BYTES: pick(batch, column)}))[BYTES]
+                found += [None if content is None else version_of_bytes(content) for content in contents.to_pylist()]
+        own = listed_versions([version or ObjectVersion() for version in found])
+        has_bytes = pa.array([version is not None for version in found])
+        columns = [pc.if_else(has_bytes, own[name], versions[name]) for name in versions.column_names]
+        return pa.table(columns, schema=versions.schema)
+
     def num_rows_within(self, unit: ReadUnit, num_bytes: int) -> int:
         """How many of a unit's first rows `read_rows` gets out of about so many bytes, going by the file's footer."""
         with open_unit(unit) as file:
@@ -244,7 +300,8 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
     except StorageError as error:
         raise ManifestError(str(error)) from None
     root = found.image_root and found.image_root.absolute()
-    manifest = Manifest(config.uri, found.units, found.columns, found.id_type, found.carried, root, found.row_word)
+    described = (found.units, found.columns, found.id_type, found.carried, root, found.row_word)
+    manifest = Manifest(config.uri, *described, is_live=kind == "folder", version=found.version)
     if not manifest.num_rows:
         raise ManifestError(f"{config.uri} has no row: there is nothing to do")
     return manifest
@@ -252,14 +309,16 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
 
 def _check_place(uri: Uri, kind: str) -> None:
     """Whether a file is where one is wanted, and a folder where that is."""
-    if kind == "parquet":
+    if kind in ("parquet", "inventory", "iceberg"):
         return
-    if is_folder(uri) != (kind == "folder"):
-        found = "file" if kind == "folder" else "folder"
+    if is_folder(uri) != (kind in ("folder", "delta")):
+        found = "file" if kind in ("folder", "delta") else "folder"
         raise ManifestError(f"{uri} is a {found}, and manifest.format is {kind}: set manifest.format: auto")
 
 
 def _guess_format(uri: Uri) -> str:
+    if uri.scheme == CATALOG_SCHEME:
+        return "iceberg"
     path = uri.path.lower()
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
@@ -268,7 +327,10 @@ def _guess_format(uri: Uri) -> str:
             return kind
     if not is_folder(uri):
         raise ManifestError(f"{uri}: {_why_unknown(path)}")
-    for name in list_files(uri):
+    for name, kind in (("_delta_log", "delta"), ("metadata/version-hint.text", "iceberg")):
+        if is_there(uri / name):
+            return kind
+    for name, _ in list_files(uri):
         if is_parquet(name):
             return "parquet"
         if name.lower().endswith(IMAGE_SUFFIXES):

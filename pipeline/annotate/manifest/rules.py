@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.versions import named_by_user, version_sources
 from pipeline.annotate.stages.rows import WORKING_NAMES
 from pipeline.annotations.schema import RESERVED_NAMES
 from pipeline.errors import UserError
@@ -51,6 +52,8 @@ class ReadUnit:
 class Columns:
     """Names in the source; ``None`` where it has no such column. Copies have ``number``: the row's in the source.
 
+    ``versions`` are by the names of `VERSION_COLUMNS`; single files may have fewer of them.
+
     Of an image that is a struct, as Hugging Face's datasets have it, ``uri`` and ``bytes`` are the fields, called as
     Parquet calls them: ``image.path``, ``image.bytes`` (`pick` takes them).
     """
@@ -59,6 +62,7 @@ class Columns:
     uri: str | None
     bytes: str | None
     number: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class ManifestParts:
         carried: the carried columns; single files may hold narrower types that cast to these.
         image_root: what relative URIs are relative to.
         row_word: what messages call a row of the source.
+        version: of the table that was read; ``""`` for what has none.
     """
 
     units: tuple[ReadUnit, ...]
@@ -79,6 +84,7 @@ class ManifestParts:
     carried: pa.Schema
     image_root: Uri | None
     row_word: str = "row"
+    version: str = ""
 
 
 def find_columns(
@@ -108,12 +114,15 @@ def find_columns(
     if not bytes_allowed and config.bytes_column != BYTES:
         raise ManifestError(f"{file}: image bytes ({config.bytes_column!r}) are read from Parquet only")
     bytes_column = find(config.bytes_column, BYTES) if bytes_allowed else None
-    columns = Columns(find(config.id_column, ID), find(config.uri_column, URI), bytes_column)
+    columns = Columns(
+        find(config.id_column, ID), find(config.uri_column, URI), bytes_column, versions=version_sources(config)
+    )
     if columns.uri is None and columns.bytes is None:
         raise missing_column(config.uri_column, names, file)
     if columns.uri is None and columns.id is None:
         raise missing_column(config.id_column, names, file)
-    for name in (columns.id, columns.uri, columns.bytes, *(config.carry if check_carried else ())):
+    others = (*config.carry, *named_by_user(config)) if check_carried else ()
+    for name in (columns.id, columns.uri, columns.bytes, *others):
         if name is not None and name not in names:
             raise missing_column(name, names, file)
         if name is not None and names.count(name) > 1:

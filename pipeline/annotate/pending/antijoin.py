@@ -1,10 +1,14 @@
 """Which rows of a manifest are still to be done: an exact anti-join of its ids with those of an output.
 
+Where a `Comparison` is given, the version of each picture takes part: rows of an output that were made from another one
+than the manifest speaks of are *changed*, and to be done again.
+
 Up to ``memory_rows`` ids the join is one hash join in memory. Beyond, both sides are dealt into partitions on disk
 by a hash of the id, and each pair of partitions is joined on its own. Ids are compared whole: the hash only
 decides where a comparison takes place, so its collisions cost time and never a row.
 
-Memory: about ``memory_rows`` ids of either side, plus one byte for each row of the manifest.
+Memory: about ``memory_rows`` ids of either side, plus one byte for each row of the manifest, and with a comparison
+another one, and one for each row of the output.
 """
 
 from __future__ import annotations
@@ -13,16 +17,20 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
-from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array
+from pipeline.annotate.manifest.versions import ETAG, MTIME, SIZE
+from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array, Part
 from pipeline.annotations.ledger import DataFiles, OutputStore
+from pipeline.annotations.schema import DELETED
 from pipeline.messages.counts import counted
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
@@ -40,15 +48,23 @@ class DuplicateIdError(ManifestError):
 
 @dataclass(frozen=True)
 class Pending:
-    """The books: ``num_rows = num_done + num_pending``; rows seen in ``done`` = ``num_done`` + both counts of examples.
+    """The books: ``num_rows = num_done + num_pending + num_changed``.
+
+    Rows seen in ``done`` = ``num_done + num_changed + num_marked`` + both counts of examples.
 
     Attributes:
         packed: the units that have pending rows, each with a bit a row (``np.packbits``): 12.5 MB for 100 million.
         num_rows: rows of the manifest.
         num_pending: rows whose id is not in ``done``.
-        num_done: rows whose id is.
+        num_done: rows whose id is, of the version that the manifest speaks of, as far as both are known.
         duplicate_done: surplus rows of ``done``, beyond the first of each id.
         unknown_done: ids in ``done`` that the manifest does not have.
+        changed: as ``packed``, of rows whose id is in ``done``, of another version; none without a comparison.
+        num_changed: how many these are.
+        num_marked: rows of ``done`` that are marked as deleted already, and are.
+        num_unlisted: rows of the manifest that do not say which version they speak of.
+        num_unknown: rows of ``num_done`` of which the manifest or the output does not know the version.
+        gone: a bit for each row of ``done``, in the order in which they came: that of an unknown id, not marked yet.
     """
 
     packed: tuple[tuple[ReadUnit, NDArray[np.uint8]], ...]
@@ -57,6 +73,28 @@ class Pending:
     num_done: int
     duplicate_done: Examples
     unknown_done: Examples
+    changed: tuple[tuple[ReadUnit, NDArray[np.uint8]], ...] = ()
+    num_changed: int = 0
+    num_marked: int = 0
+    num_unlisted: int = 0
+    num_unknown: int = 0
+    gone: NDArray[np.uint8] | None = None
+
+    @property
+    def num_to_do(self) -> int:
+        """Images to be annotated."""
+        return self.num_pending + self.num_changed
+
+    def changed_alone(self) -> Pending:
+        """As if the changed rows were all that is pending."""
+        return replace(self, packed=self.changed, num_pending=self.num_changed, changed=(), num_changed=0)
+
+    def all_to_do(self) -> Pending:
+        """As if changed rows were pending like new ones."""
+        bits = dict(self.packed)
+        for unit, changed in self.changed:
+            bits[unit] = bits[unit] | changed if unit in bits else changed
+        return replace(self, packed=tuple(bits.items()), num_pending=self.num_to_do, changed=(), num_changed=0)
 
     def iter_units(self) -> Iterator[tuple[ReadUnit, Int64Array]]:
         """Units with their pending rows' indices, ascending; one unit unpacked at a time."""
@@ -69,10 +107,105 @@ class Pending:
         return list(self.iter_units())
 
 
+_MARKS = pa.struct(
+    [
+        ("etag", pa.large_string()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("own", pa.bool_()),
+        ("deleted", pa.bool_()),
+    ]
+)
+_COMPARED = {"none": (), "etag": ("etag",), "size_mtime": ("size", "mtime")}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How rows of an output are compared with those of the manifest, beyond their ids.
+
+    Attributes:
+        by: what tells one version of a picture from another.
+        run_id: the run that asks. Its own rows are up to date: a picture that changes while it is annotated ends with
+            the version that was read.
+        is_live: whether the manifest was listed by this run. One that was made before may be older than a row: what was
+            read from a later modification than it knows is up to date.
+    """
+
+    by: Literal["none", "etag", "size_mtime"]
+    run_id: str
+    is_live: bool
+
+    @classmethod
+    def of(
+        cls, config: ManifestConfig, manifest: Manifest, has_marked_rows: bool, run_id: str = ""
+    ) -> Comparison | None:
+        """What a config asks for; ``None`` where ids alone tell what there is to do.
+
+        Args:
+            has_marked_rows: whether the output has rows that are marked as deleted.
+            run_id: of a run; none for who only looks.
+        """
+        if config.compare == "none" and config.deleted == "keep" and not has_marked_rows:
+            return None
+        return cls(config.compare, run_id, manifest.is_live)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of the output's rows that are needed."""
+        versions = {"none": (), "etag": ("run_id", ETAG, MTIME), "size_mtime": ("run_id", SIZE, MTIME)}
+        return ("image_id", "status", *versions[self.by])
+
+    def of_rows(self, rows: pa.Table) -> Part:
+        """Rows of the output, of :attr:`columns`."""
+        own = pc.fill_null(pc.equal(rows["run_id"], self.run_id), False) if self.by != "none" else None
+        return Part(rows["image_id"], self._marks(rows, own, pc.equal(rows["status"], DELETED)))
+
+    def of_manifest(self, ids: pa.Array, versions: pa.Table) -> Part:
+        """Rows of the manifest, as `Manifest.read_versions` tells them."""
+        return Part(ids, self._marks(versions, None, None))
+
+    def _marks(self, rows: pa.Table, own: pa.ChunkedArray | None, deleted: pa.ChunkedArray | None) -> pa.StructArray:
+        wanted = {"etag": (ETAG,), "size_mtime": (SIZE,), "none": ()}[self.by]
+        columns = []
+        for field, name in zip(_MARKS, (ETAG, SIZE, MTIME), strict=False):
+            known = name in wanted or (name == MTIME and self.by != "none")
+            columns.append(_one(rows[name].cast(field.type)) if known else pa.nulls(len(rows), field.type))
+        flags = [pa.repeat(False, len(rows)) if flag is None else _one(flag) for flag in (own, deleted)]
+        return pa.StructArray.from_arrays([*columns, *flags], fields=list(_MARKS))
+
+    def tells(self, marks: pa.StructArray) -> NDArray[np.bool_]:
+        """Of N marks, which say something of a version."""
+        known = np.zeros(len(marks), np.bool_)
+        for name in _COMPARED[self.by]:
+            known |= marks.field(name).is_valid().to_numpy(zero_copy_only=False)
+        return known
+
+    def judge(self, listed: pa.StructArray, read: pa.StructArray) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Of N pictures whose rows are there: which have changed, and of which that cannot be known.
+
+        Args:
+            listed: the manifest's marks.
+            read: the output's.
+        """
+        known = np.zeros(len(read), np.bool_)
+        changed = np.zeros(len(read), np.bool_)
+        for name in _COMPARED[self.by]:
+            different = pc.not_equal(listed.field(name), read.field(name))
+            known |= different.is_valid().to_numpy(zero_copy_only=False)
+            changed |= different.fill_null(False).to_numpy(zero_copy_only=False)
+        if not self.is_live:
+            later = pc.greater(read.field("mtime"), listed.field("mtime"))
+            changed &= ~later.fill_null(False).to_numpy(zero_copy_only=False)
+        own, deleted = (read.field(name).to_numpy(zero_copy_only=False) for name in ("own", "deleted"))
+        # A picture whose row is marked as deleted is there again.
+        return (changed & ~own) | deleted, ~(known | own | deleted)
+
+
 def find_pending(
     manifest: Manifest,
-    done: Iterable[pa.Array],
+    done: Iterable[pa.Array | pa.ChunkedArray | pa.Table],
     *,
+    comparison: Comparison | None = None,
     among: Pending | None = None,
     memory_rows: int = 1_000_000,
     tmp_dir: str | None = None,
@@ -81,7 +214,9 @@ def find_pending(
 
     Args:
         manifest: its ids are read once, a few units ahead.
-        done: arrays of ids, of any length; each is asked for when the one before is dealt with.
+        done: arrays of ids, of any length; each is asked for when the one before is dealt with. With a comparison,
+            tables of its columns.
+        comparison: takes versions into account; ``None`` for ids alone.
         among: what an earlier join of the same manifest left pending: only these rows are joined. An id of any other
             row counts as unknown.
         memory_rows: ids to hold in memory, of either side.
@@ -92,22 +227,24 @@ def find_pending(
         DuplicateIdError: the manifest holds an id twice.
         ManifestError: a null id, or ids of the output that are not of the manifest's type.
     """
-    ids_done = (_as_manifest_ids(ids, manifest.id_type) for ids in done)
-    side = _ManifestSide(manifest, among)
-    result = _Result(side)
-    in_memory, rest = _take(ids_done, memory_rows)
+    kind, marks = wide_type(manifest.id_type), _MARKS if comparison else None
+    of_rows = Part if comparison is None else comparison.of_rows
+    parts = (_checked(of_rows(each), manifest.id_type) for each in done)
+    side = _ManifestSide(manifest, among, comparison)
+    in_memory, rest = _take(parts, memory_rows)
     if side.num_rows <= memory_rows and rest is None:
-        kind = wide_type(manifest.id_type)
-        rows = np.arange(side.num_rows)
-        result.join(concat_ids(list(side.ids()), kind), rows, concat_ids(in_memory, kind))
+        joined = Part.joined(in_memory, kind, marks)
+        result = _Result(side, comparison, len(joined.ids))
+        rows, rows_done = np.arange(side.num_rows), np.arange(len(joined.ids))
+        result.join(Part.joined(list(side.parts()), kind, marks), rows, joined, rows_done)
     else:
         with tempfile.TemporaryDirectory(prefix="antijoin-", dir=tmp_dir) as folder:
-            sides = IdPartitions(folder, manifest.id_type, side.num_rows, memory_rows)
-            sides.deal("done", chain(in_memory, rest or ()))
+            sides = IdPartitions(folder, manifest.id_type, side.num_rows, memory_rows, marks)
+            result = _Result(side, comparison, sides.deal("done", chain(in_memory, rest or ())))
             in_memory.clear()
-            sides.deal("manifest", side.ids())
+            sides.deal("manifest", side.parts())
             for partition in range(sides.num_partitions):
-                result.join(*sides.read("manifest", partition), sides.read("done", partition)[0])
+                result.join(*sides.read("manifest", partition), *sides.read("done", partition))
     return result.close()
 
 
@@ -121,11 +258,13 @@ class Audit:
     Args:
         manifest: must stay what it is.
         store: the output.
+        comparison: takes versions into account; ``None`` for ids alone.
     """
 
-    def __init__(self, manifest: Manifest, store: OutputStore) -> None:
+    def __init__(self, manifest: Manifest, store: OutputStore, comparison: Comparison | None = None) -> None:
         self._manifest = manifest
         self._store = store
+        self._comparison = comparison
         self._seen: frozenset[Entry] = frozenset()
         self._pending: Pending | None = None
 
@@ -141,7 +280,7 @@ class Audit:
         """
         pending = self._of_new(files)
         if pending is None:
-            pending = find_pending(self._manifest, self._ids(files.settled))
+            pending = find_pending(self._manifest, self._rows(files.settled), comparison=self._comparison)
         self._seen, self._pending = frozenset(files.settled), pending
         return pending
 
@@ -151,25 +290,47 @@ class Audit:
         if before is None or not self._seen <= files.settled.keys() or not all(entry.version for entry in self._seen):
             return None
         new = [entry for entry in files.settled if entry not in self._seen]
-        now = find_pending(self._manifest, self._ids(new), among=before)
-        if now.duplicate_done.count or now.unknown_done.count:
+        now = find_pending(self._manifest, self._rows(new), comparison=self._comparison, among=before)
+        if now.duplicate_done.count or now.unknown_done.count or now.num_changed or now.num_marked:
             return None
-        return replace(now, duplicate_done=before.duplicate_done, unknown_done=before.unknown_done)
+        num_done = now.num_done - before.num_changed
+        return replace(before, packed=now.packed, num_pending=now.num_pending, num_done=num_done, gone=None)
 
-    def _ids(self, files: Iterable[Entry]) -> Iterator[pa.ChunkedArray]:
-        return (table["image_id"] for table in self._store.iter_ids(files))
+    def _rows(self, files: Iterable[Entry]) -> Iterator[pa.ChunkedArray | pa.Table]:
+        if self._comparison is None:
+            return (table["image_id"] for table in self._store.iter_ids(files))
+        return self._store.iter_ids(files, self._comparison.columns)
+
+
+def rows_by_file(files: DataFiles, bits: NDArray[np.uint8]) -> dict[Entry, NDArray[np.bool_]]:
+    """Rows of an output by their files, of those that have any.
+
+    Args:
+        files: that `Audit.look` saw.
+        bits: a bit for each of their rows, in their order (`Pending.gone`).
+    """
+    found = {}
+    start = 0
+    for entry, footer in files.settled.items():
+        stop = start + footer.counts.rows
+        chosen = np.unpackbits(bits[start // 8 : -(-stop // 8)])[start % 8 :][: stop - start].astype(np.bool_)
+        start = stop
+        if chosen.any():
+            found[entry] = chosen
+    return found
 
 
 class _ManifestSide:
     """The rows of a manifest that are joined, numbered from 0 on in the order in which they are read.
 
     Args:
-        manifest: read anew by each call of `ids`.
-        among: see `find_pending`.
+        manifest: read anew by each call of `parts`.
+        among, comparison: see `find_pending`.
     """
 
-    def __init__(self, manifest: Manifest, among: Pending | None) -> None:
+    def __init__(self, manifest: Manifest, among: Pending | None, comparison: Comparison | None) -> None:
         self.manifest = manifest
+        self._comparison = comparison
         self.num_rows = manifest.num_rows if among is None else among.num_pending
         self._among = among
 
@@ -179,14 +340,24 @@ class _ManifestSide:
             return self._among.iter_units()
         return ((unit, np.arange(unit.num_rows)) for unit in self.manifest.units)
 
-    def ids(self) -> Iterator[pa.Array]:
+    def parts(self) -> Iterator[Part]:
         """The ids of the rows, a unit at a time."""
         return map_ahead(self._read, self.units(), _READ_AHEAD, _READ_AHEAD)
 
-    def _read(self, unit_rows: tuple[ReadUnit, Int64Array]) -> pa.Array:
+    def _read(self, unit_rows: tuple[ReadUnit, Int64Array]) -> Part:
         unit, rows = unit_rows
-        ids = wide(self.manifest.read_ids(unit))
-        return ids if len(rows) == len(ids) else ids.take(pa.array(rows))
+        ids, marks = wide(self.manifest.read_ids(unit)), None
+        if self._comparison is not None:
+            ids, marks = self._comparison.of_manifest(ids, self._versions(unit))
+        if len(rows) == len(ids):
+            return Part(ids, marks)
+        chosen = pa.array(rows)
+        return Part(ids.take(chosen), None if marks is None else marks.take(chosen))
+
+    def _versions(self, unit: ReadUnit) -> pa.Table:
+        if self._comparison is not None and self._comparison.by != "none":
+            return self.manifest.read_versions(unit)
+        return pa.table({"rows": pa.nulls(unit.num_rows)})
 
     def name_row(self, row: int) -> str:
         """Where the user finds the row of a number."""
@@ -200,22 +371,46 @@ class _ManifestSide:
 class _Result:
     """Joins pairs of partitions and adds up what it finds."""
 
-    def __init__(self, side: _ManifestSide) -> None:
+    def __init__(self, side: _ManifestSide, comparison: Comparison | None, num_done: int) -> None:
         self._side = side
+        self._comparison = comparison
         self._pending = np.ones(side.num_rows, dtype=bool)
+        self._changed = np.zeros(side.num_rows if comparison else 0, dtype=bool)
+        self._gone = np.zeros(num_done if comparison else 0, dtype=bool)
+        self._num_marked = self._num_unknown = self._num_unlisted = 0
         self._num_twice = 0
         self._twice: list[tuple[int, int | str, int]] = []  # first row, id, how often
         self._duplicate_done = self._unknown_done = Examples()
 
-    def join(self, ids: pa.Array, rows: Int64Array, done: pa.Array) -> None:
-        """All of an id's rows of either side must be in the same call; ``rows`` are row numbers of the manifest."""
+    def join(self, listed: Part, rows: Int64Array, there: Part, rows_done: Int64Array) -> None:
+        """All of an id's rows of either side must be in the same call.
+
+        Args:
+            listed: of the manifest.
+            rows: their numbers in it.
+            there: of the output.
+            rows_done: their numbers in it.
+        """
+        ids, done = listed.ids, there.ids
         self._find_twice(ids, rows)
         found = pc.index_in(done, value_set=ids)
         known = found.drop_null().to_numpy()
         self._pending[rows[known]] = False
         self._count_duplicates(ids, np.bincount(known, minlength=len(ids)))
+        if self._comparison is not None and listed.marks is not None and there.marks is not None:
+            marks = there.marks.filter(found.is_valid())
+            changed, unknown_version = self._comparison.judge(listed.marks.take(pa.array(known)), marks)
+            self._changed[rows[known[changed]]] = True
+            self._num_unlisted += int(np.count_nonzero(~self._comparison.tells(listed.marks)))
+            self._num_unknown += int(np.count_nonzero(unknown_version))
         if found.null_count:
-            unknown = done.filter(found.is_null()).dictionary_encode()
+            lacking = found.is_null()
+            if there.marks is not None:
+                marked = pc.and_(lacking, there.marks.field("deleted"))
+                self._num_marked += pc.sum(marked).as_py() or 0
+                lacking = pc.and_not(lacking, marked)
+                self._gone[rows_done[lacking.to_numpy(zero_copy_only=False)]] = True
+            unknown = done.filter(lacking).dictionary_encode()
             different = unknown.dictionary
             self._unknown_done += _examples(different, np.arange(len(different)), len(different))
             self._count_duplicates(different, np.bincount(unknown.indices.to_numpy()))
@@ -239,25 +434,34 @@ class _Result:
     def close(self) -> Pending:
         """Check the manifest, and cut what is pending by unit."""
         self._raise_for_duplicates()
+        num_rows = self._side.manifest.num_rows
+        num_pending, num_changed = (int(np.count_nonzero(which)) for which in (self._pending, self._changed))
+        return Pending(
+            packed=self._packed(self._pending),
+            num_rows=num_rows,
+            num_pending=num_pending,
+            num_done=num_rows - num_pending - num_changed,
+            duplicate_done=self._duplicate_done,
+            unknown_done=self._unknown_done,
+            changed=self._packed(self._changed) if num_changed else (),
+            num_changed=num_changed,
+            num_marked=self._num_marked,
+            num_unlisted=self._num_unlisted,
+            num_unknown=self._num_unknown,
+            gone=None if self._comparison is None else np.packbits(self._gone),
+        )
+
+    def _packed(self, which: NDArray[np.bool_]) -> tuple[tuple[ReadUnit, NDArray[np.uint8]], ...]:
         packed = []
         start = 0
         for unit, rows in self._side.units():
-            pending = self._pending[start : start + len(rows)]
+            chosen = which[start : start + len(rows)]
             start += len(rows)
-            if pending.any():
+            if chosen.any():
                 mask = np.zeros(unit.num_rows, dtype=bool)
-                mask[rows[pending]] = True
+                mask[rows[chosen]] = True
                 packed.append((unit, np.packbits(mask)))
-        num_rows = self._side.manifest.num_rows
-        num_pending = int(np.count_nonzero(self._pending))
-        return Pending(
-            packed=tuple(packed),
-            num_rows=num_rows,
-            num_pending=num_pending,
-            num_done=num_rows - num_pending,
-            duplicate_done=self._duplicate_done,
-            unknown_done=self._unknown_done,
-        )
+        return tuple(packed)
 
     def _raise_for_duplicates(self) -> None:
         if not self._num_twice:
@@ -277,7 +481,8 @@ class _Result:
         )
 
 
-def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> pa.Array:
+def _checked(part: Part, id_type: pa.DataType) -> Part:
+    ids = part.ids
     if ids.null_count:
         raise ManifestError("the output holds rows without an image id: it was not written by this pipeline")
     is_right = pa.types.is_integer if pa.types.is_integer(id_type) else is_text
@@ -286,19 +491,24 @@ def _as_manifest_ids(ids: pa.Array | pa.ChunkedArray, id_type: pa.DataType) -> p
             f"the output's image ids are {ids.type}, the manifest's are {id_type}: the output belongs to another "
             "manifest, or the manifest's ids have changed their type"
         )
-    return wide(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    return part
+
+
+def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """In one piece."""
+    return concat_ids([values], values.type)
 
 
 def _examples(ids: pa.Array, indices: Int64Array, count: int) -> Examples:
     return Examples.of((repr(ids[int(index)].as_py()) for index in indices[:NUM_EXAMPLES]), count)
 
 
-def _take(arrays: Iterator[pa.Array], num_rows: int) -> tuple[list[pa.Array], Iterator[pa.Array] | None]:
-    """Arrays until they hold more than ``num_rows``; the others, or ``None`` if that was all."""
-    taken: list[pa.Array] = []
-    for array in arrays:
-        taken.append(array)
-        num_rows -= len(array)
+def _take(parts: Iterator[Part], num_rows: int) -> tuple[list[Part], Iterator[Part] | None]:
+    """Parts until they hold more than ``num_rows``; the others, or ``None`` if that was all."""
+    taken: list[Part] = []
+    for part in parts:
+        taken.append(part)
+        num_rows -= len(part.ids)
         if num_rows < 0:
-            return taken, arrays
+            return taken, parts
     return taken, None

@@ -98,6 +98,7 @@ class Encode:
         made["status"] = pa.array([ANNOTATED if e is None else FAILED for e in errors], pa.string())
         ids, names = [c.id for c in self.categories], [c.name for c in self.categories]
         made["detections"] = detections_array(found, ids, names)
+        made["run_id"] = pa.nulls(len(rows), pa.string())  # who writes the file knows the run
         columns = [made.get(f.name) if f.name in made else rows[f.name].cast(f.type) for f in self.schema]
         return pa.table(columns, schema=self.schema)
 

@@ -18,17 +18,22 @@ from pipeline.annotate.stages.rows import DECODED, error_arrays
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import DECODE, PictureSource
+from pipeline.annotations.schema import OBJECT_COLUMNS
 from pipeline.images.resize import resize_bilinear_uint8
 from pipeline.images.sizes import scaled_size
+from pipeline.storage.fetch.rules import Fetched
 from pipeline.storage.uris import UriText, hide_column
+from pipeline.storage.versions import ObjectVersion, version_of_bytes
 from pipeline.tables.binary import binary_array
 
 # Shrinking here costs CPU time that the model's device has in plenty, and saves traffic: worth it from
 # pictures of twice the input's pixels on.
 SHRINK_ABOVE = 2.0
 
+_UNKNOWN = ObjectVersion()
+
 # An encoded picture, or why there is none; ``None`` for one that came with its row, where it is still.
-_Blob = bytes | ImageFailure | None
+_Blob = Fetched | ImageFailure | None
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class _Task:
         self._rows = rows.drop_columns(["image_bytes"])
         self._waiting = dict.fromkeys(range(len(rows)))
         self._done: dict[int, FetchedImage | ImageFailure] = {}
+        self._versions: dict[int, ObjectVersion] = {}  # of those that were read
         # Whatever else a run does under the name of some of these rows is another piece of work.
         self._key = hashlib.blake2b(json.dumps(self._ids).encode(), digest_size=16).hexdigest()
         self._num_windows = 0
@@ -180,7 +186,7 @@ class _Task:
         sizes = np.zeros((len(members), 2), np.int64)
         for i, member in enumerate(members):
             with deadline.step([member]):
-                sizes[i] = self._stage.pictures.size(self._blob(member, window[member])) or (0, 0)
+                sizes[i] = self._stage.pictures.size(self._bytes(member, window[member])) or (0, 0)
         so_far = len(self._ids) - len(self._waiting)
         order = [members[i] for i in self._stage.order.permutation(sizes, so_far)]
         self._decode_s += time.perf_counter() - started
@@ -200,25 +206,33 @@ class _Task:
         """A picture; ``place`` is what the deadline knows it by."""
         started = time.perf_counter()
         with deadline.step([place]):
-            found = self._stage.decode(self._blob(member, blob))
+            data = self._bytes(member, blob)
+            if isinstance(data, bytes):
+                self._versions[member] = blob.version if isinstance(blob, Fetched) else version_of_bytes(data)
+            found = self._stage.decode(data)
         self._decode_s += time.perf_counter() - started
         return found
 
-    def _blob(self, member: int, blob: _Blob) -> bytes | ImageFailure:
+    def _bytes(self, member: int, blob: _Blob) -> bytes | ImageFailure:
+        if isinstance(blob, Fetched):
+            return blob.data
         found: bytes | ImageFailure = self._blobs[member].as_py() if blob is None else blob
         return found
 
     def _table(self) -> pa.Table:
         """The rows that are done, and a report of what was done for them."""
         rows = self._rows.take(pa.array(list(self._done), pa.int64()))
-        table = _decoded_rows(rows, list(self._done.values()))
+        versions = [self._versions.pop(member, _UNKNOWN) for member in self._done]
+        table = _decoded_rows(rows, list(self._done.values()), versions)
         counts = StageCounts(fetch_s=self._fetch_s, decode_s=self._decode_s, decoded=len(rows))
         self._stage.report(counts)
         self._done, self._fetch_s, self._decode_s = {}, 0.0, 0.0
         return table
 
 
-def _decoded_rows(rows: pa.Table, results: list[FetchedImage | ImageFailure]) -> pa.Table:
+def _decoded_rows(
+    rows: pa.Table, results: list[FetchedImage | ImageFailure], versions: Sequence[ObjectVersion]
+) -> pa.Table:
     images = [r if isinstance(r, FetchedImage) else None for r in results]
     errors = [r if isinstance(r, ImageFailure) else None for r in results]
 
@@ -234,6 +248,7 @@ def _decoded_rows(rows: pa.Table, results: list[FetchedImage | ImageFailure]) ->
         column(lambda image: image.image_size[0], "height"),
         column(lambda image: image.image_size[1], "width"),
         column(lambda image: image.exif_orientation, "exif_orientation"),
+        *(pa.array([v[i] for v in versions], field.type) for i, field in enumerate(OBJECT_COLUMNS)),
         *error_arrays(errors),
     ]
     for field, values in zip(DECODED, added, strict=True):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from pipeline.annotations.failure import ImageFailure
+from pipeline.annotations.schema import OBJECT_COLUMNS
 from pipeline.model.detections import DETECTION_ARRAYS
 
 ERROR_COLUMNS = ("stage", "error_code", "error_message")
@@ -27,6 +28,7 @@ DECODED = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("exif_orientation", pa.int8()),
+        *OBJECT_COLUMNS,
         *((name, pa.string()) for name in ERROR_COLUMNS),
     ]
 )

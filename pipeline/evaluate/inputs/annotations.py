@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.run_json import RunJson
-from pipeline.annotations.schema import FAILED, SCHEMA_VERSION, mask_column
+from pipeline.annotations.schema import FAILED, READABLE_VERSIONS, mask_column
 from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
@@ -89,7 +89,7 @@ class AnnotatedOutput:
             place = f"{self.uri}/{DATA_FOLDER}/{entry.name}"
             with folder.open(objects, entry) as file:
                 for number in range(file.num_row_groups):
-                    rows = file.read_row_group(number, _MASKS if masks else _BOXES, use_threads=False)
+                    rows = file.read_row_group(number, _MASKS if masks else _BOXES)
                     for start in range(0, rows.num_rows, BLOCK_IMAGES):
                         some = rows.slice(start, BLOCK_IMAGES).combine_chunks()
                         ids = wide(some["image_id"].combine_chunks())
@@ -199,9 +199,10 @@ def open_annotated_output(uri: Uri) -> AnnotatedOutput:
             "give the output of annotate, or a COCO results file (.json)"
         )
     footer = next(iter(footers.values()))
-    if footer.schema_version != SCHEMA_VERSION:
+    if not footer.is_readable:
+        known = " and ".join(READABLE_VERSIONS)
         raise InputError(
-            f"{uri} was written with schema {footer.schema_version}, this code reads {SCHEMA_VERSION}; "
+            f"{uri} was written with schema {footer.schema_version}, this code reads {known}; "
             "evaluate it with the version that wrote it"
         )
     id_type = wide_type(footer.schema.field("image_id").type)

@@ -1,4 +1,4 @@
-"""URI -> bytes, for many small objects: one request each, bounded in time and size, failures with a reason.
+"""URI -> bytes and version, for many small objects: one request each, bounded in time and size, failures with a reason.
 
 Which client reads what, and what it guarantees:
 
@@ -41,9 +41,18 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch.http_get import HttpGet
-from pipeline.storage.fetch.rules import Allowance, ByteBudget, FetchError, FetchSettings, NoRoom, code_of_status
+from pipeline.storage.fetch.rules import (
+    Allowance,
+    ByteBudget,
+    Fetched,
+    FetchError,
+    FetchSettings,
+    NoRoom,
+    code_of_status,
+)
 from pipeline.storage.filesystems import open_aws_client, open_fsspec, open_s3_store, s3_status
 from pipeline.storage.uris import Uri, UriError, UriText
+from pipeline.storage.versions import ObjectVersion, version_of_info, version_of_status
 
 _ERRNO_CODES = {
     errno.ENOENT: "not_found",
@@ -82,8 +91,8 @@ class Fetcher:
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     backoff: Backoff = field(default_factory=Backoff)
 
-    def fetch(self, uri: UriText, budget: ByteBudget | None = None) -> bytes:
-        """The object's bytes; empty objects are ``b""``.
+    def fetch(self, uri: UriText, budget: ByteBudget | None = None) -> Fetched:
+        """The object's bytes, ``b""`` for empty objects, and their version as the same answer tells it.
 
         Args:
             budget: shared with what is fetched beside it.
@@ -119,17 +128,17 @@ class Fetcher:
             raise FetchError(error.code, uri, str(error)) from None
         if parsed.scheme != "file":
             return None
-        with _opened(parsed) as (_, size_bytes):
-            Allowance(uri, self.settings, ByteBudget(self.settings.max_object_bytes)).claim(size_bytes)
+        with _opened(parsed) as (_, status):
+            Allowance(uri, self.settings, ByteBudget(self.settings.max_object_bytes)).claim(status.st_size)
         return os.path.realpath(parsed.path)
 
-    def fetch_in_turn(self, uris: Sequence[UriText]) -> Iterator[tuple[int, bytes | FetchError]]:
+    def fetch_in_turn(self, uris: Sequence[UriText]) -> Iterator[tuple[int, Fetched | FetchError]]:
         """The objects of `fetch_turns` one by one, with their positions, in any order."""
         for turn in self.fetch_turns(uris):
             while turn:
                 yield turn.popitem()
 
-    def fetch_turns(self, uris: Sequence[UriText]) -> Iterator[dict[int, bytes | FetchError]]:
+    def fetch_turns(self, uris: Sequence[UriText]) -> Iterator[dict[int, Fetched | FetchError]]:
         """Fetch concurrently, failures as values; the next turn comes in while the caller works on this one.
 
         Yields:
@@ -168,14 +177,14 @@ class Fetcher:
             turn.asked[i] = threads.submit(self._fetch_unless_full, uris[i], turn)
         return turn
 
-    def _fetch_unless_full(self, uri: UriText, turn: _Turn) -> bytes | FetchError | None:
+    def _fetch_unless_full(self, uri: UriText, turn: _Turn) -> Fetched | FetchError | None:
         if turn.is_full:
             return None
         found = self._fetch_or_error(uri, turn.budget)
         turn.is_full |= isinstance(found, NoRoom)
         return found
 
-    def _fetch_or_error(self, uri: UriText, budget: ByteBudget) -> bytes | FetchError:
+    def _fetch_or_error(self, uri: UriText, budget: ByteBudget) -> Fetched | FetchError:
         try:
             return self.fetch(uri, budget)
         except FetchError as error:
@@ -183,7 +192,7 @@ class Fetcher:
             error.__context__ = None
             return error.with_traceback(None)
 
-    def _attempt(self, uri: UriText, allowance: Allowance) -> bytes:
+    def _attempt(self, uri: UriText, allowance: Allowance) -> Fetched:
         try:
             parsed = Uri(uri.secret_text)
             self.policy.check(parsed)
@@ -226,12 +235,12 @@ class _Turn:
     """Objects that are asked for side by side; from the first one on that finds no room, no other is begun."""
 
     budget: ByteBudget
-    asked: dict[int, Future[bytes | FetchError | None]] = field(default_factory=dict)
+    asked: dict[int, Future[Fetched | FetchError | None]] = field(default_factory=dict)
     is_full: bool = False
 
-    def take(self, waiting: dict[int, int | None], seen: _Mean) -> dict[int, bytes | FetchError]:
+    def take(self, waiting: dict[int, int | None], seen: _Mean) -> dict[int, Fetched | FetchError]:
         """What was found, and does not wait any more; of the rest some sizes are known now."""
-        found: dict[int, bytes | FetchError] = {}
+        found: dict[int, Fetched | FetchError] = {}
         for i in list(self.asked):
             answer = self.asked.pop(i).result()
             if isinstance(answer, NoRoom):
@@ -240,8 +249,8 @@ class _Turn:
             elif answer is not None:
                 del waiting[i]
                 found[i] = answer
-                if isinstance(answer, bytes):
-                    seen.add(len(answer))
+                if isinstance(answer, Fetched):
+                    seen.add(len(answer.data))
         return found
 
     def cancel(self) -> None:
@@ -259,8 +268,8 @@ def _threads(concurrency: int, process_id: int) -> ThreadPoolExecutor:
 
 
 @contextmanager
-def _opened(uri: Uri) -> Iterator[tuple[int, int]]:
-    """The descriptor of a local file and its size in bytes.
+def _opened(uri: Uri) -> Iterator[tuple[int, os.stat_result]]:
+    """The descriptor of a local file and what it says of it.
 
     Raises:
         FetchError: it cannot be opened, is no regular file, or, in the block, cannot be read.
@@ -272,7 +281,7 @@ def _opened(uri: Uri) -> Iterator[tuple[int, int]]:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise FetchError("not_a_file", uri, "not a regular file")
-            yield descriptor, status.st_size
+            yield descriptor, status
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -280,18 +289,20 @@ def _opened(uri: Uri) -> Iterator[tuple[int, int]]:
         raise FetchError(code, uri, os.strerror(error.errno or 0)) from None
 
 
-def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
-    with _opened(uri) as (descriptor, size_bytes):
+def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
+    with _opened(uri) as (descriptor, status):
+        size_bytes = status.st_size
         allowance.claim(size_bytes)
         with open(descriptor, "rb", closefd=False) as file:
             data = file.read(size_bytes + 1)
             if len(data) > size_bytes:  # it grew, or its size was never told, as in /proc
                 data += file.read(settings.max_object_bytes + 1 - len(data))
     allowance.claim(len(data))
-    return data
+    # The time before the first byte: what is written while it is read makes the file a later one.
+    return Fetched(data, version_of_status(status, len(data)))
 
 
-def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
     key = uri.path
     if not key or key.endswith("/"):
         # obstore strips the slash and would answer with another object, or with the bucket's listing.
@@ -300,8 +311,10 @@ def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
         return _read_s3_literally(uri, settings, allowance)
     try:
         result = obstore.get(open_s3_store(uri.host, settings.attempt_timeout_s), key)
-        allowance.claim(result.meta["size"])
-        return bytes(result.bytes())
+        meta = result.meta
+        allowance.claim(meta["size"])
+        data = bytes(result.bytes())
+        return Fetched(data, ObjectVersion.told(len(data), meta["e_tag"], meta["last_modified"], meta["version"]))
     except FileNotFoundError:
         raise FetchError("not_found", uri, "no such bucket or object") from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
@@ -310,7 +323,7 @@ def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
         raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
 
 
-def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
     """Of a key that obstore would mend or refuse."""
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # slow, rarely needed
     from urllib3.exceptions import HTTPError
@@ -329,7 +342,8 @@ def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) 
                     raise FetchError("timeout", uri, "no answer in time")
         if len(content) < answer["ContentLength"]:
             raise FetchError("unavailable", uri, "the connection ended early")
-        return bytes(content)
+        told = (answer.get(name) for name in ("ETag", "LastModified", "VersionId"))
+        return Fetched(bytes(content), ObjectVersion.told(len(content), *told))
     except ClientError as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
         raise FetchError(_S3_CODES.get(code) or code_of_status(status), uri, f"HTTP {status} {code}") from None
@@ -359,7 +373,7 @@ def _s3_reason(error: BaseError) -> str:
     return " ".join(part for part in parts if part) or "no usable answer"
 
 
-def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
     try:
         filesystem, path = open_fsspec(uri)
         info = _call(filesystem, "info", path, settings.attempt_timeout_s)
@@ -378,7 +392,10 @@ def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance) -> byt
     except Exception as error:  # whatever the service's SDK raises; its text may quote the request
         raise FetchError("unavailable", uri, type(error).__name__) from None
     allowance.claim(len(data))
-    return data
+    version = version_of_info(info)
+    if version.size_bytes != len(data):  # it was replaced between the two requests
+        version = ObjectVersion(size_bytes=len(data))
+    return Fetched(data, version)
 
 
 def _call(filesystem: Any, method: str, path: str, timeout_s: float) -> Any:

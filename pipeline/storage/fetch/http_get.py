@@ -13,13 +13,15 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from pipeline.storage.access import AccessPolicy
-from pipeline.storage.fetch.rules import Allowance, FetchError, FetchSettings, code_of_status
+from pipeline.storage.fetch.rules import Allowance, Fetched, FetchError, FetchSettings, code_of_status
 from pipeline.storage.uris import Uri, UriError, UriText
+from pipeline.storage.versions import ObjectVersion
 
 _MAX_REDIRECTS = 5
 _READ_SIZE_BYTES = 1 << 16
@@ -40,8 +42,8 @@ class HttpGet:
         self.policy = policy
         self.deadline = time.monotonic() + settings.attempt_timeout_s
 
-    def read(self, allowance: Allowance) -> bytes:
-        """The body.
+    def read(self, allowance: Allowance) -> Fetched:
+        """The body, and its version as the headers before it tell it.
 
         Args:
             allowance: how large it may be.
@@ -56,7 +58,8 @@ class HttpGet:
                 with self._response(hop) as response:
                     target = response.getheader("Location")
                     if response.status not in (301, 302, 303, 307, 308) or not target:
-                        return self._body(response, allowance)
+                        data = self._body(response, allowance)
+                        return Fetched(data, _version(response, len(data)))
                 hop = self._next_hop(hop, target)
         except TimeoutError:
             raise FetchError("timeout", self.uri, "no answer in time") from None
@@ -138,6 +141,16 @@ class HttpGet:
         if remaining_s <= 0:
             raise TimeoutError
         return remaining_s
+
+
+def _version(response: http.client.HTTPResponse, size_bytes: int) -> ObjectVersion:
+    names = ("ETag", "Last-Modified", "x-amz-version-id")  # the last one of presigned URLs
+    etag, modified, version_id = (response.getheader(name) for name in names)
+    try:
+        time = parsedate_to_datetime(modified) if modified else None
+    except ValueError:
+        time = None
+    return ObjectVersion.told(size_bytes, etag, time, version_id)
 
 
 class _Wire(io.RawIOBase):

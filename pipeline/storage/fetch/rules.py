@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import RunError
 from pipeline.storage.uris import UriText
+from pipeline.storage.versions import ObjectVersion
 
 _RETRYABLE = frozenset({"timeout", "throttled", "unavailable"})
 
@@ -77,6 +79,13 @@ class FetchSettings(BaseModel):
         if self.attempt_timeout_s > self.deadline_s:
             raise ValueError("attempt_timeout_s must be at most deadline_s, which covers all attempts")
         return self
+
+
+class Fetched(NamedTuple):
+    """The bytes of an object, and which version of it they are."""
+
+    data: bytes
+    version: ObjectVersion
 
 
 class ByteBudget:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -15,11 +17,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest.from_folder import read_folder
 from pipeline.annotate.manifest.open import open_manifest
+from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.image_uris import picture_uri
 from pipeline.annotations.pictures import PictureSource
+from pipeline.storage import listing
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.uris import Uri, UriText, hide_column
@@ -32,6 +37,7 @@ from tests.annotate.manifest.manifest_cases import (
 )
 
 NAMES = ["b/1.JPG", "b.jpg", "b-1.jpeg", "a b%20#?.png", "ü.webp", "b/c/d.tiff", "x.pgm", "y.PBM", "y.pnm", "z.ppm"]
+LISTED_AT = datetime(2026, 11, 27, tzinfo=timezone.utc)
 NO_IMAGES = [".hidden.jpg", "b/.hidden/x.jpg", "notes.txt", "jpg", "b/c/readme"]
 
 
@@ -86,7 +92,7 @@ class TestBadFolders:
         with pytest.raises(ManifestError, match="holds no Parquet file"):
             open_manifest(ManifestConfig(uri=str(folder), format="parquet"), scratch)
         write(folder / "b.jpg", b"x")
-        with pytest.raises(ManifestError, match="no columns to carry"):
+        with pytest.raises(ManifestError, match="it has no columns"):
             open_manifest(ManifestConfig(uri=str(folder), carry=("k",)), scratch)
         with pytest.raises(ManifestError, match="image_root has no meaning"):
             open_manifest(ManifestConfig(uri=str(folder), image_root="/elsewhere"), scratch)
@@ -150,7 +156,7 @@ class TestNames:
             uri = UriText(row["image_uri"])
             name = row["image_id"]
             original = unquote_to_bytes(name[2:]) if name.startswith("./") else name.encode()
-            assert Fetcher().fetch(uri) == original
+            assert Fetcher().fetch(uri).data == original
             assert str(uri) == uri.secret_text
 
 
@@ -213,3 +219,33 @@ class TestKeys:
         rows = read_all(manifest)
         assert [row["image_id"] for row in rows] == sorted(names)
         assert [row["image_uri"] for row in rows] == [f"memory://odd-keys/{name}" for name in sorted(names)]
+
+
+def test_a_prefix_is_never_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more keys are listed than wait for their row group, and a page: millions take no more memory than this."""
+    num_keys, listed, written, most = 3 * ROW_GROUP_ROWS + 1, 0, 0, 0
+
+    class Client:
+        def get_paginator(self, _: str) -> Client:
+            return self
+
+        def paginate(self, **_: str) -> Iterator[dict[str, Any]]:
+            nonlocal listed, most
+            for first in range(0, num_keys, 1000):
+                keys = [f"images/{i:08d}.jpg" for i in range(first, min(first + 1000, num_keys))]
+                listed += len(keys)
+                most = max(most, listed - written)
+                yield {"Contents": [{"Key": key, "Size": 1, "ETag": '"e"', "LastModified": LISTED_AT} for key in keys]}
+
+    write_row_group = UnitWriter._write_row_group
+
+    def counting(writer: UnitWriter, table: pa.Table) -> None:
+        nonlocal written
+        write_row_group(writer, table)
+        written += table.num_rows
+
+    monkeypatch.setattr(listing, "open_aws_client", lambda *_: Client())
+    monkeypatch.setattr(UnitWriter, "_write_row_group", counting)
+    parts = read_folder(ManifestConfig(uri="s3://bucket/images", format="folder"), Uri(str(tmp_path)))
+    assert sum(unit.num_rows for unit in parts.units) == listed == num_keys
+    assert most <= ROW_GROUP_ROWS + 1000

@@ -313,20 +313,22 @@ class TestFoldersOfOthers:
             open_manifest(ManifestConfig(uri=str(tmp_path / "spark"), format="parquet"), scratch)
 
     @pytest.mark.parametrize(
-        ("kind", "mark"),
+        ("kind", "mark", "form", "cure"),
         [
-            ("Delta", "_delta_log/00000000000000000000.json"),
-            ("Delta", "_delta_log/00000000000000000010.checkpoint.parquet"),
-            ("Delta", "below/_delta_log/00000000000000000000.json"),
-            ("Iceberg", "metadata/00000-0c3a.metadata.json"),
-            ("Hudi", ".hoodie/hoodie.properties"),
+            ("Delta", "_delta_log/00000000000000000000.json", "parquet", "manifest.format is delta"),
+            ("Delta", "_delta_log/00000000000000000010.checkpoint.parquet", "parquet", "manifest.format is delta"),
+            ("Delta", "below/_delta_log/00000000000000000000.json", "auto", "manifest.format is delta"),
+            ("Iceberg", "metadata/00000-0c3a.metadata.json", "auto", "manifest.format is iceberg"),
+            ("Hudi", ".hoodie/hoodie.properties", "auto", "plain Parquet"),
+            ("Hudi", ".hoodie/hoodie.properties", "parquet", "plain Parquet"),
         ],
     )
-    @pytest.mark.parametrize("form", ["auto", "parquet"])
-    def test_tables_are_refused_by_name(self, tmp_path: Path, scratch: Uri, kind: str, mark: str, form: str) -> None:
+    def test_tables_are_refused_by_name(
+        self, tmp_path: Path, scratch: Uri, kind: str, mark: str, form: str, cure: str
+    ) -> None:
         write_parquet(tmp_path / "t" / "data" / "part-0.parquet", {"image_id": [1], "image_uri": ["/a"]})
         write(tmp_path / "t" / mark, b"{}")
-        with pytest.raises(ManifestError, match=rf"/t is a {kind} table .*plain Parquet"):
+        with pytest.raises(ManifestError, match=rf"/t is a {kind} table .*{cure}"):
             open_manifest(ManifestConfig.model_validate({"uri": str(tmp_path / "t"), "format": form}), scratch)
 
     def test_a_table_on_s3(self, s3: S3Server, scratch: Uri) -> None:

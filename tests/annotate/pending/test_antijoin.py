@@ -172,7 +172,7 @@ class TestAudit:
         kept = ids if kind == "double" else ids[1:]
         if kept:
             rows, token = output_table(kept), f"{data.draw(st.integers(0, 2**32 - 1)):08x}"
-            content = encode_data_file(rows, IDENTITY, 1, replaces="" if kind == "double" else entry.name)
+            content = encode_data_file(rows, IDENTITY, 1, None if kind == "double" else {entry.name: 1})
             path.with_name(data_file_name(rows["image_id"], token)).write_bytes(content)
 
     @pytest.fixture

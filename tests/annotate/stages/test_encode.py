@@ -17,7 +17,7 @@ from pipeline.annotate.stages.rows import error_arrays
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.data_file import Counts
 from pipeline.annotations.failure import ImageFailure
-from pipeline.annotations.schema import check_output_schema, output_schema
+from pipeline.annotations.schema import OBJECT_COLUMNS, check_output_schema, output_schema
 from pipeline.model.categories import Category
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.tables.binary import binary_array
@@ -53,6 +53,7 @@ def segmented_rows(
         "height": pa.array([height for height, _ in sizes], pa.int32()),
         "width": pa.array([width for _, width in sizes], pa.int32()),
         "exif_orientation": pa.array([None if image is None else 6 for image in found], pa.int8()),
+        **{field.name: pa.nulls(len(images), field.type) for field in OBJECT_COLUMNS},
     }
     errors = [image if isinstance(image, ImageFailure) else None for image in images]
     columns |= dict(zip(("stage", "error_code", "error_message"), error_arrays(errors), strict=True))

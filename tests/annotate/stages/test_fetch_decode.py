@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import pickle
 import struct
 import threading
@@ -28,16 +30,19 @@ from pipeline.annotate.stages.rows import DECODED
 from pipeline.annotate.stages.stage import Report, StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.schema import OBJECT_COLUMNS
 from pipeline.images.decode import DecodedImage, decode_image
 from pipeline.images.sizes import scaled_size
 from pipeline.model.settings import TestSettings
 from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch import fetcher as fetcher_module
 from pipeline.storage.fetch.fetcher import Fetcher
-from pipeline.storage.fetch.rules import FetchSettings
+from pipeline.storage.fetch.rules import Fetched, FetchSettings
 from pipeline.storage.uris import Uri, UriText
+from pipeline.storage.versions import ObjectVersion
 from pipeline.tables.binary import binary_views
 from testing.preprocessed import preprocessed
+from testing.s3_server import S3Server
 
 MAX_PIXELS = 1_000_000
 MAX_BYTES = 2_000_000
@@ -419,6 +424,38 @@ class TestTable:
         for name in ("image_id", *CARRIED):
             assert decoded[name].equals(rows[name]), name
 
+    def test_what_was_read(self, decoded: pa.Table) -> None:
+        """Of pictures that were read, whatever became of them; nothing of those that were not."""
+        for row in decoded.to_pylist():
+            found = [row[name] for name in OBJECT_COLUMNS.names]
+            if row["stage"] == "fetch":
+                assert found == [None] * 4
+                continue
+            status = os.stat(row["image_uri"])
+            time = pa.scalar(status.st_mtime_ns // 1000, pa.timestamp("us", "UTC")).as_py()
+            assert found == [None, status.st_size, time, None], row["image_uri"]
+
+    def test_what_came_with_the_row(self) -> None:
+        rows = self.rows()
+        for row, blob in zip(run(rows).to_pylist(), rows["image_bytes"].to_pylist(), strict=True):
+            found = [row[name] for name in OBJECT_COLUMNS.names]
+            digest = None if blob is None else f"sha256:{hashlib.sha256(blob).hexdigest()}"
+            assert found == [digest, None if blob is None else len(blob), None, None]
+
+    def test_what_s3_says(self, s3: S3Server) -> None:
+        """In the request that reads the picture, and no other."""
+        good = LOSSLESS["png"][0]
+        blobs = {"good.png": good, "bad.png": good[:100], "a//b.png": good}
+        uris = [s3.put("bucket", name, blob) for name, blob in blobs.items()]
+        with s3.recorded() as requests:
+            table = run(manifest_rows([*uris, "s3://bucket/gone.png"]))
+        assert sorted(path for _, path in requests) == sorted(f"/bucket/{name}" for name in [*blobs, "gone.png"])
+        assert table["error_code"].to_pylist() == [None, "corrupt_image", None, "not_found"]
+        tags = [hashlib.md5(blob).hexdigest() for blob in blobs.values()]
+        assert table["object_etag"].to_pylist() == [*tags, None]
+        assert table["object_size"].to_pylist() == [*map(len, blobs.values()), None]
+        assert table["object_mtime"].is_valid().to_pylist() == [True, True, True, False]
+
     @pytest.mark.parametrize(("start", "length"), [(0, 4), (1, 2), (3, 1), (2, 0)])
     def test_slices(self, start: int, length: int) -> None:
         expected = run(self.rows()).slice(start, length)
@@ -507,7 +544,7 @@ class ToldPictures(PictureSource):
         if self.calls == self.attempt.dies_at or image in self.culprits:
             raise Killed
 
-    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, bytes | ImageFailure]]:
+    def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, Fetched | ImageFailure]]:
         images = [int(uri.secret_text) for uri in uris if uri is not None]
         sizes, start = cycle(self.attempt.turns), 0
         while start < len(images):
@@ -515,7 +552,7 @@ class ToldPictures(PictureSource):
             self.live()
             failure = ImageFailure("fetch", "timeout", "")
             yield {
-                i: failure if images[i] in self.attempt.failing else str(images[i]).encode()
+                i: failure if images[i] in self.attempt.failing else Fetched(str(images[i]).encode(), ObjectVersion())
                 for i in reversed(range(start, min(end, len(images))))
             }
             start = end

@@ -23,6 +23,7 @@ from pipeline.annotate.stages.segment import ModelNotFinite, Segment
 from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.failure import ImageFailure
 from pipeline.annotations.pictures import PictureSource
+from pipeline.annotations.schema import OBJECT_COLUMNS
 from pipeline.model.cascade_mask_rcnn.layouts import to_native
 from pipeline.model.detections import DETECTION_ARRAYS, Detections
 from pipeline.model.detector import NotFinite
@@ -55,6 +56,7 @@ def decoded_rows(
         column(lambda p: 2 * p.shape[0], "height"),
         column(lambda p: 2 * p.shape[1], "width"),
         column(lambda p: 1, "exif_orientation"),
+        *(pa.nulls(len(pixels), field.type) for field in OBJECT_COLUMNS),
         *error_arrays(errors or [None] * len(pixels)),
     ]
     ids = {"image_id": list(range(100, 100 + len(pixels))), "image_uri": [f"/{i}.png" for i in range(len(pixels))]}
@@ -84,7 +86,16 @@ class TestRows:
     def test_columns(self) -> None:
         rows = decoded_rows([plain(0), plain(1)], split=["train", None], weight=[1.5, 2.5])
         out = segment(rows, stand_in())
-        kept = ["image_id", "image_uri", "split", "weight", "height", "width", "exif_orientation"]
+        kept = [
+            "image_id",
+            "image_uri",
+            "split",
+            "weight",
+            "height",
+            "width",
+            "exif_orientation",
+            *OBJECT_COLUMNS.names,
+        ]
         assert out.column_names == [*kept, "stage", "error_code", "error_message", *FIELDS]
         for name in kept:
             assert out[name].equals(rows[name]), name

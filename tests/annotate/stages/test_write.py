@@ -14,6 +14,7 @@ from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotate.stages.write import FileWriter, Write
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import DataFile, OutputStore
+from pipeline.annotations.schema import made_by
 from pipeline.storage.uris import Uri
 from pipeline.tables.packed import packed
 from tests.annotate.stages.test_encode import encode, segmented_rows, some
@@ -60,7 +61,7 @@ def test_blocks_are_encoded_one_after_the_other_into_one_file(tmp_path: Path) ->
     writer = FileWriter(encode_block, Write(store, IDENTITY, 3, lambda: None, lambda _: None))
     file = writer.write(packed(whole.slice(0, 2)), packed(whole.slice(2)))
     assert sizes == [2, 1]
-    assert pq.read_table(tmp_path / "data" / file.name).to_pylist() == rows().to_pylist()
+    assert pq.read_table(tmp_path / "data" / file.name).to_pylist() == made_by(rows(), "run").to_pylist()
 
 
 def test_a_writer_starts_without_torch_and_ray() -> None:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools import mask as coco_mask
 
+from pipeline.annotations import data_file
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.schema import ImageDetections, detections_array
 from pipeline.coco.errors import InputError
@@ -56,8 +57,9 @@ class TestOpening:
         OutputStore(Uri(str(tmp_path))).write_rows(
             output_rows([{"id": 1, "height": 2, "width": 3}], [], NAMES), IDENTITY
         )
-        monkeypatch.setattr(annotations, "SCHEMA_VERSION", "0")
-        with pytest.raises(InputError, match="written with schema 1, this code reads 0"):
+        monkeypatch.setattr(data_file, "READABLE_VERSIONS", ("3", "4"))
+        monkeypatch.setattr(annotations, "READABLE_VERSIONS", ("3", "4"))
+        with pytest.raises(InputError, match="written with schema 2, this code reads 3 and 4"):
             open_annotated_output(Uri(str(tmp_path)))
 
     def test_an_image_is_in_one_batch(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

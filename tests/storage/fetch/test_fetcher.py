@@ -25,8 +25,9 @@ from pipeline.storage.access import AccessPolicy
 from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch import fetcher as fetch_module
 from pipeline.storage.fetch.fetcher import Fetcher
-from pipeline.storage.fetch.rules import Allowance, ByteBudget, FetchError, FetchSettings, NoRoom
+from pipeline.storage.fetch.rules import Allowance, ByteBudget, Fetched, FetchError, FetchSettings, NoRoom
 from pipeline.storage.uris import Uri, UriText
+from pipeline.storage.versions import ObjectVersion
 from testing.s3_server import S3Server
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
 
@@ -54,7 +55,8 @@ BAD_DAYS = [
 
 
 def in_order(fetcher: Fetcher, uris: list[UriText]) -> list[bytes | FetchError]:
-    return [data for _, data in sorted(fetcher.fetch_in_turn(uris), key=lambda found: found[0])]
+    found = (each for _, each in sorted(fetcher.fetch_in_turn(uris), key=lambda found: found[0]))
+    return [each if isinstance(each, FetchError) else each.data for each in found]
 
 
 @pytest.mark.parametrize("protocol", ["s3", "http"])
@@ -63,11 +65,11 @@ class TestBothProtocols:
         return f"s3://bucket/{name}" if protocol == "s3" else f"{flaky.url}/bucket/{name}"
 
     def test_good_object_is_one_request(self, flaky: FlakyServer, protocol: str) -> None:
-        assert fetcher(flaky).fetch(UriText(self.uri(flaky, protocol, "ok"))) == BODY
+        assert fetcher(flaky).fetch(UriText(self.uri(flaky, protocol, "ok"))).data == BODY
         assert flaky.requests == {"GET /bucket/ok": 1}
 
     def test_empty_object(self, flaky: FlakyServer, protocol: str) -> None:
-        assert fetcher(flaky).fetch(UriText(self.uri(flaky, protocol, "empty"))) == b""
+        assert fetcher(flaky).fetch(UriText(self.uri(flaky, protocol, "empty"))).data == b""
 
     @pytest.mark.parametrize(("behaviour", "code", "requests"), BAD_DAYS)
     def test_bad_days(self, flaky: FlakyServer, protocol: str, behaviour: str, code: str, requests: int) -> None:
@@ -84,12 +86,12 @@ class TestBothProtocols:
     def test_recovers(self, flaky: FlakyServer, protocol: str, behaviour: str) -> None:
         timeout_s = SHORT_TIMEOUT_S if behaviour in RUNS_OUT_OF_TIME else QUICK.attempt_timeout_s
         patient = fetcher(flaky, attempt_timeout_s=timeout_s)
-        assert patient.fetch(UriText(self.uri(flaky, protocol, f"{behaviour}-then-ok-2"))) == BODY
+        assert patient.fetch(UriText(self.uri(flaky, protocol, f"{behaviour}-then-ok-2"))).data == BODY
         assert flaky.requests.total() == 3
 
     def test_size_limit_is_inclusive(self, flaky: FlakyServer, protocol: str) -> None:
         uri = self.uri(flaky, protocol, "ok")
-        assert fetcher(flaky, max_object_bytes=len(BODY)).fetch(UriText(uri)) == BODY
+        assert fetcher(flaky, max_object_bytes=len(BODY)).fetch(UriText(uri)).data == BODY
         assert error_of(fetcher(flaky, max_object_bytes=len(BODY) - 1), uri).code == "too_large"
 
     def test_deadline_bounds_all_attempts(self, flaky: FlakyServer, protocol: str) -> None:
@@ -138,7 +140,7 @@ class TestS3:
     def test_keys_that_obstore_cannot_say(self, s3: S3Server) -> None:
         names = ("a//b.jpg", "/leading.jpg", "p/./dot.jpg", "p/x/../up.jpg", "p/http://127.0.0.1/x.jpg", "..")
         for name in names:
-            assert Fetcher().fetch(UriText(s3.put("bucket", name, name.encode()))) == name.encode()
+            assert Fetcher().fetch(UriText(s3.put("bucket", name, name.encode()))).data == name.encode()
         assert error_of(Fetcher(), "s3://bucket/none//b").code == "not_found"
         small = Fetcher(FetchSettings(max_object_bytes=3))
         assert error_of(small, "s3://bucket/a//b.jpg").code == "too_large"
@@ -176,7 +178,7 @@ class TestS3:
         profile.write_text("[me]\naws_access_key_id = AKIADUMMY\naws_secret_access_key = dummy\n")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
         monkeypatch.setenv("AWS_PROFILE", "me")
-        assert Fetcher().fetch(UriText(uri)) == b"x"
+        assert Fetcher().fetch(UriText(uri)).data == b"x"
         monkeypatch.setenv("AWS_PROFILE", "nobody")
         filesystems._s3_store.cache_clear()
         assert error_of(fetcher(), uri).code == "access_denied"
@@ -184,7 +186,7 @@ class TestS3:
     def test_service_specific_endpoint_wins(self, flaky: FlakyServer, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", flaky.url)
-        assert fetcher().fetch(UriText("s3://bucket/ok")) == BODY
+        assert fetcher().fetch(UriText("s3://bucket/ok")).data == BODY
 
     @pytest.mark.parametrize("behaviour", ["redirect301", "badregion"])
     def test_wrong_region(self, flaky: FlakyServer, behaviour: str) -> None:
@@ -199,7 +201,7 @@ class TestS3:
         assert s3.environment["AWS_SECRET_ACCESS_KEY"].encode() not in pickled
         script = (
             "import pickle, sys; from pipeline.storage.uris import UriText\n"
-            "print(pickle.load(sys.stdin.buffer).fetch(UriText(sys.argv[1])))"
+            "print(pickle.load(sys.stdin.buffer).fetch(UriText(sys.argv[1])).data)"
         )
         run = subprocess.run(
             [sys.executable, "-c", script, uri],
@@ -222,7 +224,8 @@ class TestS3:
         monkeypatch.setattr(filesystems, "S3Store", count)
         filesystems._s3_store.cache_clear()
         with ThreadPoolExecutor(8) as pool:
-            assert list(pool.map(fetcher().fetch, [UriText("s3://bucket/ok")] * 16)) == [BODY] * 16
+            found = pool.map(fetcher().fetch, [UriText("s3://bucket/ok")] * 16)
+            assert [each.data for each in found] == [BODY] * 16
         assert opened == [("bucket",)]
 
 
@@ -268,7 +271,7 @@ class TestLocal:
         assert codes == list(expected.values())
 
     def test_size_that_fstat_does_not_tell(self) -> None:
-        assert fetcher().fetch(UriText("/proc/self/status")).startswith(b"Name:")
+        assert fetcher().fetch(UriText("/proc/self/status")).data.startswith(b"Name:")
         assert error_of(fetcher(max_object_bytes=10), "/proc/self/status").code == "too_large"
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
@@ -281,7 +284,7 @@ class TestLocal:
         (tmp_path / "in" / "a").write_bytes(b"x")
         (tmp_path / "in" / "out").symlink_to("/etc/hostname")
         limited = Fetcher(policy=AccessPolicy((Uri(str(tmp_path / "in")),)))
-        assert limited.fetch(UriText(str(tmp_path / "in" / "a"))) == b"x"
+        assert limited.fetch(UriText(str(tmp_path / "in" / "a"))).data == b"x"
         assert error_of(limited, str(tmp_path / "in" / "out")).code == "uri_not_allowed"
         assert error_of(limited, "s3://bucket/a").code == "uri_not_allowed"
 
@@ -295,7 +298,7 @@ class TestFsspec:
             fsspec.filesystem("memory").pipe(name, name.encode())
         used = Fetcher(policy=AccessPolicy((Uri("memory://dir"),)))
         for name in names[:3]:
-            assert used.fetch(UriText(f"memory:/{name}")) == name.encode()
+            assert used.fetch(UriText(f"memory:/{name}")).data == name.encode()
         assert error_of(used, "memory://dir/a::memory:b").code == "bad_uri"
         assert error_of(used, "memory://dir/b").code == "not_found"
         assert error_of(used, "memory://dir").code == "not_a_file"
@@ -382,7 +385,7 @@ class Held:
         self.lock = threading.Lock()
         monkeypatch.setattr(fetch_module, "_read_local", self.read)
 
-    def read(self, uri: Uri, settings: FetchSettings, allowance: Allowance) -> bytes:
+    def read(self, uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
         size = self.sizes[uri.path]
         with self.lock:
             self.asked[uri.path] += 1
@@ -391,7 +394,7 @@ class Held:
             self.held += size
             self.most = max(self.most, self.held)
         time.sleep(0.002)
-        return bytes(size)
+        return Fetched(bytes(size), ObjectVersion())
 
 
 @given(
@@ -403,10 +406,10 @@ def test_no_more_is_held_than_the_budget_or_one_object(sizes: list[int], limit: 
         held = Held(patch, {f"/{i}": size for i, size in enumerate(sizes)})
         some = Fetcher(FetchSettings(max_bytes_at_once=limit, max_object_bytes=50, fetch_concurrency=threads))
         found = {}
-        for i, data in some.fetch_in_turn([UriText(path) for path in held.sizes]):
+        for i, each in some.fetch_in_turn([UriText(path) for path in held.sizes]):
             assert i not in found
-            found[i] = data.code if isinstance(data, FetchError) else len(data)
-            held.held -= 0 if isinstance(data, FetchError) else len(data)
+            found[i] = each.code if isinstance(each, FetchError) else len(each.data)
+            held.held -= 0 if isinstance(each, FetchError) else len(each.data)
     assert found == {i: size if size <= 50 else "too_large" for i, size in enumerate(sizes)}
     assert held.most <= max(limit, *(size for size in [0, 0, *sizes] if size <= 50))
     assert max(held.asked.values()) <= 1 + len(sizes)

@@ -21,7 +21,7 @@ from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, Fla
 
 class TestHttp:
     def test_query_is_sent_and_not_shown(self, flaky: FlakyServer) -> None:
-        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/ok?X-Amz-Signature=a%2Fb&c=d e#fragment")) == BODY
+        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/ok?X-Amz-Signature=a%2Fb&c=d e#fragment")).data == BODY
         assert flaky.requests == {"GET /ok?X-Amz-Signature=a%2Fb&c=d%20e": 1}
         error = error_of(fetcher(flaky), f"{flaky.url}/404?sig={SECRET}")
         assert error.uri == f"{flaky.url}/404"
@@ -36,7 +36,7 @@ class TestHttp:
         assert flaky.poured_bytes < 64 << 20
 
     def test_redirect_inside_the_roots_is_followed(self, flaky: FlakyServer) -> None:
-        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/redirect?to=/ok")) == BODY
+        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/redirect?to=/ok")).data == BODY
         assert flaky.requests.total() == 2
 
     @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ class TestHttp:
         uri = f"http://looks-public.example:{flaky.server_port}/ok"
         assert error_of(fetcher(), uri).code == "uri_not_allowed"
         assert not flaky.requests
-        assert Fetcher(QUICK, AccessPolicy((Uri(uri),))).fetch(UriText(uri)) == BODY
+        assert Fetcher(QUICK, AccessPolicy((Uri(uri),))).fetch(UriText(uri)).data == BODY
 
     def test_next_address_is_tried(self, flaky: FlakyServer) -> None:
         get = HttpGet(Uri(flaky.url), QUICK, AccessPolicy())
@@ -130,7 +130,7 @@ class TestHttps:
     def test_trusted(self, flaky: FlakyServer, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trusting = ssl.create_default_context(cafile=str(certificate))
         monkeypatch.setattr(http_get, "_tls_context", lambda: trusting)
-        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/ok?a=b")) == BODY
+        assert fetcher(flaky).fetch(UriText(f"{flaky.url}/ok?a=b")).data == BODY
         assert flaky.requests == {"GET /ok?a=b": 1}
         impatient = fetcher(flaky, attempt_timeout_s=SHORT_TIMEOUT_S, max_attempts=1)
         assert error_of(impatient, f"{flaky.url}/drip").code == "timeout"

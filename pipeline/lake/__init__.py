@@ -1,0 +1,1 @@
+"""Tables of Delta and Iceberg: what an output is published to, and what a manifest may be."""
