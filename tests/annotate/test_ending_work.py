@@ -314,7 +314,7 @@ def test_a_round_whose_last_blocks_went_with_a_node_ends(work: Any, monkeypatch:
     assert not stages.ended
 
 
-def seen(ready: int = 2, starting: int = 2, busy: float = 1.0, **counts: int) -> Snapshot:
+def moment(ready: int = 2, starting: int = 2, busy: float = 1.0, **counts: Any) -> Snapshot:
     used = {"GPU": Used(replicas=Seconds(busy=busy))}
     return Snapshot(StageCounts(**counts), 1.0, starting, ready, used)
 
@@ -322,13 +322,13 @@ def seen(ready: int = 2, starting: int = 2, busy: float = 1.0, **counts: int) ->
 @pytest.mark.parametrize(
     ("gone", "then", "waits"),
     [
-        pytest.param({"now"}, seen(), True, id="replicas are there, and nothing moves"),
-        pytest.param(set(), seen(), False, id="no node went: it is only slow"),
-        pytest.param({"now"}, seen(busy=2.0), False, id="one is at work"),
-        pytest.param({"now"}, seen(decoded=1), False, id="images are fetched"),
-        pytest.param({"now"}, seen(written=1), False, id="a file was written"),
-        pytest.param({"now"}, seen(starting=3), False, id="one loads the model"),
-        pytest.param({"now"}, seen(ready=0, starting=0), False, id="none is there to begin anew"),
+        pytest.param({"now"}, moment(), True, id="replicas are there, and nothing moves"),
+        pytest.param(set(), moment(), False, id="no node went: it is only slow"),
+        pytest.param({"now"}, moment(busy=2.0), False, id="one is at work"),
+        pytest.param({"now"}, moment(decoded=1), False, id="images are fetched"),
+        pytest.param({"now"}, moment(written=1), False, id="a file was written"),
+        pytest.param({"now"}, moment(starting=3), False, id="one loads the model"),
+        pytest.param({"now"}, moment(ready=0, starting=0), False, id="none is there to begin anew"),
     ],
 )
 def test_a_round_waits_for_nodes_where_nothing_moves(
@@ -339,7 +339,7 @@ def test_a_round_waits_for_nodes_where_nothing_moves(
     monkeypatch.setattr(rounds, "_gone_nodes", lambda: nodes)
     shrunk = rounds._Shrunk()
     nodes = nodes | gone
-    shrunk.see(seen())
+    shrunk.see(moment())
     assert not shrunk.for_long
     now += rounds._HELD_UP_S + 1
     shrunk.see(then)

@@ -74,7 +74,7 @@ class Run:
         ids = [image_id for file in files for image_id in file.read(["image_id"])["image_id"].to_pylist()]
         assert sorted(ids) == list(range(self._images))
         report: dict[str, Any] = json.loads((self._folder / "output" / "run.json").read_bytes())
-        assert report["images"] == {"manifest": self._images, "annotated": self._images, "failed": 0}
+        assert report["images"] == {"manifest": self._images, "annotated": self._images, "failed": 0, "deleted": 0}
         return report
 
 
