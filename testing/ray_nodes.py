@@ -74,7 +74,8 @@ class RayNodes:
         self._do("drain", index, deadline_s)
 
     def preempt(self) -> None:
-        """Kill the oldest node that the autoscaler has started, without warning."""
+        """Kill the oldest node that the autoscaler has started, without warning. It starts none in its place: one that
+        it did not see set up by itself it believes to be on its way for ever."""
         self._do("preempt")
 
     def _do(self, *what: Any) -> None:
@@ -180,7 +181,9 @@ class _Nodes:
         return _patiently(partial(self.cluster.add_node, **shape))
 
     def preempt(self) -> None:
-        started = [process for process in psutil.Process().children(recursive=True) if process.name() == "raylet"]
+        children = psutil.Process().children(recursive=True)
+        # Nobody waits for those of the autoscaler that were killed.
+        started = [p for p in children if p.name() == "raylet" and p.status() != psutil.STATUS_ZOMBIE]
         head_node: Any = self.cluster.head_node
         head = head_node.all_processes["raylet"][0].process.pid
         oldest = min((raylet for raylet in started if raylet.pid != head), key=lambda raylet: raylet.create_time())
@@ -200,7 +203,7 @@ def _patiently(start: Callable[[], Started]) -> Started:
 def _scaled_cluster(shape: Mapping[str, int], most: int) -> Cluster:
     """A head alone, with an autoscaler that starts nodes as processes."""
     from ray._private.services import get_node_ip_address
-    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+    from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
     from ray.cluster_utils import Cluster
 
     with socket.socket() as probe:
@@ -220,17 +223,21 @@ def _scaled_cluster(shape: Mapping[str, int], most: int) -> Cluster:
             "gcs_address": f"{get_node_ip_address()}:{port}",
         },
         "available_node_types": {
-            "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            # Under another name the provider's head is not found, and one node after the other is started for it.
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
             _SCALED_TYPE: {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": most},
         },
-        "head_node_type": "head",
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
         **{key: {} for key in ("auth", "docker", "file_mounts")},
         **{key: [] for key in _COMMANDS},
     }
     file = Path(os.environ["RAY_TMPDIR"], "autoscaler.json")
     file.write_text(json.dumps(config))
     os.environ.update(_SCALER, RAY_OVERRIDE_NODE_ID_FOR_TESTING=FAKE_HEAD_NODE_ID)
-    return Cluster(True, head_node_args={**_HEAD, "gcs_server_port": port, "autoscaling_config": str(file)})
+    try:
+        return Cluster(True, head_node_args={**_HEAD, "gcs_server_port": port, "autoscaling_config": str(file)})
+    finally:
+        del os.environ["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]  # which a node that is added would take over
 
 
 def main() -> None:

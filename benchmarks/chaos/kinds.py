@@ -23,7 +23,7 @@ from benchmarks.chaos.hooks import hooked
 from benchmarks.chaos.poison import DEADLY_TO_DECODE, DEADLY_TO_SEGMENT
 from benchmarks.chaos.scene import ATTEMPT_TIMEOUT_S, ChaosWorld, Hung, Job, command_line, png
 from benchmarks.chaos.verdict import KILLED, Rows, Verdict, judge, read_output
-from pipeline.storage.lock.holder import read_holder
+from pipeline.storage.lock.holder import Holder, read_holder
 from pipeline.storage.uris import Uri
 from testing.ray_nodes import RayNodes, ray_nodes
 from testing.s3_server import s3_server
@@ -192,6 +192,10 @@ def takeover(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None
         if code != wanted or not all(word in said(who) for word in words):
             wrong.append(f"{who}: exit code {code}, not {wanted} for {', '.join(words)}: {said(who)}")
 
+    def has_taken_over(before: Holder | None) -> bool:
+        now = read_holder(Uri(str(job.output)))
+        return now is not None and before is not None and now.run_id != before.run_id
+
     def disturb() -> tuple[bool, str]:
         running.update({who: job.start(logs[who]) for who in ("one", "other")})
         _wait_for(lambda: any(process.poll() is not None for process in running.values()))
@@ -209,7 +213,8 @@ def takeover(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None
             member.suspend()
         story.append(f"stopped {'with its Ray ' if whole else ''}at {files} files")
         running["third"] = job.start(logs["third"])
-        _wait_for(lambda: running["third"].poll() is not None or (job.files() > files and not wakes_late))
+        # A file more says nothing: what writes goes on where only its driver is stopped.
+        _wait_for(lambda: running["third"].poll() is not None or (not wakes_late and has_taken_over(holder)))
         job.remember(running["third"].pid)
         before = job.part_files()
         story.append(f"woken at {len(before)}")

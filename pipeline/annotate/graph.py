@@ -28,6 +28,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ _MOST_BLOCK_BYTES = 1 << 30  # Arrow's buffers and Ray's messages hold more, but
 _WRITE_RETRIES = 8
 # A writer that has had nothing to do for so long ends: it would keep its node from being given back.
 _IDLE_S = 60.0
+_KILLED_S = 10.0  # of a writer that is ended
 # Ray's own default: a run in which nothing comes out for so long has failed.
 _NO_PROGRESS_S = 1800
 _MAX_BLOCKS_WAITING = 16
@@ -240,17 +242,6 @@ class Running:
         self.ended = block is None
         return block
 
-    @property
-    def held_up(self) -> bool:
-        """Whether replicas are there, and none of those that are has anything to do. Blocks stay with a replica whose
-        node is gone, until it has another.
-        """
-        operators = list(self._executor._topology or ())
-        pools = (pool for operator in operators for pool in operator.get_autoscaling_actor_pools())
-        # Ray Data's own books: what it makes public of them does not tell whose the blocks are.
-        states = [state for pool in pools for state in list(pool._running_actors.values()) if not state.is_restarting]
-        return bool(states) and not any(state.num_tasks_in_flight for state in states)
-
     def stop(self) -> None:
         """End the work; what was not taken is dropped. Nothing, if it has ended."""
         self._stopped.set()
@@ -384,6 +375,18 @@ class Writes:
     def wait(self, timeout_s: float) -> None:
         """Wait for a file, and see what is done; raises what `go_on` does."""
         self._collect(timeout_s)
+
+    def give_up(self) -> None:
+        """None of the files at work comes any more: another round may write their rows in other files."""
+        for writer, _ in self._in_flight.values():
+            ray.kill(writer)
+        for ref, (_, blocks) in self._in_flight.items():
+            with suppress(RayError):
+                file: DataFile = ray.get(ref, timeout=_KILLED_S)  # it was done just now; else its process is gone now
+                self.num_written += file.num_rows
+                continue
+            logger.warning("%s not written: they wait for a node that is gone", counted(len(blocks), "block"))
+        self._in_flight.clear()
 
     def _collect(self, timeout_s: float) -> None:
         while self._idle and time.monotonic() - self._idle[0][1] > _IDLE_S:

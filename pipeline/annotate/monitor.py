@@ -11,11 +11,16 @@ of at once.
 
 from __future__ import annotations
 
+import base64
+import logging
+import os
+import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
@@ -27,6 +32,8 @@ from pipeline.annotate.progress import Snapshot
 from pipeline.annotate.replica_time import ReplicaBook, ReplicaClock, ReplicaReport
 from pipeline.annotate.stages.guard import InProcessGuard
 from pipeline.annotate.stages.stage import StageCounts
+
+logger = logging.getLogger(__name__)
 
 # A replica at work begins its next block sooner, so that nearly all goes with a `begin`; and a process that ends, or is
 # ended, when it has nothing to do has told all by then.
@@ -51,11 +58,57 @@ class Told(NamedTuple):
     replica: ReplicaReport | None = None
 
 
-class RunMonitor:
-    """The sum of all counts, and the guard's book-keeping. Each call says by which process it is."""
+class _Journal:
+    """Settled orders in a local file, a line each, so that they outlive the monitor's process.
 
-    def __init__(self) -> None:
+    Args:
+        path: of the file; what is there already stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._writable = True
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """Keys and orders. A last line that was cut off was answered to nobody, and is dropped."""
+        with suppress(FileNotFoundError), open(self._path, "r+b") as file:
+            length = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    file.truncate(length)
+                    break
+                length += len(line)
+                key, order = line.split()
+                yield key.decode(), base64.b64decode(order)
+
+    def add(self, key: str, order: bytes) -> None:
+        """What is written down survives the process, though not the machine, with which the driver goes as well."""
+        if not self._writable:
+            return
+        try:
+            with open(self._path, "ab", buffering=0) as file:
+                file.write(b"%s %s\n" % (key.encode(), base64.b64encode(order)))
+        except OSError as error:  # a full disk is no reason to end a run that another rare thing would have to hurt
+            logger.warning("orders of work are no longer written down, in case this process is killed: %s", error)
+            self._writable = False
+
+    def remove(self) -> None:
+        """The run is over."""
+        self._path.unlink(missing_ok=True)
+
+
+class RunMonitor:
+    """The sum of all counts, and the guard's book-keeping. Each call says by which process it is.
+
+    Args:
+        journal: a file for what must be known again should this process be killed; without one it is forgotten.
+    """
+
+    def __init__(self, journal: str | None = None) -> None:
         self._guard = InProcessGuard()
+        self._journal = None if journal is None else _Journal(Path(journal))
+        for key, order in [] if self._journal is None else self._journal.read():
+            self._guard.settle(key, order)
         self._counts = StageCounts()
         self._first_segment: float | None = None
         self._replicas = ReplicaBook()
@@ -98,7 +151,17 @@ class RunMonitor:
 
     def settle(self, key: str, order: bytes) -> bytes:
         """See `pipeline.annotate.stages.guard.Guard`."""
+        settled = self._guard.settle(key)
+        if settled or not order:
+            return settled
+        if self._journal is not None:
+            self._journal.add(key, order)
         return self._guard.settle(key, order)
+
+    def end(self) -> None:
+        """Nothing is asked any more."""
+        if self._journal is not None:
+            self._journal.remove()
 
     def snapshot(self) -> Snapshot:
         """The sum now, the time since the first model call began, and what the replicas took."""
@@ -109,12 +172,15 @@ class RunMonitor:
 def start_monitor() -> Any:
     """A monitor on the driver's node, where it lives as long as the run does.
 
-    Should its process be killed, another one starts with empty books, and the calls that waited go to that one:
-    the progress line begins again, and images that kill processes are suffered a little longer.
+    Should its process be killed, another one starts, and the calls that waited go to that one: the progress line begins
+    again, and images that kill processes are suffered a little longer. Orders of work it knows from a file in that
+    node's folder for temporary files: a task that began by one and was tried again in another would give some rows
+    twice, and others not at all.
     """
+    journal = os.path.join(tempfile.gettempdir(), f"maskfleet-orders-{uuid.uuid4().hex}")
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(RunMonitor).options(**options).remote()
+    return ray.remote(RunMonitor).options(**options).remote(journal)
 
 
 class _Sender:

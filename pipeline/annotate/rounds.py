@@ -50,7 +50,7 @@ _SNAPSHOT_TIMEOUT_S = 5.0
 _LAST_COUNTS_S = 4 * TELL_AFTER_S
 # Rows that have come out of the last stage may be on their way to the driver when a run is stopped.
 _ARRIVAL_S = 1.0
-# What is ready when a run fails is written, unless the same cause forbids that.
+# What is ready when a run ends early is written, unless the same cause forbids that.
 _SAVE_S = 120.0
 # While replicas start nothing moves, and one line tells it all.
 _STILL_WAITING_S = 60.0
@@ -101,6 +101,8 @@ def connected(
             yield rounds
         finally:
             rounds.metrics.end(rounds.progress(), rounds.todo - rounds.written)
+            with suppress(RayError):  # of a cluster that is gone
+                ray.get(parts.monitor.end.remote(), timeout=_SNAPSHOT_TIMEOUT_S)
 
 
 @dataclass
@@ -198,21 +200,24 @@ class Rounds:
         reason = ""
         if self.num > 1:
             self._choose_again()
-        with deferred() as stopping, self._watched() as failing:
+        shrunk = _Shrunk()
+        with deferred() as stopping, self._watched(shrunk) as failing:
             running = Running(build(self.parts, pending))
             work.callback(running.stop)
-            writes, shrunk = Writes(self.parts, store), _Shrunk(running)
+            writes = Writes(self.parts, store)
             try:
-                while not (running.ended or stopping() or (reason := failing()) or shrunk.look()):
+                while not (running.ended or stopping() or (reason := failing()) or shrunk.for_long):
                     if writes.full:
                         writes.wait(_POLL_S)
                     elif (block := running.take(_POLL_S)) is not None:
                         writes.add(block)
                     writes.go_on()
                     self.lock.check()
-                self._write_rest(running, writes)
+                # Blocks that are lost are made again, or given up, when Ray Data has ended; not so before.
+                self._write_rest(running, writes, math.inf if running.ended else _SAVE_S)
                 if shrunk.for_long:
                     running.stop()  # its replicas make room for those of another round
+                writes.give_up()
             except (KeyboardInterrupt, Exception):
                 self._save_rest(running, writes)
                 raise
@@ -233,8 +238,8 @@ class Rounds:
         self.parts = replace(parts, pool=pool)
 
     @contextmanager
-    def _watched(self) -> Iterator[Callable[[], str]]:
-        """People are told how the run does, and its metrics are set.
+    def _watched(self, shrunk: _Shrunk) -> Iterator[Callable[[], str]]:
+        """People are told how the run does, and its metrics are set. It is seen whether it waits for nodes that went.
 
         Gives a function that says why it is not worth going on, or "".
         """
@@ -250,6 +255,7 @@ class Rounds:
                 except RayError:  # of a keeper that is being started anew, whose node is gone, or that is slow
                     continue
                 reason = reason or failures.see(snapshot.counts)
+                shrunk.see(snapshot)
                 progress = self._at(snapshot)
                 self.metrics.set(progress)
                 self._told.tell(progress)
@@ -265,16 +271,23 @@ class Rounds:
                 self._told.tell(self._at(self._last_snapshot()))  # a short run may have had no other moment
             self._told.end()
 
-    def _write_rest(self, running: Running, writes: Writes, give_up_at: float = math.inf) -> None:
-        """Write all that came out and waits, and what is on its way here: it may count as done already."""
+    def _write_rest(self, running: Running, writes: Writes, patience_s: float) -> None:
+        """Write all that came out and waits, and what is on its way here: it may count as done already.
+
+        Args:
+            patience_s: the longest that nothing is written.
+        """
         arrived_at = time.monotonic() + _ARRIVAL_S
         while block := running.take(0 if running.ended or time.monotonic() > arrived_at else _POLL_S):
             writes.add(block)
         writes.go_on(everything=True)
-        while writes.num_open and time.monotonic() < give_up_at:
+        num_written, written_at = writes.num_written, time.monotonic()
+        while writes.num_open and time.monotonic() - written_at < patience_s:
             writes.wait(_POLL_S)
             writes.go_on(everything=True)
             self.lock.check()
+            if writes.num_written > num_written:
+                num_written, written_at = writes.num_written, time.monotonic()
 
     def _save_rest(self, running: Running, writes: Writes) -> None:
         """The same after an error, which counts more than any that comes now: each of these costs a file at most."""
@@ -282,7 +295,7 @@ class Rounds:
         for _ in range(2 * writes.max_open):
             try:
                 self.lock.check()
-                self._write_rest(running, writes, give_up_at)
+                self._write_rest(running, writes, give_up_at - time.monotonic())
                 return
             except LockLost:
                 return
@@ -330,30 +343,31 @@ class _Told:
 class _Shrunk:
     """Whether a round has waited long enough for nodes that went.
 
-    Args:
-        running: the round.
+    Blocks that were on such a node, or with its replica, wait for another. Replicas that are left hold places for them,
+    fetching fills the CPUs on which they could be made again, and files wait for what was made of them: so all comes to
+    a stand, though there are CPUs and replicas.
 
     Attributes:
         for_long: whether it has.
     """
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
+    def __init__(self) -> None:
         self._gone_before = _gone_nodes()
-        self._held_up_since: float | None = None
+        self._seen: tuple[float, ...] = ()
+        self._stands_since = math.inf
         self.for_long = False
 
-    def look(self) -> bool:
-        """See how it is now; ``for_long``, which stays."""
-        now = time.monotonic()
-        if not self._running.held_up:
-            self._held_up_since = None
-        elif self._held_up_since is None:
-            self._held_up_since = now
-        elif now - self._held_up_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before):
+    def see(self, snapshot: Snapshot) -> None:
+        """A moment of the round. Where replicas are there, none loads the model, and none is at work, it stands."""
+        counts, now = snapshot.counts, time.monotonic()
+        seen = snapshot.used.replicas.busy, counts.decoded, counts.encoded, counts.written
+        if seen != self._seen or not snapshot.ready or snapshot.ready < snapshot.starting:
+            self._seen, self._stands_since = seen, now
+        elif (
+            not self.for_long and now - self._stands_since > _HELD_UP_S and (gone := _gone_nodes() - self._gone_before)
+        ):
             logger.warning("images were left with %s that went; others begin them again", counted(len(gone), "node"))
             self.for_long = True
-        return self.for_long
 
 
 def _gone_nodes() -> set[str]:

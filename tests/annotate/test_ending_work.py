@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,15 +12,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ObjectLostError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 
 from pipeline.annotate import graph, rounds
 from pipeline.annotate import run as job
 from pipeline.annotate.config import ResourcesConfig
 from pipeline.annotate.graph import Block, RunParts
 from pipeline.annotate.pool import Pool
+from pipeline.annotate.progress import Snapshot
+from pipeline.annotate.replica_time import Used
+from pipeline.annotate.stages.stage import StageCounts
 from pipeline.annotations.data_file import Counts
-from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, Seconds, ThisRun
 from pipeline.cluster.address import ClusterError
 from pipeline.storage.lock.lease import LockLost
 from pipeline.storage.uris import Uri
@@ -31,7 +35,7 @@ class Stages:
     def __init__(self, blocks: list[str], error: BaseException | None) -> None:
         self._coming: list[Block | BaseException] = [Block(name, 1) for name in blocks]
         self._coming += [] if error is None else [error]
-        self.ended = self.held_up = False
+        self.ended = False
         self.stops = 0
 
     def take(self, timeout_s: float) -> Block | None:
@@ -61,7 +65,7 @@ class Store:
     def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         return refs[:num_returns], refs[num_returns:]
 
-    def get(self, blocks: tuple[str, ...]) -> Any:
+    def get(self, blocks: tuple[str, ...], timeout: float | None = None) -> Any:
         for block in blocks:
             if block in self.broken:
                 error = self.broken[block]
@@ -119,13 +123,13 @@ def parts(rows_per_file: int) -> Any:
 def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
     run.parts = parts(rows_per_file)
     with contextlib.ExitStack() as stack:
-        run.run(SimpleNamespace(num_pending=100), stack)  # type: ignore[arg-type]
+        run.run(SimpleNamespace(num_pending=100), stack, SimpleNamespace())  # type: ignore[arg-type]
 
 
 def test_what_waits_and_is_written_is_bounded_in_bytes(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An eighth of a node's object store for a file, a quarter of all of it for those together."""
     _, store = work("", None)
-    writes = graph.Writes(parts(rows_per_file=1000))
+    writes = graph.Writes(parts(rows_per_file=1000), SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setattr(store, "wait", lambda *_, **__: ([], []))  # none is done
     for name in "abcd":
         assert not writes.full
@@ -205,11 +209,13 @@ def executed(
 ) -> Callable[[], RunJson]:
     """The job from where Ray is connected on, without Ray."""
     monkeypatch.setattr(job._Run, "_new_report", lambda *_: RunJson(run_id="second", state=RunState.RUNNING))
-    monkeypatch.setattr(job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2))
+    monkeypatch.setattr(
+        job._Run, "pending", lambda *_: SimpleNamespace(num_rows=10, num_done=8, num_pending=2, num_to_do=2)
+    )
     monkeypatch.setattr(job._Run, "_annotate_all", work)
     RunJson(run_id="first", state=RunState.FINISHED, images=ImageCounts(10, 8, 2)).write(store.uri)
     anything: Any = None
-    run = job._Run(anything, anything, anything, store, anything, lambda: None, "second")  # type: ignore[arg-type]
+    run = job._Run(anything, anything, anything, store, anything, lambda: None, "second", anything)  # type: ignore[arg-type]
     started: Any = SimpleNamespace(cluster={}, figures=lambda: ThisRun(), changes=dict)
     redo = run.to_redo(store.files(), anything, retry_failed)
     return lambda: run.execute(started, redo, None if redo else run.pending(store.files()))
@@ -283,35 +289,92 @@ class HeldUp(Stages):
     """Gives its last block never: it is with a replica whose node has gone."""
 
     def take(self, timeout_s: float) -> Block | None:
-        self.held_up = len(self._coming) == 1
-        if self.held_up and self.given_up:
-            self._coming.clear()
-        return None if self.held_up else super().take(timeout_s)
-
-    given_up = False
+        return super().take(timeout_s) if len(self._coming) > 1 else None
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_a_round_whose_last_blocks_went_with_a_node_ends(
-    work: Any, monkeypatch: pytest.MonkeyPatch, gone: bool
-) -> None:
+class Shrunk:
+    """Sees at once that a round waits for nodes, when asked for the tenth time."""
+
+    asked = 0
+
+    @property
+    def for_long(self) -> bool:
+        self.asked += 1
+        return self.asked > 10
+
+
+def test_a_round_whose_last_blocks_went_with_a_node_ends(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, store = work("", None)
     stages = HeldUp(list("abc"), None)
-    nodes = iter([{"long ago"}, *[{"long ago"}] * 20, {"long ago", "now"} if gone else {"long ago"}])
-
-    def gone_nodes() -> set[str]:
-        known = next(nodes, None)
-        if known is None:  # of a cluster that is as it was, nothing is given up: the block is only slow
-            stages.given_up = True
-        return known or {"long ago"}
-
-    monkeypatch.setattr(rounds, "_HELD_UP_S", 0.0)
-    monkeypatch.setattr(rounds, "_gone_nodes", gone_nodes)
+    monkeypatch.setattr(rounds, "_Shrunk", Shrunk)
     monkeypatch.setattr(rounds, "Running", lambda _: stages)
     begin(run, rows_per_file=1000)
     assert store.files == [tuple("ab")]
-    assert stages.stops == 1 + gone  # that of all work at the end
-    assert stages.ended != gone
+    assert stages.stops == 2  # one is that of all work at the end
+    assert not stages.ended
+
+
+def moment(ready: int = 2, starting: int = 2, busy: float = 1.0, **counts: Any) -> Snapshot:
+    used = {"GPU": Used(replicas=Seconds(busy=busy))}
+    return Snapshot(StageCounts(**counts), 1.0, starting, ready, used)
+
+
+@pytest.mark.parametrize(
+    ("gone", "then", "waits"),
+    [
+        pytest.param({"now"}, moment(), True, id="replicas are there, and nothing moves"),
+        pytest.param(set(), moment(), False, id="no node went: it is only slow"),
+        pytest.param({"now"}, moment(busy=2.0), False, id="one is at work"),
+        pytest.param({"now"}, moment(decoded=1), False, id="images are fetched"),
+        pytest.param({"now"}, moment(written=1), False, id="a file was written"),
+        pytest.param({"now"}, moment(starting=3), False, id="one loads the model"),
+        pytest.param({"now"}, moment(ready=0, starting=0), False, id="none is there to begin anew"),
+    ],
+)
+def test_a_round_waits_for_nodes_where_nothing_moves(
+    monkeypatch: pytest.MonkeyPatch, gone: set[str], then: Snapshot, waits: bool
+) -> None:
+    now, nodes = 1000.0, {"long ago"}
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(rounds, "_gone_nodes", lambda: nodes)
+    shrunk = rounds._Shrunk()
+    nodes = nodes | gone
+    shrunk.see(moment())
+    assert not shrunk.for_long
+    now += rounds._HELD_UP_S + 1
+    shrunk.see(then)
+    assert shrunk.for_long == waits
+
+
+def test_files_whose_blocks_went_with_a_node_do_not_hold_up_a_round_that_ends(
+    work: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be written one day, beside those of the next round: so who writes them is ended."""
+    run, store = work("", None)
+    killed: list[Any] = []
+    monkeypatch.setattr(rounds, "_SAVE_S", 0.2)
+    monkeypatch.setattr(rounds, "_Shrunk", Shrunk)
+    monkeypatch.setattr(rounds, "Running", lambda _: HeldUp(list("abcde"), None))
+
+    def wait(refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        done = [ref for ref in refs if ref != ("a", "b")]
+        return done, [ref for ref in refs if ref not in done]
+
+    get = store.get
+
+    def of_the_killed(blocks: tuple[str, ...], timeout: float | None = None) -> Any:
+        if blocks == ("a", "b"):
+            assert killed
+            raise RayActorError
+        return get(blocks)
+
+    monkeypatch.setattr(store, "wait", wait)
+    monkeypatch.setattr(store, "get", of_the_killed)
+    monkeypatch.setattr(store, "kill", killed.append, raising=False)
+    begin(run, rows_per_file=8)
+    assert store.files == [("c", "d")]
+    assert len(killed) == 1
+    assert run.written == 8
 
 
 def test_a_cluster_that_grew_is_told_of(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,9 +37,11 @@ class DyingPictures(PictureSource):
 
     Attributes:
         died: a file that is there once a process has ended.
+        takes_along: another process that is killed then; 0 for none.
     """
 
     died: str = ""
+    takes_along: int = 0
 
     def fetch_turns(self, uris: Sequence[UriText | None]) -> Iterator[dict[int, Fetched | ImageFailure]]:
         images = [int(uri.secret_text) for uri in uris if uri is not None]
@@ -57,13 +60,18 @@ class DyingPictures(PictureSource):
             return data
         if int(data) == NUM_IMAGES // 2 and not os.path.exists(self.died):
             Path(self.died).touch()
+            if self.takes_along:
+                os.kill(self.takes_along, signal.SIGKILL)
             os._exit(1)
         size = SIZES[int(data) % len(SIZES)]
         return DecodedImage(np.zeros((*size, 3), np.uint8), 1, size)
 
 
 @pytest.mark.ray
-def test_nothing_is_lost_and_nothing_twice(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_monitor", [False, True])
+def test_nothing_is_lost_and_nothing_twice(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_monitor: bool
+) -> None:
     # As the job has it: each block is handed on at once, so that some are there already when the process ends.
     monkeypatch.setattr(ray.data.DataContext.get_current(), "target_max_block_size", 1)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -71,8 +79,12 @@ def test_nothing_is_lost_and_nothing_twice(ray_cluster: None, tmp_path: Path, mo
     numbers = [str(i) for i in range(NUM_IMAGES)]
     missing = pa.nulls(NUM_IMAGES, pa.binary())
     rows = pa.table({"image_id": numbers, "image_uri": numbers, "image_bytes": missing})
-    client = MonitorClient(start_monitor())
-    stage = FetchDecode(DyingPictures(died=str(died)), BatchOrder(64, 96, 3, 6), client, client.report)
+    monitor = start_monitor()
+    client = MonitorClient(monitor)
+    its_process = ray.get(monitor.__ray_call__.remote(lambda _: os.getpid())) if with_monitor else 0
+    stage = FetchDecode(
+        DyingPictures(died=str(died), takes_along=its_process), BatchOrder(64, 96, 3, 6), client, client.report
+    )
     dataset = ray.data.from_arrow([packed(rows)]).map_batches(
         functools.partial(_fetch, stage=stage), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
     )

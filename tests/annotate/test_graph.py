@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import math
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from ray.data import ExecutionResources
-from ray.data._internal.actor_autoscaler.autoscaling_actor_pool import AutoscalingActorConfig
-from ray.data._internal.execution.operators.actor_pool_map_operator import _ActorState, _NodeAwareActorPool
 
 from pipeline.annotate import graph, pool
 from pipeline.annotate.config import ResourcesConfig
-from pipeline.annotate.graph import Block, Gatherer, Running, _read_tasks, rows_per_fetch
+from pipeline.annotate.graph import Block, Gatherer, _read_tasks, rows_per_fetch
 from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Pending
 from pipeline.messages.examples import Examples
@@ -186,34 +182,3 @@ def test_a_row_group_is_read_by_one_task_and_small_ones_come_together() -> None:
             *(task[name].to_pylist() for name in ("row_group", "wanted", "num_rows")), strict=True
         ):
             assert np.array_equal(np.unpackbits(np.frombuffer(bits, np.uint8), count=num_rows), masks[group])
-
-
-@pytest.mark.parametrize(
-    ("replicas", "held_up"),
-    [
-        pytest.param([], False, id="none yet"),
-        pytest.param([(4, False), (2, False)], False, id="all at work"),
-        pytest.param([(0, False), (1, False)], False, id="one at work"),
-        pytest.param([(0, False), (3, True)], True, id="one waits for a node, with blocks"),
-        pytest.param([(0, False), (3, True), (1, False)], False, id="beside one at work"),
-        pytest.param([(0, False), (0, False)], True, id="none has anything to do"),
-        pytest.param([(3, True), (0, True)], False, id="all wait for nodes"),
-    ],
-)
-def test_a_run_is_held_up_when_no_replica_that_is_there_has_work(
-    replicas: list[tuple[int, bool]], held_up: bool
-) -> None:
-    config = AutoscalingActorConfig(
-        min_size=1,
-        max_size=9,
-        initial_size=1,
-        max_tasks_in_flight_per_actor=4,
-        max_actor_concurrency=2,
-        per_actor_resource_usage=ExecutionResources.zero(),
-    )
-    pool: Any = _NodeAwareActorPool(lambda *_: None, config)  # type: ignore[arg-type, return-value]
-    pool._running_actors.update({index: _ActorState(tasks, "", gone) for index, (tasks, gone) in enumerate(replicas)})
-    operators = [SimpleNamespace(get_autoscaling_actor_pools=lambda pools=pools: pools) for pools in ([], [pool])]
-    running = Running.__new__(Running)  # which would start a dataset
-    running._executor = SimpleNamespace(_topology=operators)
-    assert running.held_up == held_up

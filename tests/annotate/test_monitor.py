@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,6 +54,24 @@ class TestPlainClass:
         run.hear("p", told(segmented=4, segment_s=3.0))
         assert run.snapshot().segmenting_s == pytest.approx(7.0)
         assert run.snapshot().counts.segment_s == pytest.approx(5.0)
+
+    def test_orders_outlive_it_up_to_one_that_was_cut_off(self, tmp_path: Path) -> None:
+        journal = tmp_path / "orders"
+        run = RunMonitor(str(journal))
+        assert run.settle("a/0", b"\n 0") == b"\n 0"
+        assert run.settle("a/0", b"other") == b"\n 0"
+        assert run.settle("a/1", b"") == b""
+        journal.write_bytes(journal.read_bytes() + b"a/1 Y3V0")
+        run = RunMonitor(str(journal))
+        assert run.settle("a/0", b"other") == b"\n 0"
+        assert run.settle("a/1", b"second") == b"second"
+        assert RunMonitor(str(journal)).settle("a/1", b"other") == b"second"
+        run.end()
+        assert not journal.exists()
+
+    def test_orders_are_settled_where_none_can_be_written_down(self, tmp_path: Path) -> None:
+        run = RunMonitor(str(tmp_path / "no folder" / "orders"))
+        assert [run.settle("a/0", order) for order in (b"first", b"other")] == [b"first", b"first"]
 
     def test_a_snapshot_stays_as_it_is(self) -> None:
         run = RunMonitor()

@@ -22,7 +22,6 @@ from benchmarks.support.stub_replica import STUB_VARIABLE, StubSettings, make_in
 from testing.ray_nodes import RayNodes, ray_nodes
 
 ROOT = Path(__file__).resolve().parents[2]
-IMAGES = 1600
 BLOCK = 16
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -48,8 +47,8 @@ def test_the_autoscaler_is_asked_for_a_gpu(tmp_path: Path) -> None:
 class Run:
     """The job on a cluster, with replicas that sleep."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
-        self._folder, self._process = folder, process
+    def __init__(self, folder: Path, process: subprocess.Popen[bytes], images: int) -> None:
+        self._folder, self._process, self._images = folder, process, images
 
     @property
     def replicas(self) -> int:
@@ -73,18 +72,18 @@ class Run:
         assert self._process.wait() == 0, self.log()
         files = [pq.ParquetFile(file) for file in self._folder.glob("output/data/part-*")]
         ids = [image_id for file in files for image_id in file.read(["image_id"])["image_id"].to_pylist()]
-        assert sorted(ids) == list(range(IMAGES))
+        assert sorted(ids) == list(range(self._images))
         report: dict[str, Any] = json.loads((self._folder / "output" / "run.json").read_bytes())
-        assert report["images"] == {"manifest": IMAGES, "annotated": IMAGES, "failed": 0}
+        assert report["images"] == {"manifest": self._images, "annotated": self._images, "failed": 0, "deleted": 0}
         return report
 
 
 @contextmanager
-def running(folder: Path, resources: dict[str, Any], **cluster: int) -> Iterator[tuple[RayNodes, Run]]:
+def running(folder: Path, images: int, resources: dict[str, Any], **cluster: int) -> Iterator[tuple[RayNodes, Run]]:
     """A cluster, and a run on it."""
     pictures = make_inputs(folder, (96, 128))
-    uris = [str(pictures[i % len(pictures)]) for i in range(IMAGES)]
-    pq.write_table(pa.table({"image_id": range(IMAGES), "image_uri": uris}), folder / "manifest.parquet")
+    uris = [str(pictures[i % len(pictures)]) for i in range(images)]
+    pq.write_table(pa.table({"image_id": range(images), "image_uri": uris}), folder / "manifest.parquet")
     config = {
         "manifest": {"uri": str(folder / "manifest.parquet")},
         "model": {"checkpoint": str(folder / "model.safetensors"), "batch_size": 8},
@@ -103,7 +102,7 @@ def running(folder: Path, resources: dict[str, Any], **cluster: int) -> Iterator
             stderr=log,
         )
         try:
-            yield nodes, Run(folder, process)
+            yield nodes, Run(folder, process, images)
         finally:
             process.kill()
             process.wait()
@@ -111,11 +110,14 @@ def running(folder: Path, resources: dict[str, Any], **cluster: int) -> Iterator
 
 @pytest.mark.slow
 def test_from_none_to_three_to_one_to_three(tmp_path: Path) -> None:
-    with running(tmp_path, {"actors": 3, "wait_for_gpus_s": 120}, cpus=1, gpus=1, scaled=3) as (nodes, run):
+    # Minutes of work: the next nodes must come before it is done.
+    with running(tmp_path, 6400, {"actors": 3, "wait_for_gpus_s": 120}, cpus=1, gpus=1, scaled=3) as (nodes, run):
         run.wait_for(lambda: run.replicas == 3 and run.files > 1)
         nodes.preempt()
         nodes.preempt()
-        run.wait_for(lambda: run.replicas == 5)  # the autoscaler brings nodes for the replicas that wait for one
+        nodes.add(cpus=1, gpus=1)
+        nodes.add(cpus=1, gpus=1)
+        run.wait_for(lambda: run.replicas == 5)
         report = run.end()
     assert report["cluster"]["gpus"] >= 1
     assert "waiting for GPUs: 0 of 3 replicas have room" in run.log()
@@ -123,7 +125,7 @@ def test_from_none_to_three_to_one_to_three(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_node_goes_for_good(tmp_path: Path) -> None:
-    with running(tmp_path, {}, num_nodes=2, cpus=1, gpus=1) as (nodes, run):
+    with running(tmp_path, 1600, {}, num_nodes=2, cpus=1, gpus=1) as (nodes, run):
         run.wait_for(lambda: run.replicas == 2 and run.files > 1)  # all GPUs, without a setting
         nodes.remove(0)
         report = run.end()

@@ -93,24 +93,18 @@ def _call(query: Any, series: Series, now: float) -> Any:
     if name == "time":
         return now
     (argument,) = query.args
-    if name == "last_over_time":
-        assert isinstance(argument, parser.SubqueryExpr)
-        found: Vector = {}
-        step = argument.step.total_seconds()
-        start = now - argument.range.total_seconds()
-        for i in range(math.ceil(start / step), math.floor(now / step) + 1):
-            found |= evaluate(argument.expr, series, i * step)
-        return found
-    assert name in ("rate", "increase")
     length = argument.range.total_seconds()
-    grown: Vector = {}
+    found: Vector = {}
     for labels, at in _matching(argument.vector_selector, series):
         times = range(math.ceil((now - length) / SCRAPE_S), math.floor(now / SCRAPE_S) + 1)
         samples = [value for i in times if i >= 0 and (value := at(i * SCRAPE_S)) is not None]
-        if len(samples) > 1:
+        if name == "last_over_time":
+            found |= {labels: samples[-1]} if samples else {}
+        elif len(samples) > 1:
+            assert name in ("rate", "increase")
             increase = (samples[-1] - samples[0]) * length / ((len(samples) - 1) * SCRAPE_S)
-            grown[labels] = increase if name == "increase" else increase / length
-    return grown
+            found[labels] = increase if name == "increase" else increase / length
+    return found
 
 
 def _binary(op: str, left: Any, right: Any) -> Any:
