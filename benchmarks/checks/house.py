@@ -55,7 +55,7 @@ FLOORS = (
     ("annotations",),
     ("synthetic", "cluster", "drawing", "lake"),
     ("metrics", "page"),
-    ("annotate", "evaluate", "train", "export", "predict"),
+    ("annotate", "evaluate", "train", "export", "predict", "compare"),
 )
 # What each part of the project may import beside itself; the longest name that fits a module counts.
 MAY_IMPORT = {

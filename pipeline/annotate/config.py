@@ -357,6 +357,20 @@ class OutputConfig(Section):
         return self.table is not None and self.table.keep_replaced
 
 
+class DriftConfig(Section):
+    """What a run made, compared with what was there before, when its books are closed."""
+
+    against: Literal["previous"] | Place = Field(
+        default="previous",
+        description="previous: the rows of all earlier runs in this output; or another output, of an annotate job.",
+    )
+    fail_if: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
+        default=(),
+        description="Limits like 'psi>0.2', as `maskfleet compare --fail-if` takes them. Beyond one the run ends with "
+        "exit code 3; the results stay.",
+    )
+
+
 class AnnotateConfig(Section):
     """The annotate job: every image of a manifest to one row of instance masks."""
 
@@ -365,6 +379,7 @@ class AnnotateConfig(Section):
     model: ModelConfig = Field(description="Which model, and how it is run.")
     resources: ResourcesConfig = Field(default=ResourcesConfig(), description="What the job takes of the cluster.")
     output: OutputConfig = Field(description="Where results go, and how they are written.")
+    drift: DriftConfig | None = Field(default=None, description="Compare what the run made. null: no.")
     log_interval_s: PositiveFloat = Field(
         default=30.0, description="Seconds between two progress lines in a job's log."
     )
