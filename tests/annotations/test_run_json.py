@@ -95,7 +95,7 @@ def test_the_file(tmp_path: Path) -> None:
     ]
     assert found["state"] == "finished"
     assert found["categories"] == [{"id": 7, "name": "Äpfel"}, {"id": 3, "name": "cat"}]
-    assert found["images"] == {"manifest": 5, "annotated": 3, "failed": 2}
+    assert found["images"] == {"manifest": 5, "annotated": 3, "failed": 2, "deleted": 0}
     assert found["this_run"] == {
         "images": 5,
         "written": 5,
