@@ -9,7 +9,7 @@ goes on. After each night:
 - they are those of the pictures that are there: none missing, none twice, none too many, and of each the right content;
 - the books close, and nothing waits in ``changed/``.
 
-Without Ray the rounds are stood for by a function that reads the pictures, and all else is the job's own code; runs that
+Without Ray a function that reads the pictures stands for the rounds, and all else is the job's own code; runs that
 are killed are processes of their own. With ``--ray`` it is the whole job with a small model, minutes a night.
 
 Prints a line a night and the sums; exit code 1 if anything is off.
