@@ -30,7 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -189,7 +189,10 @@ class Night:
     def run(self) -> RunJson:
         """In this process, without Ray and without a page."""
         config = AnnotateConfig.model_validate(self.config)
-        with mock.patch.object(job, "page_at_end", nullcontext_of), rounds_without_ray(Reads(config.manifest.uri)):
+        with (
+            mock.patch.object(job, "page_at_end", return_value=nullcontext()),
+            rounds_without_ray(Reads(config.manifest.uri)),
+        ):
             return job.annotate(config, self.retry_failed)
 
     def killed(self, rng: random.Random, typical_s: float) -> str:
@@ -207,13 +210,6 @@ class Night:
                 process.kill()
             process.wait()
             return "killed" if process.returncode == -signal.SIGKILL else f"ended with {process.returncode}"
-
-
-@contextmanager
-def nullcontext_of(*_: Any) -> Iterator[None]:
-    """No page: whoever draws one starts a process for each night."""
-    with nullcontext():
-        yield
 
 
 def child(task: Mapping[str, Any], dies_at: int) -> int:
@@ -295,7 +291,6 @@ class Year:
         fresh: of first runs, emptied each night.
     """
 
-    folder: Path
     bucket: Bucket
     output: Uri
     fresh: Uri
@@ -318,16 +313,16 @@ class Year:
         day = self.bucket.change(8)
         deleted = self.rng.choice(["drop", "drop", "mark"])
         night = Night(self.config(self.output, compare=self.compare, deleted=deleted), self.rng.random() < 0.25)
-        how = ""
+        how = []
         if number % KILLED_EVERY == KILLED_EVERY - 1:
-            how = night.killed(self.rng, self.typical_s)
-            self.sums[how] += 1
+            how.append(night.killed(self.rng, self.typical_s))
+            self.sums[how[0]] += 1
             if self.rng.random() < 0.5:
                 day += self.bucket.change(4)
-                how += ", changed again"
+                how.append("changed again")
         if self.rng.random() < 0.1 and OutputStore(self.output).recover(lambda: None).files.footers:
             compact(self.output)
-            how += ", compacted"
+            how.append("compacted")
         started = time.monotonic()
         report = night.run()
         self.typical_s = time.monotonic() - started
@@ -337,9 +332,9 @@ class Year:
         self.sums += day
         self.sums["off"] += bool(found)
         changes = report.changes
-        told = f"{changes.new} new, {changes.changed} changed, {changes.deleted} {deleted}ped".replace("markp", "mark")
-        words = "; ".join(found) or "ok"
-        return f"{number:4d}  {len(self.bucket.sizes):4d} images: {told}{', ' * bool(how)}{how.lstrip(', ')}  {words}"
+        told = f"{changes.new} new, {changes.changed} changed, {changes.deleted} gone ({deleted})"
+        told += "".join(f", {each}" for each in how)
+        return f"{number:4d}  {len(self.bucket.sizes):4d} images: {told}  {'; '.join(found) or 'ok'}"
 
     def _empty(self, uri: Uri) -> None:
         if uri.local_path is not None:
@@ -436,7 +431,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         save_checkpoint(random_model(MODEL_SEED), checkpoint)
         compare = "etag" if args.s3 else "size_mtime"
         places = (Uri(f"{root}/out"), Uri(f"{root}/fresh"))
-        year = Year(folder, bucket, *places, checkpoint, compare, rng)
+        year = Year(bucket, *places, checkpoint, compare, rng)
         for number in range(args.nights):
             print(year.night(number), flush=True)
     sums = ", ".join(f"{count} {what}" for what, count in year.sums.items() if what != "off")
