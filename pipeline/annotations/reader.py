@@ -49,18 +49,18 @@ class Source:
     provenance: dict[str, Any]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time; those whose pictures are gone are left out.
-
-        Args:
-            columns: ``status`` is one of them.
+        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time; rows whose pictures are gone are left out.
 
         Raises:
             OutputError: a file is damaged.
         """
         objects, folder = open_objects(self.uri), DataFolder(self.uri, _CONCURRENCY)
+        only_here = [] if "status" in columns else ["status"]
         for entry in self.entries:
             with folder.open(objects, entry) as file:
-                yield from filter(len, map(there, file.iter_batches(ROWS_PER_BATCH, columns)))
+                for batch in file.iter_batches(ROWS_PER_BATCH, [*columns, *only_here]):
+                    if rows := there(batch):
+                        yield rows.drop_columns(only_here)
 
 
 def open_source(uri: Uri) -> Source:
