@@ -82,7 +82,7 @@ def judge(rows: Collection[Mapping[str, Any]], report: Mapping[str, Any], expect
             differences.append(f"{row['image_id']}: {difference}")
     codes = Counter(row["error_code"] for row in rows if row["status"] == "failed")
     failed = codes.total()
-    books = {"manifest": len(expected), "annotated": len(rows) - failed, "failed": failed}
+    books = {"manifest": len(expected), "annotated": len(rows) - failed, "failed": failed, "deleted": 0}
     said = (report.get("images"), report.get("failures"))
     if said != (books, codes):
         differences.append(f"run.json says {said}, the rows {(books, dict(codes))}")

@@ -132,7 +132,7 @@ class OutputCase:
                 raise Wrong("show reads another failure", repr(failed))
         if problems:
             raise OutputError("; ".join(problems))
-        num_rows = overview.counts.rows + (overview.pending or 0)
+        num_rows = overview.counts.images + (overview.pending or 0)
         if self.damaged != RUN_JSON and num_rows != len(self.whole.rows):
             raise Wrong("show misses rows", f"{overview.counts.rows} there, {overview.pending} pending")
 

@@ -28,7 +28,7 @@ from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
-from pipeline.annotations.overview_text import costs, failure_lines, printable
+from pipeline.annotations.overview_text import changes_line, costs, failure_lines, printable
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
@@ -210,6 +210,7 @@ class _Run:
 
     def _begin(self, report: RunJson) -> None:
         self.begun = True
+        report.changes = self.changes
         self._write_report(report)
 
     def _write_report(self, report: RunJson) -> None:
@@ -290,7 +291,7 @@ class _Run:
             )
         if manifest.deleted != "keep" and pending.gone is not None:
             num_gone = pending.unknown_done.count
-            there = files.counts.annotated + files.counts.failed
+            there = files.counts.images
             if num_gone > manifest.max_deleted_fraction * there:
                 raise ManifestError(
                     f"{manifest.uri} lacks {num_gone:,} of the {counted(there, 'image')} in {self.config.output.uri}, "
@@ -299,7 +300,8 @@ class _Run:
                 )
             self._gone = rows_by_file(files, pending.gone)
         new, changed, unchanged = pending.num_pending, pending.num_changed, pending.num_done
-        self.changes = Changes(new, changed, unchanged, num_gone, pending.num_unknown)
+        if self._comparison is not None:
+            self.changes = Changes(new, changed, unchanged, num_gone, pending.num_unknown)
 
     def _take_figures(self, report: RunJson, rounds: Rounds) -> None:
         report.this_run = rounds.figures()
@@ -365,13 +367,12 @@ class _Run:
 
     def _close_books(self, report: RunJson, counts: Counts, pending: Pending) -> None:
         report.images = ImageCounts(pending.num_rows, counts.annotated, counts.failed, counts.deleted)
-        if self._comparison is not None:
-            report.changes = self.changes
+        report.changes = self.changes
         report.failures = dict(counts.failures_by_code)
         names = {c.id: c.name for c in self.model.categories}
         report.detections_per_category = {names[i]: n for i, n in sorted(counts.detections_by_category.items())}
         extra = pending.unknown_done.count
-        if counts.annotated + counts.failed - extra != pending.num_rows:
+        if counts.images - extra != pending.num_rows:
             raise RunFailed(f"the books do not close: {asdict(report.images)}, {extra} of them not in the manifest")
         if report.state is not RunState.NOTHING_TO_DO:
             report.state = RunState.FINISHED
@@ -396,6 +397,10 @@ def summary(report: RunJson, store: OutputStore) -> str:
     ]
     if images.failed:
         lines += failed_lines(store)
+    if report.changes.compared:
+        lines.append(changes_line(report.changes))
+    if images.deleted:
+        lines.append(f"{counted(images.deleted, 'row')} beside these, marked as deleted")
     top = sorted(report.detections_per_category.items(), key=lambda x: -x[1])
     total = counted(sum(count for _, count in top), "detection")
     lines.append(total + (": " + ", ".join(f"{name} {n:,}" for name, n in top[:12]) if top else ""))

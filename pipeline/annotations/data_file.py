@@ -33,6 +33,7 @@ from pipeline.annotations.schema import (
     current_rows,
     current_schema,
     stored_columns,
+    there,
 )
 from pipeline.errors import UserError
 from pipeline.storage.objects.base import Entry, ObjectFolder, ReadFailed
@@ -107,7 +108,12 @@ class Counts:
     @property
     def rows(self) -> int:
         """All of them."""
-        return self.annotated + self.failed + self.deleted
+        return self.images + self.deleted
+
+    @property
+    def images(self) -> int:
+        """Rows without those whose pictures are gone."""
+        return self.annotated + self.failed
 
     @classmethod
     def of(cls, table: pa.Table) -> Counts:
@@ -120,7 +126,7 @@ class Counts:
         if set(by_status) - {ANNOTATED, FAILED, DELETED}:
             raise ValueError(f"status must be {ANNOTATED}, {FAILED} or {DELETED}, not {sorted(map(str, by_status))}")
         if by_status.get(DELETED):
-            table = table.filter(pc.not_equal(table["status"], DELETED))
+            table = there(table)
         categories = pc.struct_field(pc.list_flatten(table["detections"]), "category_id")
         return cls(
             by_status.get(ANNOTATED, 0),

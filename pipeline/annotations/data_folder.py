@@ -272,7 +272,8 @@ class DataFolder:
         Raises:
             OutputError, OSError: see `open`.
         """
-        missing = {i for footer in footers.values() for i in footer.counts.detections_by_category}
+        wanted = {i for footer in footers.values() for i in footer.counts.detections_by_category}
+        missing = set(wanted)
         names: dict[int, str] = {}
         for entry, footer in footers.items():
             if missing.isdisjoint(footer.counts.detections_by_category):
@@ -286,7 +287,7 @@ class DataFolder:
                 if not footer.counts.detections_by_category.keys() <= names.keys():
                     raise Damaged("its footer counts detections of other categories than its rows have")
             missing -= names.keys()
-        return names
+        return {i: name for i, name in names.items() if i in wanted}  # others are of rows whose pictures are gone
 
     @contextmanager
     def _named(self, entry: Entry) -> Iterator[None]:

@@ -152,7 +152,7 @@ class Overview:
         if self.run is None or self.is_unheard:
             return None
         if self.run.state.closed:  # rows that the books had, and that files no longer hold
-            return max(0, self.run.images.annotated + self.run.images.failed - self.counts.rows)
+            return max(0, self.run.images.annotated + self.run.images.failed - self.counts.images)
         todo = self.run.this_run.images
         return max(0, todo - self.written) if todo else None
 
@@ -161,7 +161,9 @@ class Overview:
         """Images in the manifest, as far as the last run has counted them; ``None``: it has not."""
         if self.run is not None and self.run.images.manifest and not self.is_unheard:
             return self.run.images.manifest
-        return None if self.pending is None else self.counts.rows + self.pending
+        if self.run is not None and not self.is_unheard and (changes := self.run.changes).compared:
+            return changes.new + changes.changed + changes.unchanged
+        return None if self.pending is None else self.counts.images + self.pending
 
     @property
     def identities(self) -> tuple[Identity, ...]:

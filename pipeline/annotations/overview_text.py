@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.annotations.overview import FailureKind, Lock, Overview, Standing
-from pipeline.annotations.run_json import RunJson, RunState, ThisRun
+from pipeline.annotations.run_json import Changes, RunJson, RunState, ThisRun
 from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import duration
 from pipeline.provenance import begun_at
@@ -123,14 +123,27 @@ def _books(overview: Overview) -> Iterator[str]:
     else:
         at_work = overview.standing is Standing.RUNNING
         yield "the manifest is being counted" if at_work else "how many are in the manifest is not known"
-    rows = [(counts.annotated, "annotated"), (counts.failed, f"failed{_share(counts.failed, counts.rows)}")]
+    rows = [(counts.annotated, "annotated"), (counts.failed, f"failed{_share(counts.failed, counts.images)}")]
     if pending is not None:
-        rows.append((pending, f"pending{_share(pending, counts.rows + pending)}"))
+        rows.append((pending, f"pending{_share(pending, counts.images + pending)}"))
+    if counts.deleted:
+        rows.append((counts.deleted, "deleted, beside these: their pictures are gone"))
     yield from _table(rows)
-    if pending is not None and manifest is not None and counts.rows + pending > manifest:
-        yield f"of these, {counts.rows + pending - manifest:,} not in the manifest (any more)"
-    if pending and overview.standing is Standing.ENDED and overview.run is not None and overview.run.state.closed:
+    run = None if overview.is_unheard else overview.run
+    has_ended = run is not None and run.state.closed  # until then old rows of changed pictures count as well
+    if has_ended and pending is not None and manifest is not None and counts.images + pending > manifest:
+        yield f"of these, {counts.images + pending - manifest:,} not in the manifest (any more)"
+    if has_ended and pending and overview.standing is Standing.ENDED:
         yield "their rows are in no file that can be read: the next run makes them anew"
+    if run is not None and run.changes.compared:
+        yield f"since the run before: {changes_line(run.changes)}"
+
+
+def changes_line(changes: Changes) -> str:
+    """What a run found that compared manifest and output."""
+    parts = {"new": changes.new, "changed": changes.changed, "deleted": changes.deleted, "unchanged": changes.unchanged}
+    unknown = f", of which {changes.unknown_version:,} of unknown version" if changes.unknown_version else ""
+    return ", ".join(f"{number:,} {what}" for what, number in parts.items()) + unknown
 
 
 def _share(n: int, total: int) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.annotations.data_file import Counts, Footer, OutputError
 from pipeline.annotations.data_folder import DataFolder, no_output
 from pipeline.annotations.run_json import RunJson
+from pipeline.annotations.schema import there
 from pipeline.model.categories import Category
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
@@ -50,15 +51,18 @@ class Source:
     provenance: dict[str, Any]
 
     def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time.
+        """Columns of all rows, at most `ROWS_PER_BATCH` rows at a time; rows whose pictures are gone are left out.
 
         Raises:
             OutputError: a file is damaged.
         """
         objects, folder = open_objects(self.uri), DataFolder(self.uri, _CONCURRENCY)
+        only_here = [] if "status" in columns else ["status"]
         for entry in self.entries:
             with folder.open(objects, entry) as file:
-                yield from file.iter_batches(ROWS_PER_BATCH, columns)
+                for batch in file.iter_batches(ROWS_PER_BATCH, [*columns, *only_here]):
+                    if rows := there(batch):
+                        yield rows.drop_columns(only_here)
 
 
 def open_source(uri: Uri) -> Source:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DataFolder, map_files
-from pipeline.annotations.schema import ANNOTATED
+from pipeline.annotations.schema import ANNOTATED, there
 from pipeline.messages.examples import Examples
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
@@ -47,18 +47,19 @@ class OutputRows:
         self._id_type: pa.DataType = next(iter(footers.values())).schema.field("image_id").type
 
     def by_id(self, ids: Sequence[str]) -> list[Row]:
-        """The rows with these ids, in this order, each once.
+        """The rows with these ids, in this order, each once; one whose picture is gone is not held.
 
         Raises:
             OutputError: an id that the output does not hold, or that cannot be one.
         """
         wanted = self._typed(ids)
         values = pa.array(list(wanted), self._id_type)
-        # First the column of ids alone: the detections of files without a wanted row are not read.
+        # First no more than says which these are: the detections of files without a wanted row are not read.
+        listed = map(there, self._read(self._files, ["image_id", "status"]))
         held = [
             (entry, found)
-            for entry, ids in zip(self._files, self._read(self._files, ["image_id"]), strict=True)
-            if (found := ids["image_id"].filter(pc.is_in(ids["image_id"], values)).to_pylist())
+            for entry, rows in zip(self._files, listed, strict=True)
+            if (found := rows["image_id"].filter(pc.is_in(rows["image_id"], values)).to_pylist())
         ]
         known = {value for _, found in held for value in found}
         if missing := [text for value, text in wanted.items() if value not in known]:

@@ -90,6 +90,11 @@ class Changes:
     deleted: int = 0
     unknown_version: int = 0
 
+    @property
+    def compared(self) -> bool:
+        """Whether there are any: a manifest is never empty."""
+        return self != Changes()
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -226,7 +231,7 @@ class RunJson:
         values = asdict(self)
         if not self.images.manifest:
             values["images"] = {}
-        if self.changes == Changes():
+        if not self.changes.compared:
             values["changes"] = {}
         figures = values["this_run"]
         error = figures.pop("error")

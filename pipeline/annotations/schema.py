@@ -139,6 +139,11 @@ def output_schema(id_type: pa.DataType, carried: pa.Schema = _EMPTY) -> pa.Schem
     return pa.schema([pa.field("image_id", id_type), *_COLUMNS, *(f.remove_metadata() for f in carried)])
 
 
+def there(rows: Rows) -> Rows:
+    """Rows, with ``status`` among their columns, without those whose pictures are gone: for whoever asks what is."""
+    return rows.filter(pc.not_equal(rows["status"], DELETED))
+
+
 def check_output_schema(schema: pa.Schema) -> None:
     """Raise unless a table with this schema can be written as it is.
 

@@ -173,7 +173,7 @@ def _properties(files: DataFiles) -> dict[str, str]:
         "weights_sha256": identity.weights_sha256,
         "config_digest": identity.config_digest,
         "code_version": identity.code_version,
-        "images": counts.rows,
+        "images": counts.images,
         "annotated": counts.annotated,
         "failed": counts.failed,
         "detections": sum(counts.detections_by_category.values()),

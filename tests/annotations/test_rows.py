@@ -60,7 +60,7 @@ class TestById:
 
         monkeypatch.setattr(DataFolder, "read", spy)
         rows.by_id(["2"])
-        assert sorted(columns == ("image_id",) for columns in read) == [False, True, True]
+        assert sorted(columns == ("image_id", "status") for columns in read) == [False, True, True]
 
 
 def test_annotated_leaves_out_what_failed(output: Path) -> None:

@@ -68,7 +68,7 @@ def _row(**changes: Any) -> dict[str, Any]:
 
 
 def _report(annotated: int, **failures: int) -> dict[str, Any]:
-    images = {"manifest": 1, "annotated": annotated, "failed": sum(failures.values())}
+    images = {"manifest": 1, "annotated": annotated, "failed": sum(failures.values()), "deleted": 0}
     return {"images": images, "failures": failures}
 
 

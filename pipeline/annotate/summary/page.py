@@ -23,10 +23,10 @@ from jinja2 import Environment
 from pipeline.annotate.summary.sample import SHOWN_SCORE, Sample, SampleCard, draw_sample
 from pipeline.annotations.ledger import PAGE_NAME, OutputStore
 from pipeline.annotations.overview import FailureKind, Overview, look_over
-from pipeline.annotations.overview_text import costs, how_it_ended
+from pipeline.annotations.overview_text import changes_line, costs, how_it_ended
 from pipeline.annotations.rows import evenly, first_rows
 from pipeline.annotations.run_json import RunJson, RunState
-from pipeline.annotations.schema import ANNOTATED
+from pipeline.annotations.schema import ANNOTATED, there
 from pipeline.messages.counts import counted, size
 from pipeline.messages.timing import duration
 from pipeline.page.shell import environment, rendered
@@ -134,6 +134,7 @@ class Shapes:
     @classmethod
     def of(cls, table: pa.Table) -> Shapes:
         """Of rows with ``status`` and the detections' ``score`` and ``area``."""
+        table = there(table)
         found = pc.list_flatten(table["detections"])
         scores, areas = (pc.struct_field(found, name).to_numpy() for name in ("score", "area"))
         sides = np.sqrt(areas.astype(np.float64))
@@ -210,6 +211,7 @@ def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
         "sample": replace(sample, cards=tuple(map(_card, sample.cards))),
         "shown_score": SHOWN_SCORE,
         "manifest": overview.manifest,
+        "changes": changes_line(run.changes) if run and run.changes.compared else "",
         "files": f"{counted(overview.num_files, 'file')}, {size(overview.num_bytes)}",
         "problems": [_clipped(problem) for problem in overview.problems],
         "run": run,

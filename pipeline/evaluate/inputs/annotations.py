@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.run_json import RunJson
-from pipeline.annotations.schema import FAILED, READABLE_VERSIONS, mask_column
+from pipeline.annotations.schema import FAILED, READABLE_VERSIONS, mask_column, there
 from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
@@ -36,7 +36,7 @@ MAX_GROUPS = 4096
 _CONCURRENCY = 32
 _ELEMENT = "detections.list.element."
 _LISTED = ["image_id", "status", "height", "width", _ELEMENT + "category_id", _ELEMENT + "category_name"]
-_BOXES = ["image_id", *(_ELEMENT + name for name in ("bbox", "score", "category_id"))]
+_BOXES = ["image_id", "status", *(_ELEMENT + name for name in ("bbox", "score", "category_id"))]
 _MASKS = [*_BOXES, _ELEMENT + "segmentation"]
 
 
@@ -58,7 +58,7 @@ class AnnotatedOutput:
 
     @property
     def lists_empty_images(self) -> bool:
-        """Yes: every image has a row."""
+        """Yes: every image has a row. Rows whose pictures are gone count as not there."""
         return True
 
     @property
@@ -77,7 +77,7 @@ class AnnotatedOutput:
         folder = DataFolder(self.uri, _CONCURRENCY)
         tables, counts = [], Counter[CategoryKey]()
         for entry in self.groups[group]:
-            table = folder.read(objects, entry, _LISTED)
+            table = there(folder.read(objects, entry, _LISTED))
             tables.append(self._listed(table, group))
             counts.update(_count_categories(table["detections"]))
         return pa.concat_tables(tables), counts
@@ -89,7 +89,7 @@ class AnnotatedOutput:
             place = f"{self.uri}/{DATA_FOLDER}/{entry.name}"
             with folder.open(objects, entry) as file:
                 for number in range(file.num_row_groups):
-                    rows = file.read_row_group(number, _MASKS if masks else _BOXES)
+                    rows = there(file.read_row_group(number, _MASKS if masks else _BOXES))
                     for start in range(0, rows.num_rows, BLOCK_IMAGES):
                         some = rows.slice(start, BLOCK_IMAGES).combine_chunks()
                         ids = wide(some["image_id"].combine_chunks())
