@@ -98,7 +98,9 @@ def expand_braces(text: str) -> list[str]:
     while (found := _BRACES.search(texts[0])) is not None and (choices := _choices(found[1])):
         if len(texts) * len(choices) > _MAX_SHARDS:
             raise ManifestError(f"{found[0]} stands for too many shards")
-        texts = [_BRACES.sub(lambda _, choice=choice: choice, one, count=1) for one in texts for choice in choices]
+        # The first braces are the same in all of them, but what was put before these differs.
+        cut = [_BRACES.split(one, maxsplit=1) for one in texts]
+        texts = [f"{before}{choice}{after}" for before, _, after in cut for choice in choices]
     return texts
 
 
@@ -177,7 +179,7 @@ def _index(shard: Uri) -> Iterator[_Found]:
 def _read_compressed(shard: Uri) -> Iterator[_Found]:
     with open_stream(shard) as stream:
         try:
-            with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+            with tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]
                     if _is_plain(member) and (content := tar.extractfile(member)) is not None:
@@ -190,14 +192,14 @@ def _read_compressed(shard: Uri) -> Iterator[_Found]:
 def _members(file: ShardFile, shard: Uri) -> Iterator[tarfile.TarInfo]:
     others = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:  # type: ignore[call-overload]
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it would keep all of them
                 if _is_plain(member):
                     yield member
                 elif not member.isdir():
                     others += 1
-            end = tar.offset  # type: ignore[attr-defined]
+            end = tar.offset
         file.seek(end)
         if any(file.read(tarfile.BLOCKSIZE) or b"\1"):
             logger.warning("%s is cut off or damaged at byte %d: what follows is left out", shard, end)

@@ -4,9 +4,13 @@ import gzip
 import io
 import os
 import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import webdataset
@@ -15,11 +19,14 @@ from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.from_tar import ShardFile, expand_braces
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.manifest.rules import ManifestError
+from pipeline.annotate.pending.antijoin import find_pending
+from pipeline.storage.access import AccessPolicy
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import FetchError
+from pipeline.storage.filesystems import open_aws_client
 from pipeline.storage.uris import TarMember, Uri, UriText, redact
 from testing.s3_server import S3Server
-from tests.annotate.manifest.manifest_cases import read_all, read_all_ids, write
+from tests.annotate.manifest.manifest_cases import read_all, write
 
 _RNG = np.random.default_rng(5)
 
@@ -62,7 +69,7 @@ def test_bytes_are_those_that_webdataset_yields(tmp_path: Path, scratch: Uri, fo
     shards = [write(tmp_path / "s" / f"shard-{i}.tar", tar(members, format)) for i in range(2)]
     rows = rows_of(str(tmp_path / "s" / "shard-{0..1}.tar"), scratch)
     assert {key: content_of(row) for key, row in rows.items()} == by_webdataset(*shards)
-    assert len(rows) == 6
+    assert len(rows) == 8
     assert rows == rows_of(str(tmp_path / "s"), scratch, format="webdataset")
     assert rows == rows_of(str(tmp_path / "s"), scratch)
 
@@ -82,7 +89,7 @@ def test_a_thousand_members_on_s3_cost_few_requests(s3: S3Server, scratch: Uri, 
     assert len(rows) == 1000
     assert indexing <= 8
     assert reading == len(some)
-    s3.put("bucket", "t/shard-0.tar", tar(pictures(1000)))
+    open_aws_client("bucket", 10.0, 1).put_object(Bucket="bucket", Key="t/shard-0.tar", Body=tar(pictures(1000)))
     with pytest.raises(FetchError, match="shard_changed"):
         content_of(some[0][1])
 
@@ -128,7 +135,80 @@ def test_gzip_is_copied(tmp_path: Path, scratch: Uri) -> None:
 
 def test_members_of_one_name_are_refused_by_what_refuses_ids(tmp_path: Path, scratch: Uri) -> None:
     path = write(tmp_path / "a.tar", tar([("x.jpg", b"1"), ("y.jpg", b"2"), ("x.jpg", b"3")]))
-    assert read_all_ids(open_manifest(ManifestConfig(uri=path), scratch)).count("a.tar/x.jpg") == 2
+    with pytest.raises(ManifestError, match=r"a\.tar/x\.jpg.*picture 1.*picture 3"):
+        find_pending(open_manifest(ManifestConfig(uri=path), scratch), [])
+
+
+class _Shards(BaseHTTPRequestHandler):
+    """A web server; what is below /plain knows no ranges."""
+
+    content = b""
+
+    def do_HEAD(self) -> None:
+        self._answer(200, self.content, is_head=True)
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        if wanted is None or self.path.startswith("/plain"):
+            return self._answer(200, self.content)
+        first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        if first >= len(self.content):
+            return self._answer(416, b"")
+        part = self.content[first : last + 1]
+        self._answer(206, part, **{"Content-Range": f"bytes {first}-{first + len(part) - 1}/{len(self.content)}"})
+
+    def _answer(self, status: int, body: bytes, is_head: bool = False, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), "ETag": '"one"', **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if not is_head:
+            self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def web() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Shards) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("path", ["/a.tar", "/plain/a.tar"])
+def test_http(web: str, scratch: Uri, path: str) -> None:
+    members = pictures(3, 900)
+    _Shards.content = tar(members)
+    fetcher = Fetcher(policy=AccessPolicy(roots=(Uri(web),)))
+    rows = rows_of(web + path, scratch)
+    found = {key: fetcher.fetch(UriText(row["image_uri"])) for key, row in rows.items()}
+    assert {key: fetched.data for key, fetched in found.items()} == {f"a.tar/{k}": v for k, v in members.items()}
+    assert {fetched.version.etag for fetched in found.values()} == {"one"}
+    codes = {}
+    for code, member in {
+        "truncated": TarMember(web + path, 1 << 20, 10, "one"),
+        "shard_changed": TarMember(web + path, 512, 10, "two"),
+    }.items():
+        with pytest.raises(FetchError) as caught:
+            fetcher.fetch(UriText(member.text))
+        codes[code] = caught.value.code
+    assert codes == {"truncated": "truncated", "shard_changed": "shard_changed"}
+    with pytest.raises(FetchError, match="uri_not_allowed"):
+        Fetcher().fetch(UriText(TarMember(web + path, 512, 10).text))
+
+
+def test_any_file_system(scratch: Uri) -> None:
+    members = pictures(3)
+    fsspec.filesystem("memory").pipe("/tars/a.tar", tar(members)[:1900])
+    fetcher = Fetcher(policy=AccessPolicy(roots=(Uri("memory://tars"),)))
+    first, last = rows_of("memory://tars/a.tar", scratch).values()
+    assert fetcher.fetch(UriText(first["image_uri"])).data == members["000000.jpg"]
+    with pytest.raises(FetchError, match="uri_not_allowed"):
+        content_of(last)
 
 
 def test_links_and_empty_members(tmp_path: Path, scratch: Uri, caplog: pytest.LogCaptureFixture) -> None:
