@@ -50,14 +50,25 @@ class ManifestConfig(Section):
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
     format: Literal[
-        "auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "inventory", "delta", "iceberg"
+        "auto",
+        "parquet",
+        "csv",
+        "tsv",
+        "list",
+        "jsonl",
+        "coco",
+        "folder",
+        "inventory",
+        "delta",
+        "iceberg",
+        "webdataset",
     ] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
         "image file below the URI, 'inventory' those that an S3 Inventory lists (its manifest.json, or the folder in "
         "which S3 writes one after the other; CSV or Parquet). 'delta' is the folder of a table with its _delta_log; "
         "'iceberg' is iceberg://CATALOG/NAMESPACE.TABLE, the catalog as pyiceberg's configuration calls it, or a "
-        "metadata file.",
+        "metadata file; 'webdataset' is a tar shard, a folder of them, or shard-{000000..000099}.tar.",
     )
     image_root: Uri | None = Field(
         default=None,
