@@ -64,7 +64,8 @@ def write_output(folder: Path, num_images: int, per_image: int, seed: int) -> Ur
 
 def _measured(sides: list[Uri], result: multiprocessing.Queue[tuple[float, float, float]]) -> None:
     started, cpu = time.perf_counter(), time.process_time()
-    compare(*(Side(open_source(uri)) for uri in sides))
+    before, after = (Side(open_source(uri)) for uri in sides)
+    compare(before, after)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     result.put((time.perf_counter() - started, time.process_time() - cpu, peak))
 
