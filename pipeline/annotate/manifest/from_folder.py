@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterator
 from itertools import islice
 from urllib.parse import quote
@@ -13,14 +12,11 @@ import pyarrow as pa
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import ROW_GROUP_ROWS, UnitWriter
-from pipeline.annotate.manifest.rules import ID, URI, Columns, ManifestError, ManifestParts
+from pipeline.annotate.manifest.rules import ID, UNSHOWABLE, URI, Columns, ManifestError, ManifestParts
 from pipeline.annotate.manifest.versions import COPIED, listed_versions, named_by_user
 from pipeline.images.left_out import LeftOut
 from pipeline.storage.listing import PARQUET_SUFFIXES, ListedFile, list_files
 from pipeline.storage.uris import Uri
-
-# Control characters, and the lone surrogates that stand for what is not UTF-8 in a local name.
-_UNSHOWABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ def _only_images(files: Iterator[ListedFile], config: ManifestConfig, left_out: 
 
 def id_and_uri(root: Uri, path: str) -> tuple[str, str]:
     """Of the image at a path below the root. The URI is absolute: a key that looks like one would be taken for it."""
-    if not _UNSHOWABLE.search(path):
+    if not UNSHOWABLE.search(path):
         return path, root.below(path)
     quoted = quote(os.fsencode(path))
     if root.local_path is None:

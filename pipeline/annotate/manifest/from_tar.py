@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.parquet_copy import UnitWriter
-from pipeline.annotate.manifest.rules import BYTES, ID, NUMBER, URI, Columns, ManifestError, ManifestParts
+from pipeline.annotate.manifest.rules import BYTES, ID, NUMBER, UNSHOWABLE, URI, Columns, ManifestError, ManifestParts
 from pipeline.annotate.manifest.versions import COPIED, listed_versions, named_by_user
 from pipeline.images.left_out import LeftOut
 from pipeline.storage.access import AccessPolicy
@@ -41,7 +41,6 @@ _COPIED_BYTES_AT_ONCE = 1 << 26  # of pictures, in a row group of the copy of a 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
 _MAX_SHARDS = 1_000_000
-_UNSHOWABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +160,7 @@ def _in_groups(members: Iterator[_Found]) -> Iterator[list[_Found]]:
 
 
 def _shown(name: str) -> str:
-    return quote(os.fsencode(name)) if _UNSHOWABLE.search(name) else name
+    return quote(os.fsencode(name)) if UNSHOWABLE.search(name) else name
 
 
 def _place(shard: Uri) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ HEIGHT, WIDTH = "height", "width"
 # What to do about URIs that cannot be ids.
 TABLE_CURE = "give the manifest an id column"
 LIST_CURE = "write a table instead of a list: CSV with the columns image_id and image_uri"
+# Control characters in names, and the lone surrogates that stand for what is not UTF-8.
+UNSHOWABLE = re.compile("[\\x00-\\x1f\\x7f\\ud800-\\udfff]")
 NUMBER = "number in the source"  # of a row; a column of copies
 # A side in text, as pandas writes those of a column with gaps, too.
 _LONGEST_SIDE = (1 << 31) - 1
