@@ -1,7 +1,7 @@
 """Annotate every image of a manifest: ``python -m jobs.annotate --config my.yaml``.
 
 Run the same command again after any crash: it goes on where it stopped. Exit codes: 0 done, 1 failed, 2 bad
-configuration or input, 3 done, with more failed images than allowed, 4 ended early because
+configuration or input, 3 done, with more failed images or drift than allowed, 4 ended early because
 almost all images failed, 130 and 143 stopped by SIGINT and SIGTERM with everything written that was ready.
 What Ray says is in maskfleet-ray-*.log, among the logs of its session.
 """
@@ -12,11 +12,18 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, say, set_up_log
+from pipeline.compare.limits import Limit
+
+if TYPE_CHECKING:
+    from pipeline.annotate.config import AnnotateConfig
+    from pipeline.annotations.run_json import RunJson
 
 TOO_MANY_FAILURES, STOPPED_BY_FAILURES = 3, 4
+BEYOND_LIMITS = TOO_MANY_FAILURES
 
 logger = logging.getLogger("jobs.annotate")
 
@@ -37,15 +44,19 @@ def _annotate(args: argparse.Namespace) -> int:
     # Here and not above: the model's packages and Ray take ten seconds to import. The help, a config that is wrong and
     # files that are missing are told before that.
     from pipeline.annotate.config import AnnotateConfig
+    from pipeline.annotations.reader import open_source
     from pipeline.config.loading import load_config
     from pipeline.lake.config import CATALOG_SCHEME
     from pipeline.model.files.resolve import find_model
     from pipeline.storage.listing import check_there
 
     config = load_config(AnnotateConfig, args.config, args.set)
+    limits = [Limit.parse(text) for text in config.drift.fail_if] if config.drift else []
     find_model(config.model.checkpoint)
     if config.manifest.uri.scheme != CATALOG_SCHEME:
         check_there({"manifest.uri": config.manifest.uri})
+    if config.drift and config.drift.against != "previous":
+        open_source(config.drift.against)  # now, and not when the run is over
     from pipeline.annotate.dry_run import dry_run
     from pipeline.annotate.run import annotate, failed_lines, summary
     from pipeline.annotations.ledger import OutputStore
@@ -65,6 +76,7 @@ def _annotate(args: argparse.Namespace) -> int:
             f"what was written is kept: {config.output.uri}",
         )
     say(summary(report, store))
+    broken = _drift(config, report, limits)
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(
@@ -73,7 +85,34 @@ def _annotate(args: argparse.Namespace) -> int:
             f"{report.failed_fraction:.2%} of the images failed, more than the {allowed:.2%} of "
             "output.max_failed_fraction; all results were kept",
         )
+    if broken:
+        return end(
+            logger, BEYOND_LIMITS, f"beyond the limits of drift.fail_if: {', '.join(broken)}; all results were kept"
+        )
     return end(logger, OK, f"{report.state}: {config.output.uri}")
+
+
+def _drift(config: AnnotateConfig, report: RunJson, limits: Sequence[Limit]) -> list[str]:
+    """Compare what the run made, where that is asked for; which limits it broke."""
+    from pipeline.annotations.ledger import COMPARISON_PAGE_NAME
+    from pipeline.annotations.reader import open_source
+    from pipeline.compare.run import Side, compare, sides_of_run
+
+    uri = config.output.uri
+    if config.drift is None or not report.this_run.rounds:
+        return []
+    if config.drift.against == "previous":
+        before, after = sides_of_run(uri, report.run_id)
+        if before.source.provenance["run_ids"] == [report.run_id]:
+            logger.info("drift: this is the first run, there is nothing to compare with")
+            return []
+    else:
+        before, after = Side(open_source(config.drift.against)), Side(open_source(uri), report.run_id)
+    found = compare(before, after)
+    found.write(uri)
+    say(f"drift: {found.text()}")
+    logger.info("what changed: %s", uri / COMPARISON_PAGE_NAME)
+    return [limit.text for limit in limits if limit.is_broken(found.figures)]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ COMMANDS = {
     "show": Command("show", "how a run is doing, or how it ended: books, failures, speed, files"),
     "compact": Command("compact", "join the small files of an output, where nights leave many"),
     "publish": Command("publish", "register an output's files in its Delta or Iceberg table"),
+    "compare": Command("compare", "two outputs, or a night with the nights before: what changed in the labels"),
     "visualize": Command("visualize", "draw what was found on the pictures"),
     "export": Command("export", "annotations in other tools' formats: COCO, YOLO, CVAT, ..."),
     "evaluate": Command("evaluate", "compare annotations with ground truth: metrics and a report"),

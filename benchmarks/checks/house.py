@@ -34,8 +34,9 @@ CIRCLES = 0
 ROOMS_WITHOUT_FLOOR = 0
 UPWARD_IMPORTS = 0
 FORBIDDEN_IMPORTS = 0
-# Not wrong in itself; many of them are one thing cut in pieces. To be lowered as they are merged.
-MODULES_WITH_ONE_IMPORTER = 61
+# Not wrong in itself (each kind of manifest is such a module); many of them are one thing cut in pieces. To be lowered
+# as they are merged.
+MODULES_WITH_ONE_IMPORTER = 65
 EXCEPTIONS_IN_JOBS = 8
 REDACT_CALLS = 12
 MODULES_THAT_REDACT = 1
@@ -55,7 +56,7 @@ FLOORS = (
     ("annotations",),
     ("synthetic", "cluster", "drawing", "lake"),
     ("metrics", "page"),
-    ("annotate", "evaluate", "train", "export", "predict"),
+    ("annotate", "evaluate", "train", "export", "predict", "compare"),
 )
 # What each part of the project may import beside itself; the longest name that fits a module counts.
 MAY_IMPORT = {

@@ -50,14 +50,25 @@ class ManifestConfig(Section):
 
     uri: Place = Field(description="The manifest: a local path, s3:// or another URI. A file, or a folder of files.")
     format: Literal[
-        "auto", "parquet", "csv", "tsv", "list", "jsonl", "coco", "folder", "inventory", "delta", "iceberg"
+        "auto",
+        "parquet",
+        "csv",
+        "tsv",
+        "list",
+        "jsonl",
+        "coco",
+        "folder",
+        "inventory",
+        "delta",
+        "iceberg",
+        "webdataset",
     ] = Field(
         default="auto",
         description="How to read it. auto: by the suffix; 'list' has a path or URI a line (.txt), 'folder' takes every "
         "image file below the URI, 'inventory' those that an S3 Inventory lists (its manifest.json, or the folder in "
         "which S3 writes one after the other; CSV or Parquet). 'delta' is the folder of a table with its _delta_log; "
         "'iceberg' is iceberg://CATALOG/NAMESPACE.TABLE, the catalog as pyiceberg's configuration calls it, or a "
-        "metadata file.",
+        "metadata file; 'webdataset' is a tar shard, a folder of them, or shard-{000000..000099}.tar.",
     )
     image_root: Uri | None = Field(
         default=None,
@@ -357,6 +368,20 @@ class OutputConfig(Section):
         return self.table is not None and self.table.keep_replaced
 
 
+class DriftConfig(Section):
+    """What a run made, compared with what was there before, when its books are closed."""
+
+    against: Literal["previous"] | Place = Field(
+        default="previous",
+        description="previous: the rows of all earlier runs in this output; or another output, of an annotate job.",
+    )
+    fail_if: Annotated[tuple[Text, ...], Strict(False), AfterValidator(unique)] = Field(
+        default=(),
+        description="Limits like 'psi>0.2', as `maskfleet compare --fail-if` takes them. Beyond one the run ends with "
+        "exit code 3; the results stay.",
+    )
+
+
 class AnnotateConfig(Section):
     """The annotate job: every image of a manifest to one row of instance masks."""
 
@@ -365,6 +390,7 @@ class AnnotateConfig(Section):
     model: ModelConfig = Field(description="Which model, and how it is run.")
     resources: ResourcesConfig = Field(default=ResourcesConfig(), description="What the job takes of the cluster.")
     output: OutputConfig = Field(description="Where results go, and how they are written.")
+    drift: DriftConfig | None = Field(default=None, description="Compare what the run made. null: no.")
     log_interval_s: PositiveFloat = Field(
         default=30.0, description="Seconds between two progress lines in a job's log."
     )

@@ -7,6 +7,7 @@
     <uri>/changed/                             rows that are to take the place of others (see `CHANGED_FOLDER`)
     <uri>/run.json                             report of the last run (see ``run_json``)
     <uri>/summary.html                         the same for people, drawn when a run has ended
+    <uri>/comparison.json, .html               what changed with the last run, where ``drift`` asks for it
     <uri>/_lock.json                           who may write (see ``lock``)
     <uri>/_scratch/<run id>/                   may be deleted when no run is active
     <uri>/_delta_log/                          the log of the Delta table that the files are published to, if they are
@@ -79,16 +80,17 @@ def _holds_annotations(uri: Uri, names: frozenset[str]) -> bool | None:
 
 
 PAGE_NAME = "summary.html"
+# Of the last run, compared with others.
+COMPARISON_NAME, COMPARISON_PAGE_NAME = "comparison.json", "comparison.html"
 # An output of its own, where new rows of changed pictures wait for their places: no reader takes it for results.
 CHANGED_FOLDER = "changed"
 DELTA_LOG = "_delta_log"
-_OWN_NAMES = re.compile(
-    rf"{re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|({DATA_FOLDER}|{CHANGED_FOLDER}|{DELTA_LOG})/"
-)
+_OWN_FILES = "|".join(map(re.escape, (REPORT_NAME, PAGE_NAME, COMPARISON_NAME, COMPARISON_PAGE_NAME)))
+_OWN_NAMES = re.compile(rf"{_OWN_FILES}|({DATA_FOLDER}|{CHANGED_FOLDER}|{DELTA_LOG})/")
 ANNOTATIONS = OutputKind("the annotate job", _OWN_NAMES, _holds_annotations)
 PROBE = "dry-run"  # a temporary name is made of it
 
-_LEFTOVER = temporary_names(rf"({re.escape(REPORT_NAME)}|{re.escape(PAGE_NAME)}|{PROBE})")
+_LEFTOVER = temporary_names(rf"({_OWN_FILES}|{PROBE})")
 _REWRITES_AT_ONCE = 4  # each holds a file's rows in memory
 
 

@@ -28,6 +28,7 @@ from pipeline.storage.uris import Uri
 NUM_EXAMPLES = 3
 
 _CONCURRENCY = 32
+_LOOKS = 3  # at an output whose files are being replaced
 _FAILURE_COLUMNS = ("image_id", "image_uri", "status", "stage", "error_code", "error_message")
 
 
@@ -202,6 +203,20 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES, folder: DataFolder | N
         UriError: it cannot be opened.
         OSError: it cannot be listed.
     """
+    folder = folder or DataFolder(uri, _CONCURRENCY)
+    for _ in range(_LOOKS - 1):
+        overview = _look_over(uri, num_examples, folder)
+        if not overview.problems:
+            break
+        there = {entry.name for entry in open_objects(uri).list(DATA_FOLDER).files}
+        if all(entry.name in there for entry in overview.survey.footers):
+            break  # else what is wrong may be that files were replaced meanwhile
+    else:
+        overview = _look_over(uri, num_examples, folder)
+    return overview
+
+
+def _look_over(uri: Uri, num_examples: int, folder: DataFolder) -> Overview:
     objects = open_objects(uri)
     try:
         lock = _read_lock(uri, objects)
@@ -211,7 +226,7 @@ def look_over(uri: Uri, num_examples: int = NUM_EXAMPLES, folder: DataFolder | N
     run = _read_report(uri, problems)
     if run is not None and run.state is RunState.RUNNING and (lock is None or lock.holder.run_id != run.run_id):
         lock = _read_lock(uri, objects)  # a run that began between the two looks
-    survey = (folder or DataFolder(uri, _CONCURRENCY)).survey(objects)
+    survey = folder.survey(objects)
     if not survey.footers and not survey.problems and run is None and lock is None:
         raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()

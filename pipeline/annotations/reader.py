@@ -32,6 +32,7 @@ class Source:
         counts: rows of all files together, by kind.
         categories: what the model tells apart, in the order of its labels; or, in the order of the ids, what it found.
         all_categories: whether ``categories`` are all of the model's: ``run.json`` lists them.
+        columns: of the rows, carried ones included.
         string_ids: whether image ids are strings, not integers.
         image_root: what the manifest's URIs were relative to, absolute, where ``run.json`` knows.
         finished: whether the last run came to its end, as far as ``run.json`` knows.
@@ -43,6 +44,7 @@ class Source:
     counts: Counts
     categories: tuple[Category, ...]
     all_categories: bool
+    columns: tuple[str, ...]
     string_ids: bool
     image_root: Uri | None
     finished: bool
@@ -88,6 +90,7 @@ def open_source(uri: Uri) -> Source:
         counts=Counts.total(footer.counts for footer in footers.values()),
         categories=listed or tuple(Category(i, name) for i, name in sorted(found.items())),
         all_categories=bool(listed),
+        columns=tuple(schema.names),
         string_ids=pa.types.is_string(schema.field("image_id").type),
         image_root=run.image_root if run else None,
         finished=run is None or run.state.closed,

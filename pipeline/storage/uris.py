@@ -8,6 +8,8 @@ What a string means here:
   the AWS tools do: ``?``, ``#``, ``%``, ``//`` and ``..`` are characters like others. So are those of the other
   object stores (`OBJECT_STORES`), in which a URI names a bucket or container and no host.
 - ``http(s)://host/path?query``: kept as it is.
+- ``tar+s3://bucket/shard.tar#1024+5000@etag``: a member of a tar shard, `TarMember`; what stands between ``tar+`` and
+  the last ``#`` is one of the above. No key or path begins so.
 - ``scheme://...``: whatever fsspec makes of it. Chained URLs (``zip://a.jpg::s3://b/c.zip``) are refused:
   a check of the outer URL would say nothing about the inner one.
 
@@ -26,7 +28,7 @@ import os
 import posixpath
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from pipeline.errors import UserError
 
@@ -58,6 +60,9 @@ _URL_BY_MISTAKE = re.compile(
 # The length of a scheme is bounded, or a long word without one would take quadratic time. It ends at white space and
 # double quotes alone: a secret may hold any other character, and what is hidden too much does no harm.
 _URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,40}://[^\s\"]+")
+
+_TAR = "tar+"
+_MEMBER = re.compile(r"tar\+(.+)#(\d{1,18})\+(\d{1,18})@([^#]*)", re.DOTALL)
 
 Kind = TypeVar("Kind", bound="UriText")
 
@@ -231,6 +236,39 @@ class Uri(UriText):
         return UriText(self.below(relative.removeprefix("./") if self.scheme in OBJECT_STORES else below))
 
 
+class TarMember(NamedTuple):
+    """Where a picture lies in a tar shard, so that its URI alone fetches it: ``tar+SHARD#OFFSET+SIZE@VERSION``.
+
+    Attributes:
+        shard: the shard's URI, with its scheme.
+        offset: of the first byte.
+        size_bytes: of the content.
+        version: `pipeline.storage.versions.ObjectVersion.token` of the shard that was indexed: of any other one the
+            offset means nothing. ``""``: not known.
+    """
+
+    shard: str
+    offset: int
+    size_bytes: int
+    version: str = ""
+
+    @classmethod
+    def of(cls, text: str) -> TarMember | None:
+        """What a URI names, ``None`` if that is no member of a shard."""
+        found = _MEMBER.fullmatch(text)
+        return found and cls(found[1], int(found[2]), int(found[3]), unquote(found[4]))
+
+    @property
+    def range_header(self) -> str:
+        """As HTTP asks for it."""
+        return f"bytes={self.offset}-{self.offset + self.size_bytes - 1}"
+
+    @property
+    def text(self) -> str:
+        """The URI."""
+        return f"{_TAR}{self.shard}#{self.offset}+{self.size_bytes}@{quote(self.version, safe='')}"
+
+
 class _Location(NamedTuple):
     scheme: str
     host: str
@@ -284,6 +322,8 @@ def redact(text: str) -> str:
     A URI whose authority makes no sense (a password with an unescaped slash, say) loses everything behind
     its scheme.
     """
+    if (member := TarMember.of(text)) is not None:
+        return member._replace(shard=redact(member.shard)).text
     scheme, rest = _scheme_and_rest(text)
     if not scheme:
         return _redact_mistake(text)

@@ -29,6 +29,11 @@ class ObjectVersion(NamedTuple):
     modified_us: int | None = None
     version_id: str | None = None
 
+    @property
+    def token(self) -> str:
+        """What tells it from other versions: the ETag, or else the time of the last change; ``""`` for neither."""
+        return self.etag or str(self.modified_us or "")
+
     @classmethod
     def told(
         cls,

@@ -216,7 +216,7 @@ def test_success(head: Head, working_dir: Path, tmp_path: Path) -> None:
     assert "exit code 0: finished" in ended.last_line
     report = json.loads((tmp_path / "run.json").read_text())
     assert report["state"] == "finished"
-    assert report["images"] == {"manifest": 6, "annotated": 6, "failed": 0}
+    assert report["images"] == {"manifest": 6, "annotated": 6, "failed": 0, "deleted": 0}
     assert report["cluster"]["cpus"] == 3  # the cluster's, not a Ray of its own
 
 
@@ -226,7 +226,7 @@ def test_more_failures_than_allowed(head: Head, working_dir: Path, tmp_path: Pat
     assert "exit code 3: 33.33% of the images failed" in ended.last_line
     report = json.loads((tmp_path / "run.json").read_text())
     assert report["state"] == "too_many_failures"
-    assert report["images"] == {"manifest": 6, "annotated": 4, "failed": 2}
+    assert report["images"] == {"manifest": 6, "annotated": 4, "failed": 2, "deleted": 0}
 
 
 def test_bad_config(head: Head, working_dir: Path, tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def test_a_first_hour(bin_folder: Path, installed: Path, folder: Path, way: str)
     }
     maskfleet("annotate", "--config", "annotate.yaml", *(f"--set={key}={value}" for key, value in settings.items()))
     run_json = json.loads(Path("annotations/run.json").read_text())
-    assert run_json["images"] == {"manifest": NUM_SCENES, "annotated": NUM_SCENES, "failed": 0}
+    assert run_json["images"] == {"manifest": NUM_SCENES, "annotated": NUM_SCENES, "failed": 0, "deleted": 0}
     maskfleet("export", "--annotations", "annotations", "--format", "coco", "--out", "labels.json")
     found = json.loads(Path("labels.json").read_text())
     assert len(found["images"]) == NUM_SCENES

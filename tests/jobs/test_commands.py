@@ -91,6 +91,11 @@ CASES = {
     "table of publish": Case(["publish", "{folder}/there"], 2, "had no output.table: name one with --table"),
     "typo in the table of publish": Case(["publish", "x", "--table", "kind=delta", "nam=y"], 2, "did you mean 'name'"),
     "an output": Case(["show", "{folder}/there", "--failed", "{folder}/failed.csv"], 0, "5 failed images"),
+    "output of compare": Case(
+        ["compare", "{folder}/gone", "{folder}/gone", "--out", "x"], 2, "gone does not exist, or is"
+    ),
+    "limit of compare": Case(["compare", "a", "b", "--out", "x", "--fail-if", "pis>1"], 2, "'pis>1' is no limit like"),
+    "nothing to compare with": Case(["compare", "a", "--out", "x"], 2, "give two outputs, or one and --run"),
     "output of compact": Case(["compact", "{folder}/gone"], 2, "gone does not exist, or is empty"),
     "nothing to compact": Case(["compact", "{folder}/there", "--images-per-file", "1"], 0, "no small ones to join"),
     "output of demo": Case(["demo", "--out", "{folder}"], 2, "is not empty, and not of an earlier demo"),

@@ -36,7 +36,7 @@ def test_demo(
     assert len(rows) == NUM_SCENES
     assert rows[NUM_SCENES]["error_code"] == "corrupt_image"
     run = json.loads((out / "annotations/run.json").read_text())
-    assert run["images"] == {"manifest": NUM_SCENES, "annotated": NUM_SCENES - 1, "failed": 1}
+    assert run["images"] == {"manifest": NUM_SCENES, "annotated": NUM_SCENES - 1, "failed": 1, "deleted": 0}
     assert run["identity"]["weights_sha256"] == load_checkpoint(demo.MODEL).weights_sha256
     mask_ap = json.loads((out / "evaluation/metrics.json").read_text())["mmdet"]["segm_mAP"]
     assert mask_ap >= MASK_AP

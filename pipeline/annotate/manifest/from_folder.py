@@ -39,7 +39,8 @@ def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
         raise ManifestError("image_root has no meaning for a folder of images: leave it out")
     left_out = LeftOut()
     root = config.uri.absolute()
-    images = _only_images(list_files(config.uri, scratch_uri, with_versions=True), config, left_out)
+    listed = list_files(config.uri, scratch_uri, with_versions=config.compare != "none")
+    images = _only_images(listed, config, left_out)
     with UnitWriter(scratch_uri) as writer:
         while chunk := list(islice(images, ROW_GROUP_ROWS)):
             ids, uris = zip(*(id_and_uri(root, file.path) for file in chunk), strict=True)

@@ -25,6 +25,7 @@ from pipeline.annotate.manifest.from_inventory import read_inventory
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
 from pipeline.annotate.manifest.from_table import read_delta, read_iceberg
+from pipeline.annotate.manifest.from_tar import SHARD_SUFFIXES, expand_braces, read_shards
 from pipeline.annotate.manifest.rules import (
     BYTES,
     HEIGHT,
@@ -62,6 +63,7 @@ _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "inventory": read_inventory,
     "delta": read_delta,
     "iceberg": read_iceberg,
+    "webdataset": read_shards,
 }
 _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".metadata.json": "iceberg",
@@ -71,10 +73,12 @@ _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".json": "coco",
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
 }
-_TOLD_IN_HEADERS = r"(?i)\A(s3[an]?|https?)://"
+_TOLD_IN_HEADERS = r"(?i)\A(tar\+)?(s3[an]?|https?)://"
 _BYTES_AT_ONCE = 256  # pictures, whose digests are made
-_ARCHIVES = (".tar", ".tgz", ".tbz2", ".zip", ".7z", ".rar")
+_ARCHIVES = (".tbz2", ".zip", ".7z", ".rar")
 
 
 @dataclass(frozen=True)
@@ -309,7 +313,7 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
 
 def _check_place(uri: Uri, kind: str) -> None:
     """Whether a file is where one is wanted, and a folder where that is."""
-    if kind in ("parquet", "inventory", "iceberg"):
+    if kind in ("parquet", "inventory", "iceberg", "webdataset"):
         return
     if is_folder(uri) != (kind in ("folder", "delta")):
         found = "file" if kind in ("folder", "delta") else "folder"
@@ -319,6 +323,8 @@ def _check_place(uri: Uri, kind: str) -> None:
 def _guess_format(uri: Uri) -> str:
     if uri.scheme == CATALOG_SCHEME:
         return "iceberg"
+    if len(expand_braces(uri.secret_text)) > 1:
+        return "webdataset"
     path = uri.path.lower()
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
@@ -333,6 +339,8 @@ def _guess_format(uri: Uri) -> str:
     for name, _ in list_files(uri):
         if is_parquet(name):
             return "parquet"
+        if name.lower().endswith(SHARD_SUFFIXES):
+            return "webdataset"
         if name.lower().endswith(IMAGE_SUFFIXES):
             break
     return "folder"
@@ -342,8 +350,8 @@ def _why_unknown(path: str) -> str:
     """Of a file with a suffix that is not known, and what there is instead; ``path`` in lower case, not compressed."""
     if path.endswith(_ARCHIVES):
         return (
-            "archives (WebDataset's too) are not read: unpack it and name the folder of pictures, or write them to "
-            "Parquet, with the columns image_id and image_bytes"
+            "of archives only tar shards are read: unpack it and name the folder of pictures, pack them as .tar, or "
+            "write them to Parquet, with the columns image_id and image_bytes"
         )
     if path.endswith(IMAGE_SUFFIXES):
         return "a picture is no manifest: name its folder"

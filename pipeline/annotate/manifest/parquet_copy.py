@@ -51,13 +51,13 @@ class UnitWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self._flush()
+            self.flush()
         self._close()
 
     def write(self, table: pa.Table) -> None:
         """Append rows; they reach the file by and by."""
         if self._waiting and self._waiting[0].schema != table.schema:
-            self._flush()
+            self.flush()
         self._waiting.append(table)
         self._num_waiting += table.num_rows
         while self._num_waiting >= ROW_GROUP_ROWS:
@@ -66,7 +66,8 @@ class UnitWriter:
             self._waiting = [waiting.slice(ROW_GROUP_ROWS)]
             self._num_waiting -= ROW_GROUP_ROWS
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """End the row group here: what waits is large."""
         if self._num_waiting:
             self._write_row_group(pa.concat_tables(self._waiting))
         self._waiting, self._num_waiting = [], 0

@@ -48,10 +48,12 @@ from pipeline.storage.fetch.rules import (
     FetchError,
     FetchSettings,
     NoRoom,
+    check_shard,
+    check_whole,
     code_of_status,
 )
 from pipeline.storage.filesystems import open_aws_client, open_fsspec, open_s3_store, s3_status
-from pipeline.storage.uris import Uri, UriError, UriText
+from pipeline.storage.uris import TarMember, Uri, UriError, UriText
 from pipeline.storage.versions import ObjectVersion, version_of_info, version_of_status
 
 _ERRNO_CODES = {
@@ -64,6 +66,7 @@ _ERRNO_CODES = {
     errno.ENXIO: "not_a_file",
 }
 _READ_SIZE_BYTES = 1 << 16
+_NO_SUCH_RANGE = 416
 _S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _S3_CODES = {
     "RequestTimeout": "timeout",
@@ -121,6 +124,8 @@ class Fetcher:
         Raises:
             FetchError: and nothing else.
         """
+        if TarMember.of(uri.secret_text) is not None:
+            return None  # no file of its own
         try:
             parsed = Uri(uri.secret_text)
             self.policy.check(parsed)
@@ -194,15 +199,20 @@ class Fetcher:
 
     def _attempt(self, uri: UriText, allowance: Allowance) -> Fetched:
         try:
-            parsed = Uri(uri.secret_text)
+            member = TarMember.of(uri.secret_text)
+            parsed = Uri(uri.secret_text if member is None else member.shard)
             self.policy.check(parsed)
+            if member is not None:
+                if not member.size_bytes:
+                    return Fetched(b"", ObjectVersion())  # no range says so little
+                allowance.claim(member.size_bytes)
             if parsed.scheme == "file":
-                return _read_local(parsed, self.settings, allowance)
+                return _read_local(parsed, self.settings, allowance, member)
             if parsed.scheme == "s3":
-                return _read_s3(parsed, self.settings, allowance)
+                return _read_s3(parsed, self.settings, allowance, member)
             if parsed.is_http:
-                return HttpGet(parsed, self.settings, self.policy).read(allowance)
-            return _read_fsspec(parsed, self.settings, allowance)
+                return HttpGet(parsed, self.settings, self.policy).read(allowance, member)
+            return _read_fsspec(parsed, self.settings, allowance, member)
         except FetchError:
             raise
         except UriError as error:
@@ -289,8 +299,10 @@ def _opened(uri: Uri) -> Iterator[tuple[int, os.stat_result]]:
         raise FetchError(code, uri, os.strerror(error.errno or 0)) from None
 
 
-def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
+def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance, member: TarMember | None) -> Fetched:
     with _opened(uri) as (descriptor, status):
+        if member is not None:
+            return _read_local_member(uri, descriptor, status, member)
         size_bytes = status.st_size
         allowance.claim(size_bytes)
         with open(descriptor, "rb", closefd=False) as file:
@@ -302,28 +314,46 @@ def _read_local(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetc
     return Fetched(data, version_of_status(status, len(data)))
 
 
-def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
+def _read_local_member(uri: Uri, descriptor: int, status: os.stat_result, member: TarMember) -> Fetched:
+    version = version_of_status(status, member.size_bytes)
+    check_shard(uri, member, version)
+    with open(descriptor, "rb", closefd=False) as file:
+        file.seek(member.offset)
+        data = file.read(min(member.size_bytes, max(0, status.st_size - member.offset)))
+    check_whole(uri, member, len(data))
+    return Fetched(data, version)
+
+
+def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance, member: TarMember | None) -> Fetched:
     key = uri.path
     if not key or key.endswith("/"):
         # obstore strips the slash and would answer with another object, or with the bucket's listing.
         raise FetchError("not_a_file", uri, "an S3 key must not be empty or end in a slash")
     if not {"", ".", ".."}.isdisjoint(key.split("/")):
-        return _read_s3_literally(uri, settings, allowance)
+        return _read_s3_literally(uri, settings, allowance, member)
     try:
-        result = obstore.get(open_s3_store(uri.host, settings.attempt_timeout_s), key)
+        options: Any = {} if member is None else {"range": (member.offset, member.offset + member.size_bytes)}
+        result = obstore.get(open_s3_store(uri.host, settings.attempt_timeout_s), key, options=options)
         meta = result.meta
-        allowance.claim(meta["size"])
+        told = (meta["e_tag"], meta["last_modified"], meta["version"])
+        if member is None:
+            allowance.claim(meta["size"])
+        else:
+            check_shard(uri, member, ObjectVersion.told(None, *told))
+            check_whole(uri, member, meta["size"] - member.offset)
         data = bytes(result.bytes())
-        return Fetched(data, ObjectVersion.told(len(data), meta["e_tag"], meta["last_modified"], meta["version"]))
+        return Fetched(data, ObjectVersion.told(len(data), *told))
     except FileNotFoundError:
         raise FetchError("not_found", uri, "no such bucket or object") from None
     except (PermissionDeniedError, UnauthenticatedError) as error:
         raise FetchError("access_denied", uri, _s3_reason(error)) from None
     except BaseError as error:
+        if member is not None and s3_status(error) == _NO_SUCH_RANGE:
+            check_whole(uri, member, 0)
         raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
 
 
-def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
+def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance, member: TarMember | None) -> Fetched:
     """Of a key that obstore would mend or refuse."""
     from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]  # slow, rarely needed
     from urllib3.exceptions import HTTPError
@@ -331,8 +361,14 @@ def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) 
     ends_at = time.monotonic() + settings.attempt_timeout_s
     try:
         client = open_aws_client(uri.host, settings.attempt_timeout_s, max_attempts=1)
-        answer = client.get_object(Bucket=uri.host, Key=uri.path)
-        allowance.claim(answer["ContentLength"])
+        options = {} if member is None else {"Range": member.range_header}
+        answer = client.get_object(Bucket=uri.host, Key=uri.path, **options)
+        told = [answer.get(name) for name in ("ETag", "LastModified", "VersionId")]
+        if member is None:
+            allowance.claim(answer["ContentLength"])
+        else:
+            check_shard(uri, member, ObjectVersion.told(None, *told))
+            check_whole(uri, member, answer["ContentLength"])
         content = bytearray()
         with answer["Body"] as response:  # urllib3's
             # What arrives at a time: a read of its own would wait for all of it, however slowly it drips.
@@ -342,10 +378,11 @@ def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance) 
                     raise FetchError("timeout", uri, "no answer in time")
         if len(content) < answer["ContentLength"]:
             raise FetchError("unavailable", uri, "the connection ended early")
-        told = (answer.get(name) for name in ("ETag", "LastModified", "VersionId"))
         return Fetched(bytes(content), ObjectVersion.told(len(content), *told))
     except ClientError as error:
         code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+        if member is not None and status == _NO_SUCH_RANGE:
+            check_whole(uri, member, 0)
         raise FetchError(_S3_CODES.get(code) or code_of_status(status), uri, f"HTTP {status} {code}") from None
     except (BotoCoreError, HTTPError) as error:
         code = "timeout" if "Timeout" in type(error).__name__ else "unavailable"
@@ -373,14 +410,23 @@ def _s3_reason(error: BaseError) -> str:
     return " ".join(part for part in parts if part) or "no usable answer"
 
 
-def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
+def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance, member: TarMember | None) -> Fetched:
     try:
         filesystem, path = open_fsspec(uri)
         info = _call(filesystem, "info", path, settings.attempt_timeout_s)
         if info["type"] != "file":
             raise FetchError("not_a_file", uri, f"a {info['type']}")
-        allowance.claim(info["size"])
-        data = _call(filesystem, "cat_file", path, settings.attempt_timeout_s)
+        if member is None:
+            allowance.claim(info["size"])
+            data = _call(filesystem, "cat_file", path, settings.attempt_timeout_s)
+        else:
+            version = version_of_info(info)._replace(size_bytes=member.size_bytes)
+            check_shard(uri, member, version)
+            check_whole(uri, member, info["size"] - member.offset)
+            stop = member.offset + member.size_bytes
+            data = _call(filesystem, "cat_file", path, settings.attempt_timeout_s, start=member.offset, end=stop)
+            check_whole(uri, member, len(data))
+            return Fetched(data, version)
     except (FetchError, UriError):
         raise
     except FileNotFoundError:
@@ -398,7 +444,8 @@ def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fet
     return Fetched(data, version)
 
 
-def _call(filesystem: Any, method: str, path: str, timeout_s: float) -> Any:
+def _call(filesystem: Any, method: str, path: str, timeout_s: float, **options: int) -> Any:
     if filesystem.async_impl:
-        return fsspec.asyn.sync(filesystem.loop, getattr(filesystem, f"_{method}"), path, timeout=timeout_s)
-    return getattr(filesystem, method)(path)
+        call = getattr(filesystem, f"_{method}")
+        return fsspec.asyn.sync(filesystem.loop, call, path, timeout=timeout_s, **options)
+    return getattr(filesystem, method)(path, **options)

@@ -19,8 +19,16 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from pipeline.storage.access import AccessPolicy
-from pipeline.storage.fetch.rules import Allowance, Fetched, FetchError, FetchSettings, code_of_status
-from pipeline.storage.uris import Uri, UriError, UriText
+from pipeline.storage.fetch.rules import (
+    Allowance,
+    Fetched,
+    FetchError,
+    FetchSettings,
+    check_shard,
+    check_whole,
+    code_of_status,
+)
+from pipeline.storage.uris import TarMember, Uri, UriError, UriText
 from pipeline.storage.versions import ObjectVersion
 
 _MAX_REDIRECTS = 5
@@ -42,11 +50,12 @@ class HttpGet:
         self.policy = policy
         self.deadline = time.monotonic() + settings.attempt_timeout_s
 
-    def read(self, allowance: Allowance) -> Fetched:
+    def read(self, allowance: Allowance, member: TarMember | None = None) -> Fetched:
         """The body, and its version as the headers before it tell it.
 
         Args:
             allowance: how large it may be.
+            member: the part of it that is wanted.
 
         Raises:
             FetchError: why there is none.
@@ -55,10 +64,10 @@ class HttpGet:
         hop = self.uri
         try:
             for _ in range(_MAX_REDIRECTS + 1):
-                with self._response(hop) as response:
+                with self._response(hop, member) as response:
                     target = response.getheader("Location")
                     if response.status not in (301, 302, 303, 307, 308) or not target:
-                        data = self._body(response, allowance)
+                        data = self._body(response, allowance, member)
                         return Fetched(data, _version(response, len(data)))
                 hop = self._next_hop(hop, target)
         except TimeoutError:
@@ -82,16 +91,18 @@ class HttpGet:
         return checked
 
     @contextmanager
-    def _response(self, hop: Uri) -> Iterator[http.client.HTTPResponse]:
+    def _response(self, hop: Uri, member: TarMember | None) -> Iterator[http.client.HTTPResponse]:
         authority = hop.host.encode("idna").decode()
         parts = urlsplit(hop.secret_text)
         # Characters that a request line cannot carry are escaped; what is escaped already stays.
         target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe="/?%:@!$&'()*+,;=~")
+        wanted = "" if member is None else f"Range: {member.range_header}\r\n"
         with self._connect(hop, authority) as connection:
             connection.settimeout(self._remaining_s())
             connection.sendall(
                 f"GET {target} HTTP/1.1\r\nHost: {authority}\r\nUser-Agent: maskfleet\r\n"
-                "Accept-Encoding: identity\r\nConnection: close\r\n\r\n".encode("ascii")
+                "Accept-Encoding: identity\r\nConnection: close\r\n"
+                f"{wanted}\r\n".encode("ascii")
             )
             wire = _Wire(connection, self._remaining_s)
             with http.client.HTTPResponse(wire, method="GET") as response:  # type: ignore[arg-type]
@@ -123,7 +134,23 @@ class HttpGet:
                     raise
         raise OSError("the name has no address")
 
-    def _body(self, response: http.client.HTTPResponse, allowance: Allowance) -> bytes:
+    def _body(self, response: http.client.HTTPResponse, allowance: Allowance, member: TarMember | None) -> bytes:
+        if member is not None and response.status == 416:
+            check_whole(self.uri, member, 0)
+        if member is not None and response.status in (200, 206):
+            check_shard(self.uri, member, _version(response, 0))
+        if member is not None and response.status == 200:  # the server knows no ranges: all before it comes too
+            allowance.claim(member.offset + member.size_bytes)
+            data = self._read_up_to(response, member.offset + member.size_bytes)[member.offset :]
+            check_whole(self.uri, member, len(data))
+            return data
+        if member is not None and response.status == 206:
+            told = response.getheader("Content-Range") or ""
+            if not told.startswith(f"bytes {member.offset}-"):
+                raise FetchError("rejected", self.uri, "the server sent another range than it was asked for")
+            data = self._read_up_to(response, member.size_bytes)
+            check_whole(self.uri, member, len(data))
+            return data
         if response.status != 200:
             raise FetchError(code_of_status(response.status), self.uri, f"HTTP {response.status}")
         expected_bytes = response.length
@@ -133,6 +160,15 @@ class HttpGet:
             body += chunk
             allowance.claim(len(body))
         if expected_bytes is not None and len(body) < expected_bytes:
+            raise FetchError("unavailable", self.uri, "the connection ended early")
+        return bytes(body)
+
+    def _read_up_to(self, response: http.client.HTTPResponse, size_bytes: int) -> bytes:
+        expected = min(size_bytes, size_bytes if response.length is None else response.length)
+        body = bytearray()
+        while len(body) < size_bytes and (chunk := response.read(min(_READ_SIZE_BYTES, size_bytes - len(body)))):
+            body += chunk
+        if len(body) < expected:
             raise FetchError("unavailable", self.uri, "the connection ended early")
         return bytes(body)
 

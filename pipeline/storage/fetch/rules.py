@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.errors import RunError
-from pipeline.storage.uris import UriText
+from pipeline.storage.uris import TarMember, UriText
 from pipeline.storage.versions import ObjectVersion
 
 _RETRYABLE = frozenset({"timeout", "throttled", "unavailable"})
@@ -20,7 +20,8 @@ class FetchError(RunError):
     Attributes:
         code: ``not_found``, ``access_denied``, ``too_large``, ``not_a_file`` (directory, FIFO, device, key
             ending in a slash), ``uri_not_allowed``, ``bad_uri``, ``unsupported_scheme``, ``wrong_region``,
-            ``bad_certificate``, ``rejected`` (another 4xx), ``failed`` (unforeseen); and, worth another try,
+            ``bad_certificate``, ``rejected`` (another 4xx), ``failed`` (unforeseen); of a member of a tar shard
+            ``shard_changed`` (since it was indexed), ``truncated`` (the shard ends before it); and, worth another try,
             ``timeout``, ``throttled``, ``unavailable``.
         uri: of the object, without its secrets.
         detail: what happened, for people.
@@ -145,6 +146,26 @@ class Allowance:
         """The object is not held any more."""
         self._budget.change(self._held, 0)
         self._held = 0
+
+
+def check_shard(uri: UriText, member: TarMember, version: ObjectVersion) -> None:
+    """Raise unless the shard is the one that was indexed, by the answer that its bytes come with.
+
+    Raises:
+        FetchError: ``shard_changed``.
+    """
+    if member.version and version.token != member.version:
+        raise FetchError("shard_changed", uri, "the tar shard is another one than was indexed: index it again")
+
+
+def check_whole(uri: UriText, member: TarMember, size_bytes: int) -> None:
+    """Raise unless so many bytes are all of a member.
+
+    Raises:
+        FetchError: ``truncated``.
+    """
+    if size_bytes < member.size_bytes:
+        raise FetchError("truncated", uri, "the tar shard ends before this member does")
 
 
 def code_of_status(status: int) -> str:

@@ -116,8 +116,7 @@ BAD_MANIFESTS: BadManifests = {
         {},
         r"suffix does not tell .*parquet \(\.parquet \.pq\), .* tsv \(\.tsv\), list \(\.txt\), jsonl .* folder",
     ),
-    "archive": ("train-00000.tar", b"", {}, "archives .*are not read: unpack it .*image_bytes"),
-    "packed archive": ("train.tar.gz", b"", {}, "archives .*are not read"),
+    "archive": ("train.zip", b"", {}, "only tar shards are read: unpack it .*image_bytes"),
     "picture": ("a.JPG", b"", {}, "a picture is no manifest: name its folder"),
     "file as folder": ("m.parquet", b"", {"format": "folder"}, "is a file, and .*set manifest.format: auto"),
 }

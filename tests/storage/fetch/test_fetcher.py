@@ -26,7 +26,7 @@ from pipeline.storage.backoff import Backoff
 from pipeline.storage.fetch import fetcher as fetch_module
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import Allowance, ByteBudget, Fetched, FetchError, FetchSettings, NoRoom
-from pipeline.storage.uris import Uri, UriText
+from pipeline.storage.uris import TarMember, Uri, UriText
 from pipeline.storage.versions import ObjectVersion
 from testing.s3_server import S3Server
 from tests.storage.flaky_server import BODY, QUICK, SECRET, SHORT_TIMEOUT_S, FlakyServer, error_of, fetcher
@@ -385,7 +385,7 @@ class Held:
         self.lock = threading.Lock()
         monkeypatch.setattr(fetch_module, "_read_local", self.read)
 
-    def read(self, uri: Uri, settings: FetchSettings, allowance: Allowance) -> Fetched:
+    def read(self, uri: Uri, settings: FetchSettings, allowance: Allowance, _member: TarMember | None) -> Fetched:
         size = self.sizes[uri.path]
         with self.lock:
             self.asked[uri.path] += 1

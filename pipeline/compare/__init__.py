@@ -1,0 +1,1 @@
+"""Outputs of the annotate job compared: what changed in the labels."""
