@@ -3,7 +3,7 @@
 A bucket of pictures, a local folder or S3 (moto), in which some are new each night, some replaced, some gone and some
 damaged; and the annotate job, which lists it and compares (``manifest.compare``, ``manifest.deleted``). Every third
 night the run is killed, at a request or at any moment, half the time the bucket changes once more, and the same command
-goes on. After each night:
+goes on; now and then the bucket changes between listing and reading, and while the rows are made. After each night:
 
 - the rows equal those of a first run over the bucket of that night, all columns but ``run_id``;
 - they are those of the pictures that are there: none missing, none twice, none too many, and of each the right content;
@@ -123,9 +123,16 @@ class Reads:
     """Stands for the stages: rows of pictures from the bytes that are there, of the version that was read."""
 
     uri: Uri
+    beside: Callable[[], object] = lambda: None
 
     def __call__(self, ids: pa.Array) -> pa.Table:
-        """A row for each id."""
+        """A row for each id; something else happens before they are read, and after."""
+        self.beside()
+        rows = self._rows(ids)
+        self.beside()
+        return rows
+
+    def _rows(self, ids: pa.Array) -> pa.Table:
         keys = ids.to_pylist()
         uris = [self.uri.absolute().below(key) for key in keys]
         in_turn = dict(Fetcher().fetch_in_turn([UriText(uri) for uri in uris]))
@@ -186,12 +193,16 @@ class Night:
     config: Mapping[str, Any]
     retry_failed: bool = False
 
-    def run(self) -> RunJson:
-        """In this process, without Ray and without a page."""
+    def run(self, beside: Callable[[], object] = lambda: None) -> RunJson:
+        """In this process, without Ray and without a page.
+
+        Args:
+            beside: see `Reads`.
+        """
         config = AnnotateConfig.model_validate(self.config)
         with (
             mock.patch.object(job, "page_at_end", return_value=nullcontext()),
-            rounds_without_ray(Reads(config.manifest.uri)),
+            rounds_without_ray(Reads(config.manifest.uri, beside)),
         ):
             return job.annotate(config, self.retry_failed)
 
@@ -320,6 +331,9 @@ class Year:
             if self.rng.random() < 0.5:
                 day += self.bucket.change(4)
                 how.append("changed again")
+        if self.rng.random() < 0.3:
+            report = night.run(lambda: day.update(self.bucket.change(3)))
+            how.append("changed while it was read" if report.this_run.rounds else "nothing to read")
         if self.rng.random() < 0.1 and OutputStore(self.output).recover(lambda: None).files.footers:
             compact(self.output)
             how.append("compacted")

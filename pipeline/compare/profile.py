@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.annotations.schema import ANNOTATED, DELETED, FAILED
+from pipeline.annotations.schema import ANNOTATED, FAILED
 from pipeline.tables.ids import hash_ids, wide
 
 # What of a row is looked at.
@@ -143,11 +143,6 @@ class Profile:
         used, at = np.unique(cells, return_inverse=True)
         for row, of_image in zip(histogram, weights, strict=True):
             row[used] += np.bincount(at, of_image[image], len(used)).astype(row.dtype)
-
-
-def kept(rows: pa.Table) -> pa.Table:
-    """Without those that are marked as deleted."""
-    return rows.filter(pc.not_equal(rows["status"], DELETED))
 
 
 def categories_of(sides: Sequence[Sequence[int]]) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ class Side:
 
     def tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of its rows, some thousand at a time; none that is marked as deleted."""
-        wanted = list(dict.fromkeys([*columns, "status", *(["run_id"] if self.run_id else [])]))
+        wanted = list(dict.fromkeys([*columns, *(["run_id"] if self.run_id else [])]))
         waiting: list[pa.RecordBatch] = []
         for batch in self.source.batches(wanted):
             waiting.append(batch)
@@ -77,7 +77,7 @@ class Side:
             yield self._chosen(waiting)
 
     def _chosen(self, batches: Sequence[pa.RecordBatch]) -> pa.Table:
-        rows = profile.kept(pa.Table.from_batches(batches))
+        rows = pa.Table.from_batches(batches)
         if self.run_id is None:
             return rows
         own = pc.equal(rows["run_id"], self.run_id)
