@@ -88,7 +88,8 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
             logger.info("recovered the output: %s", recovery)
         recovery.files.check_identity(identity)
         exchange = Exchange(store, fence, config.output.compression_level)
-        if placed := exchange.put_in_place(identity):
+        # What failed in a run that was cut off may have failed because of what ended it: it is tried again.
+        if placed := exchange.put_in_place(identity, only_annotated=True):
             logger.info("new rows of %s, which an earlier run made, are in place", counted(placed, "changed picture"))
         manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
         schema = output_schema(manifest.id_type, manifest.carried)

@@ -68,7 +68,7 @@ class Exchange:
             identity: of this run: rows of another kind are not mixed.
             gone: files of the output, and of which of their rows the picture is gone.
             deleted: what becomes of these.
-            only_annotated: failed rows replace nothing and are forgotten: they came of what ended the run.
+            only_annotated: failed rows replace nothing and are forgotten: they may have come of what ended the run.
 
         Returns:
             how many new rows there were.
