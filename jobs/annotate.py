@@ -46,15 +46,14 @@ def _annotate(args: argparse.Namespace) -> int:
     from pipeline.annotate.config import AnnotateConfig
     from pipeline.annotations.reader import open_source
     from pipeline.config.loading import load_config
-    from pipeline.lake.config import CATALOG_SCHEME
     from pipeline.model.files.resolve import find_model
     from pipeline.storage.listing import check_there
 
     config = load_config(AnnotateConfig, args.config, args.set)
     limits = [Limit.parse(text) for text in config.drift.fail_if] if config.drift else []
     find_model(config.model.checkpoint)
-    if config.manifest.uri.scheme != CATALOG_SCHEME:
-        check_there({"manifest.uri": config.manifest.uri})
+    if (place := config.manifest.place) is not None:
+        check_there({"manifest.uri": place})
     if config.drift and config.drift.against != "previous":
         open_source(config.drift.against)  # now, and not when the run is over
     from pipeline.annotate.dry_run import dry_run

@@ -27,7 +27,7 @@ from pipeline.config.base import (
     unique,
 )
 from pipeline.config.images import ImagesConfig
-from pipeline.lake.config import TableConfig
+from pipeline.lake.config import CATALOG_SCHEME, TableConfig
 from pipeline.model.architectures import KNOWN_MODELS
 from pipeline.model.settings import MAX_DETECTIONS, Precision, TestSettings
 from pipeline.storage.uris import Uri, UriText
@@ -125,11 +125,24 @@ class ManifestConfig(Section):
                 raise ValueError(f"carry holds {name!r}, which is {key} and in the output anyway: leave it out")
         return self
 
+    @property
+    def place(self) -> Uri | None:
+        """Where something must be: of the pattern of shards their folder; ``None`` where only opening it tells."""
+        if self.uri.scheme == CATALOG_SCHEME:
+            return None
+        if "{" not in self.uri.path or not self._is("webdataset", ".tar", ".tar.gz", ".tgz"):
+            return self.uri
+        folder = self.uri.secret_text.partition("{")[0].rpartition("/")[0]
+        return None if self.uri.is_http else Uri(folder or "/")
+
     def read_by_workers(self) -> dict[str, Uri | None]:
         """What is read where the work is done, by the setting; other manifests are copied into the output first."""
-        is_parquet = self.format == "parquet" or (self.format == "auto" and str(self.uri).endswith((".parquet", ".pq")))
-        read = {"manifest.uri": self.uri} if is_parquet or is_local_folder(self.uri) else {}
+        is_read = self._is("parquet", ".parquet", ".pq") or self._is("webdataset", ".tar") or is_local_folder(self.uri)
+        read = {"manifest.uri": self.place} if is_read else {}
         return {**read, "manifest.image_root": self.image_root}
+
+    def _is(self, kind: str, *suffixes: str) -> bool:
+        return self.format == kind or (self.format == "auto" and self.uri.path.lower().endswith(suffixes))
 
 
 class ModelConfig(Section):

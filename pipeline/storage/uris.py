@@ -62,7 +62,7 @@ _URL_BY_MISTAKE = re.compile(
 _URI_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{0,40}://[^\s\"]+")
 
 _TAR = "tar+"
-_MEMBER = re.compile(r"tar\+(.+)#(\d{1,18})\+(\d{1,18})@([^#]*)", re.DOTALL)
+_MEMBER = re.compile(r"tar\+((?!tar\+).+)#(\d{1,18})\+(\d{1,18})@([^#]*)", re.DOTALL)
 
 Kind = TypeVar("Kind", bound="UriText")
 

@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from jobs import config_schema as schema_command
-from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig
+from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig, ManifestConfig
 from pipeline.annotations.class_thresholds import read_class_thresholds
 from pipeline.config.base import ConfigError, did_you_mean
 from pipeline.config.loading import config_schema, load_config
@@ -155,6 +155,29 @@ def test_what_cannot_work_is_refused(sections: dict[str, Any], message: str) -> 
 )
 def test_manifest_and_output_that_do_not_meet(manifest: dict[str, Any], output: str) -> None:
     config(manifest=manifest, output={"uri": output})
+
+
+@pytest.mark.parametrize(
+    ("manifest", "place", "is_read"),
+    [
+        ({"uri": "s3://b/a.csv"}, "s3://b/a.csv", False),
+        ({"uri": "/a/m.parquet"}, "/a/m.parquet", True),
+        ({"uri": "iceberg://prod/db.t"}, None, False),
+        ({"uri": "/a/s.tar"}, "/a/s.tar", True),
+        ({"uri": "/a/s.tgz"}, "/a/s.tgz", False),
+        ({"uri": "/a/b/{train,val}/{00..99}.tar"}, "/a/b", True),
+        ({"uri": "{00..99}.tar.gz"}, str(Path.cwd()), False),
+        ({"uri": "s3://b/{00..99}", "format": "webdataset"}, "s3://b", True),
+        ({"uri": "https://host/{00..99}.tar"}, None, True),
+        ({"uri": "/{00..99}.tar"}, "/", True),
+        ({"uri": "/a/{b}.csv"}, "/a/{b}.csv", False),
+    ],
+)
+def test_where_a_manifest_lies_and_who_reads_it(manifest: dict[str, Any], place: str | None, is_read: bool) -> None:
+    config = ManifestConfig.model_validate(manifest)
+    assert config.place == (None if place is None else Uri(place))
+    read = {"manifest.uri": config.place} if is_read else {}
+    assert config.read_by_workers() == {**read, "manifest.image_root": None}
 
 
 def test_thresholds_by_label() -> None:

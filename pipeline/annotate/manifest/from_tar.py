@@ -25,7 +25,7 @@ from pipeline.storage.errors import StorageError, cannot_read, not_there
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.fetch.rules import FetchError
 from pipeline.storage.filesystems import open_filesystem
-from pipeline.storage.listing import is_folder, list_files
+from pipeline.storage.listing import is_folder, is_hidden, list_files
 from pipeline.storage.streams import open_stream
 from pipeline.storage.uris import TarMember, Uri, UriText
 from pipeline.storage.versions import ObjectVersion, version_of_bytes
@@ -64,7 +64,7 @@ def read_shards(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
     with UnitWriter(scratch_uri) as writer:
         for name, shard in shards:
             members = _read_compressed(shard) if _is_compressed(shard) else _index(shard)
-            pictures = (member for member in members if not left_out.takes(member.name))
+            pictures = (each for each in members if not is_hidden(each.name) and not left_out.takes(each.name))
             for some in _in_groups(pictures):
                 versions = listed_versions([member.version for member in some])
                 columns = {
@@ -172,7 +172,9 @@ def _index(shard: Uri) -> Iterator[_Found]:
     file = ShardFile(shard)
     for member in _members(file, shard):
         where = TarMember(_place(shard), member.offset_data, member.size, file.version.token)
-        yield _Found(member.name, where.text, file.version._replace(size_bytes=member.size, version_id=None))
+        yield _Found(
+            member.name.removeprefix("./"), where.text, file.version._replace(size_bytes=member.size, version_id=None)
+        )
 
 
 def _read_compressed(shard: Uri) -> Iterator[_Found]:
@@ -183,15 +185,16 @@ def _read_compressed(shard: Uri) -> Iterator[_Found]:
                     tar.members = []  # type: ignore[attr-defined]
                     if _is_plain(member) and (content := tar.extractfile(member)) is not None:
                         data = content.read()
-                        yield _Found(member.name, None, version_of_bytes(data), data)
-        except (tarfile.TarError, StorageError, EOFError) as error:
-            logger.warning("%s is damaged, what follows in it is left out: %s", shard, error)
+                        yield _Found(member.name.removeprefix("./"), None, version_of_bytes(data), data)
+        except tarfile.TarError as error:
+            raise ManifestError(f"{shard} is cut off or damaged: {error}") from None
 
 
 def _members(file: ShardFile, shard: Uri) -> Iterator[tarfile.TarInfo]:
-    others = 0
+    others, end = 0, -1
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
+            end = 0
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # or it would keep all of them
                 if _is_plain(member):
@@ -200,10 +203,15 @@ def _members(file: ShardFile, shard: Uri) -> Iterator[tarfile.TarInfo]:
                     others += 1
             end = tar.offset
         file.seek(end)
-        if any(file.read(tarfile.BLOCKSIZE) or b"\1"):
-            logger.warning("%s is cut off or damaged at byte %d: what follows is left out", shard, end)
+        block = file.read(tarfile.BLOCKSIZE)
+        if any(block) and len(block) == tarfile.BLOCKSIZE:
+            raise ManifestError(f"{shard} is damaged at byte {end}: no header of a tar is there")
+        if len(block) < tarfile.BLOCKSIZE:
+            logger.warning("%s is cut off at byte %d: what followed is lost", shard, file.size_bytes)
     except tarfile.TarError as error:
-        logger.warning("%s is cut off or damaged, what follows is left out: %s", shard, error)
+        if end < 0 or tar.offset <= file.size_bytes:
+            raise ManifestError(f"{shard} is no tar, or damaged: {error}") from None
+        logger.warning("%s is cut off at byte %d: what followed is lost", shard, file.size_bytes)
     if others:
         logger.warning("%s: %d links, sparse or special files are left out", shard, others)
 
@@ -216,6 +224,7 @@ class ShardFile(io.RawIOBase):
     """A shard whose reads are few ranges, for `tarfile`, which jumps from header to header.
 
     Attributes:
+        size_bytes: of the shard.
         version: of the shard; known from the first read on. A shard that changes meanwhile is refused.
         num_requests: so far.
         num_bytes: that they brought.
@@ -232,7 +241,7 @@ class ShardFile(io.RawIOBase):
         self.version = ObjectVersion()
         self.num_requests = self.num_bytes = 0
         self._shard = shard
-        self._size: int = info.size
+        self.size_bytes: int = info.size
         self._at = self._start = 0
         self._window = b""
         self._jumps = self._jumped = 0
@@ -247,18 +256,18 @@ class ShardFile(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size_bytes}[whence]
         if at > self._at:
             self._jumps, self._jumped = self._jumps + 1, self._jumped + at - self._at
         self._at = at
         return at
 
     def read(self, size: int = -1) -> bytes:
-        stop = self._size if size < 0 else min(self._size, self._at + size)
+        stop = self.size_bytes if size < 0 else min(self.size_bytes, self._at + size)
         if stop <= self._at:
             return b""
         if not (self._start <= self._at and stop <= self._start + len(self._window)):
-            self._load(self._at, max(stop, min(self._size, self._at + self._ahead())))
+            self._load(self._at, max(stop, min(self.size_bytes, self._at + self._ahead())))
         data = self._window[self._at - self._start : stop - self._start]
         self._at = stop
         return data

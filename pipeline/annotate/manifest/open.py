@@ -305,7 +305,7 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
         raise ManifestError(str(error)) from None
     root = found.image_root and found.image_root.absolute()
     described = (found.units, found.columns, found.id_type, found.carried, root, found.row_word)
-    manifest = Manifest(config.uri, *described, is_live=kind == "folder", version=found.version)
+    manifest = Manifest(config.uri, *described, is_live=kind in ("folder", "webdataset"), version=found.version)
     if not manifest.num_rows:
         raise ManifestError(f"{config.uri} has no row: there is nothing to do")
     return manifest
@@ -323,9 +323,9 @@ def _check_place(uri: Uri, kind: str) -> None:
 def _guess_format(uri: Uri) -> str:
     if uri.scheme == CATALOG_SCHEME:
         return "iceberg"
-    if len(expand_braces(uri.secret_text)) > 1:
-        return "webdataset"
     path = uri.path.lower()
+    if path.endswith(SHARD_SUFFIXES) and len(expand_braces(uri.secret_text)) > 1:
+        return "webdataset"
     for compression in COMPRESSIONS:
         path = path.removesuffix(compression)
     for suffix, kind in _SUFFIXES.items():
@@ -336,14 +336,14 @@ def _guess_format(uri: Uri) -> str:
     for name, kind in (("_delta_log", "delta"), ("metadata/version-hint.text", "iceberg")):
         if is_there(uri / name):
             return kind
+    has_shards = False
     for name, _ in list_files(uri):
         if is_parquet(name):
             return "parquet"
-        if name.lower().endswith(SHARD_SUFFIXES):
-            return "webdataset"
         if name.lower().endswith(IMAGE_SUFFIXES):
-            break
-    return "folder"
+            return "folder"
+        has_shards |= name.lower().endswith(SHARD_SUFFIXES)
+    return "webdataset" if has_shards else "folder"
 
 
 def _why_unknown(path: str) -> str:

@@ -242,3 +242,29 @@ def test_the_uri_of_a_member_is_written_whole(shard: str) -> None:
     assert redact(member.text) == member.text
     assert TarMember.of(shard + "#512+100@x") is None
     assert "secret" not in redact(TarMember("https://h/a.tar?sig=secret", 1, 2, "").text)
+
+
+def test_a_folder_of_pictures_with_a_tar_stays_one(tmp_path: Path, scratch: Uri) -> None:
+    write(tmp_path / "d" / "a.tar", tar({"x.jpg": b"1"}))
+    write(tmp_path / "d" / "b.jpg", b"2")
+    assert list(rows_of(str(tmp_path / "d"), scratch)) == ["b.jpg"]
+
+
+def test_hidden_members_are_passed_over_as_in_a_folder(tmp_path: Path, scratch: Uri) -> None:
+    path = write(tmp_path / "a.tar", tar({"./b.jpg": b"1", "._b.jpg": b"2", ".c/d.jpg": b"3"}))
+    assert list(rows_of(path, scratch)) == ["a.tar/b.jpg"]
+
+
+def test_a_shard_that_is_damaged_before_its_end_is_refused(tmp_path: Path, scratch: Uri) -> None:
+    whole = tar(pictures(9, 700))
+    packed = gzip.compress(tar(pictures(200, 5000)))
+    contents = {
+        "a.tar": whole[:3072] + b"y" + whole[3073:],
+        "b.tar": b"x" * 5000,
+        "c.tar": gzip.compress(whole),
+        "d.tgz": packed[: len(packed) // 2],
+        "e.tgz": gzip.compress(whole[:5000]),
+    }
+    for name, content in contents.items():
+        with pytest.raises(ManifestError, match=rf"{name} (is damaged|is no tar|is cut off|cannot be read)"):
+            rows_of(write(tmp_path / name, content), scratch)
