@@ -32,7 +32,7 @@ from pipeline.annotations.overview_text import overview_text
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import NAME as RUN_JSON
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState
-from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array
+from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, detections_array, made_by
 from pipeline.config.images import ImagesConfig
 from pipeline.errors import RunError, UserError
 from pipeline.evaluate.inputs.annotations import open_annotated_output
@@ -265,7 +265,7 @@ def _whole(folder: Path, name_id: Callable[[int], Any]) -> Whole:
     with OutputLock(uri, "run-1"):
         for number in range(_NUM_FILES):
             numbers = range(number * _ROWS_PER_FILE, (number + 1) * _ROWS_PER_FILE)
-            table = _table([name_id(n) for n in numbers], seed=number)
+            table = made_by(_table([name_id(n) for n in numbers], seed=number), IDENTITY.run_id)
             name = store.write_rows(table, IDENTITY).name
             ids[name] = table["image_id"].to_pylist()
             rows |= {row["image_id"]: row for row in table.to_pylist()}
