@@ -75,7 +75,6 @@ def _annotate(args: argparse.Namespace) -> int:
             f"what was written is kept: {config.output.uri}",
         )
     say(summary(report, store))
-    broken = _drift(config, report, limits)
     if report.state is RunState.TOO_MANY_FAILURES:
         allowed = config.output.max_failed_fraction
         return end(
@@ -84,7 +83,7 @@ def _annotate(args: argparse.Namespace) -> int:
             f"{report.failed_fraction:.2%} of the images failed, more than the {allowed:.2%} of "
             "output.max_failed_fraction; all results were kept",
         )
-    if broken:
+    if broken := _drift(config, report, limits):
         return end(
             logger, BEYOND_LIMITS, f"beyond the limits of drift.fail_if: {', '.join(broken)}; all results were kept"
         )
