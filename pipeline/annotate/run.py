@@ -99,9 +99,9 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
             check_table(store.uri, config.output.table, schema)
         run = _Run(config, model.header, identity, store, manifest, fence, run_id, exchange)
         redo = run.to_redo(files, schema, retry_failed)
-        # Where rows may go, it is looked at first how many: a listing may be cut off.
-        pending = run.pending(files) if not redo or config.manifest.deleted != "keep" else None
-        pending = None if redo else pending
+        if redo and config.manifest.deleted != "keep":
+            run.pending(files)  # a listing may be cut off: that is told before anything is removed
+        pending = None if redo else run.pending(files)
         if pending is not None and not pending.num_to_do:
             return run.published(run.nothing_to_do(files, pending))
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from pipeline.annotations.schema import ANNOTATED
+from pipeline.tables.arrow_types import in_one_piece
+from pipeline.tables.dealt import DealtRows
 from pipeline.tables.ids import hash_ids, wide
 
 COLUMNS = (
@@ -92,39 +94,18 @@ def agree(before: Iterable[pa.Table], after: Iterable[pa.Table]) -> Agreement:
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         sides = [_dealt(Path(folder) / name, tables) for name, tables in (("before", before), ("after", after))]
         for partition in range(_PARTITIONS):
-            _add(found, *(_read(side / f"{partition}.arrow") for side in sides))
+            _add(found, *(side.read(partition) for side in sides))
     found.most_changed.sort(key=lambda pair: (-pair[0], pair[1]))
     return found
 
 
-def _dealt(folder: Path, tables: Iterable[pa.Table]) -> Path:
+def _dealt(folder: Path, tables: Iterable[pa.Table]) -> DealtRows:
     folder.mkdir()
-    writers: dict[int, Any] = {}
-    try:
+    with DealtRows(folder) as dealt:
         for table in tables:
-            for partition, some in _by_hash(table):
-                if partition not in writers:
-                    writers[partition] = pa.ipc.new_stream(str(folder / f"{partition}.arrow"), some.schema)
-                writers[partition].write_table(some)
-    finally:
-        for writer in writers.values():
-            writer.close()
-    return folder
-
-
-def _by_hash(table: pa.Table) -> Iterator[tuple[int, pa.Table]]:
-    table = table.combine_chunks()
-    if table.num_rows:
-        partitions = hash_ids(wide(table["image_id"].combine_chunks())) % np.uint64(_PARTITIONS)
-        for partition in np.unique(partitions).tolist():
-            yield partition, table.take(pa.array(np.flatnonzero(partitions == partition)))
-
-
-def _read(path: Path) -> pa.Table | None:
-    if not path.exists():
-        return None
-    with pa.ipc.open_stream(str(path)) as reader:
-        return reader.read_all().combine_chunks()
+            partitions = hash_ids(wide(in_one_piece(table["image_id"]))) % np.uint64(_PARTITIONS)
+            dealt.add(table, partitions.astype(np.int64))
+    return dealt
 
 
 def _add(found: Agreement, before: pa.Table | None, after: pa.Table | None) -> None:
@@ -132,7 +113,7 @@ def _add(found: Agreement, before: pa.Table | None, after: pa.Table | None) -> N
         found.only_before += 0 if before is None else before.num_rows
         found.only_after += 0 if after is None else after.num_rows
         return
-    ids = [wide(side["image_id"].combine_chunks()) for side in (before, after)]
+    ids = [wide(in_one_piece(side["image_id"])) for side in (before, after)]
     other = pc.index_in(ids[1], value_set=ids[0])
     found.only_after += other.null_count
     found.only_before += before.num_rows - (after.num_rows - other.null_count)
@@ -157,9 +138,7 @@ class _Objects:
 
 def _images(rows: pa.Table) -> Iterator[_Objects]:
     """Of each row its objects, best score first."""
-    lists = rows["detections"].combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):
-        lists = pa.concat_arrays(lists.chunks) if lists.num_chunks else pa.array([], lists.type)
+    lists = in_one_piece(rows["detections"])
     counts = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False)
     values = lists.flatten()
     boxes = values.field("bbox").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).astype(np.float64)

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.annotations.schema import ANNOTATED, FAILED
+from pipeline.tables.arrow_types import in_one_piece
 from pipeline.tables.ids import hash_ids, wide
 
 # What of a row is looked at.
@@ -107,7 +108,7 @@ class Profile:
         rows = rows.combine_chunks()
         if not rows.num_rows:
             return
-        drawn = poisson_weights(_one(rows["image_id"]), self.replicates)
+        drawn = poisson_weights(in_one_piece(rows["image_id"]), self.replicates)
         weights = np.concatenate([np.ones((1, rows.num_rows), np.uint8), drawn]).astype(np.float64)
         annotated = pc.equal(rows["status"], ANNOTATED).to_numpy()
         failed = pc.equal(rows["status"], FAILED).to_numpy()
@@ -117,7 +118,7 @@ class Profile:
         self._add_annotated(rows.filter(pa.array(annotated)), weights[:, annotated])
 
     def _add_annotated(self, rows: pa.Table, weights: Floats) -> None:
-        lists = _one(rows["detections"])
+        lists = in_one_piece(rows["detections"])
         counts = pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         pixels = (_floats(rows["height"]) * _floats(rows["width"])).clip(1)
         self._count(self.objects, np.digitize(counts, OBJECT_EDGES) - 1, np.arange(len(counts)), weights)
@@ -148,11 +149,6 @@ class Profile:
 def categories_of(sides: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """All ids that occur."""
     return tuple(sorted({each for side in sides for each in side}))
-
-
-def _one(values: pa.ChunkedArray) -> pa.Array:
-    joined = values.combine_chunks()
-    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
 
 
 def _floats(values: pa.ChunkedArray) -> Floats:

@@ -1,4 +1,4 @@
-"""One kind of value in Arrow's several encodings: which types are text, which are bytes, which are views."""
+"""One kind of value in Arrow's several encodings: which types are text, bytes, views; and columns in one piece."""
 
 from __future__ import annotations
 
@@ -28,3 +28,9 @@ def without_views(batch: pa.RecordBatch) -> pa.Table:
     """View types as the plain ones: Arrow cannot pick rows of them."""
     fields = [field.with_type(without_view(field.type)) for field in batch.schema]
     return pa.Table.from_batches([batch]).cast(pa.schema(fields))
+
+
+def in_one_piece(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column as one array, whatever chunks it has."""
+    joined = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined

@@ -8,6 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.tables.arrow_types import in_one_piece
+
 UInt64Array = NDArray[np.uint64]
 
 
@@ -83,5 +85,4 @@ def concat_ids(arrays: Sequence[pa.Array | pa.ChunkedArray], kind: pa.DataType) 
     They are cast and copied together: of thousands of short ones a call for each would take longer than the work.
     """
     chunks = [chunk for array in arrays for chunk in (array.chunks if isinstance(array, pa.ChunkedArray) else [array])]
-    joined = pa.chunked_array(chunks).cast(kind).combine_chunks() if chunks else pa.array([], kind)
-    return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
+    return in_one_piece(pa.chunked_array(chunks).cast(kind)) if chunks else pa.array([], kind)

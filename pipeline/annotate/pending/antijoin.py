@@ -36,8 +36,8 @@ from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.uris import UriText
-from pipeline.tables.arrow_types import is_text
-from pipeline.tables.ids import concat_ids, wide, wide_type
+from pipeline.tables.arrow_types import in_one_piece, is_text
+from pipeline.tables.ids import wide, wide_type
 
 _READ_AHEAD = 4  # units
 
@@ -116,7 +116,9 @@ _MARKS = pa.struct(
         ("deleted", pa.bool_()),
     ]
 )
+# By what is compared: marks that tell versions apart, and columns that marks are made of. Times say what is later, too.
 _COMPARED = {"none": (), "etag": ("etag",), "size_mtime": ("size", "mtime")}
+_NEEDED = {"none": (), "etag": (ETAG, MTIME), "size_mtime": (SIZE, MTIME)}
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,7 @@ class Comparison:
     @property
     def columns(self) -> tuple[str, ...]:
         """Those of the output's rows that are needed."""
-        versions = {"none": (), "etag": ("run_id", ETAG, MTIME), "size_mtime": ("run_id", SIZE, MTIME)}
-        return ("image_id", "status", *versions[self.by])
+        return ("image_id", "status", *(() if self.by == "none" else ("run_id", *_NEEDED[self.by])))
 
     def of_rows(self, rows: pa.Table) -> Part:
         """Rows of the output, of :attr:`columns`."""
@@ -165,12 +166,11 @@ class Comparison:
         return Part(ids, self._marks(versions, None, None))
 
     def _marks(self, rows: pa.Table, own: pa.ChunkedArray | None, deleted: pa.ChunkedArray | None) -> pa.StructArray:
-        wanted = {"etag": (ETAG,), "size_mtime": (SIZE,), "none": ()}[self.by]
-        columns = []
-        for field, name in zip(_MARKS, (ETAG, SIZE, MTIME), strict=False):
-            known = name in wanted or (name == MTIME and self.by != "none")
-            columns.append(_one(rows[name].cast(field.type)) if known else pa.nulls(len(rows), field.type))
-        flags = [pa.repeat(False, len(rows)) if flag is None else _one(flag) for flag in (own, deleted)]
+        columns = [
+            in_one_piece(rows[name].cast(field.type)) if name in _NEEDED[self.by] else pa.nulls(len(rows), field.type)
+            for field, name in zip(_MARKS, (ETAG, SIZE, MTIME), strict=False)
+        ]
+        flags = [pa.repeat(False, len(rows)) if flag is None else in_one_piece(flag) for flag in (own, deleted)]
         return pa.StructArray.from_arrays([*columns, *flags], fields=list(_MARKS))
 
     def tells(self, marks: pa.StructArray) -> NDArray[np.bool_]:
@@ -492,11 +492,6 @@ def _checked(part: Part, id_type: pa.DataType) -> Part:
             "manifest, or the manifest's ids have changed their type"
         )
     return part
-
-
-def _one(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """In one piece."""
-    return concat_ids([values], values.type)
 
 
 def _examples(ids: pa.Array, indices: Int64Array, count: int) -> Examples:

@@ -24,6 +24,7 @@ from pipeline.annotations.data_file import Footer, Identity
 from pipeline.annotations.ledger import CHANGED_FOLDER, DataFiles, OutputStore
 from pipeline.annotations.schema import ANNOTATED, DELETED
 from pipeline.storage.objects.base import Entry
+from pipeline.tables.dealt import DealtRows
 from pipeline.tables.ids import concat_ids, wide_type
 
 # New rows lie on disk, dealt by the files that they go to, and those of one lot are in memory together.
@@ -32,6 +33,7 @@ _MAX_LOTS = 256  # as many open files
 
 Deleted = Literal["mark", "drop"]
 Int64Array = NDArray[np.int64]
+_NOWHERE: Int64Array = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -85,26 +87,21 @@ class Exchange:
         new.check_identity(identity)
         files = self.store.files().settled
         rows = _NewRows.of(changed, new, only_annotated)
-        places, homeless = self._places(files, rows) if rows.num_rows else ({}, np.empty(0, np.int64))
+        places = self._places(files, rows) if rows.num_rows else {}
         touched = [entry for entry in files if entry in places or (gone and entry in gone)]
         with tempfile.TemporaryDirectory(prefix="exchange-") as folder:
-            lots = _Lots(Path(folder), rows, touched, places, homeless)
-            for entries, tables in lots:
-                for entry in entries:
-                    new_rows, at = tables(entry)
-                    lost = None if gone is None else gone.get(entry)
-                    self._exchange(entry, files[entry], new_rows, at, lost, deleted)
+            lots = _Lots(Path(folder), rows, touched, places)
+            for entry, at, new_rows in lots.files():
+                lost = None if gone is None else gone.get(entry)
+                self._exchange(entry, files[entry], at, new_rows, lost, deleted)
             for table in lots.homeless():
                 self.store.replace({}, table, identity, self.fence, self.compression_level)
         changed.make_way(new.footers, self.fence)
         return rows.num_rows
 
-    def _places(
-        self, files: Mapping[Entry, Footer], rows: _NewRows
-    ) -> tuple[dict[Entry, tuple[Int64Array, Int64Array]], Int64Array]:
-        """For each file with old rows their positions in it and the numbers of the new ones; and of those without."""
+    def _places(self, files: Mapping[Entry, Footer], rows: _NewRows) -> dict[Entry, tuple[Int64Array, Int64Array]]:
+        """For each file with old rows their positions in it, and the numbers of the new ones."""
         places = {}
-        homeless = np.ones(rows.num_rows, np.bool_)
         for entry, table in zip(files, self.store.iter_ids(files), strict=True):
             found = pc.index_in(concat_ids([table["image_id"]], rows.ids.type), value_set=rows.ids)
             if found.null_count == len(found):
@@ -112,15 +109,14 @@ class Exchange:
             at = np.flatnonzero(found.is_valid().to_numpy(zero_copy_only=False))
             numbers = found.drop_null().to_numpy().astype(np.int64)
             places[entry] = at, numbers
-            homeless[numbers] = False
-        return places, np.flatnonzero(homeless)
+        return places
 
     def _exchange(
         self,
         entry: Entry,
         footer: Footer,
-        new_rows: pa.Table,
         at: Int64Array,
+        new_rows: pa.Table | None,
         gone: NDArray[np.bool_] | None,
         deleted: Deleted,
     ) -> None:
@@ -134,8 +130,9 @@ class Exchange:
         elif gone is not None:
             order = order[~gone]
             num_dropped = old.num_rows - len(order)
-        joined = pa.concat_tables([old, new_rows.select(old.column_names).cast(old.schema)]) if len(at) else old
-        rows = joined.take(pa.array(order))
+        if new_rows is not None:
+            old = pa.concat_tables([old, new_rows.select(old.column_names).cast(old.schema)])
+        rows = old.take(pa.array(order))
         self.store.replace({entry: num_dropped}, rows, footer.identity, self.fence, self.compression_level)
 
 
@@ -197,8 +194,7 @@ class _Lots:
         folder: for the rows; whoever gives it removes it.
         rows: to be dealt.
         touched: files of the output, in their order.
-        places: of the rows in them.
-        homeless: numbers of rows without a place.
+        places: of the rows in them, as `Exchange._places` finds them.
     """
 
     def __init__(
@@ -207,62 +203,31 @@ class _Lots:
         rows: _NewRows,
         touched: Sequence[Entry],
         places: Mapping[Entry, tuple[Int64Array, Int64Array]],
-        homeless: Int64Array,
     ) -> None:
-        self._folder, self._places = folder, places
+        self._places = places
         num_lots = max(1, min(_MAX_LOTS, len(touched), -(-rows.num_bytes // _LOT_BYTES)))
         bounds = np.linspace(0, len(touched), num_lots + 1).astype(int)
         self._lots = [list(touched[start:stop]) for start, stop in pairwise(bounds)]
-        self._num_lots = num_lots
-        lot_of_row = np.full(rows.num_rows, num_lots, np.int64)
+        # What goes to no file is behind all others.
+        self._lot_of_row = np.full(rows.num_rows, num_lots, np.int64)
         for number, entries in enumerate(self._lots):
             for entry in entries:
                 if entry in places:
-                    lot_of_row[places[entry][1]] = number
-        self._numbers = [np.flatnonzero(lot_of_row == number) for number in range(num_lots + 1)]
-        self._deal(rows, lot_of_row)
-
-    def _deal(self, rows: _NewRows, lot_of_row: Int64Array) -> None:
-        writers: dict[int, pa.RecordBatchWriter] = {}
-        try:
-            start = 0
+                    self._lot_of_row[places[entry][1]] = number
+        start = 0
+        with DealtRows(folder) as self._dealt:
             for table in rows.tables():
-                lots = lot_of_row[start : start + table.num_rows]
+                self._dealt.add(table, self._lot_of_row[start : start + table.num_rows])
                 start += table.num_rows
-                for lot in np.unique(lots).tolist():
-                    some = table.take(pa.array(np.flatnonzero(lots == lot)))
-                    if lot not in writers:
-                        writers[lot] = pa.ipc.new_stream(self._path(lot), some.schema)
-                    writers[lot].write_table(some)
-        finally:
-            for writer in writers.values():
-                writer.close()
 
-    def _path(self, lot: int) -> str:
-        return str(self._folder / f"{lot}.arrow")
-
-    def __iter__(self) -> Iterator[tuple[list[Entry], Callable[[Entry], tuple[pa.Table, Int64Array]]]]:
-        """Files, and a function that gives a file's new rows and their positions in it."""
+    def files(self) -> Iterator[tuple[Entry, Int64Array, pa.Table | None]]:
+        """Each file, the positions of rows that are exchanged, and the new ones; ``None`` if there are none."""
         for number, entries in enumerate(self._lots):
-            if len(self._numbers[number]):
-                with pa.memory_map(self._path(number)) as source, pa.ipc.open_stream(source) as reader:
-                    table = reader.read_all()
-            else:
-                table = None
-
-            def of_file(
-                entry: Entry, table: pa.Table | None = table, numbers: Int64Array = self._numbers[number]
-            ) -> tuple[pa.Table, Int64Array]:
-                at, wanted = self._places.get(entry, (np.empty(0, np.int64), np.empty(0, np.int64)))
-                if table is None:
-                    return pa.table({}), at
-                return table.take(pa.array(np.searchsorted(numbers, wanted))), at
-
-            yield entries, of_file
+            rows, numbers = self._dealt.read(number), np.flatnonzero(self._lot_of_row == number)
+            for entry in entries:
+                at, wanted = self._places.get(entry, (_NOWHERE, _NOWHERE))
+                yield entry, at, None if rows is None else rows.take(pa.array(np.searchsorted(numbers, wanted)))
 
     def homeless(self) -> Iterator[pa.Table]:
-        """Rows without a place, as many at a time as they were dealt."""
-        if len(self._numbers[-1]):
-            with pa.memory_map(self._path(self._num_lots)) as source, pa.ipc.open_stream(source) as reader:
-                for batch in reader:
-                    yield pa.Table.from_batches([batch])
+        """Rows that go to no file, some at a time."""
+        return self._dealt.batches(len(self._lots))
