@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -96,8 +97,9 @@ class Profile:
         rows, num = self.replicates + 1, len(self.classes)
         self.images, self.failed = np.zeros(rows), np.zeros(rows)
         self.with_class = np.zeros((rows, num))
-        self.scores = np.zeros((rows, num, len(SCORE_EDGES) - 1), np.float32)
-        self.areas = np.zeros((rows, num, len(AREA_EDGES) - 1), np.float32)
+        # Not float32, which counts no further than 16.7 million.
+        self.scores = np.zeros((rows, num, len(SCORE_EDGES) - 1), np.uint32)
+        self.areas = np.zeros((rows, num, len(AREA_EDGES) - 1), np.uint32)
         self.objects = np.zeros((rows, len(OBJECT_EDGES) - 1))
         self.sides = np.zeros((rows, len(SIDE_EDGES) - 1))
         self._ids = np.array(sorted(self.classes), np.int64)
@@ -139,7 +141,7 @@ class Profile:
         self._count(self.with_class, pairs % len(self.classes), pairs // len(self.classes), weights)
 
     @staticmethod
-    def _count(histogram: NDArray[np.floating], cells: Int64Array, image: Int64Array, weights: Floats) -> None:
+    def _count(histogram: NDArray[Any], cells: Int64Array, image: Int64Array, weights: Floats) -> None:
         """Add the weight of each thing's image to its cell, in every row."""
         used, at = np.unique(cells, return_inverse=True)
         for row, of_image in zip(histogram, weights, strict=True):

@@ -273,7 +273,7 @@ def _size_of_change(each: Json) -> tuple[float, float, float]:
     )
 
 
-def _distances(before: NDArray[np.floating], after: NDArray[np.floating]) -> dict[str, NDArray[np.float64]]:
+def _distances(before: NDArray[Any], after: NDArray[Any]) -> dict[str, NDArray[np.float64]]:
     left, right = before.astype(np.float64), after.astype(np.float64)
     return {"psi": psi(left, right), "js": js_distance(left, right)}
 

@@ -18,7 +18,7 @@ from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.schema import ANNOTATED, DELETED, FAILED, ImageDetections, detections_array
 from pipeline.compare.limits import Limit, LimitError
-from pipeline.compare.profile import poisson_weights
+from pipeline.compare.profile import COLUMNS, Profile, poisson_weights
 from pipeline.compare.run import Side, compare, sides_of_run
 from pipeline.storage.uris import Uri
 from testing.output_rows import as_schema_1, output_rows
@@ -228,6 +228,14 @@ def test_intervals_hold_what_they_say() -> None:
     assert weights.mean() == pytest.approx(1, abs=0.01)
     assert weights.var() == pytest.approx(1, abs=0.02)
     assert (poisson_weights(pa.array(["a", "b"]), 9) == poisson_weights(pa.array(["b", "a"]), 9)[:, ::-1]).all()
+
+
+def test_counts_are_exact_however_large(tmp_path: Path) -> None:
+    profile = Profile((1, 2, 3), 2)
+    profile.scores[:], profile.areas[:] = 1 << 25, 1 << 25  # beyond which float32 has no odd numbers
+    before = profile.scores[0].sum()
+    profile.add(next(Side(open_source(written(tmp_path, rows(range(3))))).tables(COLUMNS)))
+    assert profile.scores[0].sum() - before == sum(len(found_on(n, None).scores) for n in range(3))
 
 
 @pytest.mark.parametrize(
