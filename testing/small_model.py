@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch
 from pipeline.model.cascade_mask_rcnn.detector import CascadeMaskRCNN
 from pipeline.model.cascade_mask_rcnn.variants import CascadeVariant
 from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import Checkpoint
+from pipeline.model.files.checkpoints import Checkpoint, save_checkpoint
 from pipeline.model.settings import TestSettings
 
 SMALL = CascadeVariant(
@@ -52,6 +53,12 @@ def random_checkpoint(variant: CascadeVariant, categories: Sequence[Category], s
         torch.manual_seed(0)
         weights = CascadeMaskRCNN(variant).state_dict()
     return Checkpoint(weights, variant, tuple(categories), settings, {"file": "made up"})
+
+
+def save_tiny(path: Path, categories: Iterable[tuple[int, str]]) -> Path:
+    """A checkpoint file of `TINY` with these ids and names of categories; its path."""
+    save_checkpoint(random_checkpoint(TINY, [Category(*pair) for pair in categories], TINY_SETTINGS), path)
+    return path
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

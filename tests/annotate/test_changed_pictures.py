@@ -24,12 +24,10 @@ from pipeline.annotations.ledger import CHANGED_FOLDER, OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState
 from pipeline.annotations.schema import output_schema
-from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.uris import Uri
 from testing.rounds_without_ray import rounds_without_ray
-from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from testing.small_model import save_tiny
 from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, output_table
 
 COLUMNS = ["image_id", "status", "object_etag", "object_size", "object_mtime"]
@@ -87,9 +85,7 @@ class Bucket:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    categories = [Category(*pair) for pair in zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True)]
-    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), path)
-    return path
+    return save_tiny(path, zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True))
 
 
 @pytest.fixture

@@ -22,10 +22,8 @@ from pipeline.annotate.pool import Pool
 from pipeline.annotate.stages.ordering import BatchOrder, Sizes
 from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
-from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage.uris import Uri
-from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from testing.small_model import save_tiny
 from tests.annotate.manifest.manifest_cases import write, write_parquet
 
 
@@ -177,10 +175,7 @@ class TestBatchFill:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.safetensors"
-    categories = tuple(Category(number, f"kind {number}") for number in (1, 2, 3))
-    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), path)
-    return path
+    return save_tiny(tmp_path / "tiny.safetensors", [(number, f"kind {number}") for number in (1, 2, 3)])
 
 
 def test_a_compile_cache_that_replicas_would_refuse(tmp_path: Path, model: Path) -> None:

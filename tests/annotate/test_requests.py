@@ -20,13 +20,11 @@ from pipeline.annotate.summary.sample import Sample
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import RunState
 from pipeline.annotations.schema import output_schema
-from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage.uris import Uri
 from testing.output_rows import as_schema_1
 from testing.rounds_without_ray import rounds_without_ray
 from testing.s3_server import S3Server
-from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from testing.small_model import save_tiny
 from testing.store_requests import counted_requests
 from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, output_table
 
@@ -40,9 +38,7 @@ Requests = Counter[tuple[str, str]]
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    categories = [Category(*pair) for pair in zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True)]
-    save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), path)
-    return path
+    return save_tiny(path, zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True))
 
 
 def rows(ids: pa.Array) -> pa.Table:

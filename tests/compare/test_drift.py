@@ -14,10 +14,8 @@ import yaml
 from jobs.annotate import main
 from pipeline.annotate.summary import page
 from pipeline.annotate.summary.sample import Sample
-from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import save_checkpoint
 from testing.rounds_without_ray import rounds_without_ray
-from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from testing.small_model import save_tiny
 from tests.compare.test_run import NAMES, rows, without
 
 
@@ -25,7 +23,7 @@ def test_nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, ca
     caplog.set_level("INFO")
     monkeypatch.setattr(page, "draw_sample", lambda *_: Sample())
     model, manifest, out = tmp_path / "tiny.safetensors", tmp_path / "manifest.parquet", tmp_path / "out"
-    save_checkpoint(random_checkpoint(TINY, [Category(*c) for c in enumerate(NAMES, 1)], TINY_SETTINGS), model)
+    save_tiny(model, enumerate(NAMES, 1))
     config = tmp_path / "nightly.yaml"
     values = {
         "manifest": {"uri": str(manifest)},

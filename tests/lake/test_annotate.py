@@ -14,11 +14,9 @@ from pipeline.annotate.run import annotate
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.lake import publish
 from pipeline.lake.base import TableError, TableFailed
-from pipeline.model.categories import Category
-from pipeline.model.files.checkpoints import save_checkpoint
 from pipeline.storage.uris import Uri
 from testing.rounds_without_ray import rounds_without_ray
-from testing.small_model import TINY, TINY_SETTINGS, random_checkpoint
+from testing.small_model import save_tiny
 from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, output_table
 
 
@@ -27,8 +25,7 @@ def config_of(tmp_path: Path, ids: range) -> AnnotateConfig:
     pq.write_table(manifest, tmp_path / "manifest.parquet")
     model = tmp_path / "model.safetensors"
     if not model.exists():
-        categories = tuple(Category(i, name) for i, name in zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True))
-        save_checkpoint(random_checkpoint(TINY, categories, TINY_SETTINGS), model)
+        save_tiny(model, zip(CATEGORY_IDS, CATEGORY_NAMES, strict=True))
     values = {
         "manifest": {"uri": str(tmp_path / "manifest.parquet")},
         "model": {"checkpoint": str(model)},
