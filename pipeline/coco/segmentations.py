@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.rle import DamagedRle, RleColumn, check_runs
+from pipeline.masks.rle import DamagedRle, RleColumn, check_runs, joined_texts
 from pipeline.tables.arrays import Float64s
 
 # Far outside of any image; the rasteriser allocates by the length of a polygon's edges, without a limit.
@@ -63,7 +63,7 @@ def as_rles(segmentations: Iterable[Any], sizes: Sequence[tuple[int, int]]) -> R
     for size, outlines in polygons.items():
         _rasterise(outlines, size, counts)
     try:
-        return RleColumn.read(counts, np.array(sizes))
+        return RleColumn.read(*joined_texts(counts), np.array(sizes))
     except DamagedRle as error:
         raise BadSegmentation(str(error), error.index) from None
 

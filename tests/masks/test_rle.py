@@ -137,8 +137,8 @@ def test_damaged_strings(text, message):
 
 def test_one_damaged_string_among_many():
     texts = [string_of(np.eye(3, 5))] * 1000
-    assert RleColumn.read(texts, np.array([[3, 5]] * 1000)).areas.tolist() == [3] * 1000
+    assert RleColumn.of([{"size": [3, 5], "counts": text} for text in texts]).areas.tolist() == [3] * 1000
     texts[700] = b"00N8"
     with pytest.raises(DamagedRle, match="a run of -2 pixels") as caught:
-        RleColumn.read(texts, np.array([[3, 5]] * 1000))
+        RleColumn.of([{"size": [3, 5], "counts": text} for text in texts])
     assert caught.value.index == 700
