@@ -299,14 +299,14 @@ def _decoded(text: bytes, offsets: Int64Array) -> tuple[Int64Array, Int64Array]:
     values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last].astype(np.int64)
     lower = np.flatnonzero(~is_last)
     owners = lower - np.arange(lower.size)  # so many numbers have ended before
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    num_lower = np.diff(starts, append=lower.size)
-    if num_lower.max(initial=0) >= _MOST_GROUPS:
+    has_lower = np.diff(owners, prepend=-1) == 0  # the group before is of the same number
+    at = np.flatnonzero(~np.append(has_lower, False)[1:])  # the highest of each number's lower groups, then the next
+    for _ in range(_MOST_GROUPS - 1):
+        several = owners[at]
+        values[several] = (values[several] << 5) + digits[lower[at]]
+        at = at[has_lower[at]] - 1
+    if at.size:
         raise DamagedRle("a run length has too many digits")
-    shifts = 5 * (np.arange(lower.size) - np.repeat(starts, num_lower))
-    several = owners[starts]
-    values[several] <<= 5 * num_lower
-    values[several] += np.add.reduceat(digits[lower].astype(np.int64) << shifts, starts)
     runs_per_mask = np.diff(ends - np.searchsorted(lower, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 
