@@ -74,12 +74,12 @@ class RleColumn(Sequence[Rle]):
         Raises:
             DamagedRle: of the first that is none, see `decode_runs`.
         """
-        sizes, offsets = np.asarray(sizes, np.int64).reshape(-1, 2), np.asarray(offsets, np.int64)
+        sizes, cuts = np.asarray(sizes, np.int64).reshape(-1, 2), np.asarray(offsets, np.int64)
         areas, spans, num_empty = np.zeros(len(sizes), np.int64), np.zeros((len(sizes), 2), np.int64), 0
         for start in range(0, len(sizes), _MASKS_AT_ONCE):
             part = slice(start, start + _MASKS_AT_ONCE)
             try:
-                some = offsets[start : start + _MASKS_AT_ONCE + 1]
+                some = cuts[start : start + _MASKS_AT_ONCE + 1]
                 runs, runs_per_mask, areas[part] = _decode_checked(text, some, sizes[part])
             except DamagedRle as error:
                 raise DamagedRle(str(error), start + error.index) from None
@@ -90,7 +90,7 @@ class RleColumn(Sequence[Rle]):
             spans[part, 0] = firsts // heights
             spans[part, 1] = sizes[part, 1] - behind // heights
             num_empty += int(np.count_nonzero(runs == 0) - np.count_nonzero(firsts == 0))
-        return cls(sizes, text, np.stack([offsets[:-1], offsets[1:]], 1), areas, spans, num_empty == 0)
+        return cls(sizes, text, np.stack([cuts[:-1], cuts[1:]], 1), areas, spans, num_empty == 0)
 
     @classmethod
     def of(cls, rles: Sequence[Rle]) -> RleColumn:
@@ -108,8 +108,8 @@ class RleColumn(Sequence[Rle]):
 
     def take(self, chosen: Int64Array) -> RleColumn:
         """Those at these indices."""
-        columns = (each[chosen] for each in (self.bounds, self.areas, self.spans))
-        return RleColumn(self.sizes[chosen], self.text, *columns, self.is_plain)
+        sizes, bounds, areas, spans = (each[chosen] for each in (self.sizes, self.bounds, self.areas, self.spans))
+        return RleColumn(sizes, self.text, bounds, areas, spans, self.is_plain)
 
     def __len__(self) -> int:
         return len(self.sizes)
