@@ -121,10 +121,11 @@ class RleColumn(Sequence[Rle]):
     def __getitem__(self, index: slice) -> list[Rle]: ...
 
     def __getitem__(self, index: int | slice) -> Rle | list[Rle]:
-        some = index if isinstance(index, slice) else slice(index, index + 1)
-        pairs = zip(self.sizes[some].tolist(), self.bounds[some].tolist(), strict=True)
-        rles: list[Rle] = [{"size": size, "counts": self.text[start:stop]} for size, (start, stop) in pairs]
-        return rles if isinstance(index, slice) else rles[0]
+        if not isinstance(index, slice):
+            start, stop = self.bounds[index].tolist()
+            return {"size": self.sizes[index].tolist(), "counts": self.text[start:stop]}
+        pairs = zip(self.sizes[index].tolist(), self.bounds[index].tolist(), strict=True)
+        return [{"size": size, "counts": self.text[start:stop]} for size, (start, stop) in pairs]
 
 
 def toggle_stride(height: int, width: int) -> int:
