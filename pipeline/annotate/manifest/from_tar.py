@@ -150,8 +150,8 @@ class _Index:
             listed = self._listed(file)
         except _Unfit as error:
             listed, self.unused = None, str(error)
-            file.rewind()
         if listed is None:
+            file.rewind()
             places = ((name, member.offset_data, member.size) for name, member in self._pictures(file))
         else:
             places = ((each.name, each.offset, each.size) for each in listed if self._is_picture(each.name))

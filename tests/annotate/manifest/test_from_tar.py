@@ -421,13 +421,14 @@ def test_with_an_index_beside_it_a_shard_costs_few_requests(
     s3: S3Server, scratch: Uri, format: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     members = {f"{i:03d}.{suffix}": bytes(1_100_000) for i in range(12) for suffix in ("left.jpg", "right.jpg")}
+    folder = f"idx{format}"
     content = tar({**members, f"{'n' * 150}.jpg": b"long", "last.json": b"{}"}, format)
-    s3.put("bucket", "idx/a/0.tar", content)
+    s3.put("bucket", f"{folder}/a/0.tar", content)
     plain, counts = [], []
     for index in (None, idx(content)):
         if index is not None:
-            s3.put("bucket", "idx/a/0.idx", index)
-        for uri in ("s3://bucket/idx/a/0.tar", "s3://bucket/idx/a"):
+            s3.put("bucket", f"{folder}/a/0.idx", index)
+        for uri in (f"s3://bucket/{folder}/a/0.tar", f"s3://bucket/{folder}/a"):
             with s3.recorded() as requests:
                 plain.append(list(rows_of(uri, scratch).items()))
             counts.append(len(requests))
@@ -439,9 +440,9 @@ def test_with_an_index_beside_it_a_shard_costs_few_requests(
     assert min(counts[:2]) > len(members)
     assert all(with_one <= without - 18 for without, with_one in zip(counts[:2], counts[2:], strict=True))
     assert "not used" not in caplog.text
-    s3.put("bucket", "idx/b/0.tar", tar(pictures(3)))
+    s3.put("bucket", f"{folder}/b/0.tar", tar(pictures(3)))
     with s3.recorded() as requests:
-        rows_of("s3://bucket/idx/b", scratch)
+        rows_of(f"s3://bucket/{folder}/b", scratch)
     assert not [path for _, path in requests if ".idx" in path]
 
 
