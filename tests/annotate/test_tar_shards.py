@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pyarrow as pa
@@ -208,6 +209,18 @@ def test_export_to_yolo(world: World, tmp_path: Path) -> None:
     assert {str(path.relative_to(out / "images")): path.read_bytes() for path in (out / "images").rglob("*.*g")} == kept
     for key in kept:
         assert (out / "labels" / key).with_suffix(".txt").is_file()
+
+
+def test_other_exports(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def run(format: str) -> int:
+        out = str(tmp_path / format)
+        return export.main(["--annotations", world.out.secret_text, "--format", format, "--out", out])
+
+    assert run("cvat") == 0
+    names = [image.get("name") for image in ElementTree.parse(tmp_path / "cvat").iter("image")]
+    assert set(names) == world.contents.keys()
+    assert run("label-studio") == 2
+    assert "is in a tar shard: Label Studio could not show it" in caplog.text
 
 
 def test_gallery_of_an_evaluation(world: World, tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def _members(file: _Headers, shard: Uri) -> Iterator[tarfile.TarInfo]:
     """All members from where the file stands, whatever they are.
 
     Raises:
-        ManifestError: it is no tar there, or damaged; or it is cut off and a stream, which nobody reads again.
+        ManifestError: it is no tar there, or damaged; or a stream that is cut off in a member: nobody reads it again.
     """
     is_tar, damage = False, ""
     try:
@@ -340,8 +340,9 @@ def _members(file: _Headers, shard: Uri) -> Iterator[tarfile.TarInfo]:
         raise
     except _DAMAGE as error:
         damage = str(error) or type(error).__name__
-    if is_tar and file.is_short and file.size_bytes is not None:
-        logger.warning("%s is cut off at byte %d: what followed is lost", shard, file.size_bytes)
+    at_header = not damage and not file.last_read  # where tars end that were never closed, too
+    if is_tar and file.is_short and (file.size_bytes is not None or at_header):
+        logger.warning("%s is cut off at byte %d: what followed is lost", shard, file.size_bytes or file.tell())
     elif is_tar and file.is_short:
         raise ManifestError(f"{shard} is cut off")
     elif damage:

@@ -141,6 +141,15 @@ def test_gzip_is_copied(tmp_path: Path, scratch: Uri) -> None:
     }
 
 
+def test_a_compressed_shard_that_was_never_closed(
+    tmp_path: Path, scratch: Uri, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = pictures(3)
+    rows = rows_of(write(tmp_path / "a.tgz", gzip.compress(tar(members)[: 3 * 1024])), scratch)
+    assert {key: content_of(row) for key, row in rows.items()} == {f"a.tgz/{k}": v for k, v in members.items()}
+    assert "a.tgz is cut off at byte 3072" in caplog.text
+
+
 def test_members_of_one_name_are_refused_by_what_refuses_ids(tmp_path: Path, scratch: Uri) -> None:
     path = write(tmp_path / "a.tar", tar([("x.jpg", b"1"), ("y.jpg", b"2"), ("x.jpg", b"3")]))
     with pytest.raises(ManifestError, match=r"'a\.tar/x\.jpg' 2 times \(first in .*a\.tar, picture 1\)"):
