@@ -40,7 +40,7 @@ from pipeline.storage.uris import TarMember, Uri, UriText
 from pipeline.train.data.pseudo_labels import ScoreBands, read_pseudo_labels
 from testing.s3_server import S3Server, s3_environment_variables
 from testing.small_model import picture, save_tiny
-from tests.annotate.manifest.test_from_tar import idx, tar
+from tests.annotate.manifest.manifest_cases import idx, tar
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 

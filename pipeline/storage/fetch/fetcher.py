@@ -351,7 +351,7 @@ def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance, member: Ta
     except BaseError as error:
         if member is not None and s3_status(error) == _NO_SUCH_RANGE:
             check_whole(uri, member, 0)
-        if "NotPartial" in str(error):
+        if "NotPartial" in str(error):  # object_store's word for an answer of 200
             raise no_ranges(uri) from None
         raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
 

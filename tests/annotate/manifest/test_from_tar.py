@@ -33,19 +33,9 @@ from pipeline.storage.fetch.rules import FetchError, FetchSettings
 from pipeline.storage.filesystems import open_aws_client
 from pipeline.storage.uris import TarMember, Uri, UriText, redact
 from testing.s3_server import S3Server
-from tests.annotate.manifest.manifest_cases import read_all, write
+from tests.annotate.manifest.manifest_cases import idx, read_all, tar, write
 
 _RNG = np.random.default_rng(5)
-
-
-def tar(members: dict[str, bytes] | list[tuple[str, bytes]], format: int = tarfile.GNU_FORMAT) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=format) as file:
-        for name, content in members.items() if isinstance(members, dict) else members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            file.addfile(entry, io.BytesIO(content))
-    return sink.getvalue()
 
 
 def pictures(count: int, size: int = 300) -> dict[str, bytes]:
@@ -412,17 +402,6 @@ def test_an_index_is_read_within_the_limits_of_pictures(s3: S3Server, scratch: U
         rows_of("s3://limits/a.tar", scratch)
     with pytest.raises(ManifestError, match=r"uri_not_allowed: .*outside the allowed roots; see images\.allowed_roots"):
         rows_of("s3://limits/a.tar", scratch, Fetcher(policy=AccessPolicy((Uri("s3://bucket/other"),))))
-
-
-def idx(content: bytes, version: str = "v1.2") -> bytes:
-    """The index of a shard as DALI describes it: a line a sample, of each member extension, offset, size, name."""
-    samples: dict[str, list[str]] = {}
-    with tarfile.open(fileobj=io.BytesIO(content)) as file:
-        for entry in file:
-            key, _, extension = entry.name.partition(".")
-            fields = [extension, str(entry.offset_data), str(entry.size), *([entry.name] if version == "v1.2" else [])]
-            samples.setdefault(key, []).extend(fields)
-    return "".join(f"{line}\n" for line in (f"{version} {len(samples)}", *map(" ".join, samples.values()))).encode()
 
 
 @pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
