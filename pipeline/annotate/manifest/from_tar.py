@@ -7,6 +7,7 @@ import logging
 import os
 import posixpath
 import tarfile
+import threading
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -77,8 +78,10 @@ def read_shards(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher) -> M
     shards = find_shards(config.uri, scratch_uri)
     has_bytes = any(shard.is_compressed for shard in shards)
     left_out, unused, number = LeftOut(), Examples(), 0
+    ended = threading.Event()
+    read = partial(_Index, fetcher, has_bytes, ended)
     with UnitWriter(scratch_uri) as writer:
-        for index in map_ahead(partial(_Index, fetcher, has_bytes), shards, _SHARDS_AT_ONCE, _SHARDS_AT_ONCE):
+        for index in map_ahead(read, shards, _SHARDS_AT_ONCE, _SHARDS_AT_ONCE, stop=ended.set):
             for table in index.tables:
                 numbers = pa.array(range(number + 1, number + table.num_rows + 1), pa.int64())
                 writer.write(table.append_column(NUMBER, numbers))
@@ -115,6 +118,7 @@ class _Index:
     Args:
         fetcher: reads ranges of the shard.
         has_bytes: whether the tables have a column for pictures that are copied.
+        ended: set once nobody waits for it any more.
         shard: which one.
 
     Attributes:
@@ -125,9 +129,10 @@ class _Index:
         unused: why the shard's ``.idx`` file is not used; ``""`` if it is, or there is none.
     """
 
-    def __init__(self, fetcher: Fetcher, has_bytes: bool, shard: Shard) -> None:
+    def __init__(self, fetcher: Fetcher, has_bytes: bool, ended: threading.Event, shard: Shard) -> None:
         self.left_out, self.unused = LeftOut(), ""
         self.shard, self._fetcher, self._has_bytes = shard, fetcher, has_bytes
+        self._ended = ended
         self.is_copied = shard.is_compressed
         tables = self._tables(self._copied() if self.is_copied else self._indexed())
         self.tables = chain(list(islice(tables, 0 if self.is_copied else _TABLES_AHEAD)), tables)
@@ -145,7 +150,7 @@ class _Index:
             yield pa.table(columns)
 
     def _indexed(self) -> Iterator[_Found]:
-        file = ShardFile(self.shard, self._fetcher)
+        file = ShardFile(self.shard, self._fetcher, self._ended)
         try:
             listed = self._listed(file)
         except _Unfit as error:
@@ -438,6 +443,7 @@ class ShardFile(_Headers):
     Args:
         shard: which one.
         fetcher: reads the ranges; none is larger than it allows, but for a header that is.
+        ended: from when it is set on nothing more is read.
 
     Attributes:
         size_bytes: of the shard.
@@ -449,7 +455,7 @@ class ShardFile(_Headers):
         StorageError: it cannot be read, or its server knows no ranges.
     """
 
-    def __init__(self, shard: Shard, fetcher: Fetcher) -> None:
+    def __init__(self, shard: Shard, fetcher: Fetcher, ended: threading.Event) -> None:
         super().__init__()
         filesystem, path = open_filesystem(shard.uri)
         try:
@@ -460,7 +466,7 @@ class ShardFile(_Headers):
             raise not_there(shard.uri, filesystem, path)
         self.version = ObjectVersion()
         self.num_requests = self.num_bytes = 0
-        self._shard, self._fetcher = shard, fetcher
+        self._shard, self._fetcher, self._ended = shard, fetcher, ended
         self.size_bytes: int = info.size
         self._start = 0
         self._window = b""
@@ -489,6 +495,8 @@ class ShardFile(_Headers):
         return min(wanted, self._fetcher.settings.max_object_bytes)
 
     def _load(self, start: int, stop: int) -> None:
+        if self._ended.is_set():
+            raise StorageError(f"{self._shard.uri} is not read on")
         wanted = TarMember(self._shard.place, start, stop - start, self.version.token)
         try:
             fetched = self._fetcher.fetch(UriText(wanted.text))

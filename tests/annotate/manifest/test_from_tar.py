@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.manifest import from_tar
 from pipeline.annotate.manifest.from_tar import ShardFile
 from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.manifest.rules import ManifestError
@@ -94,7 +95,7 @@ def test_a_thousand_members_on_s3_cost_few_requests(s3: S3Server, scratch: Uri, 
 
 def test_bodies_of_large_members_are_not_read(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tar", tar({f"{i}.jpg": bytes(4 << 20) for i in range(8)}))
-    file = ShardFile(Shard("a.tar", Uri(path)), Fetcher())
+    file = ShardFile(Shard("a.tar", Uri(path)), Fetcher(), threading.Event())
     with tarfile.open(fileobj=file, mode="r:") as opened:
         assert len(opened.getmembers()) == 8
     assert file.num_requests <= 10
@@ -387,8 +388,28 @@ def test_shards_are_indexed_side_by_side_and_keep_their_order(
         return found
 
     monkeypatch.setattr(Fetcher, "fetch", slow)
+    # Of each shard two members are read in its thread, the third when its turn has come.
+    monkeypatch.setattr(from_tar, "_MEMBERS_AT_ONCE", 2)
+    monkeypatch.setattr(from_tar, "_TABLES_AHEAD", 1)
     found = list(rows_of("s3://bucket/side", scratch))
     assert found == [f"{i:02d}.tar/{i}-{j}.jpg" for i in range(12) for j in range(3)]
+
+
+def test_one_that_is_damaged_waits_for_no_other(tmp_path: Path, scratch: Uri, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "0.tar", b"x" * 5000)
+    for i in range(1, 5):
+        write(tmp_path / f"{i}.tar", tar({f"{j}.jpg": bytes(2 << 20) for j in range(20)}))
+    fetch, reads = Fetcher.fetch, []
+
+    def slow(self: Fetcher, uri: UriText, budget: Any = None) -> Any:
+        reads.append(uri)
+        time.sleep(0.2)
+        return fetch(self, uri, budget)
+
+    monkeypatch.setattr(Fetcher, "fetch", slow)
+    with pytest.raises(ManifestError, match=r"0\.tar is no tar"):
+        rows_of(str(tmp_path), scratch, format="webdataset")
+    assert len(reads) < 20
 
 
 def test_an_index_is_read_within_the_limits_of_pictures(s3: S3Server, scratch: Uri) -> None:
