@@ -77,7 +77,7 @@ def dry_run(config: AnnotateConfig) -> str:
 
 def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = open_manifest(config.manifest, Uri(scratch))
+        manifest = open_manifest(config.manifest, Uri(scratch), PictureSource.of_config(config.images).fetcher)
         found = _steady(lambda: _find_pending(store, manifest, identity, config.manifest))
         pending = found.all_to_do()
         settings, batch_size, block = model.settings, config.model.batch_size, config.images_per_block

@@ -29,6 +29,7 @@ from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
 from pipeline.annotations.overview_text import changes_line, costs, failure_lines, printable
+from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
@@ -91,7 +92,8 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         # What failed in a run that was cut off may have failed because of what ended it: it is tried again.
         if placed := exchange.put_in_place(identity, only_annotated=True):
             logger.info("new rows of %s, which an earlier run made, are in place", counted(placed, "changed picture"))
-        manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
+        scratch = stack.enter_context(scratch_of(store.uri, run_id, fence))
+        manifest = open_manifest(config.manifest, scratch, PictureSource.of_config(config.images).fetcher)
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
         files.check_identity(identity, schema)
