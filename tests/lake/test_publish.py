@@ -22,7 +22,7 @@ from pipeline.annotations.compact import compact
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
 from pipeline.annotations.overview import look_over
 from pipeline.annotations.run_json import RunJson, RunState
-from pipeline.annotations.schema import FAILED
+from pipeline.annotations.schema import DELETED, FAILED
 from pipeline.config.base import ConfigError
 from pipeline.config.loading import parse_settings
 from pipeline.lake.base import TableError
@@ -135,12 +135,15 @@ def test_files_come_and_go_with_one_commit_each(place: Place) -> None:
     assert same(place.rows(), place.truth())
     assert place.publish() == (0, 0)
     place.store.strip_failed(free)
-    place.store.write_rows(output_table([3, 6, 20]), IDENTITY)
+    rows = output_table([3, 6, 20, 21])
+    status = pa.array([*rows["status"].to_pylist()[:3], DELETED])
+    place.store.write_rows(rows.set_column(rows.column_names.index("status"), "status", status), IDENTITY)
     assert place.publish() == (3, 2)
     assert same(place.rows(), place.truth())
     assert place.publish() == (0, 0)
     assert len(place.versions()) == 2
     expected = {"run_id": "run-1", "weights_sha256": "a" * 64, "images": "10", "annotated": "10", "failed": "0"}
+    expected["deleted"] = "1"
     assert {f"maskfleet.{key}": value for key, value in expected.items()}.items() <= place.properties().items()
     check_own(place.uri, ANNOTATIONS)
 
