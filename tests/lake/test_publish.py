@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from pyiceberg.catalog import load_catalog
+from pyiceberg.manifest import DataFileContent
 
 from pipeline.annotations.compact import compact
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
@@ -35,6 +36,7 @@ from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
+from tests.annotate.manifest.test_from_table import remove_by_file, remove_by_vector
 from tests.annotations.output_cases import IDENTITY, output_table
 from tests.annotations.test_ledger import Crash, crashing_after
 from tests.annotations.test_schema_1 import old_file
@@ -247,6 +249,23 @@ def test_who_else_writes_there(local: Place) -> None:
     local.store.write_rows(output_table(range(5, 9)), IDENTITY)
     with pytest.raises(TableError, match=r"has files that are none of .*out/data: .*\.parquet"):
         local.publish()
+
+
+def test_rows_that_somebody_else_removed(local: Place) -> None:
+    """The files have them still, and the ledger too."""
+    local.store.write_rows(output_table(range(5)), IDENTITY)
+    local.publish()
+    if local.config.kind == "delta":
+        remove_by_vector(Path(str(local.uri)), [3])
+    else:
+        (file,) = (task.file.file_path for task in local.iceberg().scan().plan_files())
+        removed = pa.table({"file_path": [file], "pos": [3]})
+        remove_by_file(local.iceberg(), removed, DataFileContent.POSITION_DELETES)
+    assert local.rows().num_rows == 4
+    local.store.write_rows(output_table(range(5, 9)), IDENTITY)
+    with pytest.raises(TableError, match=r"rows were removed from .* by (deletion vectors|delete files \()"):
+        local.publish()
+    assert local.rows().num_rows == 4
 
 
 def test_a_commit_of_another_writer_in_between(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
