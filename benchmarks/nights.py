@@ -232,7 +232,7 @@ def child(task: Mapping[str, Any], dies_at: int) -> int:
     count = [0]
 
     def dying_commit(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any) -> None:
             if dies_at == AFTER_COMMIT:
                 method(*args)
             os.kill(os.getpid(), signal.SIGKILL)

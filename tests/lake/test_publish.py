@@ -351,7 +351,7 @@ def test_settings_that_are_refused(settings: list[str], message: str) -> None:
 def test_files_of_which_no_row_stays(tmp_path: Path) -> None:
     """They are kept as those that were replaced, and so are those that they had replaced; their ids may come again."""
     store = OutputStore(Uri(str(tmp_path / "out")), keep_replaced=True)
-    contents = {}
+    contents: dict[Path, bytes] = {}
 
     def check(rows: int, kept: int) -> None:
         assert all(path.read_bytes() == content for path, content in contents.items())
