@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -311,13 +311,19 @@ class _Run:
         report.cluster |= rounds.changes()
 
     def _finish_report(self, report: RunJson) -> None:
-        """A run that died after its last file left a report that says otherwise; else the old one stays."""
+        """A run that died after its last file left a report that says otherwise; else the old one stays.
+
+        What the earlier run made and cost stays in any case; what this one compared and where it publishes is said.
+        """
         try:
             old = RunJson.read(self.store.uri)
         except OutputError:
             old = None  # damaged: written anew
         if old is None or not old.state.closed:
             self._write_report(report)
+        elif (old.changes, old.table) != (report.changes, report.table):
+            names = ("state", "config", "manifest_version", "images", "changes")
+            self._write_report(replace(old, **{name: getattr(report, name) for name in names}))
 
     def pending(self, files: DataFiles) -> Pending:
         """What there is to do, said aloud."""

@@ -230,10 +230,11 @@ def _look_over(uri: Uri, num_examples: int, folder: DataFolder) -> Overview:
     if not survey.footers and not survey.problems and run is None and lock is None:
         raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()
-    if survey.superfluous and not _is_at_work(_read_lock(uri, objects)):  # which may be what replaces them
+    are_kept = run is not None and run.keeps_replaced
+    if survey.superfluous and not are_kept and not _is_at_work(_read_lock(uri, objects)):  # which may replace them
         problems.append(
-            f"rows of {Examples.of(entry.name for entry in survey.superfluous)} are in other files as well; the next "
-            "run of annotate removes what is too much"
+            f"rows of {Examples.of(entry.name for entry in survey.superfluous)} are in other files as well, or no more "
+            "wanted; the next run of annotate removes what is too much"
         )
     if survey.foreign:
         problems.append(
