@@ -18,6 +18,7 @@ import pytest
 
 from pipeline.annotate import run as annotate_run
 from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.dry_run import dry_run
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotate.run import annotate
 from pipeline.annotations.ledger import CHANGED_FOLDER, OutputStore
@@ -195,8 +196,9 @@ def test_a_listing_that_lacks_too_much_is_refused(bucket: Bucket) -> None:
     bucket.remove(*range(4))
     bucket.put(50)
     bucket.listed()
-    with pytest.raises(ManifestError, match=r"lacks 4 of the 10 images .*max_deleted_fraction \(0.3\)"):
-        run(bucket, config)
+    for job in (annotate, dry_run):
+        with pytest.raises(ManifestError, match=r"lacks 4 of the 10 images .*max_deleted_fraction \(0.3\)"):
+            job(config)
     assert contents(config.output.uri) == before
 
 
@@ -223,8 +225,9 @@ def test_versions_that_nobody_knows(bucket: Bucket) -> None:
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["etag"]), path)
     config = bucket.config(compare="etag")
-    with pytest.raises(ManifestError, match="no ETag"):
-        run(bucket, config)
+    for job in (annotate, dry_run):
+        with pytest.raises(ManifestError, match="no ETag"):
+            job(config)
     at = table.column_names.index("etag")
     pq.write_table(table.set_column(at, "etag", pa.array([None, "2-x"])), path)
     run(bucket, bucket.config())
