@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
-from pipeline.annotate.manifest.rules import ManifestError
-from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, rows_by_file
+from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, check_doubled, check_listing, rows_by_file
 from pipeline.annotate.pending.exchange import Deleted, Exchange
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
@@ -233,7 +232,7 @@ class _Run:
             report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
             self._take_figures(report, rounds)
         if report.state is RunState.FAILED:
-            report.this_run.error = str(error) if isinstance(error, RunFailed) else cause_of(error).name
+            report.this_run.error = str(error) if isinstance(error, (RunFailed, OutputError)) else cause_of(error).name
         with suppress(OSError, LockLost):
             self._write_report(report)
 
@@ -284,23 +283,11 @@ class _Run:
         Raises:
             ManifestError: there are too many of them.
         """
+        config = self.config.manifest
+        check_listing(pending, config, self.store.uri, files.counts)
         num_gone = 0
-        manifest = self.config.manifest
-        if manifest.compare != "none" and pending.num_unlisted == pending.num_rows:
-            tells = "no ETag" if manifest.compare == "etag" else "neither sizes nor times"
-            raise ManifestError(
-                f"manifest.compare is {manifest.compare}, and {manifest.uri} tells {tells} of any image: set it to "
-                "what is told there (docs/annotation.md, Changed pictures), or to none"
-            )
-        if manifest.deleted != "keep" and pending.gone is not None:
+        if config.deleted != "keep" and pending.gone is not None:
             num_gone = pending.unknown_done.count
-            there = files.counts.images
-            if num_gone > manifest.max_deleted_fraction * there:
-                raise ManifestError(
-                    f"{manifest.uri} lacks {num_gone:,} of the {counted(there, 'image')} in {self.config.output.uri}, "
-                    f"more than manifest.max_deleted_fraction ({manifest.max_deleted_fraction:g}): is the listing "
-                    "complete? Nothing was changed. If these pictures are gone, raise max_deleted_fraction for this run"
-                )
             self._gone = rows_by_file(files, pending.gone)
         new, changed, unchanged = pending.num_pending, pending.num_changed, pending.num_done
         if self._comparison is not None:
@@ -347,12 +334,8 @@ class _Run:
     def _find_pending(self, files: DataFiles) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""
         pending = self._audit.look(files)
-        twice, unknown = pending.duplicate_done, pending.unknown_done
-        if twice.count:
-            raise RunFailed(
-                f"{_are(twice.count)} more than once in {self.config.output.uri} ({twice}): "
-                "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
-            )
+        check_doubled(pending, self.store, files)
+        unknown = pending.unknown_done
         if unknown.count and self.config.manifest.deleted == "keep":
             logger.warning(
                 "%s in the output and not in the manifest, which changes nothing: %s",

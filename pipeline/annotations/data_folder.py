@@ -169,8 +169,9 @@ class DataFolder:
             self.agreed(footers)
         except OutputError as error:
             disagreement = str(error)
-        superfluous = tuple(entry for entry in footers if entry not in counting)
-        return Survey(self, counting, superfluous, problems, tuple(strange), disagreement)
+        superfluous = Superfluous.among(footers)
+        left = tuple(superfluous.replaced), tuple(superfluous.doubled)
+        return Survey(self, counting, *left, problems, tuple(strange), disagreement)
 
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
         """The files that count, see `settled`, which belong together; for readers, as `survey`.
@@ -344,7 +345,9 @@ class Survey:
     Attributes:
         folder: that was looked at; it knows the footers.
         footers: the files that count, with their footers; they need not belong together.
-        superfluous: files that count for nothing, see `settled`; the next run removes them, unless they are kept.
+        replaced: files that others stand in the place of, see `Superfluous`. They stay for the earlier versions of a
+            table, or the next run removes them.
+        doubled: files with the ids of another one; the next run removes them.
         problems: files that cannot be read, with why and what to do.
         foreign: names of what this pipeline did not write.
         disagreement: which files do not belong together, or "".
@@ -352,7 +355,8 @@ class Survey:
 
     folder: DataFolder
     footers: Mapping[Entry, Footer]
-    superfluous: tuple[Entry, ...]
+    replaced: tuple[Entry, ...]
+    doubled: tuple[Entry, ...]
     problems: Mapping[Entry, str]
     foreign: tuple[str, ...]
     disagreement: str
