@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def found_on(number: int, change: Change | None) -> ImageDetections:
     return ImageDetections(**made, image_size=SIZE, counts=masks)
 
 
-@lru_cache(maxsize=None)
+@cache
 def mask_of(x: int, y: int, width: int, height: int) -> bytes:
     pixels = np.zeros(SIZE, np.uint8, order="F")
     pixels[y : y + height, x : x + width] = 1
@@ -231,7 +231,10 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         compare(*sides(numbers, texts))
     all_failed = written(tmp_path / "c", rows([1, 2], failed=[0, 1]))
     found = compare(*sides(numbers, all_failed))
-    assert found.figures == {**dict.fromkeys(("psi", "js", "share_change", "count_change", "agreement")), "failed_change": 1}
+    assert found.figures == {
+        **dict.fromkeys(("psi", "js", "share_change", "count_change", "agreement")),
+        "failed_change": 1,
+    }
 
 
 def test_intervals_hold_what_they_say() -> None:
