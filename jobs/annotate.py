@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, say, set_up_log
-from pipeline.compare.limits import Limit
+from pipeline.compare.limits import Limit, not_judged
 
 if TYPE_CHECKING:
     from pipeline.annotate.config import AnnotateConfig
@@ -94,6 +94,7 @@ def _drift(config: AnnotateConfig, report: RunJson, limits: Sequence[Limit]) -> 
     """Compare what the run made, where that is asked for; which limits it broke."""
     from pipeline.annotations.ledger import COMPARISON_PAGE_NAME
     from pipeline.annotations.reader import open_source
+    from pipeline.compare.report import text, write
     from pipeline.compare.run import Side, compare, sides_of_run
 
     uri = config.output.uri
@@ -107,8 +108,10 @@ def _drift(config: AnnotateConfig, report: RunJson, limits: Sequence[Limit]) -> 
     else:
         before, after = Side(open_source(config.drift.against)), Side(open_source(uri), report.run_id)
     found = compare(before, after)
-    found.write(uri)
-    say(f"drift: {found.text()}")
+    write(found, uri)
+    say(f"drift: {text(found)}")
+    if lack := not_judged(limits, found.figures, found.not_judged):
+        logger.warning("drift: %s", lack)
     logger.info("what changed: %s", uri / COMPARISON_PAGE_NAME)
     return [limit.text for limit in limits if limit.is_broken(found.figures)]
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 from jobs.arguments import job_parser
 from jobs.ending import BAD_INPUT, OK, end, run, say, set_up_log
-from pipeline.compare.limits import FIGURES, Limit
+from pipeline.compare.limits import FIGURES, Limit, not_judged
 from pipeline.storage.uris import Uri
 
 BEYOND_LIMITS = 3
@@ -39,6 +39,7 @@ def _compare(args: argparse.Namespace) -> int:
     # After the arguments are read: who types them wrong need not wait for pyarrow.
     from pipeline.annotations.ledger import COMPARISON_PAGE_NAME
     from pipeline.annotations.reader import open_source
+    from pipeline.compare.report import text, write
     from pipeline.compare.run import Side, compare, sides_of_run
 
     before = Uri(args.before)
@@ -48,8 +49,10 @@ def _compare(args: argparse.Namespace) -> int:
         sides = sides_of_run(before, args.run)
     found = compare(*sides, args.by)
     out = Uri(args.out)
-    found.write(out)
-    say(found.text())
+    write(found, out, args.gallery)
+    say(text(found))
+    if lack := not_judged(limits, found.figures, found.not_judged):
+        say(lack)
     say(f"a page to look at: {out / COMPARISON_PAGE_NAME}")
     if broken := [limit.text for limit in limits if limit.is_broken(found.figures)]:
         return end(logger, BEYOND_LIMITS, f"beyond the limits of --fail-if: {', '.join(broken)}")
@@ -63,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", metavar="RUN_ID", help="compare the rows of this run with all others of the output")
     parser.add_argument("--by", metavar="COLUMN", help="a carried column: compare each of its values as well")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="gets comparison.json and comparison.html")
+    parser.add_argument(
+        "--gallery",
+        type=_up_to_50,
+        default=12,
+        metavar="N",
+        help="so many of the images of both are drawn on the page, those that differ most (default: 12, at most 50); "
+        "0: no pictures",
+    )
     about = "; ".join(f"{name}: {text}" for name, text in FIGURES.items())
     parser.add_argument(
         "--fail-if",
@@ -72,6 +83,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"exit code 3 beyond it, e.g. 'psi>0.2'; may come again. {about}",
     )
     return parser
+
+
+def _up_to_50(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= 50:  # as many as are listed
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to 50")
+    return value
 
 
 if __name__ == "__main__":

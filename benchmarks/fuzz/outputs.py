@@ -36,8 +36,8 @@ from pipeline.annotations.schema import ANNOTATED, FAILED, ImageDetections, dete
 from pipeline.config.images import ImagesConfig
 from pipeline.errors import RunError, UserError
 from pipeline.evaluate.inputs.annotations import open_annotated_output
-from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.export.labels import Labels
+from pipeline.metrics.blocks import Categories
 from pipeline.model.categories import Category
 from pipeline.storage.lock.holder import LOCK_NAME
 from pipeline.storage.lock.lease import OutputLock

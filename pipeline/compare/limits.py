@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import UserError
+from pipeline.messages.counts import counted
+from pipeline.messages.examples import Examples
 
 # What may be limited, and what it is; `pipeline.compare.run.Comparison.figures` has the numbers.
 FIGURES = {
     "psi": "largest population stability index of a class' scores or areas, of objects an image, or of picture sizes",
     "js": "largest Jensen-Shannon distance of these, 0 to 1",
     "share_change": "largest change of a class' share of images, 0 to 1",
+    "count_change": "relative change of a class' objects an image: -1 where it is gone, 1 where there are twice "
+    "as many; < is for the class that lost most, > for the one that gained most",
     "failed_change": "change of the share of failed images, -1 to 1: above 0 where more fail",
     "agreement": "of all objects on images of both sides, the share that is the same, 0 to 1",
 }
+# Classes with fewer objects are left out of a figure, which would be chance: histograms have 20 bins. Of a distance the
+# smaller side counts; of a change the side with more objects, on as many images as the smaller side has.
+MIN_OBJECTS = {"psi": 100, "js": 100, "count_change": 30}
+_NOTHING = {
+    "agreement": "there is no object on images of both sides",
+    "failed_change": "a side has no image",
+    "count_change": "no class has enough objects",
+}
+_OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le}
 _LIMIT = re.compile(r"\s*([a-z_]+)\s*(>=|<=|>|<)\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*")
+
+
+Figure = float | list[float] | None  # the lowest and the highest, where a limit may be on either
 
 
 class LimitError(UserError):
@@ -48,14 +65,26 @@ class Limit:
         except ValueError:
             raise LimitError(f"{text!r}: {found[3]} is no number") from None
 
-    def is_broken(self, figures: Mapping[str, float | None]) -> bool:
-        """Whether the comparison fails by this; what cannot be told breaks no limit."""
+    def is_broken(self, figures: Mapping[str, Figure]) -> bool:
+        """Whether the comparison fails by this; what cannot be told breaks no limit, see `not_judged`."""
         found = figures[self.figure]
-        if found is None:
-            return False
-        return {
-            ">": found > self.value,
-            ">=": found >= self.value,
-            "<": found < self.value,
-            "<=": found <= self.value,
-        }[self.operator]
+        values = found if isinstance(found, list) else [] if found is None else [found]
+        return any(_OPERATORS[self.operator](value, self.value) for value in values)
+
+
+def not_judged(limits: Sequence[Limit], figures: Mapping[str, Figure], left_out: Mapping[str, Sequence[str]]) -> str:
+    """What there are limits on and could not be told, in words; "" if all could.
+
+    Args:
+        limits: that were asked for.
+        figures: of the comparison.
+        left_out: classes with too few objects, by the figure.
+    """
+    told = []
+    for name in dict.fromkeys(limit.figure for limit in limits):
+        if classes := left_out.get(name):
+            of = counted(len(classes), "class", "classes")
+            told.append(f"{name} of {of} with fewer than {MIN_OBJECTS[name]} objects ({Examples.of(classes)})")
+        elif figures[name] is None:
+            told.append(f"{name}: {_NOTHING.get(name, 'a side has no annotated image')}")
+    return f"not judged: {'; '.join(told)}" if told else ""

@@ -5,13 +5,18 @@
     version                       1
     before, after                 output, run (null: all), model, weights_sha256, images, failed, detections
     figures                       what may be limited, see `pipeline.compare.limits`; null where it cannot be told
+    not_judged                    names of the classes that a figure leaves out for want of objects, by the figure
     objects_per_image, image_sizes  distances of images: see below
     classes                       the largest change first: id, name; before, after: images and their share, detections;
-                                  share_change [low, value, high], p_value (two-proportion z-test), q_value (corrected
-                                  for the number of classes by Benjamini and Hochberg); distances of scores and areas
+                                  share_change and count_change (of the objects an image, relative: -1 where the class
+                                  is gone) [low, value, high]; p_value (two-proportion z-test), q_value (corrected for
+                                  the number of classes by Benjamini and Hochberg); distances of scores and areas
     failures                      failed images by code: before, after
-    slices                        the same but for ``slices`` and ``agreement``, by the value of a carried column
-    agreement                     images of both sides: see `pipeline.compare.agreement`; null where there are none
+    by, slices                    a carried column, and for each value of it the same but for what is of all images
+    agreement                     images of both sides, see `pipeline.compare.agreement`, null where there are none:
+                                  images by what became of them; share, mean_iou and the number of objects; AP of the
+                                  later side with the earlier one as the truth, by boxes (bbox) and masks (segm);
+                                  classes, the lowest AP first; relabelled; most_changed: images, the most changed first
 
 A distance is ``{"psi": [low, value, high], "js": [low, value, high]}``: the value, and between which it lies in 95 % of
 the times that the images are drawn again; null where a side has nothing. Rows marked as deleted count on neither side.
@@ -19,7 +24,6 @@ the times that the images are drawn again; null where a side has nothing. Rows m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,22 +34,31 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.annotations.data_file import OutputError
-from pipeline.annotations.ledger import COMPARISON_NAME, COMPARISON_PAGE_NAME
 from pipeline.annotations.reader import Source, open_source
 from pipeline.compare import agreement, profile
-from pipeline.compare.agreement import Agreement, agree
+from pipeline.compare.agreement import Agreement, Disagreement, Tables, agree
+from pipeline.compare.limits import MIN_OBJECTS, Figure
 from pipeline.compare.profile import Profile
 from pipeline.compare.statistics import benjamini_hochberg, js_distance, psi, two_proportions
 from pipeline.messages.examples import Examples
-from pipeline.page.shell import environment, rendered
-from pipeline.storage.objects.open import open_objects
+from pipeline.metrics.blocks import Categories
 from pipeline.storage.uris import Uri
 
 VERSION = 1
-_MOST_CLASSES = 200  # of the page
 MOST_SLICES = 100
 
 _BATCHES_TOGETHER = 8
+_DETECTIONS_OF_ROW = 8  # with more of them, rows are large
+_IMAGE_COUNTS = (
+    "images",
+    "identical",
+    "only_before",
+    "only_after",
+    "newly_failed",
+    "newly_annotated",
+    "resized",
+)
+_CHANGES = ("weight", "gained", "lost", "relabelled", "matched")
 
 Json = dict[str, Any]
 
@@ -91,40 +104,30 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``comparison.json`` says."""
+    """What was found.
 
+    Attributes:
+        before, after: what was compared.
+        content: of ``comparison.json``.
+        most_changed: images of both sides with what was found on them, those that differ most first.
+    """
+
+    before: Side
+    after: Side
     content: Json
+    most_changed: Sequence[Disagreement] = ()
 
     @property
-    def figures(self) -> Mapping[str, float | None]:
+    def figures(self) -> Mapping[str, Figure]:
         """By the names of `pipeline.compare.limits.FIGURES`."""
-        found: Mapping[str, float | None] = self.content["figures"]
+        found: Mapping[str, Figure] = self.content["figures"]
         return found
 
-    def write(self, folder: Uri) -> None:
-        """The file, and the page beside it; earlier ones are replaced."""
-        objects = open_objects(folder)
-        objects.put(COMPARISON_NAME, json.dumps(self.content, indent=2).encode())
-        objects.put(COMPARISON_PAGE_NAME, self._page().encode())
-
-    def _page(self) -> str:
-        classes = self.content["classes"][:_MOST_CLASSES]
-        context = {"title": "Two outputs compared", "found": self.content, "classes": classes}
-        templates = environment("pipeline.compare")
-        return rendered(templates, "comparison.html.jinja", {**context, "most_classes": _MOST_CLASSES})
-
-    def text(self) -> str:
-        """Some lines for people: the figures, and the classes that changed most."""
-        figures = self.figures.items()
-        lines = [", ".join(f"{name} {value:.4g}" for name, value in figures if value is not None)]
-        for each in self.content["classes"][:5]:
-            if each["scores"]["psi"] is not None or each["before"] != each["after"]:
-                before, after = each["before"], each["after"]
-                lines.append(
-                    f"  {each['name']}: {before['detections']:,} -> {after['detections']:,} detections, on "
-                    f"{before['share']:.2%} -> {after['share']:.2%} of the images (q {each['q_value']:.2g})"
-                )
-        return "\n".join(lines)
+    @property
+    def not_judged(self) -> Mapping[str, Sequence[str]]:
+        """Classes that a figure leaves out, by its name."""
+        found: Mapping[str, Sequence[str]] = self.content["not_judged"]
+        return found
 
 
 def sides_of_run(uri: Uri, run_id: str) -> tuple[Side, Side]:
@@ -141,13 +144,13 @@ def sides_of_run(uri: Uri, run_id: str) -> tuple[Side, Side]:
 
 
 def compare(before: Side, after: Side, by: str | None = None) -> Comparison:
-    """Compare two sides; each file is read twice, its masks not at all.
+    """Compare two sides; each file is read twice.
 
     Args:
         by: a carried column: each of its values is compared on its own as well.
 
     Raises:
-        OutputError: a file is damaged; ids of two types; the column is not there, or has too many values.
+        OutputError, InputError: a file is damaged; ids of two types; the column is not there, or has too many values.
     """
     if before.source.string_ids != after.source.string_ids:
         raise OutputError(
@@ -160,13 +163,15 @@ def compare(before: Side, after: Side, by: str | None = None) -> Comparison:
     for name, side, counts in zip(("before", "after"), (before, after), whole, strict=True):
         content[name] = {**side.describe(), **_totals(counts)}
     body = _compared(whole[0], whole[1], names)
-    shared = _agreement(before, after, names)
-    content["figures"] = {**_figures(body), "agreement": shared and shared["share"]}
+    found = _agreement(before, after, Categories(classes, tuple(names.get(i, str(i)) for i in classes)))
+    figures, not_judged = _figures(body, whole)
+    content["figures"] = {**figures, "agreement": found and found.share}
+    content["not_judged"] = not_judged
     content |= body
     content["by"] = by
-    content["slices"] = {} if by is None else _slices(before, after, by, classes, names)
-    content["agreement"] = shared
-    return Comparison(content)
+    content["slices"] = [] if by is None else _slices(before, after, by, classes, names)
+    content["agreement"] = found and _described(found)
+    return Comparison(before, after, content, found.most_changed if found else ())
 
 
 def _class_ids(side: Side) -> list[int]:
@@ -176,33 +181,40 @@ def _class_ids(side: Side) -> list[int]:
 def _profiles(side: Side, classes: tuple[int, ...], by: str | None) -> dict[str | None, Profile]:
     """By the value of the column; of all rows under ``None`` without one."""
     replicates = profile.replicates_of(len(classes), 1 if by is None else MOST_SLICES)
-    found: dict[str | None, Profile] = {} if by else {None: Profile(classes, replicates)}
+    found: dict[str | None, Profile] = {} if by else {None: Profile(classes, replicates)}  # null is a value too
     columns = profile.COLUMNS if by is None else (*profile.COLUMNS, by)
     for rows in side.tables(columns):
         if by is None:
             found[None].add(rows)
             continue
-        values = rows[by].cast(pa.string()).fill_null("null")
+        values = _texts(side, rows, by)
         for value in pc.unique(values).to_pylist():
             if value not in found and len(found) == MOST_SLICES:
                 raise OutputError(f"column {by!r} of {side.source.uri} has more than {MOST_SLICES} values: too many")
-            found.setdefault(value, Profile(classes, replicates)).add(rows.filter(pc.equal(values, value)))
+            own = pc.is_null(values) if value is None else pc.equal(values, value)
+            found.setdefault(value, Profile(classes, replicates)).add(rows.filter(own))
     return found
 
 
-def _slices(
-    before: Side, after: Side, by: str, classes: tuple[int, ...], names: Mapping[int, str]
-) -> dict[str | None, Json]:
+def _texts(side: Side, rows: pa.Table, by: str) -> pa.ChunkedArray:
+    try:
+        return rows[by].cast(pa.string())
+    except pa.ArrowException:
+        raise OutputError(f"column {by!r} of {side.source.uri} is {rows[by].type}: nothing to sort images by") from None
+
+
+def _slices(before: Side, after: Side, by: str, classes: tuple[int, ...], names: Mapping[int, str]) -> list[Json]:
     for side in (before, after):
         if by not in side.source.columns:
             raise OutputError(f"{side.source.uri} has no column {by!r}: manifest.carry names those to carry")
     left, right = (_profiles(side, classes, by) for side in (before, after))
     empty = Profile(classes, profile.replicates_of(len(classes), MOST_SLICES))
-    slices = {}
-    for value in sorted(left.keys() | right.keys(), key=str):
+    slices = []
+    for value in sorted(left.keys() | right.keys(), key=lambda value: (value is not None, value or "")):
         sides = left.get(value, empty), right.get(value, empty)
         body = _compared(*sides, names)
-        slices[value] = {"before": _totals(sides[0]), "after": _totals(sides[1]), "figures": _figures(body), **body}
+        totals = {"before": _totals(sides[0]), "after": _totals(sides[1])}
+        slices.append({"value": value, **totals, "figures": _figures(body, sides)[0], **body})
     return slices
 
 
@@ -217,6 +229,10 @@ def _totals(side: Profile) -> Json:
 def _compared(before: Profile, after: Profile, names: Mapping[int, str]) -> Json:
     shares = [side.with_class / np.maximum(side.images, 1)[:, None] for side in (before, after)]
     change = shares[1] - shares[0]
+    counts = [side.scores.sum(axis=-1, dtype=np.float64) for side in (before, after)]
+    rates = [count / np.maximum(side.images, 1)[:, None] for count, side in zip(counts, (before, after), strict=True)]
+    # Of a class that was not there before, as if there had been one object: a change is a number, and a large one.
+    growth = rates[1] / (np.maximum(counts[0], 1) / np.maximum(before.images, 1)[:, None]) - 1
     p_values = two_proportions(before.with_class[0], before.images[0], after.with_class[0], after.images[0])
     q_values = benjamini_hochberg(p_values)
     scores, areas = (_distances(getattr(before, n), getattr(after, n)) for n in ("scores", "areas"))
@@ -235,6 +251,7 @@ def _compared(before: Profile, after: Profile, names: Mapping[int, str]) -> Json
                 "name": names.get(category, str(category)),
                 **sides,
                 "share_change": _interval(change[:, i]) if has_both else None,
+                "count_change": _interval(growth[:, i]) if has_both else None,
                 "p_value": float(p_values[i]),
                 "q_value": float(q_values[i]),
                 "scores": {name: _interval(values[:, i]) for name, values in scores.items()},
@@ -291,44 +308,72 @@ def _interval(values: NDArray[np.float64]) -> list[float] | None:
     return [float(low), float(value), float(high)]
 
 
-def _figures(body: Json) -> dict[str, float | None]:
-    distances = [body["objects_per_image"], body["image_sizes"]]
-    distances += [each[name] for each in body["classes"] for name in ("scores", "areas")]
-    found: dict[str, float | None] = {}
+def _figures(body: Json, sides: Sequence[Profile]) -> tuple[dict[str, Figure], dict[str, list[str]]]:
+    """What may be limited, and names of the classes that are left out of it."""
+    images = [int(side.images[0]) for side in sides]
+    left_out = {name: [e["name"] for e in body["classes"] if _has_too_few(name, e, images)] for name in MIN_OBJECTS}
+    judged = {name: [e for e in body["classes"] if not _has_too_few(name, e, images)] for name in MIN_OBJECTS}
+    found: dict[str, Figure] = {}
     for name in ("psi", "js"):
+        distances = [body["objects_per_image"], body["image_sizes"]]
+        distances += [each[of] for each in judged[name] for of in ("scores", "areas")]
         found[name] = max((each[name][1] for each in distances if each[name]), default=None)
     changes = [abs(each["share_change"][1]) for each in body["classes"] if each["share_change"]]
     found["share_change"] = max(changes, default=None)
+    counts = [each["count_change"][1] for each in judged["count_change"] if each["count_change"]]
+    found["count_change"] = [min(counts), max(counts)] if counts else None
     found["failed_change"] = body["failed_change"] and body["failed_change"][1]
-    return found
+    return found, left_out
 
 
-def _agreement(before: Side, after: Side, names: Mapping[int, str]) -> Json | None:
+def _has_too_few(figure: str, each: Json, images: Sequence[int]) -> bool:
+    """Whether what a figure says of a class would be chance: see `MIN_OBJECTS`."""
+    counts = [each[side]["detections"] for side in ("before", "after")]
+    if figure != "count_change":
+        return bool(min(counts) < MIN_OBJECTS[figure])
+    rate = max(count / max(1, of) for count, of in zip(counts, images, strict=True))
+    return bool(rate * min(images) < MIN_OBJECTS[figure])
+
+
+def _agreement(before: Side, after: Side, categories: Categories) -> Agreement | None:
     if before.source is after.source:
         return None  # of one output, no image is on both sides
-    found: Agreement = agree(*(side.tables(agreement.COLUMNS) for side in (before, after)))
-    if not found.images:
-        return None
+    sides = [Tables(str(side.source.uri), side.tables(agreement.COLUMNS)) for side in (before, after)]
+    counts = [side.source.counts for side in (before, after)]
+    num_rows = max(count.rows for count in counts)
+    num_detections = max(sum(count.detections_by_category.values()) for count in counts)
+    found = agree(*sides, categories, max(num_rows, num_detections // _DETECTIONS_OF_ROW))
+    return found if found.images + found.resized else None
 
-    def named(counts: Mapping[int, int]) -> list[Json]:
-        ordered = sorted(counts.items(), key=lambda pair: -pair[1])
-        return [{"name": names.get(key, str(key)), "objects": count} for key, count in ordered]
 
+def _described(found: Agreement) -> Json:
+    names, ids = found.categories.names, found.categories.ids
     pairs = sorted(found.relabelled.items(), key=lambda pair: -pair[1])
+    renamed = {k for pair in found.relabelled for k in pair}
+    occurring = np.flatnonzero(found.matched + found.gained + found.lost).tolist()
+    classes = [
+        {
+            "id": ids[k],
+            "name": names[k],
+            **{name: int(getattr(found, name)[k]) for name in ("matched", "gained", "lost")},
+            **{iou_type: rows[k] for iou_type, rows in found.precision.items()},
+        }
+        for k in sorted({*occurring, *renamed})
+    ]
+    classes.sort(key=lambda each: [2.0 if each[t]["AP"] is None else each[t]["AP"] for t in ("segm", "bbox")])
     return {
-        "images": found.images,
-        "identical": found.identical,
-        "only_before": found.only_before,
-        "only_after": found.only_after,
-        "newly_failed": found.newly_failed,
-        "newly_annotated": found.newly_annotated,
+        **{name: getattr(found, name) for name in _IMAGE_COUNTS},
         "share": found.share,
         "mean_iou": found.mean_iou,
-        "matched": named(found.matched),
-        "gained": named(found.gained),
-        "lost": named(found.lost),
-        "relabelled": [
-            {"before": names.get(a, str(a)), "after": names.get(b, str(b)), "objects": count} for (a, b), count in pairs
+        "objects": {
+            **{name: int(getattr(found, name).sum()) for name in ("matched", "gained", "lost")},
+            "relabelled": sum(found.relabelled.values()),
+        },
+        "precision": {iou_type: found.mean_precision(iou_type) for iou_type in found.precision},
+        "classes": classes,
+        "relabelled": [{"before": names[a], "after": names[b], "objects": count} for (a, b), count in pairs],
+        "most_changed": [
+            {"image_id": each.image_id, **{name: getattr(each, name) for name in _CHANGES}}
+            for each in found.most_changed
         ],
-        "most_changed": [{"image_id": name, "objects": count} for count, name in found.most_changed],
     }

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pipeline.evaluate.config import AnalysisConfig
-from pipeline.evaluate.streams import ERRORS_STREAM
 from pipeline.metrics.analysis.calibration import CalibrationCounter, CalibrationFigures
 from pipeline.metrics.analysis.confusion import ConfusionMatrix
 from pipeline.metrics.analysis.thresholds import ThresholdFigures, ThresholdTracker
 from pipeline.metrics.analysis.tide import ErrorTracker, error_summary
 from pipeline.metrics.metric import CategoryMetric, Figures, Metric
 from pipeline.metrics.protocol import IouType
+from pipeline.metrics.streams import ERRORS_STREAM
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 

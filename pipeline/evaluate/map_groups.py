@@ -18,7 +18,6 @@ from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.predictions import Predictions
 from pipeline.evaluate.inputs.read_group import read_group
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkStore
-from pipeline.evaluate.streams import ERRORS_STREAM, RecordStream
 from pipeline.metrics.analysis.match_table import match_schema, match_table
 from pipeline.metrics.analysis.tide import error_records
 from pipeline.metrics.ap.records import block_records
@@ -26,6 +25,7 @@ from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.metrics.ious import block_overlaps
 from pipeline.metrics.metric import ComparedBlock, Metric
 from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.metrics.streams import ERRORS_STREAM, RecordStream
 from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 

@@ -23,16 +23,17 @@ from pipeline.evaluate.examples import PickedExamples
 from pipeline.evaluate.inputs.annotations import open_annotated_output
 from pipeline.evaluate.inputs.books import InputReport, WhichImages
 from pipeline.evaluate.inputs.coco_results import deal_results, have_string_ids
-from pipeline.evaluate.inputs.ground_truth import Categories, deal_truth
+from pipeline.evaluate.inputs.ground_truth import deal_truth
 from pipeline.evaluate.inputs.pairing import check_sides, pair_part, truth_chunks
 from pipeline.evaluate.inputs.predictions import Predictions, group_ranges, list_images
 from pipeline.evaluate.map_groups import AnalysisSums, GroupPlan, GroupSums, evaluate_group
 from pipeline.evaluate.reduce_categories import CURVES, CategoryWork, Reduced, ReducePlan, reduce_category
 from pipeline.evaluate.shuffle.chunks import ChunkStore
-from pipeline.evaluate.streams import ERRORS_STREAM, RecordStream
 from pipeline.metrics.ap.accumulate import CategoryResult
+from pipeline.metrics.blocks import Categories
 from pipeline.metrics.metric import Figures
 from pipeline.metrics.protocol import CocoProtocol, IouType
+from pipeline.metrics.streams import ERRORS_STREAM, RecordStream
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 

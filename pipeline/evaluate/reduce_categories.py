@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.evaluate.analysis import AnalysisPlan, sorted_metrics
-from pipeline.evaluate.shuffle.sorted_runs import SortedRun, merge_runs
-from pipeline.evaluate.streams import ERRORS_STREAM, stream_dtype
 from pipeline.metrics.ap.accumulate import Accumulator
 from pipeline.metrics.ap.matching import NUM_THRESHOLDS
+from pipeline.metrics.ap.sorted_runs import SortedRun, merge_runs
 from pipeline.metrics.metric import CategoryMetric
 from pipeline.metrics.protocol import CocoProtocol
+from pipeline.metrics.streams import ERRORS_STREAM, stream_dtype
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s

@@ -10,8 +10,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.masks.rle import RleColumn
 from pipeline.tables.arrays import Bools, Float64s, Int64s
+
+
+@dataclass(frozen=True)
+class Categories:
+    """What is told apart, in the order of the ids, which is that of the axis ``K``.
+
+    Attributes:
+        ids: [K] of the categories, ascending.
+        names: [K] of the categories, in the same order.
+    """
+
+    ids: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def positions(self, ids: NDArray[np.integer]) -> Int64s:
+        """[N] the position of each id, -1 where there is no such category."""
+        known = np.array(self.ids, np.int64)
+        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        return np.where(known[at] == ids, at, -1)
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pycocotools import mask as coco_mask
 
 from jobs.compare import main
 from pipeline.annotations.data_file import OutputError
@@ -26,6 +28,7 @@ from tests.annotations.output_cases import IDENTITY
 
 NAMES = ("cat", "dog", "fox")
 SIZE = (100, 200)
+NOTHING_CHANGED = {"gained": 0, "lost": 0, "relabelled": 0}
 Change = Callable[[int, dict[str, np.ndarray]], None]
 
 
@@ -42,7 +45,16 @@ def found_on(number: int, change: Change | None) -> ImageDetections:
     }
     if change:
         change(number, made)
-    return ImageDetections(**made, image_size=SIZE, counts=[b"0"] * len(made["scores"]))
+    masks = [mask_of(*box) for box in made["boxes"].round().astype(int).tolist()]
+    return ImageDetections(**made, image_size=SIZE, counts=masks)
+
+
+@cache
+def mask_of(x: int, y: int, width: int, height: int) -> bytes:
+    pixels = np.zeros(SIZE, np.uint8, order="F")
+    pixels[y : y + height, x : x + width] = 1
+    counts: bytes = coco_mask.encode(pixels)["counts"]
+    return counts
 
 
 def rows(
@@ -103,16 +115,22 @@ def test_two_runs_over_the_same_pictures(tmp_path: Path) -> None:
     one = written(tmp_path / "one", table)
     other = written(tmp_path / "other", table[250:], table[:250])
     found = compare(*sides(one, other)).content
-    assert found["figures"] == {"psi": 0, "js": 0, "share_change": 0, "failed_change": 0, "agreement": 1}
+    zeros = {"psi": 0, "js": 0, "share_change": 0, "count_change": [0, 0], "failed_change": 0}
+    assert found["figures"] == {**zeros, "agreement": 1}
     for each in found["classes"]:
         assert each["before"] == each["after"]
-        assert each["share_change"] == pytest.approx([0, 0, 0])
+        assert each["share_change"] == each["count_change"] == pytest.approx([0, 0, 0])
         assert each["scores"]["psi"] == each["areas"]["js"] == pytest.approx([0, 0, 0], abs=1e-6)
         assert (each["p_value"], each["q_value"]) == (1, 1)
     assert found["failures"] == {"not_found": {"before": 2, "after": 2}}
     agreement = found["agreement"]
     assert (agreement["images"], agreement["identical"], agreement["mean_iou"]) == (398, 398, 1)
-    assert not agreement["gained"] + agreement["lost"] + agreement["relabelled"] + agreement["most_changed"]
+    assert not agreement["relabelled"] + agreement["most_changed"]
+    assert agreement["objects"] == {"matched": sum(each["matched"] for each in agreement["classes"]), **NOTHING_CHANGED}
+    assert len(agreement["classes"]) == 3
+    for each in agreement["classes"]:
+        for figures in (each["bbox"], each["segm"]):
+            assert [figures[name] for name in ("AP", "AP50", "AP75", "AR")] == pytest.approx([1] * 4, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +175,11 @@ def test_what_came_and_went(tmp_path: Path) -> None:
     assert (found["images"], found["identical"]) == (8, 5)
     label = int(found_on(0, None).labels[0])
     assert found["relabelled"] == [{"before": NAMES[label], "after": NAMES[(label + 1) % 3], "objects": 1}]
-    assert sum(each["objects"] for each in found["lost"]) == 2
-    assert sum(each["objects"] for each in found["gained"]) == 1
-    assert {each["image_id"]: each["objects"] for each in found["most_changed"]} == {"0": 1, "1": 1, "2": 2}
+    assert (found["objects"]["lost"], found["objects"]["gained"], found["objects"]["relabelled"]) == (2, 1, 1)
+    scores = [found_on(number, None).scores[0].astype(float) ** 2 for number in range(3)]
+    weights = {0: scores[0], 1: scores[1], 2: 2 * scores[2]}
+    assert {each["image_id"]: each["weight"] for each in found["most_changed"]} == pytest.approx(weights)
+    assert [each["weight"] for each in found["most_changed"]] == sorted(weights.values(), reverse=True)
 
 
 def test_a_run_and_the_rest(tmp_path: Path) -> None:
@@ -182,7 +202,8 @@ def test_slices(tmp_path: Path) -> None:
 
     before = written(tmp_path / "before", rows(range(300), cameras=cameras))
     after = written(tmp_path / "after", rows(range(300), change, cameras=cameras))
-    found = compare(*sides(before, after), by="camera").content["slices"]
+    slices = compare(*sides(before, after), by="camera").content["slices"]
+    found = {each["value"]: each for each in slices}
     assert found["left"]["classes"][0]["name"] == "cat"
     assert found["right"]["figures"]["psi"] == 0
     assert found["left"]["before"]["images"] == 150
@@ -210,7 +231,10 @@ def test_what_cannot_be_compared(tmp_path: Path) -> None:
         compare(*sides(numbers, texts))
     all_failed = written(tmp_path / "c", rows([1, 2], failed=[0, 1]))
     found = compare(*sides(numbers, all_failed))
-    assert found.figures == {**dict.fromkeys(("psi", "js", "share_change", "agreement")), "failed_change": 1}
+    assert found.figures == {
+        **dict.fromkeys(("psi", "js", "share_change", "count_change", "agreement")),
+        "failed_change": 1,
+    }
 
 
 def test_intervals_hold_what_they_say() -> None:

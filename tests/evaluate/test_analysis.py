@@ -11,7 +11,7 @@ import pytest
 from pipeline.evaluate.analysis import AnalysisPlan, block_metrics, sorted_metrics
 from pipeline.evaluate.config import AnalysisConfig
 from pipeline.evaluate.report.page import render_report
-from pipeline.evaluate.streams import stream_dtype
+from pipeline.metrics.streams import stream_dtype
 from pipeline.storage.uris import Uri
 from tests.metrics.block_cases import NUM_CATEGORIES, Image, compared
 

@@ -23,9 +23,9 @@ from pipeline.evaluate.config import AnalysisConfig, EvaluateConfig
 from pipeline.evaluate.inputs import annotations, ground_truth, predictions
 from pipeline.evaluate.measure import Measured, Request
 from pipeline.evaluate.metrics_file import analysis_figures, arrays_of, figures
-from pipeline.evaluate.shuffle import sorted_runs
 from pipeline.export.formats.coco import write_coco, write_coco_results
 from pipeline.export.labels import Labels
+from pipeline.metrics.ap import sorted_runs
 from pipeline.metrics.protocol import CocoProtocol, IouType
 from pipeline.storage.uris import Uri
 from tests.evaluate.coco_cases import CocoCase, pycocotools_result, random_case

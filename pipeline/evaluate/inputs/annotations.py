@@ -9,24 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.data_folder import DATA_FOLDER, DataFolder
 from pipeline.annotations.run_json import RunJson
-from pipeline.annotations.schema import FAILED, READABLE_VERSIONS, mask_column, there
+from pipeline.annotations.schema import FAILED, READABLE_VERSIONS, there
 from pipeline.coco.errors import InputError
-from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
-from pipeline.masks.rle import DamagedRle, RleColumn
-from pipeline.messages.examples import NUM_EXAMPLES, Examples
-from pipeline.metrics.blocks import DetectionBlock
+from pipeline.metrics.rows import OutputBatch
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
-from pipeline.tables.arrays import Bools, Int64s
 from pipeline.tables.ids import wide, wide_type
-from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 # A group is never less than a file.
 GROUP_IMAGES = 2048
@@ -106,82 +100,6 @@ class AnnotatedOutput:
         return pa.table(columns, schema=listed_schema(self.id_type))
 
 
-@dataclass(frozen=True)
-class OutputBatch:
-    """A `DetectionBatch`: some rows of a data file, R in all.
-
-    Attributes:
-        place: the file, for messages.
-        image_ids: [R] of the rows.
-        detections: [R] lists of structs, as ``pipeline.annotations.schema`` has them; without the columns of masks
-            where these are not needed, always without the categories' names.
-    """
-
-    place: str
-    image_ids: pa.Array
-    detections: pa.ListArray
-
-    def block(self, rows: Int64s, image_sizes: Int64s, categories: Categories, masks: bool) -> DetectionBlock:
-        """See `DetectionBatch`. Numbers become float64 without loss; their order stays."""
-        lists = self.detections
-        if not np.array_equal(rows, np.arange(len(lists))):
-            lists = lists.take(pa.array(rows))
-        lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        flat, owners, positions = lists.flatten(), owners_of(lengths), positions_in(lengths)
-        labels = categories.positions(self._column(flat, "category_id").to_numpy())
-        kept = np.flatnonzero(labels >= 0)
-        if len(kept) < len(labels):
-            flat, owners = flat.take(pa.array(kept)), owners[kept]
-        boxes = self._column(flat, "bbox").flatten().to_numpy().astype(np.float64).reshape(-1, 4)
-        scores = self._column(flat, "score").to_numpy().astype(np.float64)
-        self._check_finite(np.isfinite(scores) & np.isfinite(boxes).all(axis=1), rows[owners])
-        rles = self._masks(flat, rows, owners, image_sizes) if masks else None
-        return DetectionBlock(
-            offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
-            positions=positions[kept],
-            categories=labels[kept],
-            boxes=boxes,
-            scores=scores,
-            rles=rles,
-        )
-
-    def _masks(self, flat: pa.StructArray, rows: Int64s, owners: Int64s, image_sizes: Int64s) -> RleColumn:
-        segmentation = self._column(flat, "segmentation")
-        sizes = self._column(segmentation, "size").flatten().to_numpy().reshape(-1, 2)
-        wrong = np.unique(owners[(sizes != image_sizes[owners]).any(axis=1)])
-        if len(wrong):
-            first = [int(np.flatnonzero(owners == image)[0]) for image in wrong[:NUM_EXAMPLES]]
-            images = [(self._name(rows[owners[i]]), _by(sizes[i]), _by(image_sizes[owners[i]])) for i in first]
-            texts = (f"{name} ({found}, not {size})" for name, found, size in images)
-            raise InputError(
-                f"{self.place}: masks of {len(wrong):,} images have another size (height x width) than the image: "
-                f"{Examples.of(texts, len(wrong))}"
-            )
-        try:
-            return mask_column(segmentation, image_sizes[owners])
-        except DamagedRle as error:
-            name = self._name(rows[owners[error.index]])
-            raise InputError(f"{self.place}: the mask of a detection on {name} is damaged: {error}") from None
-
-    def _column(self, flat: pa.StructArray, name: str) -> pa.Array:
-        column = flat.field(name)
-        if column.null_count:
-            raise InputError(f"{self.place}: {column.null_count:,} detections have no {name}; the file is damaged")
-        return column
-
-    def _check_finite(self, finite: Bools, rows: Int64s) -> None:
-        wrong = np.unique(rows[~finite])
-        if len(wrong):
-            names = Examples.of((self._name(row) for row in wrong[:NUM_EXAMPLES]), len(wrong))
-            raise InputError(
-                f"{self.place}: {len(wrong):,} images have detections with a score or a box that is no finite number: "
-                f"{names}; annotate them anew"
-            )
-
-    def _name(self, row: int) -> str:
-        return f"image {self.image_ids[int(row)].as_py()!r}"
-
-
 def open_annotated_output(uri: Uri) -> AnnotatedOutput:
     """Check an output of the annotate job, and cut it into groups. Reads the files' footers.
 
@@ -229,7 +147,3 @@ def _count_categories(detections: pa.ChunkedArray) -> dict[CategoryKey, int]:
     pairs = pa.table({name: pc.struct_field(flat, name) for name in ("category_id", "category_name")})
     counted = pairs.group_by(["category_id", "category_name"]).aggregate([([], "count_all")]).to_pylist()
     return {(row["category_id"], row["category_name"]): row["count_all"] for row in counted}
-
-
-def _by(size: NDArray[np.integer]) -> str:
-    return " x ".join(map(str, size.tolist()))

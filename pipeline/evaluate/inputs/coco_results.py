@@ -17,11 +17,11 @@ from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
 from pipeline.coco.rows import IMAGE_ID, BadRow, IdKind, at_place, result_row, result_schema
 from pipeline.coco.segmentations import BadSegmentation, as_rles
-from pipeline.evaluate.inputs.ground_truth import Categories, RowBuffer, count_parts
+from pipeline.evaluate.inputs.ground_truth import RowBuffer, count_parts
 from pipeline.evaluate.inputs.predictions import BLOCK_IMAGES, CategoryKey, DetectionBatch, listed_schema
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
 from pipeline.masks.rle import RleColumn
-from pipeline.metrics.blocks import DetectionBlock
+from pipeline.metrics.blocks import Categories, DetectionBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Float64s, Int64s
 from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions_in

@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-from numpy.typing import NDArray
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
@@ -32,9 +30,9 @@ from pipeline.coco.segmentations import NO_POLYGON
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA, IdOrder
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
+from pipeline.metrics.blocks import Categories
 from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import Uri
-from pipeline.tables.arrays import Int64s
 
 PART_BYTES = 64 << 20  # of JSON
 # The number of range reads grows with its square; beyond 64 GB of JSON the parts grow.
@@ -43,25 +41,6 @@ _COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
 _COMPRESSION = 5  # of polygons as text, about
 _ROWS_AT_ONCE = 8192
 _NAMES = pa.schema([("number", pa.int64()), ("name", pa.large_string())])
-
-
-@dataclass(frozen=True)
-class Categories:
-    """The categories of the ground truth, in the order of their ids, which is that of the axis ``K``.
-
-    Attributes:
-        ids: [K] of the categories, ascending.
-        names: [K] of the categories, in the same order.
-    """
-
-    ids: tuple[int, ...]
-    names: tuple[str, ...]
-
-    def positions(self, ids: NDArray[np.integer]) -> Int64s:
-        """[N] the position of each id, -1 where there is no such category."""
-        known = np.array(self.ids, np.int64)
-        at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-        return np.where(known[at] == ids, at, -1)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from pipeline.coco.errors import InputError
 from pipeline.coco.rows import IMAGE_ID, image_schema, object_schema
 from pipeline.evaluate.inputs.books import SAME_IDS, InputReport, WhichImages
-from pipeline.evaluate.inputs.ground_truth import Categories, DealtTruth
+from pipeline.evaluate.inputs.ground_truth import DealtTruth
 from pipeline.evaluate.inputs.predictions import CategoryKey, ListedImages, Predictions, listed_schema
 from pipeline.evaluate.shuffle.chunks import Chunk, ChunkFile, ChunkStore, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
+from pipeline.metrics.blocks import Categories
 from pipeline.tables.arrays import Bools, Int64s
 from pipeline.tables.ragged import offsets_of
 

@@ -16,9 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.coco.rows import ImageId
-from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, parts_of
-from pipeline.metrics.blocks import DetectionBlock
+from pipeline.metrics.blocks import Categories, DetectionBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
 

@@ -12,9 +12,9 @@ from pycocotools.coco import COCO
 from pipeline.coco.errors import InputError
 from pipeline.evaluate.inputs import coco_results, ground_truth
 from pipeline.evaluate.inputs.coco_results import DealtResults, deal_results
-from pipeline.evaluate.inputs.ground_truth import Categories
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore
+from pipeline.metrics.blocks import Categories
 from pipeline.storage.uris import Uri
 from tests.evaluate.input_cases import write_json
 

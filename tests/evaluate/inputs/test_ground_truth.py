@@ -12,9 +12,10 @@ import pytest
 from pipeline.coco.errors import InputError
 from pipeline.coco.rows import image_schema, object_schema
 from pipeline.evaluate.inputs import ground_truth
-from pipeline.evaluate.inputs.ground_truth import MAX_PARTS, Categories, count_parts, deal_truth
+from pipeline.evaluate.inputs.ground_truth import MAX_PARTS, count_parts, deal_truth
 from pipeline.evaluate.shuffle import chunks
 from pipeline.evaluate.shuffle.chunks import ChunkStore, chunks_of
+from pipeline.metrics.blocks import Categories
 from pipeline.storage.uris import Uri
 from tests.evaluate.coco_cases import random_case
 from tests.evaluate.input_cases import write_json

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluate.shuffle import sorted_runs as module
-from pipeline.evaluate.shuffle.sorted_runs import merge_runs, write_runs
+from pipeline.metrics.ap import sorted_runs as module
 from pipeline.metrics.ap.records import RECORD, sort_order
+from pipeline.metrics.ap.sorted_runs import merge_runs, write_runs
 from pipeline.storage.objects.base import ObjectFolder
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.evaluate.shuffle.sorted_runs import merge_runs
-from pipeline.evaluate.streams import RecordStream, stream_dtype
 from pipeline.metrics.ap.records import BlockRecords
+from pipeline.metrics.ap.sorted_runs import merge_runs
+from pipeline.metrics.streams import RecordStream, stream_dtype
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 

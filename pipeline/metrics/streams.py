@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.evaluate.shuffle.sorted_runs import SortedRun, write_runs
 from pipeline.metrics.analysis.tide import VARIANT_RECORD
 from pipeline.metrics.ap.records import RECORD, BlockRecords
+from pipeline.metrics.ap.sorted_runs import SortedRun, write_runs
 from pipeline.storage.objects.base import ObjectFolder
 from pipeline.tables.arrays import Int64s
 
