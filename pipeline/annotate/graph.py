@@ -64,7 +64,7 @@ _TASKS_PER_CPU = 4  # of a run that is small
 # Of pictures that stand in the manifest: what is read, and what a task gets.
 _READ_BYTES = 16 << 20
 # Of the object store, for what is gathered and written. A file's blocks come together on one node.
-_FILE_SHARE, _GATHERED_SHARE = 1 / 8, 1 / 4
+_FILE_SHARE, _GATHERED_SHARE = 1 / 16, 1 / 8
 # Ray writes objects to disk when a node's store is so full (its own default).
 _FULL_SHARE = 0.8
 # Decoded blocks on a node at a time. Of a fetch task two are taken and two more are made before Ray Data knows how
@@ -173,7 +173,10 @@ def rows_per_fetch(num_pending: int, rows_per_block: int, cpus: float) -> int:
 
 
 def bytes_per_block(config: AnnotateConfig, pool: Pool, checkpoint_bytes: int) -> int:
-    """Bytes of pixels of a block, so that a node's object store holds all that are there at a time, and the model."""
+    """Bytes of pixels of a block, so that a node's object store holds all that are there at a time.
+
+    Beside them are the model, and what is gathered to be written.
+    """
     blocks = 0.0
     largest = math.inf
     for node in node_resources():
@@ -183,11 +186,11 @@ def bytes_per_block(config: AnnotateConfig, pool: Pool, checkpoint_bytes: int) -
         fetches = int(max(0.0, cpus - pool.cpus * replicas) / pool.fetch_cpus)
         here = max(_BLOCKS_PER_FETCH * fetches + 2 * replicas, _BLOCKS_PER_REPLICA * replicas)
         if here and store:
-            largest = min(largest, (_FULL_SHARE * store - checkpoint_bytes) / here)
+            largest = min(largest, ((_FULL_SHARE - _GATHERED_SHARE) * store - checkpoint_bytes) / here)
         blocks += here
     limit = config.resources.object_store_limit_bytes
     if limit is not None and blocks:
-        largest = min(largest, limit / blocks)
+        largest = min(largest, (1 - _GATHERED_SHARE) * limit / blocks)
     return max(1, int(min(largest, _MOST_BLOCK_BYTES)))
 
 
