@@ -19,8 +19,9 @@ from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.schema import ANNOTATED, DELETED, FAILED, ImageDetections, detections_array
-from pipeline.compare.limits import Limit, LimitError
+from pipeline.compare.limits import Limit, LimitError, not_judged
 from pipeline.compare.profile import COLUMNS, Profile, poisson_weights
+from pipeline.compare.report import write
 from pipeline.compare.run import Side, compare, sides_of_run
 from pipeline.storage.uris import Uri
 from testing.output_rows import as_schema_1, output_rows
@@ -62,7 +63,7 @@ def rows(
     change: Change | None = None,
     failed: Sequence[int] = (),
     deleted: Sequence[int] = (),
-    cameras: Sequence[str] | None = None,
+    cameras: Sequence[str | None] | None = None,
 ) -> pa.Table:
     bad = [n in failed for n in range(len(ids))]
     status = [FAILED if b else DELETED if n in deleted else ANNOTATED for n, b in enumerate(bad)]
@@ -214,6 +215,27 @@ def test_slices(tmp_path: Path) -> None:
         compare(*sides(many, many), by="camera")
 
 
+def test_no_value_and_the_word_null_are_two_slices(tmp_path: Path) -> None:
+    cameras = [None, "null", "", "left"] * 50
+    before = written(tmp_path / "before", rows(range(200), cameras=cameras))
+    after = written(tmp_path / "after", rows(range(200), without(0, every=4), cameras=cameras))
+    found = compare(*sides(before, after), by="camera")
+    slices = {each["value"]: each for each in json.loads(json.dumps(found.content))["slices"]}
+    assert list(slices) == [None, "", "left", "null"]
+    assert [each["before"]["images"] for each in slices.values()] == [50] * 4
+    assert [each["figures"]["share_change"] > 0 for each in slices.values()] == [True, False, False, False]
+    write(found, Uri(str(tmp_path)))
+    assert (tmp_path / "comparison.html").read_text().count("no value") == 1
+
+
+def test_a_column_that_sorts_nothing(tmp_path: Path) -> None:
+    table = rows(range(4), cameras=["a", "b", "c", "d"])
+    boxes = pa.array([[1, 2]] * 4)
+    uri = written(tmp_path, table.drop_columns("camera").append_column("camera", boxes))
+    with pytest.raises(OutputError, match=r"column 'camera' of .* is list"):
+        compare(*sides(uri, uri), by="camera")
+
+
 def test_rows_that_do_not_count_and_older_files(tmp_path: Path) -> None:
     table = rows(range(50))
     one = written(tmp_path / "one", table)
@@ -278,14 +300,88 @@ def test_what_is_no_limit(text: str) -> None:
         Limit.parse(text)
 
 
+def test_a_class_that_is_gone_or_came_breaks_a_limit(tmp_path: Path) -> None:
+    whole, without_dog = rows(range(150)), rows(range(150), without(1))
+    both = [written(tmp_path / "whole", whole), written(tmp_path / "without", without_dog)]
+    gone, came = compare(*sides(*both)), compare(*sides(*both[::-1]))
+    dogs = sum(int((found_on(n, None).labels == 1).sum()) for n in range(150))
+    assert gone.figures["count_change"] == [-1, 0]
+    assert came.figures["count_change"] == pytest.approx([0, dogs - 1])  # as if there had been one
+    (low, value, high) = gone.content["classes"][0]["count_change"]
+    assert (low, value, high) == (-1, -1, -1)
+    for text, of_gone, of_came in [
+        ("count_change<-0.5", True, False),
+        ("count_change<=-1", True, False),
+        ("count_change>1", False, True),
+        ("count_change>-2", True, True),
+    ]:
+        assert Limit.parse(text).is_broken(gone.figures) == of_gone
+        assert Limit.parse(text).is_broken(came.figures) == of_came
+    assert gone.not_judged == {"psi": ["dog"], "js": ["dog"], "count_change": []}
+
+
+def test_what_is_too_little_to_be_judged_is_named(tmp_path: Path) -> None:
+    """By the command, where there is a limit on it; and it breaks none."""
+    before = written(tmp_path / "before", rows(range(20)))
+    after = written(tmp_path / "after", rows(range(20, 40), without(1)))
+    found = compare(*sides(before, after))
+    assert found.figures["count_change"] is None
+    assert sorted(found.not_judged["psi"]) == sorted(found.not_judged["count_change"]) == sorted(NAMES)
+    limits = [
+        Limit.parse(text) for text in ("count_change<-0.5", "psi>99", "psi>999", "agreement<1", "failed_change>0")
+    ]
+    assert not any(limit.is_broken(found.figures) for limit in limits)
+    assert not_judged(limits, found.figures, found.not_judged) == (
+        "not judged: count_change of 3 classes with fewer than 30 objects (dog, fox, cat); "
+        "psi of 3 classes with fewer than 100 objects (dog, fox, cat); "
+        "agreement: there is no object on images of both sides"
+    )
+    assert not_judged(limits[-1:], found.figures, found.not_judged) == ""
+
+
+def test_few_objects_on_many_more_images(tmp_path: Path) -> None:
+    """A night of ten images lacks most classes by chance."""
+    before, after = written(tmp_path / "before", rows(range(400))), written(tmp_path / "after", rows(range(400, 410)))
+    found = compare(*sides(before, after))
+    assert min(each["before"]["detections"] for each in found.content["classes"]) > 100
+    assert set(found.not_judged["count_change"]) == set(NAMES)
+
+
+@pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.parametrize("cut", [0.5, 0.0])
+def test_a_damaged_file_is_named_and_nothing_is_written(
+    tmp_path: Path, side: str, cut: float, capsys: Any, caplog: Any
+) -> None:
+    both = [written(tmp_path / name, rows(range(300))) for name in ("before", "after")]
+    (file,) = (tmp_path / side / "data").iterdir()
+    content = file.read_bytes()
+    # Cut off, or whole in length with a page that is not what was written.
+    middle = len(content) // 4
+    torn = content[:middle] + bytes(64) + content[middle + 64 :]
+    file.write_bytes(content[: int(cut * len(content))] if cut else torn)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "comparison.json").write_text("of yesterday")
+    assert main([*map(str, both), "--out", str(out)]) == 2
+    said = caplog.text + capsys.readouterr().err
+    assert file.name in said
+    assert ("is cut off" if cut else "is damaged") in said
+    assert [path.name for path in out.iterdir()] == ["comparison.json"]
+    assert (out / "comparison.json").read_text() == "of yesterday"
+
+
 def test_the_command(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     before = written(tmp_path / "before", rows(range(100)))
     after = written(tmp_path / "after", rows(range(100), without(2)))
     out = tmp_path / "out"
     arguments = [str(before), str(after), "--out", str(out)]
     assert main([*arguments, "--fail-if", "agreement<0.1"]) == 0
-    assert "fox: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fox: " in said
+    assert "AP 0." in said
+    assert "not judged" not in said
     assert main([*arguments, "--fail-if", "psi>5", "--fail-if", "share_change>0.2"]) == 3
+    assert "not judged: psi of " in capsys.readouterr().out
     assert "beyond the limits of --fail-if: share_change>0.2" in caplog.text
     assert json.loads((out / "comparison.json").read_text())["version"] == 1
     page = (out / "comparison.html").read_text()
