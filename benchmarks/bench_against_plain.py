@@ -60,9 +60,11 @@ BATCH_S = 0.01
 DETECTIONS = 20
 CPUS = 2
 FIRST_IMAGES = 2 * IMAGES_PER_FILE  # of each way, before anything counts
+# Files are encoded and written whole: one more or less among so many changes little.
+MIN_IMAGES = 8 * IMAGES_PER_FILE
 STAGES_IMAGES, STAGES_ROUNDS = 1024, 4
 QUIET_S = 10.0  # since the last start of a process
-GIVE_UP_S = 400.0
+GIVE_UP_S = 600.0
 COMPARED = ("image_id", "image_uri", "height", "width", "exif_orientation", "status", "detections")
 
 
@@ -187,10 +189,14 @@ def _wait_for_images(ways: Sequence[Way]) -> None:
 
 
 def _window(ways: Sequence[Way], seconds: float) -> tuple[dict[str, dict[str, float]], dict[str, int]]:
-    """What each way spent in so many seconds, and the images it took in them."""
+    """What each way spent in so many seconds, or in more for `MIN_IMAGES`, and the images it took in them."""
     give_up_at = time.monotonic() + GIVE_UP_S
     quiet_since, begun, before = time.monotonic(), 0.0, [way.cpu() for way in ways]
-    while not begun or time.monotonic() - begun < seconds:
+    while (
+        not begun
+        or time.monotonic() - begun < seconds
+        or any(way.images(begun, time.monotonic()) < MIN_IMAGES for way in ways)
+    ):
         time.sleep(1)
         now = [way.cpu() for way in ways]
         if any(new.started_since(old) for new, old in zip(now, before, strict=True)):
@@ -200,7 +206,7 @@ def _window(ways: Sequence[Way], seconds: float) -> tuple[dict[str, dict[str, fl
             if time.monotonic() - quiet_since > QUIET_S:
                 begun = time.monotonic()
         if time.monotonic() > give_up_at:
-            raise RuntimeError("processes are started all the time")
+            raise RuntimeError("too few images, or processes are started all the time")
     images = {way.name: way.images(begun, time.monotonic()) for way in ways}
     return {way.name: way.cpu().since(old) for way, old in zip(ways, before, strict=True)}, images
 
@@ -228,7 +234,7 @@ def compare_stages(mixes: Sequence[str], as_json: bool) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=MIXES)
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each mix, that count")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each mix, that count, at least")
     parser.add_argument("--stages", action="store_true", help="the stages alone, without Ray")
     parser.add_argument("--json", action="store_true", help="the figures once more, as the last line")
     parser.add_argument("--serve", choices=WAYS, help=argparse.SUPPRESS)

@@ -55,6 +55,8 @@ from pipeline.annotations.schema import (
     detections_array,
     output_schema,
 )
+from pipeline.lake.delta import DeltaOutput
+from pipeline.lake.iceberg import IcebergOutput
 from pipeline.model.categories import Category
 from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.objects.local import LocalObjects
@@ -71,6 +73,7 @@ KILLED_EVERY = 3
 LEASE_S = 1.5
 READY = "ready"
 MAX_REQUESTS = 40  # that change the output, of a night
+ANY_MOMENT, BEFORE_COMMIT, AFTER_COMMIT = -1, -2, -3
 NOT_A_PICTURE = b"<html><body>404 not found</body></html>"
 
 Row = Mapping[str, Any]
@@ -208,15 +211,16 @@ class Night:
 
     def killed(self, rng: random.Random, typical_s: float) -> str:
         """In a process of its own, which gets SIGKILL at one of its requests or at any moment; how that came."""
-        at_request = rng.random() < 0.6
-        number = rng.randrange(MAX_REQUESTS) if at_request else -1
+        number = rng.randrange(MAX_REQUESTS) if rng.random() < 0.6 else ANY_MOMENT
+        if self.config["output"].get("table") and rng.random() < 0.5:
+            number = rng.choice([BEFORE_COMMIT, AFTER_COMMIT])
         task = json.dumps({"config": self.config, "retry_failed": self.retry_failed})
         command = [sys.executable, "-m", "benchmarks.nights", "--child", task, "--dies-at", str(number)]
         with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
             assert process.stdout is not None
             if process.stdout.readline().strip().decode() != READY:
                 raise RuntimeError("a child did not begin")
-            if not at_request:
+            if number == ANY_MOMENT:
                 time.sleep(rng.uniform(0, 1.5 * typical_s))
                 process.kill()
             process.wait()
@@ -224,8 +228,16 @@ class Night:
 
 
 def child(task: Mapping[str, Any], dies_at: int) -> int:
-    """A night in this process, which kills itself before or after a request that changes the output."""
+    """A night in this process, which kills itself before or after a request that changes the output, or its table."""
     count = [0]
+
+    def dying_commit(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> None:
+            if dies_at == AFTER_COMMIT:
+                method(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
 
     def dying(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(objects: Any, name: str, *args: Any, **options: Any) -> Any:
@@ -243,6 +255,8 @@ def child(task: Mapping[str, Any], dies_at: int) -> int:
         for kind in (LocalObjects, S3Objects) if dies_at >= 0 else ():
             for name in ("put", "delete"):
                 stack.enter_context(mock.patch.object(kind, name, dying(getattr(kind, name))))
+        for table in (DeltaOutput, IcebergOutput) if dies_at in (BEFORE_COMMIT, AFTER_COMMIT) else ():
+            stack.enter_context(mock.patch.object(table, "commit", dying_commit(table.commit)))
         print(READY, flush=True)
         Night(task["config"], task["retry_failed"]).run()
     return 0
@@ -300,6 +314,7 @@ class Year:
     Attributes:
         output: of all of them.
         fresh: of first runs, emptied each night.
+        table: that the output is published to, as YAML has it; or none.
     """
 
     bucket: Bucket
@@ -308,15 +323,17 @@ class Year:
     checkpoint: Path
     compare: str
     rng: random.Random
+    table: Mapping[str, Any] | None = None
     typical_s: float = 0.5
     sums: Counter[str] = field(default_factory=Counter)
 
     def config(self, output: Uri, **manifest: Any) -> dict[str, Any]:
         """As YAML has it."""
+        table = self.table if output == self.output else None
         return {
             "manifest": {"uri": str(self.bucket.uri), "format": "folder", "max_deleted_fraction": 1.0, **manifest},
             "model": {"checkpoint": str(self.checkpoint), "batch_size": 2},
-            "output": {"uri": str(output), "max_failed_fraction": 1.0, "lease_s": LEASE_S},
+            "output": {"uri": str(output), "max_failed_fraction": 1.0, "lease_s": LEASE_S, "table": table},
         }
 
     def night(self, number: int) -> str:
@@ -334,7 +351,7 @@ class Year:
         if self.rng.random() < 0.3:
             report = night.run(lambda: day.update(self.bucket.change(3)))
             how.append("changed while it was read" if report.this_run.rounds else "nothing to read")
-        if self.rng.random() < 0.1 and OutputStore(self.output).recover(lambda: None).files.footers:
+        if self.rng.random() < 0.1 and OutputStore.as_last_run(self.output).recover(lambda: None).files.footers:
             compact(self.output)
             how.append("compacted")
         started = time.monotonic()
@@ -414,7 +431,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--s3", action="store_true", help="bucket and output on S3 (moto), compared by ETag")
     parser.add_argument("--ray", action="store_true", help="the whole job, with Ray and a small model; local")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--dies-at", type=int, default=-1, help=argparse.SUPPRESS)
+    parser.add_argument("--dies-at", type=int, default=ANY_MOMENT, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
         return child(json.loads(args.child), args.dies_at)

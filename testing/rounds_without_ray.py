@@ -6,9 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
-from unittest import mock
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +17,8 @@ from pipeline.annotate.pending.antijoin import Pending
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import ThisRun
+
+_MODULE = "pipeline.annotate.rounds"
 
 
 @dataclass
@@ -70,6 +71,13 @@ def rounds_without_ray(
     ) -> Iterator[Rounds]:
         yield Rounds(manifest, identity, rows, meanwhile, why_ended)
 
-    # Not the module's own function: to import it takes Ray.
-    with mock.patch.dict(sys.modules, {"pipeline.annotate.rounds": SimpleNamespace(connected=connected)}):
+    # Not the module's own function: to import it takes Ray. Nor `patch.dict`, which forgets what is imported meanwhile:
+    # there are libraries that cannot be loaded twice.
+    before = sys.modules.get(_MODULE)
+    sys.modules[_MODULE] = cast("ModuleType", SimpleNamespace(connected=connected))
+    try:
         yield
+    finally:
+        del sys.modules[_MODULE]
+        if before is not None:
+            sys.modules[_MODULE] = before

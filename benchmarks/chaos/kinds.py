@@ -296,8 +296,9 @@ def poison(scene: ChaosWorld, name: str, rng: random.Random, kills: int | None) 
     (images / segment).write_bytes(png(*DEADLY_TO_SEGMENT))
     job = Job(scene.folder, name, images.as_uri(), environment=hooked(scene.folder / f"{name}-hooks", "poison"))
     failed = {"status": "failed", "error_code": KILLED, "detections": None}
-    nothing = {"height": None, "width": None, "exif_orientation": None}
+    nothing = {"height": None, "width": None, "exif_orientation": None, "object_size": None}
     decoded = {"exif_orientation": scene.expected["scene_0000.jpg"]["exif_orientation"]}
+    decoded["object_size"] = (images / segment).stat().st_size
     height, width = DEADLY_TO_SEGMENT
     expected = {
         **scene.expected,

@@ -20,7 +20,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 # The model runs in batches whose make-up depends on what was redone; kernels may round differently then.
 BOX_TOLERANCE_PX = 1e-3
 SCORE_TOLERANCE = 1e-5
-_EXACT = ("status", "height", "width", "exif_orientation", "stage", "error_code")
+_EXACT = ("status", "height", "width", "exif_orientation", "object_size", "stage", "error_code")
 _EXACT_OF_DETECTION = ("category_id", "category_name", "area", "segmentation")
 
 

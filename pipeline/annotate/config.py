@@ -439,7 +439,8 @@ class AnnotateConfig(Section):
             base: the checkpoint's settings. With them the model's settings are complete, so that a default
                 written out or not, or changed in the checkpoint, is told apart correctly.
         """
-        root = self.manifest.image_root
+        # That of an inventory chooses keys, as the URI of a folder does: either goes on with what the other made.
+        root = None if self.manifest.format == "inventory" else self.manifest.image_root
         return {
             "manifest": {
                 "image_root": root and (str(root).rstrip("/") or "/"),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.annotate.config import AnnotateConfig, ManifestConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import ReadUnit
-from pipeline.annotate.pending.antijoin import Comparison, Pending, find_pending
+from pipeline.annotate.pending.antijoin import Comparison, Pending, check_doubled, check_listing, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
 from pipeline.annotate.stages.ordering import ROWS_PER_WINDOW, BatchOrder, Sizes
@@ -77,7 +77,7 @@ def dry_run(config: AnnotateConfig) -> str:
 
 def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = open_manifest(config.manifest, Uri(scratch))
+        manifest = open_manifest(config.manifest, Uri(scratch), PictureSource.of_config(config.images).fetcher)
         found = _steady(lambda: _find_pending(store, manifest, identity, config.manifest))
         pending = found.all_to_do()
         settings, batch_size, block = model.settings, config.model.batch_size, config.images_per_block
@@ -159,10 +159,13 @@ def _find_pending(store: OutputStore, manifest: Manifest, identity: Identity, co
     files.check_identity(identity, schema)
     comparison = Comparison.of(config, manifest, bool(files.counts.deleted))
     columns = ("image_id",) if comparison is None else comparison.columns
-    done = () if files.in_the_way(identity, schema) else store.iter_ids(files.settled, columns)
-    if comparison is None:
-        return find_pending(manifest, (table["image_id"] for table in done))
-    return find_pending(manifest, done, comparison=comparison)
+    settled = {} if files.in_the_way(identity, schema) else files.settled
+    rows = store.iter_ids(settled, columns)
+    done = rows if comparison is not None else (table["image_id"] for table in rows)
+    found = find_pending(manifest, done, comparison=comparison)
+    check_doubled(found, store, files)
+    check_listing(found, config, store.uri, files.counts)
+    return found
 
 
 def _changes(found: Pending, deleted: str) -> list[str]:

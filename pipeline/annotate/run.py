@@ -10,7 +10,7 @@ import logging
 import socket
 import sys
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
-from pipeline.annotate.manifest.rules import ManifestError
-from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, rows_by_file
+from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, check_doubled, check_listing, rows_by_file
 from pipeline.annotate.pending.exchange import Deleted, Exchange
 from pipeline.annotate.prepare import choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
@@ -29,6 +28,7 @@ from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
 from pipeline.annotations.overview import look_over
 from pipeline.annotations.overview_text import changes_line, costs, failure_lines, printable
+from pipeline.annotations.pictures import PictureSource
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState, ThisRun
 from pipeline.annotations.schema import output_schema
 from pipeline.cluster.cause import cause_of
@@ -91,7 +91,8 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         # What failed in a run that was cut off may have failed because of what ended it: it is tried again.
         if placed := exchange.put_in_place(identity, only_annotated=True):
             logger.info("new rows of %s, which an earlier run made, are in place", counted(placed, "changed picture"))
-        manifest = open_manifest(config.manifest, stack.enter_context(scratch_of(store.uri, run_id, fence)))
+        scratch = stack.enter_context(scratch_of(store.uri, run_id, fence))
+        manifest = open_manifest(config.manifest, scratch, PictureSource.of_config(config.images).fetcher)
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
         files.check_identity(identity, schema)
@@ -231,7 +232,7 @@ class _Run:
             report.state = RunState.STOPPED if isinstance(error, KeyboardInterrupt) else RunState.FAILED
             self._take_figures(report, rounds)
         if report.state is RunState.FAILED:
-            report.this_run.error = str(error) if isinstance(error, RunFailed) else cause_of(error).name
+            report.this_run.error = str(error) if isinstance(error, (RunFailed, OutputError)) else cause_of(error).name
         with suppress(OSError, LockLost):
             self._write_report(report)
 
@@ -282,23 +283,11 @@ class _Run:
         Raises:
             ManifestError: there are too many of them.
         """
+        config = self.config.manifest
+        check_listing(pending, config, self.store.uri, files.counts)
         num_gone = 0
-        manifest = self.config.manifest
-        if manifest.compare != "none" and pending.num_unlisted == pending.num_rows:
-            tells = "no ETag" if manifest.compare == "etag" else "neither sizes nor times"
-            raise ManifestError(
-                f"manifest.compare is {manifest.compare}, and {manifest.uri} tells {tells} of any image: set it to "
-                "what is told there (docs/annotation.md, Changed pictures), or to none"
-            )
-        if manifest.deleted != "keep" and pending.gone is not None:
+        if config.deleted != "keep" and pending.gone is not None:
             num_gone = pending.unknown_done.count
-            there = files.counts.images
-            if num_gone > manifest.max_deleted_fraction * there:
-                raise ManifestError(
-                    f"{manifest.uri} lacks {num_gone:,} of the {counted(there, 'image')} in {self.config.output.uri}, "
-                    f"more than manifest.max_deleted_fraction ({manifest.max_deleted_fraction:g}): is the listing "
-                    "complete? Nothing was changed. If these pictures are gone, raise max_deleted_fraction for this run"
-                )
             self._gone = rows_by_file(files, pending.gone)
         new, changed, unchanged = pending.num_pending, pending.num_changed, pending.num_done
         if self._comparison is not None:
@@ -309,13 +298,19 @@ class _Run:
         report.cluster |= rounds.changes()
 
     def _finish_report(self, report: RunJson) -> None:
-        """A run that died after its last file left a report that says otherwise; else the old one stays."""
+        """A run that died after its last file left a report that says otherwise; else the old one stays.
+
+        What the earlier run made and cost stays in any case; what this one compared and where it publishes is said.
+        """
         try:
             old = RunJson.read(self.store.uri)
         except OutputError:
             old = None  # damaged: written anew
         if old is None or not old.state.closed:
             self._write_report(report)
+        elif (old.changes, old.table) != (report.changes, report.table):
+            names = ("state", "config", "manifest_version", "images", "changes")
+            self._write_report(replace(old, **{name: getattr(report, name) for name in names}))
 
     def pending(self, files: DataFiles) -> Pending:
         """What there is to do, said aloud."""
@@ -339,12 +334,8 @@ class _Run:
     def _find_pending(self, files: DataFiles) -> Pending:
         """The anti-join of manifest and output; the closing audit is the same question asked again."""
         pending = self._audit.look(files)
-        twice, unknown = pending.duplicate_done, pending.unknown_done
-        if twice.count:
-            raise RunFailed(
-                f"{_are(twice.count)} more than once in {self.config.output.uri} ({twice}): "
-                "something else wrote there as well. Nothing was changed; move the doubled files away and run again."
-            )
+        check_doubled(pending, self.store, files)
+        unknown = pending.unknown_done
         if unknown.count and self.config.manifest.deleted == "keep":
             logger.warning(
                 "%s in the output and not in the manifest, which changes nothing: %s",

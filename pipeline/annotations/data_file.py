@@ -194,7 +194,7 @@ def data_file_name(ids: pa.ChunkedArray, token: str = "") -> str:
 
     Args:
         ids: of its rows.
-        token: 8 hexadecimal digits, for a file made of another one; ``""`` for what a stage has written.
+        token: 8 hexadecimal digits, for a file that must not have the name of another one with these ids.
     """
     kind = "int" if pa.types.is_integer(ids.type) else "str"
     texts = [str(value) for value in ids.to_pylist()]
@@ -210,7 +210,7 @@ def encode_data_file(
     """The bytes of a data file.
 
     Args:
-        table: at least one row, of the output's schema; ids unique and not null.
+        table: of the output's schema; ids unique and not null. At least one row, or none in the place of others.
         identity: what made the rows.
         compression_level: of zstd, 1 to 22.
         replaces: see `Footer`.
@@ -220,7 +220,7 @@ def encode_data_file(
     """
     check_output_schema(table.schema)
     ids = table["image_id"]
-    if not len(ids) or ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
+    if not (len(ids) or replaces) or ids.null_count or pc.count_distinct(ids).as_py() != len(ids):
         raise ValueError("a data file needs at least one row, and ids that are unique and not null")
     metadata = _metadata(identity, Counts.of(table), _value_counts(table["run_id"].drop_null()), replaces)
     sink = pa.BufferOutputStream()

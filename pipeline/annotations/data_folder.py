@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -169,8 +169,9 @@ class DataFolder:
             self.agreed(footers)
         except OutputError as error:
             disagreement = str(error)
-        superfluous = tuple(entry for entry in footers if entry not in counting)
-        return Survey(self, counting, superfluous, problems, tuple(strange), disagreement)
+        superfluous = Superfluous.among(footers)
+        left = tuple(superfluous.replaced), tuple(superfluous.doubled)
+        return Survey(self, counting, *left, problems, tuple(strange), disagreement)
 
     def current(self, objects: ObjectFolder) -> dict[Entry, Footer]:
         """The files that count, see `settled`, which belong together; for readers, as `survey`.
@@ -219,14 +220,17 @@ class DataFolder:
         return OutputError(self._cut_off(entry)) if footer is None else footer
 
     def agreed(self, footers: Mapping[Entry, Footer]) -> Footer | None:
-        """What all files agree in, as the footer of one of them; ``None`` if there is no file.
+        """What all files but the replaced ones agree in, as the footer of one of them; ``None`` if there is none.
 
         Raises:
             OutputError: the files disagree.
         """
         first: tuple[Entry, Footer] | None = None
         odd: list[str] = []
+        replaced = Superfluous.among(footers).replaced
         for entry, footer in footers.items():
+            if entry in replaced or not footer.counts.rows:
+                continue
             if first is None:
                 first = entry, footer
             elif _key(footer) != _key(first[1]):
@@ -341,7 +345,9 @@ class Survey:
     Attributes:
         folder: that was looked at; it knows the footers.
         footers: the files that count, with their footers; they need not belong together.
-        superfluous: files whose rows others hold as well, see `Superfluous`; the next run removes them.
+        replaced: files that others stand in the place of, see `Superfluous`. They stay for the earlier versions of a
+            table, or the next run removes them.
+        doubled: files with the ids of another one; the next run removes them.
         problems: files that cannot be read, with why and what to do.
         foreign: names of what this pipeline did not write.
         disagreement: which files do not belong together, or "".
@@ -349,7 +355,8 @@ class Survey:
 
     folder: DataFolder
     footers: Mapping[Entry, Footer]
-    superfluous: tuple[Entry, ...]
+    replaced: tuple[Entry, ...]
+    doubled: tuple[Entry, ...]
     problems: Mapping[Entry, str]
     foreign: tuple[str, ...]
     disagreement: str
@@ -357,10 +364,10 @@ class Survey:
 
 @dataclass(frozen=True)
 class Superfluous:
-    """Files whose rows other files of the folder hold as well.
+    """Files in whose place others stand, or whose rows others hold as well.
 
     A run that died while it replaced files has left both; one that slept meanwhile, and woke when another had done
-    the same, has left a second replacement.
+    the same, has left a second replacement. Where replaced files are kept (`OutputStore`), all are here.
 
     Attributes:
         replaced: files that another one names as those that it replaces, with that one.
@@ -385,8 +392,8 @@ class Superfluous:
         in_order = [by_generation[number] for number in sorted(by_generation, reverse=True)]
         replaced = {entry: replaced_by[entry] for entries in in_order for entry in entries}
         same_ids: dict[str, list[Entry]] = {}
-        for entry in footers:
-            if entry not in replaced:
+        for entry, footer in footers.items():
+            if entry not in replaced and footer.counts.rows:
                 same_ids.setdefault(stem(entry.name), []).append(entry)
 
         def merit(entry: Entry) -> tuple[bool, int, str]:
@@ -398,16 +405,6 @@ class Superfluous:
             stays = max(entries, key=merit) if len(entries) > 1 else entries[0]
             doubled.update({entry: stays for entry in entries if entry != stays})
         return cls(replaced, doubled, in_order)
-
-    def leading_to(self, files: Container[Entry]) -> list[list[Entry]]:
-        """Of the files that were replaced, those in whose place some files stand now, `in_order`."""
-
-        def now(entry: Entry) -> Entry:
-            while entry in self.replaced:
-                entry = self.replaced[entry]
-            return entry
-
-        return [[entry for entry in entries if now(entry) in files] for entries in self.in_order]
 
 
 def _generations(entry: Entry, replaced_by: Mapping[Entry, Entry]) -> int:
@@ -421,10 +418,10 @@ def _generations(entry: Entry, replaced_by: Mapping[Entry, Entry]) -> int:
 
 
 def settled(footers: Mapping[Entry, Footer]) -> dict[Entry, Footer]:
-    """The files that count: without those that `Superfluous` finds."""
+    """The files that count: without those that `Superfluous` finds, and those that have no rows."""
     superfluous = Superfluous.among(footers)
     left_out = {*superfluous.replaced, *superfluous.doubled}
-    return {entry: footer for entry, footer in footers.items() if entry not in left_out}
+    return {entry: footer for entry, footer in footers.items() if footer.counts.rows and entry not in left_out}
 
 
 def stem(name: str) -> str:

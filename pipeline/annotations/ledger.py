@@ -13,7 +13,8 @@
     <uri>/_delta_log/                          the log of the Delta table that the files are published to, if they are
 
 A data file appears whole or not at all, under a name made from the ids of its rows, so that a task that is
-tried again writes the same name again. Only :meth:`OutputStore.recover`, :meth:`OutputStore.replace` and
+tried again writes the same name again. One without rows stands for files of which no row stays, and which are kept for
+earlier versions of a table. Only :meth:`OutputStore.recover`, :meth:`OutputStore.replace` and
 :meth:`OutputStore.make_way` remove files. Each asks the fence right before each removal, and removes only the version
 that it has read: a run that slept through its lease must not remove what the next has written.
 
@@ -23,6 +24,7 @@ lifecycle rule of the bucket removes them.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -192,10 +194,10 @@ class DataFiles:
         """Files of rows that failed under other settings, where nothing succeeded; see `OutputStore.make_way`."""
         if self._has_annotated():
             return {}
-        return {entry: footer for entry, footer in self.footers.items() if differences(footer, identity, schema)}
+        return {entry: footer for entry, footer in self.settled.items() if differences(footer, identity, schema)}
 
     def _has_annotated(self) -> bool:
-        return any(footer.counts.annotated for footer in self.footers.values())
+        return any(footer.counts.annotated for footer in self.settled.values())
 
 
 @dataclass(frozen=True)
@@ -206,8 +208,8 @@ class Recovery:
         files: that there are now.
         temporary: leftovers of writers that died, removed.
         half_written: files that are cut off, removed; their images are pending again.
-        replaced: files whose replacement was complete, removed.
-        doubled: files whose rows another one holds as well, removed.
+        replaced: files whose replacement was complete, and those without rows that named them; removed.
+        doubled: files whose rows another one holds as well, removed, or kept as those that were replaced.
     """
 
     files: DataFiles = field(compare=False, repr=False)
@@ -234,8 +236,8 @@ class OutputStore:
         uri: of the folder; need not exist.
         concurrency: requests at a time when many files are read.
         timeout_s: for one request to S3.
-        keep_replaced: whether files that were replaced stay, for earlier versions of a table that has them. They count
-            for nothing; a file that is removed without a replacement takes with it those that it had replaced.
+        keep_replaced: whether files whose rows are replaced or removed stay, for earlier versions of a table that has
+            them. They count for nothing, and no file is written under their names.
     """
 
     uri: Uri
@@ -271,7 +273,7 @@ class OutputStore:
         """Write rows as one file, which appears whole or not at all.
 
         The file is built in memory first. The same ids in the same order give the same name, and the
-        later file wins.
+        later file wins; where replaced files are kept, in one run.
 
         Args:
             table: at least one row, of the output's schema; ids unique and not null. ``run_id`` is filled here.
@@ -286,13 +288,14 @@ class OutputStore:
             OSError: the storage does.
         """
         content = encode_data_file(made_by(table, identity.run_id), identity, compression_level)
-        return self._put(data_file_name(table["image_id"]), table.num_rows, content, fence)
+        token = hashlib.sha256(identity.run_id.encode()).hexdigest()[:8] if self.keep_replaced else ""
+        return self._put(data_file_name(table["image_id"], token), table.num_rows, content, fence)
 
     def recover(self, fence: Callable[[], None]) -> Recovery:
         """Put right what a crash left behind; for the start of a run that holds the lock.
 
-        Removes temporary files, data files that are cut off, files whose replacement is complete (unless they are
-        kept), and all but one of those that hold the same ids.
+        Removes temporary files and data files that are cut off; and, unless they are kept, files whose replacement is
+        complete, and all but one of those that hold the same ids.
 
         Args:
             fence: called right before each removal; raises if this run must not write any more.
@@ -311,17 +314,20 @@ class OutputStore:
         if self.keep_replaced:
             superfluous = Superfluous({}, superfluous.doubled, [])
         self._check_superfluous(objects, superfluous, whole)
+        there = {entry.name for entry in whole.keys() - superfluous.replaced.keys()}
+        without_rows = [(entry, footer.replaces) for entry, footer in whole.items() if not footer.counts.rows]
+        done = [entry for entry, replaces in without_rows if there.isdisjoint(replaces)]
         # What is doubled may be what says that others were replaced.
-        removed = [*superfluous.in_order, [*half_written, *superfluous.doubled]]
-        for entries in removed:
+        for entries in (*superfluous.in_order, half_written, done):
             self._remove_all(objects, entries, fence)
+        self.make_way({entry: whole[entry] for entry in superfluous.doubled}, fence)
         others = [entry.name for entry in objects.list("").files if _LEFTOVER.fullmatch(entry.name)]
         for name in (*(f"{DATA_FOLDER}/{name}" for name in temporary), *others):
             fence()
             objects.delete(name)  # nobody else has, or will have, this name
-        groups = (half_written, superfluous.replaced, superfluous.doubled)
+        groups = (half_written, [*superfluous.replaced, *done], [*superfluous.doubled])
         names = (tuple(entry.name for entry in group) for group in groups)
-        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(chain.from_iterable(removed)))}
+        kept = {entry: whole[entry] for entry in sorted(whole.keys() - set(chain.from_iterable(groups)))}
         return Recovery(DataFiles(self.folder, kept), (*temporary, *others), *names)
 
     def files(self) -> DataFiles:
@@ -374,7 +380,8 @@ class OutputStore:
         Args:
             old: files, each with how many of its ids are not among the rows. One of which none is left is not to be
                 named, but replaced on its own by no rows: a file with its ids may come again some day.
-            rows: of the output's schema; ids unique and not null. With none, the old files are deleted and no more.
+            rows: of the output's schema; ids unique and not null. With none, the old files are deleted and no more; or
+                kept, as all that are replaced.
             identity: what made the rows.
             fence: called right before each write and each removal; raises if this run must not write any more.
             compression_level: of zstd, 1 to 22.
@@ -386,18 +393,18 @@ class OutputStore:
             ValueError: the rows break the contract.
             Changed: another run writes there.
         """
-        objects, new = self._open(), None
-        if rows.num_rows:
+        new = None
+        if rows.num_rows or self.keep_replaced:
             replaces = {entry.name: left_out for entry, left_out in old.items()}
             content = encode_data_file(rows, identity, compression_level, replaces)
-            new = self._put(data_file_name(rows["image_id"], uuid.uuid4().hex[:8]), rows.num_rows, content, fence)
-        if new is None and self.keep_replaced:
-            older = Superfluous.among(self.folder.footers(objects)).leading_to(old)
-            for entries in older:
-                self._remove_all(objects, entries, fence)
-        if new is None or not self.keep_replaced:
-            self._remove_all(objects, list(old), fence)
-        return new
+            if rows.num_rows:
+                name = data_file_name(rows["image_id"], uuid.uuid4().hex[:8])
+            else:
+                name = data_file_name(pa.chunked_array([sorted(replaces)]))  # which no other file has for its ids
+            new = self._put(name, rows.num_rows, content, fence)
+        if not self.keep_replaced:
+            self._remove_all(self._open(), list(old), fence)
+        return new if rows.num_rows else None
 
     def strip_failed(self, fence: Callable[[], None], compression_level: int = COMPRESSION_LEVEL) -> int:
         """Remove the failed rows, so that their images are pending again; how many there were.
@@ -411,7 +418,8 @@ class OutputStore:
         """
         objects = self._open()
         footers = settled(self.folder.footers(objects)).items()
-        with_failures = [(entry, footer) for entry, footer in footers if footer.counts.failed]
+        all_failed = {entry: footer for entry, footer in footers if footer.counts.failed == footer.counts.rows}
+        with_failures = [item for item in footers if item[1].counts.failed and item[0] not in all_failed]
 
         def strip(item: tuple[Entry, Footer]) -> int:
             entry, footer = item
@@ -421,7 +429,8 @@ class OutputStore:
             self.replace({entry: num_failed}, kept, footer.identity, fence, compression_level)
             return num_failed
 
-        return sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
+        num_failed = sum(map_files(strip, with_failures, min(self.concurrency, _REWRITES_AT_ONCE)))
+        return num_failed + self.make_way(all_failed, fence)
 
     def make_way(self, files: Mapping[Entry, Footer], fence: Callable[[], None]) -> int:
         """Remove rows; how many there were.
@@ -436,9 +445,12 @@ class OutputStore:
         Raises:
             Changed: see `replace`.
         """
-        objects = self._open()
-        self._remove_all(objects, list(files), fence)
-        return sum(footer.counts.rows for footer in files.values())
+        if not files:
+            return 0
+        latest = max(files.values(), key=lambda footer: footer.identity.run_id)
+        num_rows = {entry: footer.counts.rows for entry, footer in files.items()}
+        self.replace(num_rows, latest.schema.empty_table(), latest.identity, fence)
+        return sum(num_rows.values())
 
     def _open(self) -> ObjectFolder:
         return open_objects(self.uri, self.timeout_s)

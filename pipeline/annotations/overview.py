@@ -181,9 +181,14 @@ class Overview:
         return len(self.survey.footers)
 
     @property
+    def num_kept(self) -> int:
+        """Replaced files that stay for the earlier versions of the output's table."""
+        return len(self.survey.replaced) if self.run is not None and self.run.keeps_replaced else 0
+
+    @property
     def num_bytes(self) -> int:
-        """Of all data files, damaged and superfluous ones too, on the disk or in the store."""
-        files = (*self.survey.footers, *self.survey.superfluous, *self.survey.problems)
+        """Of all data files, damaged ones and those that do not count too, on the disk or in the store."""
+        files = (*self.survey.footers, *self.survey.replaced, *self.survey.doubled, *self.survey.problems)
         return sum(entry.size_bytes for entry in files)
 
     def _has_state(self, state: RunState) -> bool:
@@ -230,9 +235,11 @@ def _look_over(uri: Uri, num_examples: int, folder: DataFolder) -> Overview:
     if not survey.footers and not survey.problems and run is None and lock is None:
         raise OutputError("; ".join([no_output(uri, "has no data"), *problems]))
     problems += survey.problems.values()
-    if survey.superfluous and not _is_at_work(_read_lock(uri, objects)):  # which may be what replaces them
+    keeps_replaced = run is not None and run.keeps_replaced
+    too_many = survey.doubled if keeps_replaced else (*survey.replaced, *survey.doubled)
+    if too_many and not _is_at_work(_read_lock(uri, objects)):  # which may be what replaces them
         problems.append(
-            f"rows of {Examples.of(entry.name for entry in survey.superfluous)} are in other files as well; the next "
+            f"rows of {Examples.of(entry.name for entry in too_many)} are in other files as well; the next "
             "run of annotate removes what is too much"
         )
     if survey.foreign:

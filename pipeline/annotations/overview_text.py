@@ -233,7 +233,9 @@ def costs(figures: ThisRun) -> dict[str, str]:
 
 
 def _files(overview: Overview) -> Iterator[str]:
-    yield f"{counted(overview.num_files, 'file')}, {counted(overview.counts.rows, 'row')}, {size(overview.num_bytes)}"
+    kept = f", {overview.num_kept:,} more for the table's earlier versions" if overview.num_kept else ""
+    files, rows = counted(overview.num_files, "file"), counted(overview.counts.rows, "row")
+    yield f"{files}, {rows}{kept}, {size(overview.num_bytes)}"
     if overview.num_unknown_origin:
         rows = counted(overview.num_unknown_origin, "row")
         yield f"{rows} of an earlier release, which do not say which version of a picture they were made from"

@@ -16,6 +16,9 @@
     failures, detections_per_category    failed images by error code; detections by category name
     this_run                             speed and cost of the images of this run alone, {} if there were none, how many
                                          they are until it has ended; the error, if any
+
+A run that finds nothing to do leaves the report of the one that did something, but for what it compared itself: state,
+config, manifest_version, images and changes, where the changes are others or the table is.
 """
 
 from __future__ import annotations

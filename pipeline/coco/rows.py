@@ -21,6 +21,7 @@ from pipeline.storage.uris import Uri
 IMAGE_ID = "maskfleet_image_id"
 
 BOX = pa.list_(pa.float64(), 4)
+POLYGONS = pa.large_list(pa.large_list(pa.float64()))
 _INT64 = range(-(1 << 63), 1 << 63)
 _NUMBERS = {int, float}
 
@@ -41,7 +42,11 @@ class ImageRow(NamedTuple):
 
 
 class ObjectRow(NamedTuple):
-    """An annotation of the ground truth. Box: x, y, width, height in pixels; ``text``: the annotation in JSON."""
+    """An annotation of the ground truth.
+
+    Box: x, y, width, height in pixels; ``polygons``: as they were parsed, unchecked; ``text``: the annotation in JSON,
+    where its segmentation is anything else.
+    """
 
     image_id: ImageId
     id: int
@@ -49,6 +54,7 @@ class ObjectRow(NamedTuple):
     box: list[float]
     area: float
     crowd: bool
+    polygons: list[Any] | None
     text: str | None
 
 
@@ -70,7 +76,8 @@ def image_schema(id_type: pa.DataType) -> pa.Schema:
 def object_schema(id_type: pa.DataType) -> pa.Schema:
     """Of tables of `ObjectRow`."""
     columns = [("id", pa.int64()), ("category_id", pa.int64()), ("box", BOX), ("area", pa.float64())]
-    return pa.schema([("image_id", id_type), *columns, ("crowd", pa.bool_()), ("text", pa.large_string())])
+    masks = [("polygons", POLYGONS), ("text", pa.large_string())]
+    return pa.schema([("image_id", id_type), *columns, ("crowd", pa.bool_()), *masks])
 
 
 def result_schema(id_type: pa.DataType) -> pa.Schema:
@@ -135,7 +142,8 @@ def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
     crowd = value.get("iscrowd", 0)
     if crowd not in (0, 1):
         raise BadRow(f"iscrowd must be 0 or 1, not {_brief(crowd)}")
-    if masks and not value.get("segmentation"):
+    segmentation = value.get("segmentation")
+    if masks and not segmentation:
         raise BadRow("it has no segmentation; evaluate boxes only, or add it")
     return ObjectRow(
         image_id,
@@ -144,7 +152,8 @@ def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
         _box(_get(value, "bbox")),
         _number(value, "area"),
         bool(crowd),
-        text if masks else None,
+        segmentation if masks and isinstance(segmentation, list) else None,
+        text if masks and not isinstance(segmentation, list) else None,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.rle import DamagedRle, RleColumn, check_runs
+from pipeline.masks.rle import DamagedRle, RleColumn, check_runs, joined_texts
 from pipeline.tables.arrays import Float64s
 
 # Far outside of any image; the rasteriser allocates by the length of a polygon's edges, without a limit.
@@ -17,7 +17,7 @@ _FARTHEST = 1e6
 # pycocotools counts pixels in 32 bits, in places with a sign.
 _MOST_PIXELS = (1 << 31) - 1
 _OUTLINES_AT_ONCE = 256  # so many that calls cost little, so few that what they return is soon let go
-_NO_POLYGON = f"a polygon must be a list of coordinates, at least three points, none beyond {_FARTHEST:,.0f} pixels"
+NO_POLYGON = f"a polygon must be a list of coordinates, at least three points, none beyond {_FARTHEST:,.0f} pixels"
 
 
 class BadSegmentation(ValueError):
@@ -38,8 +38,9 @@ def as_rles(segmentations: Iterable[Any], sizes: Sequence[tuple[int, int]]) -> R
     Equal to ``COCO.annToRLE``: the polygons of one object are united.
 
     Args:
-        segmentations: of N annotations, parsed; anything that JSON can hold. Each is let go before the next is
-            asked for: what is made of them are few things, and millions of lists keep the garbage collector busy.
+        segmentations: of N annotations, parsed; anything that JSON can hold, and polygons as arrays. Each is let go
+            before the next is asked for: what is made of them are few things, and millions of lists keep the garbage
+            collector busy.
         sizes: (H, W) of their images, in pixels.
 
     Raises:
@@ -63,7 +64,7 @@ def as_rles(segmentations: Iterable[Any], sizes: Sequence[tuple[int, int]]) -> R
     for size, outlines in polygons.items():
         _rasterise(outlines, size, counts)
     try:
-        return RleColumn.read(counts, np.array(sizes))
+        return RleColumn.read(*joined_texts(counts), np.array(sizes))
     except DamagedRle as error:
         raise BadSegmentation(str(error), error.index) from None
 
@@ -97,11 +98,11 @@ def _corners(polygons: list[Any]) -> list[Float64s]:
     if not polygons:
         raise ValueError("the segmentation has no polygons")
     try:
-        corners = [np.array(polygon if isinstance(polygon, list) else (), np.float64) for polygon in polygons]
+        corners = [np.asarray(each if isinstance(each, list | np.ndarray) else (), np.float64) for each in polygons]
     except (TypeError, ValueError):
-        raise ValueError(_NO_POLYGON) from None
+        raise ValueError(NO_POLYGON) from None
     if any(each.ndim != 1 or len(each) < 6 for each in corners):
-        raise ValueError(_NO_POLYGON)
+        raise ValueError(NO_POLYGON)
     return corners
 
 
@@ -111,7 +112,7 @@ def _rasterise(outlines: dict[int, list[Float64s]], size: tuple[int, int], count
     near = np.abs(np.concatenate(every)) <= _FARTHEST
     if not near.all():
         sizes = [sum(map(len, each)) for each in outlines.values()]
-        raise BadSegmentation(_NO_POLYGON, int(np.repeat(list(outlines), sizes)[near.argmin()]))
+        raise BadSegmentation(NO_POLYGON, int(np.repeat(list(outlines), sizes)[near.argmin()]))
     drawn = iter(coco_mask.frPyObjects(every, *size))
     for index, each in outlines.items():
         parts = list(islice(drawn, len(each)))

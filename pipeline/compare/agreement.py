@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -351,12 +351,15 @@ def _remember(found: Agreement, counts: Int64s, weights: Float64s, before: _Side
     least = known[-1].weight if len(known) == MOST_SHOWN else 0.0
     places = np.flatnonzero((counts[:, :3].sum(axis=1) > 0) & (weights >= least))
     names = after.ids.take(pa.array(places)).to_pylist()
-    ranked: list[tuple[float, Any, Disagreement | int]] = [(-each.weight, each.image_id, each) for each in known]
-    ranked += [(-float(weights[at]), name, int(at)) for at, name in zip(places, names, strict=True)]
-    ranked.sort(key=lambda item: item[:2])
-    found.most_changed = []
-    for weight, image_id, item in ranked[:MOST_SHOWN]:
-        if not isinstance(item, Disagreement):
-            rows = [side.rows.slice(item, 1).to_pylist()[0] for side in (before, after)]
-            item = Disagreement(image_id, -weight, *counts[item].tolist(), *rows)
-        found.most_changed.append(item)
+    new: list[tuple[float, int | str, Disagreement | int]] = [
+        (-float(weights[at]), name, int(at)) for at, name in zip(places, names, strict=True)
+    ]
+    ordered = sorted([*((-each.weight, each.image_id, each) for each in known), *new], key=lambda item: item[:2])
+
+    def kept(weight: float, image_id: int | str, item: Disagreement | int) -> Disagreement:
+        if isinstance(item, Disagreement):
+            return item
+        rows = [side.rows.slice(item, 1).to_pylist()[0] for side in (before, after)]
+        return Disagreement(image_id, weight, *counts[item].tolist(), *rows)
+
+    found.most_changed = [kept(-negated, name, item) for negated, name, item in ordered[:MOST_SHOWN]]

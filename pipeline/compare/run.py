@@ -338,11 +338,11 @@ def _has_too_few(figure: str, each: Json, images: Sequence[int]) -> bool:
 def _agreement(before: Side, after: Side, categories: Categories) -> Agreement | None:
     if before.source is after.source:
         return None  # of one output, no image is on both sides
-    left, right = (Tables(str(side.source.uri), side.tables(agreement.COLUMNS)) for side in (before, after))
+    first, second = (Tables(str(side.source.uri), side.tables(agreement.COLUMNS)) for side in (before, after))
     counts = [side.source.counts for side in (before, after)]
     num_rows = max(count.rows for count in counts)
     num_detections = max(sum(count.detections_by_category.values()) for count in counts)
-    found = agree(left, right, categories, max(num_rows, num_detections // _DETECTIONS_OF_ROW))
+    found = agree(first, second, categories, max(num_rows, num_detections // _DETECTIONS_OF_ROW))
     return found if found.images + found.resized else None
 
 

@@ -22,6 +22,7 @@ from pipeline.export.outlines.crops import Crop, crop_of
 from pipeline.masks.rle import DamagedRle
 from pipeline.messages.timing import NowAndThen
 from pipeline.provenance import code_version
+from pipeline.storage.uris import TarMember
 
 _IMAGE_COLUMNS = ("image_id", "image_uri", "height", "width", "exif_orientation", "status")
 _PROGRESS_EVERY_S = 30.0
@@ -45,6 +46,11 @@ class ImageInfo(NamedTuple):
     path: str
     size: tuple[int, int]
     exif_orientation: int = 1
+
+    @property
+    def file_name(self) -> str:
+        """Its path; of a picture in a tar shard, which has none, the id: what unpacking the shard calls it."""
+        return str(self.id) if TarMember.of(self.path) is not None else self.path
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,13 @@ _COMMENT = 0xFE
 _SOS, _EOI = 0xDA, 0xD9
 # Pictures begin and end, and markers of what is within one.
 _ENDS_THE_WALK = frozenset({_SOS, *range(0xD0, _SOS)})
+# What begins the description of a frame; the others between are tables.
+_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
+_APP1, _EXIF_START = 0xE1, b"Exif\0\0"
 # Of each application segment that counts for pixels or orientation: how it begins, and the bytes that libjpeg wants of
 # it; a shorter one is none to libjpeg either.
-_NEEDED_SEGMENTS = {0xE0: (b"JFIF\0", 14), 0xE1: (b"Exif\0\0", 6), 0xEE: (b"Adobe", 12)}
+_NEEDED_SEGMENTS = {0xE0: (b"JFIF\0", 14), _APP1: (_EXIF_START, 6), 0xEE: (b"Adobe", 12)}
 # What is no marker between segments is passed over by every decoder, as is the marker 0x01, which stands for nothing.
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xff])", re.DOTALL)
 # A marker behind entropy-coded data, in which 0xFF is followed by zero or by a restart marker.
@@ -94,10 +98,16 @@ class JpegEssentials(NamedTuple):
     Attributes:
         data: the file; the same object where there was nothing to leave out.
         first_scan: where in it the first scan's marker stands, or the end of what could be walked.
+        size: (H, W) of the frame; ``None`` where none was found.
+        exif: the EXIF segments, without what they begin with.
+        in_one_scan: whether the first scan is the whole picture. A second one is none to decoders then.
     """
 
     data: bytes
     first_scan: int
+    size: tuple[int, int] | None
+    exif: tuple[bytes, ...]
+    in_one_scan: bool
 
 
 def jpeg_essentials(data: bytes) -> JpegEssentials:
@@ -106,6 +116,7 @@ def jpeg_essentials(data: bytes) -> JpegEssentials:
     All EXIF segments stay: a broken one may stand before the one that is meant.
     """
     spans, position = [[0, _SOI_BYTES]], _SOI_BYTES  # of what is kept, joined where they meet
+    frame, kind, exif = b"", 0, []
     for _ in range(_MOST_PARTS):
         found = _MARKER.search(data, position)
         if found is None or found[1][0] in _ENDS_THE_WALK:
@@ -114,13 +125,22 @@ def jpeg_essentials(data: bytes) -> JpegEssentials:
         stop = length_at + int.from_bytes(data[length_at : length_at + 2], "big")
         if not length_at + 2 <= stop <= len(data):
             break
-        if _is_needed(code, data[length_at + 2 : min(stop, length_at + 16)]):
+        start = data[length_at + 2 : min(stop, length_at + 16)]
+        if _is_needed(code, start):
             _keep(spans, length_at - 2, stop)
+        if code in _FRAMES:
+            frame, kind = start, code
+        elif code == _APP1 and start.startswith(_EXIF_START):
+            exif.append(data[length_at + 2 + len(_EXIF_START) : stop])
         position = stop
     rest = found.end() - 2 if found else len(data)  # without a marker, nothing comes of it
     before = sum(end - start for start, end in spans)
     _keep(spans, rest, len(data))
-    return JpegEssentials(_joined(data, spans), before)
+    # A frame is a precision, height, width and a number of components; a scan begins with the number of its own.
+    size = (int.from_bytes(frame[1:3], "big"), int.from_bytes(frame[3:5], "big")) if len(frame) >= 6 else None
+    first_scan = data[rest + 4 : rest + 5] if data[rest + 1 : rest + 2] == bytes([_SOS]) else b""
+    in_one_scan = kind in _SEQUENTIAL and first_scan != b"" and first_scan == frame[5:6]
+    return JpegEssentials(_joined(data, spans), before, size, tuple(exif), in_one_scan)
 
 
 def _is_needed(code: int, body: bytes) -> bool:
@@ -135,7 +155,7 @@ def has_more_scans(jpeg: JpegEssentials, limit: int) -> bool:
     """Whether a JPEG's picture comes in more than so many scans, each of which passes over all of its pixels."""
     # Nearly always enough: the bytes of a marker are none of entropy-coded data. They may lie by chance in tables
     # between the scans and in what follows the picture, as the films behind some phones' photographs.
-    if _count_pairs(jpeg.data, b"\xff\xda", jpeg.first_scan) <= limit:
+    if jpeg.in_one_scan or _count_pairs(jpeg.data, b"\xff\xda", jpeg.first_scan) <= limit:
         return False
     scans, position = 0, jpeg.first_scan
     for _ in range(_MOST_PARTS):

@@ -28,6 +28,10 @@ class LeftOut:
         self._kinds[suffix or "without a suffix"] += 1
         return True
 
+    def add(self, other: LeftOut) -> None:
+        """Count those of another one too."""
+        self._kinds += other._kinds
+
     @property
     def count(self) -> int:
         """Files left out so far."""

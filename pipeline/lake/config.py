@@ -38,9 +38,10 @@ class TableConfig(Section):
     )
     keep_replaced: bool = Field(
         default=True,
-        description="Whether files that were replaced (failed images done again, files joined) stay, so that earlier "
-        "versions of the table can be read. They count for nothing in the output, but who reads data/ without the "
-        "table finds their rows as well. false: they go, those of earlier runs too.",
+        description="Whether files stay whose rows are replaced or removed (failed images done again, files joined, "
+        "pictures changed or gone), so that earlier versions of the table can be read. They count for nothing in the "
+        "output, but who reads data/ without the table finds their rows as well. false: they go, those of earlier "
+        "runs too.",
     )
 
     @field_validator("properties")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from pipeline.lake.base import (
 from pipeline.storage.filesystems import s3_environment
 from pipeline.storage.uris import Uri, hide_secrets
 
+_UNSUPPORTED = re.compile("unsupported|not supported|catalog-managed", re.IGNORECASE)
 _TYPES = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
 
 
@@ -63,6 +65,11 @@ def explained(place: str) -> Iterator[None]:
     except exceptions.CommitFailedError as error:
         raise Overtaken(f"{place}: another writer was faster: {_brief(error)}") from None
     except (exceptions.DeltaError, OSError) as error:
+        if _UNSUPPORTED.search(str(error)):  # the name of the feature is in it
+            raise TableError(
+                f"{place} needs what deltalake cannot do: {_brief(error).rstrip('.')}. Drop the feature (in Spark "
+                "ALTER TABLE ... DROP FEATURE), or use another table"
+            ) from None
         raise TableFailed(f"{place}: {_brief(error)}") from None
 
 

@@ -173,6 +173,33 @@ class IcebergOutput(PublishedTable):
         return f"{_location(self._uri)}/{DATA_FOLDER}/"
 
 
+def refuse_equality_deletes(table: Any, snapshot: Any, place: str) -> None:
+    """Raise `TableError` if rows were removed by what pyiceberg does not read: those like the ones in some file."""
+    content = library("pyiceberg.manifest", "iceberg").DataFileContent.EQUALITY_DELETES
+    for manifest in snapshot.manifests(table.io):
+        for entry in manifest.fetch_manifest_entry(table.io) if manifest.content else ():  # 0: of data files
+            if entry.data_file.content == content:
+                raise TableError(
+                    f"rows were removed from {place} by equality deletes ({entry.data_file.file_path}), which "
+                    "pyiceberg does not read: have them applied (rewrite_data_files in Spark, OPTIMIZE in Trino), or "
+                    "use another table"
+                )
+
+
+def is_as_in_table(schema: pa.Schema, table: Any, columns: Sequence[str]) -> bool:
+    """Whether a file has columns, and what is in them, under the names that the table has for them now, and once."""
+    index = library("pyiceberg.schema", "iceberg").index_by_name
+    convert = library("pyiceberg.io.pyarrow", "iceberg").pyarrow_to_schema
+    try:
+        found = index(convert(schema, name_mapping=table.name_mapping()))
+    except Exception:  # types that are none of Iceberg's, names that nobody mapped: the scan tells
+        return False
+    below = tuple(f"{name}." for name in columns)
+    wanted = {name: i for name, i in index(table.schema()).items() if name in columns or name.startswith(below)}
+    ids = {*wanted.values()}
+    return wanted == {n: i for n, i in found.items() if i in ids or n in columns or n.startswith(below)}
+
+
 def data_files(table: Any, snapshot: Any, place: str) -> Iterator[Any]:
     """pyiceberg's data files of a snapshot, or of none.
 

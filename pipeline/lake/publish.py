@@ -176,6 +176,7 @@ def _properties(files: DataFiles) -> dict[str, str]:
         "images": counts.images,
         "annotated": counts.annotated,
         "failed": counts.failed,
+        "deleted": counts.deleted,
         "detections": sum(counts.detections_by_category.values()),
         "files": len(files.settled),
     }

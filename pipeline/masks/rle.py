@@ -44,39 +44,43 @@ class DamagedRle(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class RleColumn(Sequence[Rle]):
-    """N masks that fill their images, as columns: so many dicts would keep Python's garbage collector busy.
+    """N masks that fill their images, as columns: most are never looked at one by one.
 
     Attributes:
         sizes: [N, 2] H and W of the images, in pixels.
-        counts: N compressed strings.
+        text: compressed strings, among others those of the masks.
+        bounds: [N, 2] where in the text the string of each mask begins and ends.
         areas: [N] in pixels.
         spans: [N, 2] columns of the image: all of the mask lies from the first of them on and before the second.
         is_plain: no run is empty but, here and there, the first of a mask, as pycocotools makes them.
     """
 
     sizes: Int64Array
-    counts: list[bytes]
+    text: bytes
+    bounds: Int64Array
     areas: Int64Array
     spans: Int64Array
     is_plain: bool
 
     @classmethod
-    def read(cls, counts: list[bytes], sizes: NDArray[np.integer]) -> RleColumn:
+    def read(cls, text: bytes, offsets: NDArray[np.integer], sizes: NDArray[np.integer]) -> RleColumn:
         """Check that compressed strings are masks of their images, and measure them.
 
         Args:
-            counts: N strings.
+            text: N strings, one after the other.
+            offsets: [N + 1] where each begins in the text, and the end of the last.
             sizes: [N, 2] H and W of the images, in pixels.
 
         Raises:
             DamagedRle: of the first that is none, see `decode_runs`.
         """
-        sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
-        areas, spans, num_empty = np.zeros(len(counts), np.int64), np.zeros((len(counts), 2), np.int64), 0
-        for start in range(0, len(counts), _MASKS_AT_ONCE):
+        sizes, cuts = np.asarray(sizes, np.int64).reshape(-1, 2), np.asarray(offsets, np.int64)
+        areas, spans, num_empty = np.zeros(len(sizes), np.int64), np.zeros((len(sizes), 2), np.int64), 0
+        for start in range(0, len(sizes), _MASKS_AT_ONCE):
             part = slice(start, start + _MASKS_AT_ONCE)
             try:
-                runs, runs_per_mask, areas[part] = _decode_checked(counts[part], sizes[part])
+                some = cuts[start : start + _MASKS_AT_ONCE + 1]
+                runs, runs_per_mask, areas[part] = _decode_checked(text, some, sizes[part])
             except DamagedRle as error:
                 raise DamagedRle(str(error), start + error.index) from None
             stops = np.cumsum(runs_per_mask)
@@ -86,7 +90,7 @@ class RleColumn(Sequence[Rle]):
             spans[part, 0] = firsts // heights
             spans[part, 1] = sizes[part, 1] - behind // heights
             num_empty += int(np.count_nonzero(runs == 0) - np.count_nonzero(firsts == 0))
-        return cls(sizes, counts, areas, spans, num_empty == 0)
+        return cls(sizes, text, np.stack([cuts[:-1], cuts[1:]], 1), areas, spans, num_empty == 0)
 
     @classmethod
     def of(cls, rles: Sequence[Rle]) -> RleColumn:
@@ -95,15 +99,20 @@ class RleColumn(Sequence[Rle]):
         Raises:
             DamagedRle: of the first that is none.
         """
-        return cls.read([rle["counts"] for rle in rles], np.array([rle["size"] for rle in rles]))
+        return cls.read(*joined_texts([rle["counts"] for rle in rles]), np.array([rle["size"] for rle in rles]))
+
+    @property
+    def counts(self) -> list[bytes]:
+        """N compressed strings, made anew each time."""
+        return [self.text[start:stop] for start, stop in self.bounds.tolist()]
 
     def take(self, chosen: Int64Array) -> RleColumn:
         """Those at these indices."""
-        counts = [self.counts[index] for index in chosen.tolist()]
-        return RleColumn(self.sizes[chosen], counts, self.areas[chosen], self.spans[chosen], self.is_plain)
+        sizes, bounds, areas, spans = (each[chosen] for each in (self.sizes, self.bounds, self.areas, self.spans))
+        return RleColumn(sizes, self.text, bounds, areas, spans, self.is_plain)
 
     def __len__(self) -> int:
-        return len(self.counts)
+        return len(self.sizes)
 
     @overload
     def __getitem__(self, index: int) -> Rle: ...
@@ -113,9 +122,10 @@ class RleColumn(Sequence[Rle]):
 
     def __getitem__(self, index: int | slice) -> Rle | list[Rle]:
         if not isinstance(index, slice):
-            return {"size": self.sizes[index].tolist(), "counts": self.counts[index]}
-        pairs = zip(self.sizes[index].tolist(), self.counts[index], strict=True)
-        return [{"size": size, "counts": counts} for size, counts in pairs]
+            start, stop = self.bounds[index].tolist()
+            return {"size": self.sizes[index].tolist(), "counts": self.text[start:stop]}
+        pairs = zip(self.sizes[index].tolist(), self.bounds[index].tolist(), strict=True)
+        return [{"size": size, "counts": self.text[start:stop]} for size, (start, stop) in pairs]
 
 
 def toggle_stride(height: int, width: int) -> int:
@@ -190,6 +200,11 @@ def _strings(lengths: Int64Array, runs_per_mask: Int64Array) -> list[bytes]:
     return [raw[start:stop] for start, stop in zip([0, *cuts[:-1]], cuts, strict=True)]
 
 
+def joined_texts(texts: Sequence[bytes]) -> tuple[bytes, Int64Array]:
+    """N strings one after the other, and where each begins [N + 1], the end of the last included."""
+    return b"".join(texts), np.cumsum([0, *map(len, texts)], dtype=np.int64)
+
+
 def decode_runs(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int64Array, Int64Array]:
     """The runs that compressed strings stand for (``rleFrString`` of the COCO API), which fill their images.
 
@@ -204,21 +219,23 @@ def decode_runs(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int
         DamagedRle: of the first mask that is none of its image; characters that do not belong there, a number that is
             cut off, runs below zero or that do not add up to the image's pixels.
     """
-    runs, runs_per_mask, _ = _decode_checked(texts, np.asarray(sizes).reshape(-1, 2))
+    runs, runs_per_mask, _ = _decode_checked(*joined_texts(texts), np.asarray(sizes).reshape(-1, 2))
     return runs, runs_per_mask
 
 
-def _decode_checked(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int64Array, Int64Array, Int64Array]:
+def _decode_checked(
+    text: bytes, offsets: Int64Array, sizes: NDArray[np.integer]
+) -> tuple[Int64Array, Int64Array, Int64Array]:
     """Runs [S], how many each mask has [N], and the masks' areas [N]; otherwise as `decode_runs`."""
     try:
-        runs, runs_per_mask = _decoded(texts)
+        runs, runs_per_mask = _decoded(text, offsets)
         return runs, runs_per_mask, check_runs(runs, runs_per_mask, sizes)
     except DamagedRle as error:
-        if len(texts) == 1:
+        if len(sizes) == 1:
             raise
-        for index, text in enumerate(texts):
+        for index in range(len(sizes)):
             try:
-                _decode_checked([text], sizes[index : index + 1])
+                _decode_checked(text, offsets[index : index + 2], sizes[index : index + 1])
             except DamagedRle as first:
                 raise DamagedRle(str(first), index) from None
         raise error
@@ -260,13 +277,20 @@ def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.in
     raise DamagedRle(f"run lengths of {sums[index]:,} pixels in all for a mask of {_by(sizes[index])}", index)
 
 
-def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
-    """The inverse of `_strings`, of the same two arrays; the runs may be any numbers."""
-    if not texts:
+def _decoded(text: bytes, offsets: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """The inverse of `_strings`, of the same two arrays; the runs may be any numbers.
+
+    Args:
+        text: strings, one after the other.
+        offsets: [N + 1] where each of N begins, and the end of the last.
+    """
+    ends = offsets[1:] - offsets[0]
+    if not ends.size:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    characters = np.frombuffer(b"".join(texts), np.uint8) - np.uint8(48)
-    ends = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)))
-    if (np.diff(ends, prepend=0) == 0).any() or characters.max() > 63:
+    if (np.diff(offsets) == 0).any():
+        raise DamagedRle("the run lengths are not a compressed string")
+    characters = np.frombuffer(text, np.uint8, int(ends[-1]), int(offsets[0])) - np.uint8(48)
+    if characters.max() > 63:
         raise DamagedRle("the run lengths are not a compressed string")
     is_last = characters < 32
     if not is_last[ends - 1].all():
@@ -276,14 +300,14 @@ def _decoded(texts: Sequence[bytes]) -> tuple[Int64Array, Int64Array]:
     values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last].astype(np.int64)
     lower = np.flatnonzero(~is_last)
     owners = lower - np.arange(lower.size)  # so many numbers have ended before
-    starts = np.flatnonzero(np.diff(owners, prepend=-1))
-    num_lower = np.diff(starts, append=lower.size)
-    if num_lower.max(initial=0) >= _MOST_GROUPS:
+    has_lower = np.diff(owners, prepend=-1) == 0  # the group before is of the same number
+    at = np.flatnonzero(~np.append(has_lower, False)[1:])  # the highest of each number's lower groups, then the next
+    for _ in range(_MOST_GROUPS - 1):
+        several = owners[at]
+        values[several] = (values[several] << 5) + digits[lower[at]]
+        at = at[has_lower[at]] - 1
+    if at.size:
         raise DamagedRle("a run length has too many digits")
-    shifts = 5 * (np.arange(lower.size) - np.repeat(starts, num_lower))
-    several = owners[starts]
-    values[several] <<= 5 * num_lower
-    values[several] += np.add.reduceat(digits[lower].astype(np.int64) << shifts, starts)
     runs_per_mask = np.diff(ends - np.searchsorted(lower, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 

@@ -12,7 +12,11 @@ Result = TypeVar("Result")
 
 
 def map_ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], num_threads: int, max_waiting: int
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    num_threads: int,
+    max_waiting: int,
+    stop: Callable[[], object] | None = None,
 ) -> Iterator[Result]:
     """``work`` of each item, in order.
 
@@ -21,6 +25,7 @@ def map_ahead(
         items: asked for as results are taken.
         num_threads: calls of ``work`` at a time.
         max_waiting: results that may wait to be taken, those under way included.
+        stop: called at the end, whatever it is: calls of ``work`` that last, and are waited for, may end early.
     """
     with ThreadPoolExecutor(num_threads) as pool:
         running: deque[Future[Result]] = deque()
@@ -34,3 +39,5 @@ def map_ahead(
         finally:
             for future in running:
                 future.cancel()
+            if stop is not None:
+                stop()

@@ -14,6 +14,7 @@ from pipeline.storage.filesystems import open_filesystem
 from pipeline.storage.uris import Uri
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+_IN_ONE_WORD = {".tgz": "gzip"}  # of two suffixes
 
 
 @contextmanager
@@ -24,7 +25,8 @@ def open_stream(uri: Uri) -> Iterator[io.RawIOBase]:
         StorageError: it cannot be opened; or, at any read, to its end: the connection breaks, what is compressed is
             cut off or damaged.
     """
-    compression = next((kind for suffix, kind in COMPRESSIONS.items() if uri.path.lower().endswith(suffix)), None)
+    kinds = {**COMPRESSIONS, **_IN_ONE_WORD}
+    compression = next((kind for suffix, kind in kinds.items() if uri.path.lower().endswith(suffix)), None)
     try:
         with explained(uri):
             filesystem, path = open_filesystem(uri)

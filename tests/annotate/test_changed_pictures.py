@@ -18,14 +18,17 @@ import pytest
 
 from pipeline.annotate import run as annotate_run
 from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.dry_run import dry_run
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotate.run import annotate
+from pipeline.annotations.compact import compact
 from pipeline.annotations.ledger import CHANGED_FOLDER, OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState
 from pipeline.annotations.schema import output_schema
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.uris import Uri
+from testing.output_rows import as_schema_1
 from testing.rounds_without_ray import rounds_without_ray
 from testing.small_model import save_tiny
 from tests.annotations.output_cases import CATEGORY_IDS, CATEGORY_NAMES, output_table
@@ -139,7 +142,16 @@ def test_changed_pictures_are_annotated_again(bucket: Bucket, compare: str) -> N
     assert len(before & files(bucket)) == 1  # of 10 and 11, as it was
     assert files(bucket, f"{CHANGED_FOLDER}/data") == set()
     assert run(bucket, config).state is RunState.NOTHING_TO_DO
-    assert RunJson.read(config.output.uri).changes == second.changes  # type: ignore[union-attr]
+    report = RunJson.read(config.output.uri)
+    assert report is not None
+    assert (report.state, report.changes) == (RunState.NOTHING_TO_DO, Changes(unchanged=13))
+    assert (report.run_id, report.images, report.this_run) == (second.run_id, second.images, second.this_run)
+    bucket.remove(7)
+    bucket.listed()
+    assert run(bucket, config).state is RunState.NOTHING_TO_DO
+    report = RunJson.read(config.output.uri)
+    assert report is not None
+    assert (report.changes, report.images) == (Changes(unchanged=12), ImageCounts(12, 12, 1))
 
 
 def test_without_it_they_are_not_noticed(bucket: Bucket) -> None:
@@ -195,8 +207,9 @@ def test_a_listing_that_lacks_too_much_is_refused(bucket: Bucket) -> None:
     bucket.remove(*range(4))
     bucket.put(50)
     bucket.listed()
-    with pytest.raises(ManifestError, match=r"lacks 4 of the 10 images .*max_deleted_fraction \(0.3\)"):
-        run(bucket, config)
+    for job in (annotate, dry_run):
+        with pytest.raises(ManifestError, match=r"lacks 4 of the 10 images .*max_deleted_fraction \(0.3\)"):
+            job(config)
     assert contents(config.output.uri) == before
 
 
@@ -223,8 +236,9 @@ def test_versions_that_nobody_knows(bucket: Bucket) -> None:
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(["etag"]), path)
     config = bucket.config(compare="etag")
-    with pytest.raises(ManifestError, match="no ETag"):
-        run(bucket, config)
+    for job in (annotate, dry_run):
+        with pytest.raises(ManifestError, match="no ETag"):
+            job(config)
     at = table.column_names.index("etag")
     pq.write_table(table.set_column(at, "etag", pa.array([None, "2-x"])), path)
     run(bucket, bucket.config())
@@ -282,6 +296,8 @@ def test_a_run_dies_at_any_request(bucket: Bucket, deleted: str) -> None:
             run(bucket, config)
         died = count[0] > number
         (bucket.folder / "out" / "_lock.json").unlink(missing_ok=True)
+        if number % 2:
+            compact(config.output.uri)  # of rows that others wait to replace
         # Whoever reads it meanwhile finds the old row of a picture, or the new one.
         for row in contents(config.output.uri):
             i = row["image_id"]
@@ -317,6 +333,46 @@ def test_nights(bucket: Bucket) -> None:
         report = run(bucket, config, retry_failed=rng.random() < 0.3)
         assert report.images.manifest == len(bucket.pictures)
         assert contents(config.output.uri) == fresh(bucket), night
+
+
+@pytest.mark.parametrize("deleted", ["keep", "mark", "drop"])
+@pytest.mark.parametrize("compare", ["none", "etag", "size_mtime"])
+def test_pictures_that_come_back_as_they_were(bucket: Bucket, compare: str, deleted: str) -> None:
+    """Files were joined meanwhile; a failed one is among them."""
+    bucket.put(*range(12))
+    bucket.put(4, damaged=True)
+    bucket.listed()
+    config = bucket.config(compare=compare, deleted=deleted)
+    run(bucket, config)
+    kept = {i: bucket.pictures.pop(i) for i in (3, 4)}
+    bucket.listed()
+    run(bucket, config)
+    compact(config.output.uri)
+    bucket.pictures.update(kept)
+    bucket.listed()
+    assert run(bucket, config).images == ImageCounts(12, 11, 1)
+    assert contents(config.output.uri) == fresh(bucket)
+    assert run(bucket, config).state is RunState.NOTHING_TO_DO
+
+
+def test_an_output_of_schema_1_goes_on_with_nights(bucket: Bucket) -> None:
+    """Of its rows no version is known, so none is changed; gone and back they are made anew."""
+    bucket.put(*range(12))
+    bucket.listed()
+    config = bucket.config(compare="etag", deleted="mark")
+    run(bucket, config)
+    for path in (bucket.folder / "out" / "data").glob("part-*"):
+        as_schema_1(path)
+    bucket.put(3, 50)
+    bucket.remove(5)
+    bucket.listed()
+    assert run(bucket, config).changes == Changes(new=1, unchanged=11, deleted=1, unknown_version=11)
+    compact(config.output.uri)
+    bucket.put(50, 5)
+    bucket.listed()
+    assert run(bucket, config).changes == Changes(changed=2, unchanged=11, unknown_version=11)
+    known = [row for row in contents(config.output.uri) if row["object_etag"] is not None]
+    assert known == [row for row in fresh(bucket) if row["image_id"] in (5, 50)]
 
 
 def test_failures_that_end_a_run_replace_nothing(bucket: Bucket) -> None:

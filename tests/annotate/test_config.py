@@ -214,6 +214,7 @@ CONTENT_CHANGES: list[dict[str, Any]] = [
 OTHER_CHANGES: list[dict[str, Any]] = [
     {"manifest": {"uri": "b.csv"}},
     {"manifest": {"format": "csv"}},
+    {"manifest": {"format": "inventory", "image_root": "s3://bucket/images"}},  # it goes on with a listing's output
     {"images": {"deadline_s": 1000}},
     {"images": {"max_pixels": 10}},
     {"images": {"max_object_bytes": 10}},

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.annotate.config import AnnotateConfig
+from pipeline.annotate.dry_run import dry_run
 from pipeline.annotate.prepare import choose_model, make_identity
-from pipeline.annotate.run import RunFailed, annotate, summary
+from pipeline.annotate.run import annotate, summary
 from pipeline.annotate.summary import page
 from pipeline.annotate.summary.sample import Sample
+from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import RunState
 from pipeline.annotations.schema import output_schema
@@ -156,8 +158,11 @@ def test_rows_that_somebody_else_writes_during_the_run_end_it(config: AnnotateCo
         assert identity is not None
         store.write_rows(rows(pa.array(ids)), identity)
 
-    with pytest.raises(RunFailed, match=rf"1 image is more than once in .* \({ids[-1]}\)"):
+    said = rf"1 image is more than once in .* \({ids[-1]}; in part-\w+.parquet, part-\w+.parquet\)"
+    with pytest.raises(OutputError, match=said):
         run(config, write)
+    with pytest.raises(OutputError, match=said):
+        dry_run(config)
 
 
 @local

@@ -610,8 +610,8 @@ class TestSecondRun:
         shutil.copy(file, file.with_name("part-00000000000000000000.parquet"))
         before = data_files(out)
         ended = command(tmp_path, world.values(out))
-        assert ended.code == 1
-        assert ended.log[-1].startswith("exit code 1: RunFailed: ")
+        assert ended.code == 2
+        assert ended.log[-1].startswith("exit code 2: OutputError: ")
         assert "are more than once in" in ended.log[-1]
         assert data_files(out) == before
 

@@ -21,7 +21,7 @@ from pipeline.annotations.overview import look_over
 from pipeline.annotations.overview_text import overview_text
 from pipeline.annotations.rows import OutputRows
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState
-from pipeline.annotations.schema import DELETED
+from pipeline.annotations.schema import DELETED, there
 from pipeline.storage.uris import Uri
 from tests.annotations.output_cases import IDENTITY, output_table
 from tests.annotations.test_damage import READERS
@@ -36,6 +36,13 @@ def marked(table: pa.Table, ids: Collection[int]) -> pa.Table:
     gone = pc.is_in(table["image_id"], pa.array(sorted(ids), pa.int64()))
     at = table.column_names.index("status")
     return table.set_column(at, table.schema.field("status"), pc.if_else(gone, DELETED, table["status"]))
+
+
+def test_rows_are_copied_only_where_some_are_gone() -> None:
+    table = output_table([1, 2, 3])
+    assert there(table) is table
+    assert there(marked(table, [2]))["image_id"].to_pylist() == [1, 3]
+    assert there(marked(table, [1, 2, 3])).num_rows == 0
 
 
 def without_files(found: Any) -> Any:

@@ -21,6 +21,7 @@ from pipeline.annotations.data_file import OutputError, data_file_name, encode_d
 from pipeline.annotations.data_folder import DataFolder
 from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.overview import Standing, failed_rows, look_over
+from pipeline.annotations.overview_text import overview_text
 from pipeline.annotations.run_json import ImageCounts, RunJson, RunState, ThisRun
 from pipeline.model.categories import Category
 from pipeline.storage.lock.holder import Holder, new_holder
@@ -175,6 +176,18 @@ class TestStanding:
         overview = look_over(Uri(str(out)))
         assert (overview.standing, overview.pending, overview.manifest) == (Standing.UNREPORTED, None, None)
         assert set(overview.classes) <= set(CATEGORY_NAMES), "named as in the rows"
+
+    @pytest.mark.parametrize("keeps", [True, False])
+    def test_replaced_files_are_a_problem_where_nobody_keeps_them(self, out: Path, keeps: bool) -> None:
+        uri = Uri(str(out))
+        store = OutputStore(uri, keep_replaced=True)
+        store.strip_failed(lambda: None)
+        config = {"output": {"table": {"kind": "delta", "keep_replaced": keeps}}}
+        RunJson(run_id=RUN, state=RunState.FINISHED, config=config).write(uri)
+        overview = look_over(uri)
+        assert (overview.num_files, overview.num_kept) == (2, 2 if keeps else 0)
+        assert ("2 more for the table's earlier versions" in overview_text(overview)) == keeps
+        assert ["other files as well" in problem for problem in overview.problems] == ([] if keeps else [True])
 
     def test_a_finished_output_that_has_lost_a_file(self, out: Path) -> None:
         RunJson(run_id=RUN, state=RunState.FINISHED, images=ImageCounts(40, 30, 10)).write(Uri(str(out)))

@@ -61,7 +61,7 @@ def _row(**changes: Any) -> dict[str, Any]:
         "segmentation": {"size": [48, 64], "counts": "abc"},
     }
     row = {"image_id": "a", "status": "annotated", "height": 48, "width": 64, "exif_orientation": None}
-    row |= {"stage": None, "error_code": None, "detections": [detection]}
+    row |= {"object_size": 900, "stage": None, "error_code": None, "detections": [detection]}
     for key, value in changes.items():
         (detection if key in detection else row)[key] = value
     return row
@@ -78,7 +78,15 @@ def test_the_judge_passes_what_is_equal() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"bbox": [1.01, 2, 3, 4]}, {"score": 0.501}, {"segmentation": None}, {"height": 1}, {"detections": []}]
+    "changes",
+    [
+        {"bbox": [1.01, 2, 3, 4]},
+        {"score": 0.501},
+        {"segmentation": None},
+        {"height": 1},
+        {"object_size": 9},
+        {"detections": []},
+    ],
 )
 def test_the_judge_sees_other_content(changes: dict[str, Any]) -> None:
     assert len(judge([_row(**changes)], _report(1), {"a": _row()}, exit_code=0).differences) == 1

@@ -37,9 +37,12 @@ CATEGORY = {"id": 2, "name": "cat"}
 def test_good_rows() -> None:
     assert image_row(IMAGE, True) == ImageRow(1, 4, 5, IMAGE.get("file_name"))
     assert image_row({"id": "a"}, False) == ImageRow("a", 0, 0, None)
-    assert object_row(OBJECT, "text", True) == ObjectRow(1, 7, 2, [0.0, 1.5, 2.0, 3.0], 6.0, True, "text")
+    common = (1, 7, 2, [0.0, 1.5, 2.0, 3.0], 6.0)
+    assert object_row(OBJECT, "text", True) == ObjectRow(*common, True, OBJECT["segmentation"], None)
+    crowd = {**OBJECT, "segmentation": {"size": [4, 5], "counts": [20]}}
+    assert object_row(crowd, "text", True) == ObjectRow(*common, True, None, "text")
     without = {key: value for key, value in OBJECT.items() if key not in ("iscrowd", "segmentation")}
-    assert object_row(without, "text", False) == ObjectRow(1, 7, 2, [0.0, 1.5, 2.0, 3.0], 6.0, False, None)
+    assert object_row(without, "text", False) == ObjectRow(*common, False, None, None)
     assert result_row(RESULT, "text", True) == ResultRow("a", 2, 1.0, [0.0, 1.0, 2.0, 3.0], "text")
     assert result_row(RESULT, "text", False).text is None
     # Without a box, it comes from the mask.

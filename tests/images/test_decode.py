@@ -153,6 +153,7 @@ def test_pixels_within_one_of_opencv(data: bytes) -> None:
 @pytest.mark.parametrize("data", [*EQUAL_TO_CV2.values(), *WITHIN_ONE_OF_CV2.values()])
 def test_the_header_tells_the_size(data: bytes) -> None:
     assert picture_size(data) == decode_image(data).pixels.shape[:2]
+    assert picture_size(data, apply_exif=False) == decode_image(data, apply_exif=False).pixels.shape[:2]
     assert picture_size(data, max_pixels=0) in (None, decode_image(data).pixels.shape[:2])
 
 

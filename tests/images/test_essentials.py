@@ -216,6 +216,22 @@ class TestScans:
         assert code_of(bomb) == "too_many_scans"
         assert time.process_time() - started < 0.5
 
+    def test_a_component_a_scan(self) -> None:
+        data = encode(Image.new("RGB", (48, 32), (90, 20, 200)), "JPEG")
+        frame = data.index(b"\xff\xc0")
+        scan = data.index(b"\xff\xda")
+        assert jpeg_essentials(data).in_one_scan
+        assert jpeg_essentials(data).size == (32, 48)
+        one_of_three = b"\xff\xda\0\x08\x01\x01\0\0\x3f\0"
+        again = data[:scan] + one_of_three * (MAX_SCANS + 1) + data[scan:]
+        assert not jpeg_essentials(again).in_one_scan
+        assert code_of(again) == "too_many_scans"
+        # What libjpeg passes over, and the walk does not, is no scan, whatever stands in it.
+        lost = data[:scan] + b"\xff\xdc\0\0\x03" + again[scan:]
+        assert not jpeg_essentials(lost).in_one_scan
+        assert code_of(lost) == "too_many_scans"
+        assert jpeg_essentials(data[:frame] + data[scan:]).size is None
+
     def test_what_follows_the_picture_does_not_count(self) -> None:
         film = b"\xff\xda\0\x08" * 1000
         np.testing.assert_array_equal(decode_image(JPEG + film).pixels, decode_image(JPEG).pixels)

@@ -11,6 +11,7 @@ from deltalake import DeltaTable, write_deltalake
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.run import annotate
+from pipeline.annotations.ledger import OutputStore
 from pipeline.annotations.run_json import RunJson, RunState
 from pipeline.lake import publish
 from pipeline.lake.base import TableError, TableFailed
@@ -68,3 +69,14 @@ def test_each_run_is_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     write_deltalake(out, pa.table(DeltaTable(out).to_pyarrow_table()).slice(0, 1), mode="append")
     with pytest.raises(TableError, match="has files that are none of"):
         run(config_of(tmp_path, range(50)))
+
+
+def test_a_table_that_is_wanted_later(tmp_path: Path) -> None:
+    """Nothing is to do but to publish; and those who come later know of it."""
+    config = config_of(tmp_path, range(10))
+    without = config.model_copy(update={"output": config.output.model_copy(update={"table": None})})
+    assert run(without) is RunState.FINISHED
+    assert run(config) is RunState.NOTHING_TO_DO
+    assert DeltaTable(tmp_path / "out").count() == 10
+    assert OutputStore.as_last_run(config.output.uri).keep_replaced
+    assert publish.last_table(config.output.uri) == config.output.table

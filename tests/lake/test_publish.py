@@ -6,18 +6,24 @@ import signal
 import subprocess
 import sys
 import uuid
+from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from pyiceberg.catalog import load_catalog
+from pyiceberg.manifest import DataFileContent
 
 from pipeline.annotations.compact import compact
 from pipeline.annotations.ledger import ANNOTATIONS, OutputStore
+from pipeline.annotations.overview import look_over
 from pipeline.annotations.run_json import RunJson, RunState
+from pipeline.annotations.schema import DELETED, FAILED
 from pipeline.config.base import ConfigError
 from pipeline.config.loading import parse_settings
 from pipeline.lake.base import TableError
@@ -30,7 +36,9 @@ from pipeline.storage.lock.lease import OutputLock
 from pipeline.storage.lock.watch import LockHeld
 from pipeline.storage.uris import Uri
 from testing.s3_server import S3Server
+from tests.annotate.manifest.test_from_table import remove_by_file, remove_by_vector
 from tests.annotations.output_cases import IDENTITY, output_table
+from tests.annotations.test_ledger import Crash, crashing_after
 from tests.annotations.test_schema_1 import old_file
 
 ROOT = Path(__file__).parents[2]
@@ -129,45 +137,61 @@ def test_files_come_and_go_with_one_commit_each(place: Place) -> None:
     assert same(place.rows(), place.truth())
     assert place.publish() == (0, 0)
     place.store.strip_failed(free)
-    place.store.write_rows(output_table([3, 6, 20]), IDENTITY)
+    rows = output_table([3, 6, 20, 21])
+    status = pa.array([*rows["status"].to_pylist()[:3], DELETED])
+    place.store.write_rows(rows.set_column(rows.column_names.index("status"), "status", status), IDENTITY)
     assert place.publish() == (3, 2)
     assert same(place.rows(), place.truth())
     assert place.publish() == (0, 0)
     assert len(place.versions()) == 2
     expected = {"run_id": "run-1", "weights_sha256": "a" * 64, "images": "10", "annotated": "10", "failed": "0"}
+    expected["deleted"] = "1"
     assert {f"maskfleet.{key}": value for key, value in expected.items()}.items() <= place.properties().items()
     check_own(place.uri, ANNOTATIONS)
 
 
 def test_thirty_nights(local: Place) -> None:
-    """New images, failed ones done again, files joined: each night is a version, and each version stays."""
+    """New images, failed ones done again, some as they were, others gone, files joined: each night is a version, and
+    each version stays, that of files of which no row does as well.
+    """
     rng = random.Random(7)
-    nights: dict[int, list[dict[str, Any]]] = {}
-    failed: list[int] = []
+    nights: dict[int, pa.Table] = {}
     config = {"output": {"table": local.config.model_dump(mode="json")}}
     for night in range(30):
         RunJson(run_id=f"night-{night}", state=RunState.FINISHED, config=config).write(local.uri)
         store = OutputStore(local.uri, keep_replaced=True)
-        again = failed if rng.random() < 0.4 else []
-        if again:
-            assert store.strip_failed(free) == len(again)
-            failed = []
+        identity = replace(IDENTITY, run_id=f"night-{night}")
+        store.recover(free)
+        if rng.random() < 0.5:
+            failed = [t.filter(pc.equal(t["status"], FAILED)) for t in store.iter_ids(store.files().settled, None)]
+            assert store.strip_failed(free) == sum(table.num_rows for table in failed)
+            for table in failed:  # by ids and files as they were
+                again = table["image_id"].to_pylist()
+                if again:
+                    store.write_rows(output_table(again, [i for i in again if rng.random() < 0.4]), identity)
+        if night % 4 == 3:
+            gone = rng.choice(list(store.files().settled))
+            store.replace({gone: store.files().settled[gone].counts.rows}, output_table([0]).slice(1), identity, free)
         if night % 10 == 9:
-            compact(local.uri, images_per_file=40)
+            compact(local.uri, images_per_file=12)
         new = list(range(night * 10, night * 10 + rng.randrange(2, 9)))
-        bad = [i for i in new[1:] if rng.random() < 0.3] + [i for i in again if rng.random() < 0.3]
-        store.write_rows(output_table([*new, *again], bad), IDENTITY)
-        failed += bad
-        if rng.random() < 0.1:
+        bad = new if rng.random() < 0.2 else [i for i in new[1:] if rng.random() < 0.3]
+        store.write_rows(output_table(new, bad), identity)
+        if rng.random() < 0.1 and night < 29:
             continue  # a run that was killed before it published: the next one does it
         local.publish()
         assert same(local.rows(), local.truth())
         assert local.properties()["maskfleet.run_id"] == f"night-{night}"
-        nights[local.versions()[-1]] = local.rows().to_pylist()
+        nights[local.versions()[-1]] = local.truth()
         assert local.publish() == (0, 0)
-    assert len(nights) > 20
     for version, rows in nights.items():
-        assert local.rows(version).to_pylist() == rows
+        assert same(local.rows(version), rows)
+    vanished = [name for f in store.files().footers.values() if not f.counts.rows for name in f.replaces]
+    assert min(len(nights), len(vanished)) > 15
+    assert OutputStore(local.uri).recover(free).replaced
+    assert all(footer.counts.rows for footer in local.store.files().footers.values())
+    assert local.publish() == (0, 0)
+    assert same(local.rows(), local.truth())
 
 
 KILLED = """
@@ -225,6 +249,23 @@ def test_who_else_writes_there(local: Place) -> None:
     local.store.write_rows(output_table(range(5, 9)), IDENTITY)
     with pytest.raises(TableError, match=r"has files that are none of .*out/data: .*\.parquet"):
         local.publish()
+
+
+def test_rows_that_somebody_else_removed(local: Place) -> None:
+    """The files have them still, and the ledger too."""
+    local.store.write_rows(output_table(range(5)), IDENTITY)
+    local.publish()
+    if local.config.kind == "delta":
+        remove_by_vector(Path(str(local.uri)), [3])
+    else:
+        (file,) = (task.file.file_path for task in local.iceberg().scan().plan_files())
+        removed = pa.table({"file_path": [file], "pos": [3]})
+        remove_by_file(local.iceberg(), removed, DataFileContent.POSITION_DELETES)
+    assert local.rows().num_rows == 4
+    local.store.write_rows(output_table(range(5, 9)), IDENTITY)
+    with pytest.raises(TableError, match=r"rows were removed from .* by (deletion vectors|delete files \()"):
+        local.publish()
+    assert local.rows().num_rows == 4
 
 
 def test_a_commit_of_another_writer_in_between(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,16 +348,47 @@ def test_settings_that_are_refused(settings: list[str], message: str) -> None:
     assert "abc" not in str(refused.value)
 
 
-def test_what_a_removed_file_had_replaced_does_not_come_back(tmp_path: Path) -> None:
+def test_files_of_which_no_row_stays(tmp_path: Path) -> None:
+    """They are kept as those that were replaced, and so are those that they had replaced; their ids may come again."""
     store = OutputStore(Uri(str(tmp_path / "out")), keep_replaced=True)
-    store.write_rows(output_table(range(5), {3}), IDENTITY)
-    store.strip_failed(free)
-    store.write_rows(output_table([7, 8], {7}), IDENTITY)
-    assert not store.recover(free)
-    assert len(store.files().footers) == 3
-    ((entry, footer),) = [item for item in store.files().settled.items() if item[1].counts.rows == 4]
-    store.replace({entry: 4}, output_table([0]).slice(0, 0), footer.identity, free)
-    assert [f.counts.rows for f in store.files().footers.values()] == [2]
-    store.strip_failed(free)
+    contents: dict[Path, bytes] = {}
+
+    def check(rows: int, kept: int) -> None:
+        assert all(path.read_bytes() == content for path, content in contents.items())
+        contents.update({path: path.read_bytes() for path in (tmp_path / "out" / "data").iterdir()})
+        assert not store.recover(free)
+        assert store.files().counts.rows == rows
+        assert sum(footer.counts.rows for footer in store.files().footers.values()) == rows + kept
+        assert OutputStore(store.uri).look().counts.rows == rows
+
+    for night in range(3):
+        identity = replace(IDENTITY, run_id=f"night-{night}")
+        store.write_rows(output_table(range(5), {3}), identity)
+        check(5, 11 * night)
+        store.strip_failed(free)
+        check(4, 11 * night + 5)
+        ((entry, footer),) = store.files().settled.items()
+        store.replace({entry: 4}, output_table([0]).slice(1), footer.identity, free)
+        check(0, 11 * night + 9)
+        store.write_rows(output_table([7, 8], {7, 8}), identity)
+        assert store.strip_failed(free) == 2
+        check(0, 11 * night + 11)
+    with suppress(Crash):
+        crashing_after(OutputStore(store.uri), 7).recover(free)
+    assert store.files().counts.rows == 0
     assert OutputStore(store.uri).recover(free).replaced
-    assert [f.counts.rows for f in store.files().footers.values()] == [1]
+    assert not store.files().footers
+
+
+def test_rows_of_other_settings_that_made_way(tmp_path: Path) -> None:
+    store = OutputStore(Uri(str(tmp_path / "out")), keep_replaced=True)
+    store.write_rows(output_table(range(3), range(3)), IDENTITY)
+    other = replace(IDENTITY, config_digest="d" * 64, run_id="run-2")
+    schema = output_table([0]).schema
+    store.make_way(store.files().in_the_way(other, schema), free)
+    store.write_rows(output_table(range(3)), other)
+    for look in (store.recover(free).files, store.files(), OutputStore(store.uri).look()):
+        look.check_identity(other, schema)
+        assert (look.identity(), look.counts.annotated) == (other, 3)
+    RunJson(state=RunState.FINISHED, config={"output": {"table": {"keep_replaced": True}}}).write(store.uri)
+    assert not look_over(store.uri).problems

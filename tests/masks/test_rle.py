@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from pycocotools import mask as coco_mask
 
-from pipeline.masks.rle import DamagedRle, RleColumn, decode_runs, encode_toggles, toggle_stride
+from pipeline.masks.rle import DamagedRle, RleColumn, decode_runs, encode_toggles, joined_texts, toggle_stride
 
 
 def encode_pixels(masks: np.ndarray) -> list:
@@ -137,8 +137,23 @@ def test_damaged_strings(text, message):
 
 def test_one_damaged_string_among_many():
     texts = [string_of(np.eye(3, 5))] * 1000
-    assert RleColumn.read(texts, np.array([[3, 5]] * 1000)).areas.tolist() == [3] * 1000
+    assert RleColumn.of([{"size": [3, 5], "counts": text} for text in texts]).areas.tolist() == [3] * 1000
     texts[700] = b"00N8"
     with pytest.raises(DamagedRle, match="a run of -2 pixels") as caught:
-        RleColumn.read(texts, np.array([[3, 5]] * 1000))
+        RleColumn.of([{"size": [3, 5], "counts": text} for text in texts])
     assert caught.value.index == 700
+
+
+def test_a_column_gives_back_what_was_put_in():
+    """By index, slice and choice; also where the strings are a part of a longer text."""
+    rles = encode_pixels(np.random.default_rng(0).random((5, 13, 17)) < 0.3)
+    column = RleColumn.of(rles)
+    assert list(column) == column[:] == rles
+    chosen = column.take(np.array([3, 0, 3]))
+    assert (len(chosen), chosen[:], chosen[-1]) == (3, [rles[3], rles[0], rles[3]], rles[3])
+    assert chosen.counts == [chosen[index]["counts"] for index in range(3)]
+    assert chosen.areas.tolist() == coco_mask.area([rles[3], rles[0], rles[3]]).tolist()
+    text, offsets = joined_texts([b"?", *column.counts, b"?"])
+    part = RleColumn.read(text, offsets[1:-1], column.sizes)
+    assert part[:] == rles
+    assert part.areas.tolist() == column.areas.tolist()

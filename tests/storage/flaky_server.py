@@ -55,7 +55,39 @@ class FlakyHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def do_ok(self) -> None:
+        status, body, headers = self.wanted()
+        self.answer(status, body, **headers)
+
+    def do_whole(self) -> None:
         self.answer(200, BODY)
+
+    def wanted(self) -> tuple[int, bytes, dict[str, str]]:
+        """All, or the part that was asked for."""
+        if (range_header := self.headers.get("Range")) is None:
+            return 200, BODY, {}
+        first, last = map(int, range_header.removeprefix("bytes=").split("-"))
+        return 206, BODY[first : last + 1], {"Content-Range": f"bytes {first}-{last}/{len(BODY)}"}
+
+    def send_half(self) -> None:
+        status, body, headers = self.wanted()
+        self.answer(status, body[: len(body) // 2], **headers, **{"Content-Length": str(len(body))})
+        self.wfile.flush()
+
+    def do_halfshort(self) -> None:
+        self.send_half()
+        self.close_connection = True
+
+    def do_halfdrip(self) -> None:
+        self.send_half()
+        self.drip()
+
+    def do_halfsilent(self) -> None:
+        self.send_half()
+        self.server.closing.wait(10)
+
+    def do_halfreset(self) -> None:
+        self.send_half()
+        self.do_reset()
 
     def do_empty(self) -> None:
         self.answer(200, b"")

@@ -2,13 +2,13 @@
 
 Files that hold nothing but rows of that version, with all columns that are wanted under the table's names, are read
 where they lie, a row group a unit. Where rows were removed within files, columns stand in the paths of files, or older
-files lack some or call them otherwise, the table's own library reads the rows, once, into a copy.
+files lack some, call them otherwise or have other types, the table's own library reads the rows, once, into a copy.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def read_delta(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
         )
         files = [Uri(text) for text in table.file_uris()]
         version = str(table.version())
-        if is_plain and _all_have(files, dict.fromkeys(columns)):
+        if is_plain and _all_have(files, columns):
             return _parts(config, files, version)
         return _copied(config, delta.batches(table, columns), scratch_uri, version)
 
@@ -55,13 +55,13 @@ def read_iceberg(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
         if snapshot is None:
             raise ManifestError(f"{config.uri} has no row: there is nothing to do")
         version = str(snapshot.snapshot_id)
-        ids = {field.name: field.field_id for field in table.schema().fields}
-        columns = _wanted(config, list(ids))
+        iceberg.refuse_equality_deletes(table, snapshot, place)
+        columns = _wanted(config, [field.name for field in table.schema().fields])
         scan = table.scan(selected_fields=tuple(columns))  # by its number it would have its own, older, columns
         tasks = list(scan.plan_files())
         files = [Uri(task.file.file_path) for task in tasks]
         rows_removed = any(task.delete_files for task in tasks)
-        if not rows_removed and _all_have(files, {name: ids[name] for name in columns}):
+        if not rows_removed and _all_have(files, columns, lambda file: iceberg.is_as_in_table(file, table, columns)):
             return _parts(config, files, version)
         return _copied(config, scan.to_arrow_batch_reader(), scratch_uri, version)
 
@@ -74,25 +74,23 @@ def _wanted(config: ManifestConfig, names: Sequence[str]) -> list[str]:
     return [name for name in names if name in {*roles, *config.carry, HEIGHT, WIDTH}]
 
 
-def _all_have(files: Sequence[Uri], columns: Mapping[str, int | None]) -> bool:
-    """Whether files have columns under these names, with these ids where the files say any."""
+def _all_have(
+    files: Sequence[Uri], columns: Sequence[str], is_right: Callable[[pa.Schema], bool] = lambda schema: True
+) -> bool:
+    """Whether files have columns under these names, all with the same types, and are right otherwise."""
 
-    def has(file: Uri) -> bool:
+    def types(file: Uri) -> list[pa.DataType] | None:
         try:
             with explained(file), open_file(file) as opened:
                 schema = opened.schema_arrow
         except OSError as error:
             raise cannot_read(file, error) from None
-        for name, wanted in columns.items():
-            if name not in schema.names:
-                return False
-            found = (schema.field(name).metadata or {}).get(b"PARQUET:field_id")
-            if wanted is not None and found is not None and int(found) != wanted:
-                return False
-        return True
+        has_all = set(columns) <= set(schema.names) and is_right(schema)
+        return [schema.field(name).type for name in columns] if has_all else None
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return all(pool.map(has, files))
+        found = list(pool.map(types, files))
+    return None not in found and all(each == found[0] for each in found)
 
 
 def _parts(config: ManifestConfig, files: Sequence[Uri], version: str) -> ManifestParts:

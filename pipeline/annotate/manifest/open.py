@@ -25,7 +25,7 @@ from pipeline.annotate.manifest.from_inventory import read_inventory
 from pipeline.annotate.manifest.from_json import read_coco, read_jsonl
 from pipeline.annotate.manifest.from_parquet import read_parquet
 from pipeline.annotate.manifest.from_table import read_delta, read_iceberg
-from pipeline.annotate.manifest.from_tar import SHARD_SUFFIXES, expand_braces, read_shards
+from pipeline.annotate.manifest.from_tar import read_shards
 from pipeline.annotate.manifest.rules import (
     BYTES,
     HEIGHT,
@@ -41,18 +41,20 @@ from pipeline.annotate.manifest.rules import (
     is_relative,
     side_lengths,
 )
+from pipeline.annotate.manifest.shards import SHARD_SUFFIXES, expand_braces
 from pipeline.annotate.manifest.units import open_unit, pick, read_column, read_id_column, unit_row_namer
 from pipeline.annotate.manifest.versions import MTIME, listed_versions, version_table
 from pipeline.images.decode import IMAGE_SUFFIXES
 from pipeline.lake.config import CATALOG_SCHEME
 from pipeline.storage.errors import StorageError
+from pipeline.storage.fetch.fetcher import Fetcher
 from pipeline.storage.listing import PARQUET_SUFFIXES, is_folder, is_parquet, is_there, list_files
 from pipeline.storage.streams import COMPRESSIONS
 from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.storage.versions import ObjectVersion, version_of_bytes
 from pipeline.tables.arrow_types import without_views
 
-_READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
+_READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {  # but for tar shards, which are fetched
     "parquet": read_parquet,
     "csv": read_csv,
     "tsv": read_tsv,
@@ -63,7 +65,6 @@ _READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "inventory": read_inventory,
     "delta": read_delta,
     "iceberg": read_iceberg,
-    "webdataset": read_shards,
 }
 _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".metadata.json": "iceberg",
@@ -277,7 +278,7 @@ class Manifest:
         return made
 
 
-def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
+def open_manifest(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher | None = None) -> Manifest:
     """Find out what the manifest is, check it, and cut it into units.
 
     Args:
@@ -287,6 +288,7 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
             them needs no URI.
         scratch_uri: a folder for the Parquet copy of anything that is not Parquet, reachable by all tasks;
             files of an earlier copy are overwritten. Whoever calls this removes it when the run is over.
+        fetcher: as the run reads its pictures; tar shards are indexed with it.
 
     Raises:
         ManifestError: the manifest cannot be used; the message says where and why.
@@ -298,7 +300,10 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri) -> Manifest:
         kind = config.format if config.format != "auto" else _guess_format(config.uri)
         if config.format != "auto" and not config.uri.is_http:  # which has no folders, and may answer to GET alone
             _check_place(config.uri, kind)
-        found = _READERS[kind](config, scratch_uri)
+        if kind == "webdataset":
+            found = read_shards(config, scratch_uri, fetcher or Fetcher())
+        else:
+            found = _READERS[kind](config, scratch_uri)
     except UriError as error:
         raise ManifestError(f"manifest: {error}") from None
     except StorageError as error:

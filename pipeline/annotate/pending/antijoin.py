@@ -29,13 +29,14 @@ from pipeline.annotate.manifest.open import Manifest
 from pipeline.annotate.manifest.rules import ManifestError, ReadUnit
 from pipeline.annotate.manifest.versions import ETAG, MTIME, SIZE
 from pipeline.annotate.pending.id_partitions import IdPartitions, Int64Array, Part
+from pipeline.annotations.data_file import Counts, OutputError
 from pipeline.annotations.ledger import DataFiles, OutputStore
 from pipeline.annotations.schema import DELETED
 from pipeline.messages.counts import counted
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.base import Entry
-from pipeline.storage.uris import UriText
+from pipeline.storage.uris import Uri, UriText
 from pipeline.tables.arrow_types import in_one_piece, is_text
 from pipeline.tables.ids import wide, wide_type
 
@@ -58,6 +59,7 @@ class Pending:
         num_pending: rows whose id is not in ``done``.
         num_done: rows whose id is, of the version that the manifest speaks of, as far as both are known.
         duplicate_done: surplus rows of ``done``, beyond the first of each id.
+        doubled: the first of these ids.
         unknown_done: ids in ``done`` that the manifest does not have.
         changed: as ``packed``, of rows whose id is in ``done``, of another version; none without a comparison.
         num_changed: how many these are.
@@ -79,6 +81,7 @@ class Pending:
     num_unlisted: int = 0
     num_unknown: int = 0
     gone: NDArray[np.uint8] | None = None
+    doubled: tuple[int | str, ...] = ()
 
     @property
     def num_to_do(self) -> int:
@@ -302,6 +305,56 @@ class Audit:
         return self._store.iter_ids(files, self._comparison.columns)
 
 
+def check_doubled(pending: Pending, store: OutputStore, files: DataFiles) -> None:
+    """No image has two rows.
+
+    Args:
+        pending: of these files.
+        store: the output.
+
+    Raises:
+        OutputError: some have; the message names files in which they are.
+    """
+    if not (count := pending.duplicate_done.count):
+        return
+    names = []
+    for entry, table in zip(files.settled, store.iter_ids(files.settled), strict=True):
+        ids = table["image_id"]
+        if pc.any(pc.is_in(pa.array(pending.doubled, ids.type), value_set=ids)).as_py():
+            names.append(entry.name)
+    raise OutputError(
+        f"{counted(count, 'image')} {'is' if count == 1 else 'are'} more than once in {store.uri} "
+        f"({pending.duplicate_done}; in {Examples.of(names)}): something else wrote there as well. Move the files away "
+        "that do not belong there, and run again"
+    )
+
+
+def check_listing(pending: Pending, config: ManifestConfig, output: Uri, counts: Counts) -> None:
+    """A manifest tells what it is compared by, and does not lack too much.
+
+    Args:
+        pending: of a comparison, or not.
+        output: its URI.
+        counts: of its rows.
+
+    Raises:
+        ManifestError: it is otherwise.
+    """
+    if config.compare != "none" and pending.num_unlisted == pending.num_rows:
+        tells = "no ETag" if config.compare == "etag" else "neither sizes nor times"
+        raise ManifestError(
+            f"manifest.compare is {config.compare}, and {config.uri} tells {tells} of any image: set it to "
+            "what is told there (docs/annotation.md, Changed pictures), or to none"
+        )
+    num_gone = pending.unknown_done.count
+    if config.deleted != "keep" and num_gone > config.max_deleted_fraction * counts.images:
+        raise ManifestError(
+            f"{config.uri} lacks {num_gone:,} of the {counted(counts.images, 'image')} in {output}, more than "
+            f"manifest.max_deleted_fraction ({config.max_deleted_fraction:g}): is the listing complete? Nothing was "
+            "changed. If these pictures are gone, raise max_deleted_fraction for this run"
+        )
+
+
 def rows_by_file(files: DataFiles, bits: NDArray[np.uint8]) -> dict[Entry, NDArray[np.bool_]]:
     """Rows of an output by their files, of those that have any.
 
@@ -381,6 +434,7 @@ class _Result:
         self._num_twice = 0
         self._twice: list[tuple[int, int | str, int]] = []  # first row, id, how often
         self._duplicate_done = self._unknown_done = Examples()
+        self._doubled: tuple[int | str, ...] = ()
 
     def join(self, listed: Part, rows: Int64Array, there: Part, rows_done: Int64Array) -> None:
         """All of an id's rows of either side must be in the same call.
@@ -417,6 +471,8 @@ class _Result:
 
     def _count_duplicates(self, ids: pa.Array, counts: Int64Array) -> None:
         repeated = np.flatnonzero(counts > 1)
+        first = (ids[int(index)].as_py() for index in repeated[:NUM_EXAMPLES])
+        self._doubled = (*self._doubled, *first)[:NUM_EXAMPLES]
         self._duplicate_done += _examples(ids, repeated, int(counts[repeated].sum()) - len(repeated))
 
     def _find_twice(self, ids: pa.Array, rows: Int64Array) -> None:
@@ -449,6 +505,7 @@ class _Result:
             num_unlisted=self._num_unlisted,
             num_unknown=self._num_unknown,
             gone=None if self._comparison is None else np.packbits(self._gone),
+            doubled=self._doubled,
         )
 
     def _packed(self, which: NDArray[np.bool_]) -> tuple[tuple[ReadUnit, NDArray[np.uint8]], ...]:

@@ -13,9 +13,11 @@ from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element, JsonLists
 from pipeline.coco.rows import (
     IMAGE_ID,
+    POLYGONS,
     BadRow,
     IdKind,
     ImageId,
+    ObjectRow,
     at_place,
     category_row,
     image_row,
@@ -24,6 +26,7 @@ from pipeline.coco.rows import (
     object_schema,
     string_id,
 )
+from pipeline.coco.segmentations import NO_POLYGON
 from pipeline.evaluate.shuffle.chunks import ChunkFile, ChunkStore, Dealer, chunks_of
 from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA, IdOrder
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
@@ -124,24 +127,29 @@ def count_parts(uri: Uri) -> int:
 
 
 class RowBuffer:
-    """Rows, one at a time -> tables of a schema, which goes to a dealer."""
+    """Rows, one at a time -> tables of a schema, which goes to a dealer.
+
+    Attributes:
+        num_rows: how many there were.
+        rows: those that wait to be dealt.
+    """
 
     def __init__(self, dealer: Dealer) -> None:
         self.num_rows = 0
+        self.rows: list[tuple[Any, ...]] = []
         self._dealer = dealer
-        self._rows: list[tuple[Any, ...]] = []
 
     def add(self, row: tuple[Any, ...]) -> bool:
         """Whether there are now enough rows for a table."""
-        self._rows.append(row)
+        self.rows.append(row)
         self.num_rows += 1
-        return len(self._rows) >= _ROWS_AT_ONCE
+        return len(self.rows) >= _ROWS_AT_ONCE
 
     def deal(self, schema: pa.Schema) -> pa.Table:
         """Deal what is there by the first column."""
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(schema)
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(schema)
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema)
-        self._rows = []
+        self.rows = []
         if table.num_rows:
             self._dealer.deal(table, schema.names[0])
         return table
@@ -239,9 +247,21 @@ class _TruthReader:
             self._order.add(table["image_id"])
 
     def _deal_objects(self) -> None:
-        table = self._objects.deal(object_schema(self._id_kind.arrow_type))
+        try:
+            table = self._objects.deal(object_schema(self._id_kind.arrow_type))
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            self._refuse_polygons()
+            raise
         if table.num_rows:
             self._dealers[2].deal(table.select(["id"]), "id")
+
+    def _refuse_polygons(self) -> None:
+        """Name the first waiting object whose polygons are no lists of numbers."""
+        for row in map(ObjectRow._make, self._objects.rows):
+            try:
+                pa.array([row.polygons], POLYGONS)
+            except (pa.ArrowInvalid, pa.ArrowTypeError):
+                raise InputError(f"{self._uri}, annotation {row.id}: {NO_POLYGON}") from None
 
     def _by_names(self, *dealt: tuple[ChunkFile, ...]) -> list[tuple[ChunkFile, ...]]:
         """Images and objects, dealt by numbers, dealt anew by the strings beside these; and the numbers as orders."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,17 +83,33 @@ def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
         boxes=objects.field("box").flatten().to_numpy().reshape(-1, 4),
         areas=objects.field("area").to_numpy(),
         crowd=objects.field("crowd").to_numpy(zero_copy_only=False).astype(np.bool_),
-        rles=_rles(truth.uri, objects.field("text"), np.repeat(sizes, lengths, axis=0)) if truth.masks else None,
+        rles=_rles(truth.uri, objects, np.repeat(sizes, lengths, axis=0)) if truth.masks else None,
         file_names=images["file_name"].to_pylist(),
     )
 
 
-def _rles(uri: Uri, texts: pa.Array, sizes: Int64s) -> RleColumn:
-    segmentations = (json.loads(text)["segmentation"] for text in texts.to_pylist())
+def _rles(uri: Uri, objects: pa.StructArray, sizes: Int64s) -> RleColumn:
     try:
-        return as_rles(segmentations, sizes.tolist())
+        return as_rles(_segmentations(objects), sizes.tolist())
     except BadSegmentation as error:
-        raise InputError(f"{uri}, annotation {json.loads(texts[error.index].as_py())['id']}: {error}") from None
+        raise InputError(f"{uri}, annotation {objects.field('id')[error.index]}: {error}") from None
+
+
+def _segmentations(objects: pa.StructArray) -> Iterator[Any]:
+    """Of each object: its polygons as arrays, or what its text has."""
+    lists = objects.field("polygons")
+    polygons = lists.flatten()
+    coordinates = polygons.flatten().to_numpy(zero_copy_only=False)  # null, which is no coordinate either, becomes NaN
+    bounds = pairwise(offsets_of(_lengths(polygons)).tolist())
+    for number, text in zip(_lengths(lists).tolist(), objects.field("text").to_pylist(), strict=True):
+        if text is None:
+            yield [coordinates[start:stop] for start, stop in islice(bounds, number)]
+        else:
+            yield json.loads(text)["segmentation"]
+
+
+def _lengths(lists: pa.LargeListArray) -> Int64s:
+    return pc.list_value_length(lists).fill_null(0).to_numpy()
 
 
 def _no_detections(num_images: int, masks: bool) -> DetectionBlock:

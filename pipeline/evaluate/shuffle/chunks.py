@@ -21,7 +21,7 @@ from pipeline.tables.ids import hash_ids, wide
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
 _READS_AT_ONCE = 16
-_OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
+_OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4")  # one process deals all of the ground truth
 
 
 @dataclass(frozen=True)

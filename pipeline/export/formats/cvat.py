@@ -80,7 +80,7 @@ def _write_meta(xml: _Xml, labels: Labels) -> None:
 
 def _write_image(xml: _Xml, number: int, image: ImageLabels, names: list[str]) -> None:
     height, width = image.image.size
-    xml.open("image", id=str(number), name=image.image.path, width=str(width), height=str(height))
+    xml.open("image", id=str(number), name=image.image.file_name, width=str(width), height=str(height))
     found = zip(image.categories.tolist(), image.scores.tolist(), strict=True)
     for index, (category, score) in enumerate(found):
         mask = _mask_attributes(image.crop(index))

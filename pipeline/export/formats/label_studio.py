@@ -68,6 +68,8 @@ class _Places:
         """The prefix and the path: in URLs percent-encoded, since Label Studio decodes them, but in keys literally."""
         if image.uri is None:
             raise ExportError(f"image {image.id!r} came as bytes, without a URI: Label Studio could not show it")
+        if image.file_name != image.path:
+            raise ExportError(f"image {image.id!r} is in a tar shard: Label Studio could not show it")
         if self._prefix is None:
             return image.uri
         place = self._behind_prefix(image, self._prefix.secret_text)

@@ -205,7 +205,7 @@ class _Export:
     def _write_label(self, image: ImageLabels, place: _Place) -> Write:
         info = image.image
         self._parts[part := self._part(info)] += 1
-        self._renamed += place.picture != f"images/{part}{info.path}"
+        self._renamed += place.picture != f"images/{part}{info.file_name}"
         self._unturned += not self._turns and info.exif_orientation != 1
         self._table.write(csv_line(place.label, place.picture, info.id, info.uri or ""))
         return partial(self._folder.put, place.label, _label_file(image, self.loss))
@@ -246,7 +246,7 @@ def _is_to_be_mended(path: str) -> bool:
 
 def _places(image: ImageInfo, part: str, taken: TakenPaths) -> _Place:
     """Where an image and its label file belong in the folder, or in a part of it; nothing else is there."""
-    for path in alternatives(safe_path(image.path.partition("://")[2] or image.path), image.id):
+    for path in alternatives(safe_path(image.file_name.partition("://")[2] or image.file_name), image.id):
         place = f"images/{part}{path}"
         if split_suffix(place)[1].lower() not in _SUFFIXES:
             place += _ADDED_SUFFIX

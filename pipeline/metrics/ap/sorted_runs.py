@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -80,14 +81,19 @@ def merge_runs(objects: ObjectFolder, runs: Sequence[SortedRun], dtype: np.dtype
     where there are few runs. No two records may be equal in score, image and rank.
     """
     chunks_at_once = max(1, CHUNKS_AT_ONCE // max(1, len(runs)))
-    with ThreadPoolExecutor(_READ_THREADS) as pool:
-        cursors = [_Cursor(objects, run, dtype, pool, chunks_at_once) for run in runs]
-        while cursors := [cursor for cursor in cursors if cursor.fill()]:
-            # Whatever comes after the last loaded record of some run may be preceded by what is not loaded yet.
-            lasts = np.stack([cursor.loaded[-1] for cursor in cursors])
-            limit = lasts[sort_order(lasts)[0]]
-            chunk = np.concatenate([cursor.take(limit) for cursor in cursors])
-            yield chunk[sort_order(chunk)] if len(cursors) > 1 else chunk
+    cursors = [_Cursor(objects, run, dtype, _readers(), chunks_at_once) for run in runs]
+    while cursors := [cursor for cursor in cursors if cursor.fill()]:
+        # Whatever comes after the last loaded record of some run may be preceded by what is not loaded yet.
+        lasts = np.stack([cursor.loaded[-1] for cursor in cursors])
+        limit = lasts[sort_order(lasts)[0]]
+        chunk = np.concatenate([cursor.take(limit) for cursor in cursors])
+        yield chunk[sort_order(chunk)] if len(cursors) > 1 else chunk
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """One for all merges of a process: there is one for each category, and most read little."""
+    return ThreadPoolExecutor(_READ_THREADS)
 
 
 class _Cursor:

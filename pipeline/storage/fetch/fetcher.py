@@ -51,6 +51,7 @@ from pipeline.storage.fetch.rules import (
     check_shard,
     check_whole,
     code_of_status,
+    no_ranges,
 )
 from pipeline.storage.filesystems import open_aws_client, open_fsspec, open_s3_store, s3_status
 from pipeline.storage.uris import TarMember, Uri, UriError, UriText
@@ -66,7 +67,7 @@ _ERRNO_CODES = {
     errno.ENXIO: "not_a_file",
 }
 _READ_SIZE_BYTES = 1 << 16
-_NO_SUCH_RANGE = 416
+_PARTIAL, _NO_SUCH_RANGE = 206, 416
 _S3_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _S3_CODES = {
     "RequestTimeout": "timeout",
@@ -350,6 +351,8 @@ def _read_s3(uri: Uri, settings: FetchSettings, allowance: Allowance, member: Ta
     except BaseError as error:
         if member is not None and s3_status(error) == _NO_SUCH_RANGE:
             check_whole(uri, member, 0)
+        if "NotPartial" in str(error):  # object_store's word for an answer of 200
+            raise no_ranges(uri) from None
         raise FetchError(_s3_code(error), uri, _s3_reason(error)) from None
 
 
@@ -368,6 +371,8 @@ def _read_s3_literally(uri: Uri, settings: FetchSettings, allowance: Allowance, 
             allowance.claim(answer["ContentLength"])
         else:
             check_shard(uri, member, ObjectVersion.told(None, *told))
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != _PARTIAL:
+                raise no_ranges(uri)
             check_whole(uri, member, answer["ContentLength"])
         content = bytearray()
         with answer["Body"] as response:  # urllib3's
@@ -425,6 +430,8 @@ def _read_fsspec(uri: Uri, settings: FetchSettings, allowance: Allowance, member
             check_whole(uri, member, info["size"] - member.offset)
             stop = member.offset + member.size_bytes
             data = _call(filesystem, "cat_file", path, settings.attempt_timeout_s, start=member.offset, end=stop)
+            if len(data) > member.size_bytes:
+                raise no_ranges(uri)
             check_whole(uri, member, len(data))
             return Fetched(data, version)
     except (FetchError, UriError):

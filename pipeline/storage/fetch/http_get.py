@@ -27,6 +27,7 @@ from pipeline.storage.fetch.rules import (
     check_shard,
     check_whole,
     code_of_status,
+    no_ranges,
 )
 from pipeline.storage.uris import TarMember, Uri, UriError, UriText
 from pipeline.storage.versions import ObjectVersion
@@ -139,11 +140,8 @@ class HttpGet:
             check_whole(self.uri, member, 0)
         if member is not None and response.status in (200, 206):
             check_shard(self.uri, member, _version(response, 0))
-        if member is not None and response.status == 200:  # the server knows no ranges: all before it comes too
-            allowance.claim(member.offset + member.size_bytes)
-            data = self._read_up_to(response, member.offset + member.size_bytes)[member.offset :]
-            check_whole(self.uri, member, len(data))
-            return data
+        if member is not None and response.status == 200:
+            raise no_ranges(self.uri)
         if member is not None and response.status == 206:
             told = response.getheader("Content-Range") or ""
             if not told.startswith(f"bytes {member.offset}-"):

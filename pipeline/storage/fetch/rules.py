@@ -21,8 +21,8 @@ class FetchError(RunError):
         code: ``not_found``, ``access_denied``, ``too_large``, ``not_a_file`` (directory, FIFO, device, key
             ending in a slash), ``uri_not_allowed``, ``bad_uri``, ``unsupported_scheme``, ``wrong_region``,
             ``bad_certificate``, ``rejected`` (another 4xx), ``failed`` (unforeseen); of a member of a tar shard
-            ``shard_changed`` (since it was indexed), ``truncated`` (the shard ends before it); and, worth another try,
-            ``timeout``, ``throttled``, ``unavailable``.
+            ``shard_changed`` (since it was indexed), ``truncated`` (the shard ends before it), ``no_ranges`` (its
+            server sends all of it or nothing); and, worth another try, ``timeout``, ``throttled``, ``unavailable``.
         uri: of the object, without its secrets.
         detail: what happened, for people.
         retryable: whether the same request may succeed later.
@@ -166,6 +166,13 @@ def check_whole(uri: UriText, member: TarMember, size_bytes: int) -> None:
     """
     if size_bytes < member.size_bytes:
         raise FetchError("truncated", uri, "the tar shard ends before this member does")
+
+
+def no_ranges(uri: UriText) -> FetchError:
+    """Where a member was asked for and the whole shard came. All before a picture would be read again for each."""
+    return FetchError(
+        "no_ranges", uri, "the server sends no parts of files: copy the shard to where ranges can be read"
+    )
 
 
 def code_of_status(status: int) -> str:

@@ -140,8 +140,8 @@ class _Reader:
         row = object_row(element.value, element.text, masks=True)
         self._id_kind.check(row.image_id)
         self._used.add(row.category_id)
-        # Without the text: the parsed segmentation is at hand.
-        self.objects[row.image_id].append((row._replace(text=None), element.value["segmentation"]))
+        # The parsed segmentation is at hand, whatever its form.
+        self.objects[row.image_id].append((row._replace(polygons=None, text=None), element.value["segmentation"]))
 
     def _take_category(self, element: Element) -> None:
         category_id, name = category_row(element.value)

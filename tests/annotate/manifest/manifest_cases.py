@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +63,24 @@ def check_refused(folder: Path, case: tuple[str, bytes, dict[str, Any], str]) ->
     spec = ManifestConfig(uri=write(folder / name, content), **fields)
     with pytest.raises(ManifestError, match=message):
         open_manifest(spec, Uri(str(folder / "scratch")))
+
+
+def tar(members: dict[str, bytes] | list[tuple[str, bytes]], format: int = tarfile.GNU_FORMAT) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w", format=format) as file:
+        for name, content in members.items() if isinstance(members, dict) else members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+    return sink.getvalue()
+
+
+def idx(content: bytes, version: str = "v1.2") -> bytes:
+    """The index of a shard as DALI describes it: a line a sample, of each member extension, offset, size, name."""
+    samples: dict[str, list[str]] = {}
+    with tarfile.open(fileobj=io.BytesIO(content)) as file:
+        for entry in file:
+            key, _, extension = entry.name.partition(".")
+            fields = [extension, str(entry.offset_data), str(entry.size), *([entry.name] if version == "v1.2" else [])]
+            samples.setdefault(key, []).extend(fields)
+    return "".join(f"{line}\n" for line in (f"{version} {len(samples)}", *map(" ".join, samples.values()))).encode()

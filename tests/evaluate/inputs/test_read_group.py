@@ -157,6 +157,11 @@ def test_an_output_that_changes_meanwhile(tmp_path: Path) -> None:
         ({"size": [120, 136], "counts": "53"}, r"gt.json, annotation 0: run lengths of 8 pixels in all for a mask of"),
         ({"size": [120, 136], "counts": "00N8"}, r"gt.json, annotation 0: a run of -2 pixels"),
         ([[1, 2, 3]], r"gt.json, annotation 0: a polygon must be a list"),
+        ([[1, 2, 3, 4, 5, 1e9]], r"gt.json, annotation 0: a polygon must be a list"),
+        ([[1, 2, 3, 4, 5, 6], None], r"gt.json, annotation 0: a polygon must be a list"),
+        ([[1, 2, 3, 4, 5, None]], r"gt.json, annotation 0: a polygon must be a list"),
+        ([[1, 2, 3, 4, 5, "6"]], r"gt.json, annotation 0: a polygon must be a list"),
+        ([1, 2, 3, 4, 5, 6], r"gt.json, annotation 0: a polygon must be a list"),
     ],
 )
 def test_a_mask_that_cannot_be_compared(segmentation: Any, message: str, tmp_path: Path) -> None:

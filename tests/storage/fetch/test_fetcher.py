@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,37 @@ class TestBothProtocols:
         assert in_order(fetcher(flaky, fetch_concurrency=16), [UriText(uri) for uri in uris]) == [BODY] * 100
         assert set(flaky.requests.values()) == {1}
         assert len(flaky.requests) == 100
+
+
+@pytest.mark.parametrize("place", ["s3", "s3, a key that obstore cannot say", "http"])
+class TestMembersOfShards:
+    def uri(self, flaky: FlakyServer, place: str, name: str) -> str:
+        folder = {"s3": "s3://bucket/", "http": f"{flaky.url}/bucket/"}.get(place, "s3://bucket/a//")
+        return TarMember(folder + name, 1000, 5000).text
+
+    def fetcher(self, flaky: FlakyServer, place: str, behaviour: str = "") -> Fetcher:
+        timeout_s = SHORT_TIMEOUT_S if behaviour in ("halfdrip", "halfsilent") else QUICK.attempt_timeout_s
+        return fetcher(flaky if place == "http" else None, attempt_timeout_s=timeout_s)
+
+    @pytest.mark.parametrize("behaviour", ["halfshort", "halfreset", "halfdrip", "halfsilent", "503"])
+    def test_a_connection_that_breaks_in_it(self, flaky: FlakyServer, place: str, behaviour: str) -> None:
+        patient = self.fetcher(flaky, place, behaviour)
+        found = patient.fetch(UriText(self.uri(flaky, place, f"{behaviour}-then-ok-2")))
+        assert found.data == BODY[1000:6000]
+        assert flaky.requests.total() == 3
+        code = {"503": "throttled", "halfdrip": "timeout", "halfsilent": "timeout"}.get(behaviour, "unavailable")
+        assert error_of(patient, self.uri(flaky, place, behaviour)).code == code
+        assert flaky.requests.total() == 6
+
+    def test_a_server_that_knows_no_ranges(self, flaky: FlakyServer, place: str) -> None:
+        error = error_of(self.fetcher(flaky, place), self.uri(flaky, place, "whole"))
+        assert (error.code, error.retryable) == ("no_ranges", False)
+        assert flaky.requests.total() == 1
+
+    def test_too_large(self, flaky: FlakyServer, place: str) -> None:
+        small = replace(self.fetcher(flaky, place), settings=QUICK.model_copy(update={"max_object_bytes": 4999}))
+        assert error_of(small, self.uri(flaky, place, "ok")).code == "too_large"
+        assert not flaky.requests
 
 
 class TestS3:
