@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pycocotools import mask as coco_mask
 
 from benchmarks.support.machine import describe
 from pipeline.annotations.data_file import Identity
@@ -29,18 +30,19 @@ _CLASSES = 80
 
 
 def write_output(folder: Path, num_images: int, per_image: int, seed: int) -> Uri:
-    """An output whose files have the same objects and ids of their own."""
+    """An output whose files have the same objects, masks as large as their boxes, and ids of their own."""
     rng = np.random.default_rng(seed)
+    boxes = [rng.random((per_image, 4)).astype(np.float32) * 200 for _ in range(_ROWS_PER_FILE)]
     found = [
         ImageDetections(
-            boxes=rng.random((per_image, 4)).astype(np.float32) * 200,
+            boxes=own,
             scores=np.sort(rng.random(per_image))[::-1].astype(np.float32),
             labels=rng.integers(0, _CLASSES, per_image),
             areas=rng.integers(10, 20_000, per_image).astype(np.float32),
             image_size=(480, 640),
-            counts=[b"0"] * per_image,
+            counts=[mask["counts"] for mask in coco_mask.frPyObjects(own.astype(np.float64), 480, 640)],
         )
-        for _ in range(_ROWS_PER_FILE)
+        for own in boxes
     ]
     detections = detections_array(found, range(_CLASSES), [f"class {i}" for i in range(_CLASSES)])
     store = OutputStore(Uri(str(folder)))

@@ -376,8 +376,10 @@ def test_the_command(tmp_path: Path, capsys: Any, caplog: Any) -> None:
     out = tmp_path / "out"
     arguments = [str(before), str(after), "--out", str(out)]
     assert main([*arguments, "--fail-if", "agreement<0.1"]) == 0
-    assert "fox: " in capsys.readouterr().out
-    assert "not judged" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "fox: " in said
+    assert "AP 0." in said
+    assert "not judged" not in said
     assert main([*arguments, "--fail-if", "psi>5", "--fail-if", "share_change>0.2"]) == 3
     assert "not judged: psi of " in capsys.readouterr().out
     assert "beyond the limits of --fail-if: share_change>0.2" in caplog.text
