@@ -127,13 +127,13 @@ def begin(run: rounds.Rounds, rows_per_file: int = 8) -> None:
 
 
 def test_what_waits_and_is_written_is_bounded_in_bytes(work: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An eighth of a node's object store for a file, a quarter of all of it for those together."""
+    """A sixteenth of a node's object store for a file, an eighth of all of it for those together."""
     _, store = work("", None)
     writes = graph.Writes(parts(rows_per_file=1000), SimpleNamespace())  # type: ignore[arg-type]
     monkeypatch.setattr(store, "wait", lambda *_, **__: ([], []))  # none is done
     for name in "abcd":
         assert not writes.full
-        writes.add(Block(name, 60))
+        writes.add(Block(name, 30))
         writes.go_on()
     assert writes.full
     assert writes.num_open == 3  # two blocks are too much for a file; the last one waits

@@ -140,12 +140,12 @@ def test_files_are_written_where_fetching_fills_the_cluster(
 @pytest.mark.parametrize(
     ("nodes", "settings", "mib"),
     [
-        pytest.param([(2, 1, 100)], {}, 8, id="a small store"),
-        pytest.param([(2, 1, 75)], {}, 6, id="the smallest"),
-        pytest.param([(2, 1, 1000)], {"object_store_limit_bytes": 100 << 20}, 10, id="a part of a large one"),
-        pytest.param([(16, 8, 64 << 10)], {}, 655, id="many GPUs"),
-        pytest.param([(0, 8, 4 << 10), (64, 0, 64 << 10)], {}, 102, id="GPUs, and CPUs on a node of their own"),
-        pytest.param([(2, 0, 1 << 10)], {"cpus_per_actor": 0.0}, 81, id="a replica that reserves nothing"),
+        pytest.param([(2, 1, 100)], {}, 6, id="a small store"),
+        pytest.param([(2, 1, 75)], {}, 5, id="the smallest"),
+        pytest.param([(2, 1, 1000)], {"object_store_limit_bytes": 100 << 20}, 8, id="a part of a large one"),
+        pytest.param([(16, 8, 64 << 10)], {}, 552, id="many GPUs"),
+        pytest.param([(0, 8, 4 << 10), (64, 0, 64 << 10)], {}, 86, id="GPUs, and CPUs on a node of their own"),
+        pytest.param([(2, 0, 1 << 10)], {"cpus_per_actor": 0.0}, 69, id="a replica that reserves nothing"),
     ],
 )
 def test_blocks_leave_room_in_every_store(
