@@ -77,7 +77,9 @@ def assert_equal(found: BatchDetections, expected: list[ImageDetections], tolera
         for name in FIELDS:
             values, wanted = getattr(found, name)[i], getattr(image, name)
             assert values.dtype == wanted.dtype
-            torch.testing.assert_close(values[: len(wanted)], wanted, rtol=0, atol=tolerance)
+            # Convolutions of more or fewer objects at once may round a soft mask's value otherwise.
+            allowed = max(tolerance, 1e-6) if name == "masks" else tolerance
+            torch.testing.assert_close(values[: len(wanted)], wanted, rtol=0, atol=allowed)
             assert not values[len(wanted) :].any()
 
 
