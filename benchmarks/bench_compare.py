@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco_mask
 
+from benchmarks.bench_resume import peak_bytes
 from benchmarks.support.machine import describe
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import OutputStore
@@ -68,8 +68,7 @@ def _measured(sides: list[Uri], result: multiprocessing.Queue[tuple[float, float
     started, cpu = time.perf_counter(), time.process_time()
     before, after = (Side(open_source(uri)) for uri in sides)
     compare(before, after)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    result.put((time.perf_counter() - started, time.process_time() - cpu, peak))
+    result.put((time.perf_counter() - started, time.process_time() - cpu, peak_bytes() / (1 << 20)))
 
 
 def main() -> None:

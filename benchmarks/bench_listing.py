@@ -10,13 +10,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import resource
 import tempfile
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from benchmarks.bench_resume import peak_bytes
 from benchmarks.support.machine import describe
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotate.manifest.open import open_manifest
@@ -82,7 +82,7 @@ def serve(num_keys: int, address: Any) -> None:
 def measure(num_keys: int, port: int, result: Any) -> None:
     """A process of its own: open the manifest; sends seconds, CPU seconds, and bytes before and at the most."""
     os.environ |= {**CLIENT_ENVIRONMENT, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
-    before = _peak_bytes()
+    before = peak_bytes()
     started, cpu = time.monotonic(), time.process_time()
     with tempfile.TemporaryDirectory(prefix="bench-listing-") as scratch:
         config = ManifestConfig(uri=Uri(f"s3://bucket/{_PREFIX}"), format="folder", compare="etag")
@@ -90,11 +90,7 @@ def measure(num_keys: int, port: int, result: Any) -> None:
         rows = sum(unit.num_rows for unit in manifest.units)
     if rows != num_keys:
         raise RuntimeError(f"{rows} rows of {num_keys} keys")
-    result.send((time.monotonic() - started, time.process_time() - cpu, before, _peak_bytes()))
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    result.send((time.monotonic() - started, time.process_time() - cpu, before, peak_bytes()))
 
 
 def line(num_keys: int) -> str:

@@ -47,6 +47,7 @@ from PIL import (
 
 from pipeline.errors import UserError
 from pipeline.images.essentials import (
+    EXIF_START,
     has_more_scans,
     jpeg_essentials,
     png_essentials,
@@ -94,7 +95,6 @@ _CLOSED_FORMATS: tuple[tuple[int, bytes, str], ...] = (
 )
 # Modes whose conversion to RGB is exact or defined. Others (LAB, F, 32-bit I) have no agreed picture.
 _CONVERTIBLE = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
-_EXIF_START = b"Exif\0\0"
 _BYTE_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _ORIENTATION_TAG = 0x0112
 _BITS_PER_SAMPLE_TAG = 258
@@ -414,10 +414,10 @@ def _exif_orientation(image: Image.Image) -> int:
     Every segment of a JPEG is a block of its own. Pillow joins them, and what follows a broken one is lost.
     """
     if isinstance(image, JpegImagePlugin.JpegImageFile):
-        blocks = [body for name, body in image.applist if name == "APP1" and body.startswith(_EXIF_START)]
+        blocks = [body for name, body in image.applist if name == "APP1" and body.startswith(EXIF_START)]
     else:
         blocks = [image.info.get("exif") or b""]
-    return _first_orientation(block.removeprefix(_EXIF_START) for block in blocks)
+    return _first_orientation(block.removeprefix(EXIF_START) for block in blocks)
 
 
 def _first_orientation(exif: Iterable[bytes]) -> int:

@@ -31,10 +31,11 @@ _ENDS_THE_WALK = frozenset({_SOS, *range(0xD0, _SOS)})
 # What begins the description of a frame; the others between are tables.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _SEQUENTIAL = frozenset({0xC0, 0xC1, 0xC9})
-_APP1, _EXIF_START = 0xE1, b"Exif\0\0"
+EXIF_START = b"Exif\0\0"  # of an APP1 segment
+_APP1 = 0xE1
 # Of each application segment that counts for pixels or orientation: how it begins, and the bytes that libjpeg wants of
 # it; a shorter one is none to libjpeg either.
-_NEEDED_SEGMENTS = {0xE0: (b"JFIF\0", 14), _APP1: (_EXIF_START, 6), 0xEE: (b"Adobe", 12)}
+_NEEDED_SEGMENTS = {0xE0: (b"JFIF\0", 14), _APP1: (EXIF_START, 6), 0xEE: (b"Adobe", 12)}
 # What is no marker between segments is passed over by every decoder, as is the marker 0x01, which stands for nothing.
 _MARKER = re.compile(rb"\xff+([^\x00\x01\xff])", re.DOTALL)
 # A marker behind entropy-coded data, in which 0xFF is followed by zero or by a restart marker.
@@ -130,8 +131,8 @@ def jpeg_essentials(data: bytes) -> JpegEssentials:
             _keep(spans, length_at - 2, stop)
         if code in _FRAMES:
             frame, kind = start, code
-        elif code == _APP1 and start.startswith(_EXIF_START):
-            exif.append(data[length_at + 2 + len(_EXIF_START) : stop])
+        elif code == _APP1 and start.startswith(EXIF_START):
+            exif.append(data[length_at + 2 + len(EXIF_START) : stop])
         position = stop
     rest = found.end() - 2 if found else len(data)  # without a marker, nothing comes of it
     before = sum(end - start for start, end in spans)
