@@ -1,7 +1,8 @@
 """The lists of a JSON file, an element at a time: a file of any size in the memory of its longest element.
 
-The elements are parsed by the standard library, which is as fast here as a streaming parser's events and, unlike
-one, leaves the element's text: what need not be looked into now is passed on as it stands.
+An element leaves its text, which a streaming parser's events would not: what need not be looked into now is passed on
+as it stands. Where an object's braces say where it ends, pydantic's parser takes it, in a third of the time of the
+standard library, which takes all else: what other objects, braces in strings or damage make of it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
+
+from pydantic_core import from_json
 
 from pipeline.coco.errors import InputError
 from pipeline.storage.errors import StorageError
@@ -20,6 +24,7 @@ from pipeline.storage.uris import Uri
 
 CHUNK_BYTES = 4 << 20
 LONGEST_ELEMENT = 64 << 20  # characters
+_MOST_NESTED = 8  # objects in an element whose end is looked for; an RLE is one
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -135,7 +140,12 @@ class _Text:
 
     def value(self) -> tuple[Any, str]:
         """Go past the next value: it, and its text."""
-        self.peek()
+        if self.peek() == "{" and (end := self._object_end()):
+            source = self._window[self._at : end]
+            with suppress(ValueError):  # braces in a string, or damage: as below
+                found = from_json(source)
+                self._at = end
+                return found, source
         while True:
             reason, value, end = "", None, len(self._window)
             try:
@@ -151,6 +161,20 @@ class _Text:
         source = self._window[self._at : end]
         self._at = end
         return value, source
+
+    def _object_end(self) -> int:
+        """Where the object here ends if no string has braces; 0 if not in the window. What is whole JSON ends there."""
+        end = opened = self._at
+        depth = 0
+        for _ in range(_MOST_NESTED):
+            end = self._window.find("}", end) + 1
+            if not end:
+                return 0
+            depth += self._window.count("{", opened, end) - 1
+            if not depth:
+                return end
+            opened = end
+        return 0
 
     def error(self, reason: str) -> InputError:
         """Saying where the window stands."""

@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 Int64Array = NDArray[np.int64]
+Runs = NDArray[np.int32] | NDArray[np.int64]
 
 _MOST_GROUPS = 12  # 60 bits: whatever a number stands for, int64 holds it
+_NARROW_GROUPS = 6  # 30 bits, which int32 holds, with their sums up to the first that is no run
+_NARROW_PIXELS = 1 << 31  # of the largest mask; its runs are below
 _MASKS_AT_ONCE = 1024  # so many that calls of numpy cost little, so few that arrays fit into a core's cache
 
 
@@ -220,15 +223,17 @@ def decode_runs(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int
             cut off, runs below zero or that do not add up to the image's pixels.
     """
     runs, runs_per_mask, _ = _decode_checked(*joined_texts(texts), np.asarray(sizes).reshape(-1, 2))
-    return runs, runs_per_mask
+    return runs.astype(np.int64), runs_per_mask
 
 
 def _decode_checked(
     text: bytes, offsets: Int64Array, sizes: NDArray[np.integer]
-) -> tuple[Int64Array, Int64Array, Int64Array]:
+) -> tuple[Runs, Int64Array, Int64Array]:
     """Runs [S], how many each mask has [N], and the masks' areas [N]; otherwise as `decode_runs`."""
     try:
-        runs, runs_per_mask = _decoded(text, offsets)
+        # One alone is asked for its message, in which all numbers are whole.
+        narrow = len(sizes) > 1 and int(sizes.astype(np.int64).prod(axis=1).max()) < _NARROW_PIXELS
+        runs, runs_per_mask = _decoded(text, offsets, narrow)
         return runs, runs_per_mask, check_runs(runs, runs_per_mask, sizes)
     except DamagedRle as error:
         if len(sizes) == 1:
@@ -241,7 +246,7 @@ def _decode_checked(
         raise error
 
 
-def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -> Int64Array:
+def check_runs(runs: Runs, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -> Int64Array:
     """Check that the runs of each mask fill its image: the area of each mask [N], in pixels.
 
     Args:
@@ -277,12 +282,16 @@ def check_runs(runs: Int64Array, runs_per_mask: Int64Array, sizes: NDArray[np.in
     raise DamagedRle(f"run lengths of {sums[index]:,} pixels in all for a mask of {_by(sizes[index])}", index)
 
 
-def _decoded(text: bytes, offsets: Int64Array) -> tuple[Int64Array, Int64Array]:
+def _decoded(text: bytes, offsets: Int64Array, narrow: bool) -> tuple[Runs, Int64Array]:
     """The inverse of `_strings`, of the same two arrays; the runs may be any numbers.
+
+    Half the bytes are half the time. In int32 a sum may wrap around, and still nothing passes for a mask that is none:
+    a number changes a run by less than 2**30, so the first that is below zero or above 2**31 - 1 is seen below zero.
 
     Args:
         text: strings, one after the other.
         offsets: [N + 1] where each of N begins, and the end of the last.
+        narrow: masks of less than 2**31 pixels: runs may be int32, exact up to the first that is none.
     """
     ends = offsets[1:] - offsets[0]
     if not ends.size:
@@ -297,22 +306,27 @@ def _decoded(text: bytes, offsets: Int64Array) -> tuple[Int64Array, Int64Array]:
         raise DamagedRle("the last run length is cut off")
     digits = characters & np.uint8(31)
     # The highest group has the sign; nine numbers in ten have no other.
-    values = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last].astype(np.int64)
+    highest = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last]
+    values: Runs = highest.astype(np.int32) if narrow else highest.astype(np.int64)
     lower = np.flatnonzero(~is_last)
     owners = lower - np.arange(lower.size)  # so many numbers have ended before
     has_lower = np.diff(owners, prepend=-1) == 0  # the group before is of the same number
     at = np.flatnonzero(~np.append(has_lower, False)[1:])  # the highest of each number's lower groups, then the next
-    for _ in range(_MOST_GROUPS - 1):
+    for _ in range((_NARROW_GROUPS if narrow else _MOST_GROUPS) - 1):
+        if not at.size:
+            break
         several = owners[at]
         values[several] = (values[several] << 5) + digits[lower[at]]
         at = at[has_lower[at]] - 1
+    if at.size and narrow:
+        return _decoded(text, offsets, narrow=False)
     if at.size:
         raise DamagedRle("a run length has too many digits")
     runs_per_mask = np.diff(ends - np.searchsorted(lower, ends), prepend=0)
     return _undone_differences(values, runs_per_mask), runs_per_mask
 
 
-def _undone_differences(values: Int64Array, runs_per_mask: Int64Array) -> Int64Array:
+def _undone_differences(values: Runs, runs_per_mask: Int64Array) -> Runs:
     """Runs of which, from the fourth of a mask on, the difference to the run before last is given; in place.
 
     Runs before last stand at places of one parity, so two sums do for all masks, once they begin anew where they must.
@@ -322,8 +336,8 @@ def _undone_differences(values: Int64Array, runs_per_mask: Int64Array) -> Int64A
     for parity in range(2):
         chain, at = values[parity::2], begins[begins % 2 == parity] // 2
         if at.size > 1:
-            chain[at[1:]] -= np.add.reduceat(chain, at)[:-1]
-        np.cumsum(chain, out=chain)
+            chain[at[1:]] -= np.add.reduceat(chain, at, dtype=chain.dtype)[:-1]
+        np.cumsum(chain, dtype=chain.dtype, out=chain)
     return values
 
 

@@ -46,7 +46,7 @@ def block_overlaps(truth: TruthBlock, detections: DetectionBlock, iou_type: IouT
         masks = _masks(truth, detections)
         if only_candidates:
             cells = cells.narrowed(_may_match(*cells.pairs(), *masks, truth.crowd))
-        found, known = masks[0].take(cells.detection_order), masks[1].take(cells.object_order)
+        found, known = masks[0].take(cells.detection_order)[:], masks[1].take(cells.object_order)[:]
     crowd = truth.crowd.view(np.uint8)[cells.object_order]
     bounds = zip(cells.detections.tolist(), cells.objects.tolist(), strict=True)
     ious = [coco_mask.iou(found[a:b], known[c:d], crowd[c:d]).ravel() for (a, b), (c, d) in bounds]

@@ -16,7 +16,7 @@ from pipeline.storage.errors import StorageError
 from pipeline.storage.uris import Uri
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.text('{}"'),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -44,7 +44,15 @@ def test_equal_to_the_whole_parsed_at_once(
     lists = {None: content} if isinstance(content, list) else content
     wanted = [(k, i, v) for k, items in lists.items() if isinstance(items, list) for i, v in enumerate(items)]
     assert [element[:3] for element in found] == wanted
-    assert all(json.loads(element.text) == element.value for element in found)
+    assert all(json.dumps(json.loads(element.text)) == json.dumps(element.value) for element in found)
+
+
+@pytest.mark.parametrize("depth", [1, 7, 8, 9, 300])
+def test_objects_in_objects(depth: int, tmp_path: Path) -> None:
+    text = '{"a": ' * depth + "0.1" + "}" * depth
+    found = elements(tmp_path / "a.json", f'[{text}, {{"a": 1, "a": "}}{{"}} , {text}]')
+    assert [element.text for element in found] == [text, '{"a": 1, "a": "}{"}', text]
+    assert [element.value for element in found] == [json.loads(text), {"a": "}{"}, json.loads(text)]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -109,6 +109,43 @@ def test_a_damaged_string_is_refused_or_fills_its_mask(masks, data):
     np.testing.assert_array_equal(pixels.reshape(-1, order="F"), ones)
 
 
+def text_of(numbers):
+    """As COCO writes numbers, whatever they stand for."""
+    text = bytearray()
+    for number in numbers:
+        more = True
+        while more:
+            group, number = number & 31, number >> 5
+            more = number != (-1 if group & 16 else 0)
+            text.append(48 + group + 32 * more)
+    return bytes(text)
+
+
+edges = st.sampled_from([1 << 4, 1 << 28, 1 << 29, 1 << 30, 1 << 31, 1 << 32, 1 << 40])
+numbers = st.builds(lambda edge, step, sign: sign * edge + step, edges, st.integers(-2, 2), st.sampled_from([0, 1, -1]))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.lists(numbers, min_size=1, max_size=24), st.booleans())
+@settings(deadline=None, max_examples=300)
+def test_numbers_of_any_size_are_those_of_a_mask_or_refused(first, rest, wraps):
+    """Beside a good mask, so that sums may wrap around; by whole numbers of Python's."""
+    values = first + rest
+    runs = values[:3]
+    for value in values[3:]:
+        runs.append(runs[-2] + value)
+    pixels = sum(runs) % (1 << 32) if wraps else sum(runs)  # as sums of 32 bits would have it
+    size, good = [1, max(1, min(pixels, (1 << 62) - 1))], string_of(np.eye(3, 5))
+    is_mask = min(runs) >= 0 and sum(runs) == size[1]
+    texts, sizes = [good, text_of(values), good], np.array([[3, 5], size, [3, 5]])
+    if is_mask:
+        found, runs_per_mask = decode_runs(texts, sizes)
+        assert np.split(found, np.cumsum(runs_per_mask))[1].tolist() == runs
+        return
+    with pytest.raises(DamagedRle) as caught:
+        decode_runs(texts, sizes)
+    assert caught.value.index == 1
+
+
 DAMAGED = {
     "nothing": (b"", "not a compressed string"),
     "a blank": (b"5 3", "not a compressed string"),
