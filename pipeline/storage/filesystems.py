@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import lru_cache
@@ -139,9 +140,21 @@ def _aws_client(environment: S3Environment, timeout_s: float, max_attempts: int)
         max_pool_connections=64,
         **({"signature_version": UNSIGNED} if environment.anonymous else {}),
     )
-    return botocore.session.Session().create_client(
-        "s3", region_name=environment.region, endpoint_url=environment.endpoint, config=config
-    )
+    session = botocore.session.Session()
+    # Most of what a listing of many keys costs was botocore's own, which takes a time in any form.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+    return session.create_client("s3", region_name=environment.region, endpoint_url=environment.endpoint, config=config)
+
+
+def _timestamp(value: Any) -> datetime:
+    """What botocore makes of a time, sooner where it is written as S3 lists it: ``2026-01-31T02:00:00.000Z``."""
+    from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
+
+    with suppress(LookupError, TypeError, ValueError):
+        if value[10] == "T" and value[-1] == "Z":
+            return datetime.fromisoformat(f"{value[:-1]}+00:00")
+    found: datetime = parse_timestamp(value)
+    return found
 
 
 def _has_profile() -> bool:

@@ -5,12 +5,15 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
+from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
 
+from pipeline.storage import filesystems
 from pipeline.storage.filesystems import S3Environment, open_filesystem, s3_environment
 from pipeline.storage.uris import Uri, UriError
 from testing.s3_server import CLIENT_ENVIRONMENT, S3Server
@@ -134,3 +137,29 @@ class TestOtherSchemes:
             open_filesystem(Uri(uri))
         assert caught.value.code == "bad_uri"
         assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2026-01-31T02:00:00.000Z",
+        "2026-01-31T02:00:00Z",
+        "2026-01-31T02:00:00.123456Z",
+        "2026-01-31T02:00:00.1234567Z",
+        "2026-01-31T02:00:00+01:00",
+        "2026-01-31 02:00:00Z",
+        "Sat, 31 Jan 2026 02:00:00 GMT",
+        "1769824800",
+        "20260131",
+        1769824800,
+    ],
+)
+def test_times_are_those_of_botocore(text: Any) -> None:
+    found, wanted = filesystems._timestamp(text), parse_timestamp(text)
+    assert found == wanted
+    assert found.utcoffset() == wanted.utcoffset()
+
+
+def test_no_time_is_botocores_error() -> None:
+    with pytest.raises(ValueError, match="Invalid timestamp"):
+        filesystems._timestamp("2026-99-99T02:00:00.000Z")
