@@ -12,7 +12,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 from pydantic_core import from_json
@@ -142,8 +141,11 @@ class _Text:
         """Go past the next value: it, and its text."""
         if self.peek() == "{" and (end := self._object_end()):
             source = self._window[self._at : end]
-            with suppress(ValueError):  # braces in a string, or damage: as below
+            try:
                 found = from_json(source)
+            except ValueError:  # braces in a string, or damage
+                pass
+            else:
                 self._at = end
                 return found, source
         while True:

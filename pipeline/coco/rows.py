@@ -6,7 +6,7 @@ nonsense, the message here says which value is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -241,11 +241,12 @@ def at_place(uri: Uri, element: Element, error: BadRow) -> InputError:
 
 
 def _get(value: Any, key: str) -> Any:
-    if not isinstance(value, dict):
-        raise BadRow(f"it is {_brief(value)}, not an object")
-    if key not in value:
-        raise BadRow(f"it has no key {key!r}; it has: {', '.join(value) or 'none'}")
-    return value[key]
+    try:
+        return value[key]
+    except KeyError:
+        raise BadRow(f"it has no key {key!r}; it has: {', '.join(value) or 'none'}") from None
+    except TypeError:  # of JSON's kinds, only an object takes strings
+        raise BadRow(f"it is {_brief(value)}, not an object") from None
 
 
 def _int(value: Any, key: str) -> int:
@@ -268,18 +269,18 @@ def _image_id(value: Any, key: str) -> ImageId:
 
 def _number(value: Any, key: str) -> float:
     found = _get(value, key)
-    if type(found) not in _NUMBERS or not _is_finite(found):
+    if type(found) not in _NUMBERS or not _are_finite((found,)):
         raise BadRow(f"{key} must be a finite number, not {_brief(found)}")
     return float(found)
 
 
 def _box(found: Any) -> list[float]:
-    if type(found) is not list or len(found) != 4 or not {*map(type, found)} <= _NUMBERS or not _is_finite(*found):
+    if type(found) is not list or len(found) != 4 or not {*map(type, found)} <= _NUMBERS or not _are_finite(found):
         raise BadRow(f"bbox must be four finite numbers (x, y, width, height), not {_brief(found)}")
-    return [float(number) for number in found]
+    return [*map(float, found)]
 
 
-def _is_finite(*numbers: float) -> bool:
+def _are_finite(numbers: Iterable[float]) -> bool:
     try:
         return all(map(isfinite, numbers))
     except OverflowError:  # an integer that no float holds
