@@ -355,7 +355,8 @@ def test_other_jobs_read_each_picture_once_where_a_run_died(
     new = {row["image_id"]: row for row in fresh(bucket)}
     keep = bucket.folder / "before"
     (bucket.folder / "out").rename(keep)
-    number, died, notes = 0, True, set()
+    number, died = 0, True
+    notes: set[str] = set()
     while died:
         shutil.rmtree(bucket.folder / "out", ignore_errors=True)
         shutil.copytree(keep, bucket.folder / "out")
