@@ -21,6 +21,7 @@ from pipeline.compare.limits import Limit, not_judged
 if TYPE_CHECKING:
     from pipeline.annotate.config import AnnotateConfig
     from pipeline.annotations.run_json import RunJson
+    from pipeline.storage.uris import Uri
 
 TOO_MANY_FAILURES, STOPPED_BY_FAILURES = 3, 4
 BEYOND_LIMITS = TOO_MANY_FAILURES
@@ -98,22 +99,42 @@ def _drift(config: AnnotateConfig, report: RunJson, limits: Sequence[Limit]) -> 
     from pipeline.compare.run import Side, compare, sides_of_run
 
     uri = config.output.uri
-    if config.drift is None or not report.this_run.rounds:
+    if config.drift is None:
+        return []
+    run_id = report.run_id if report.this_run.rounds else _left_over(uri)
+    if run_id is None:
         return []
     if config.drift.against == "previous":
-        before, after = sides_of_run(uri, report.run_id)
-        if before.source.provenance["run_ids"] == [report.run_id]:
-            logger.info("drift: this is the first run, there is nothing to compare with")
+        before, after = sides_of_run(uri, run_id)
+        if before.source.provenance["run_ids"] == [run_id]:
+            logger.info("drift: all rows are of one run, there is nothing to compare with")
             return []
     else:
-        before, after = Side(open_source(config.drift.against)), Side(open_source(uri), report.run_id)
+        before, after = Side(open_source(config.drift.against)), Side(open_source(uri), run_id)
     found = compare(before, after)
     write(found, uri)
     say(f"drift: {text(found)}")
-    if lack := not_judged(limits, found.figures, found.not_judged):
+    if lack := not_judged(limits, found.figures, found.not_judged, found.few_images):
         logger.warning("drift: %s", lack)
     logger.info("what changed: %s", uri / COMPARISON_PAGE_NAME)
     return [limit.text for limit in limits if limit.is_broken(found.figures)]
+
+
+def _left_over(uri: Uri) -> str | None:
+    """The run that made the latest rows, where it ended before it was compared: killed, or by a table out of reach."""
+    from pipeline.annotations.reader import open_source
+    from pipeline.annotations.run_json import RunJson
+    from pipeline.compare.report import read_earlier
+
+    earlier, report = read_earlier(uri), RunJson.read(uri)
+    compared = earlier["after"].get("run") if earlier else None
+    if report is not None and report.run_id == compared:
+        return None  # as nearly always; else the footers of all files tell
+    latest: str = open_source(uri).provenance["run_ids"][-1]
+    if compared is not None and latest <= compared:  # they begin with the time
+        return None
+    logger.info("drift: run %s, which made the latest rows, is not compared yet", latest)
+    return latest
 
 
 if __name__ == "__main__":

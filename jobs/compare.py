@@ -39,19 +39,19 @@ def _compare(args: argparse.Namespace) -> int:
     # After the arguments are read: who types them wrong need not wait for pyarrow.
     from pipeline.annotations.ledger import COMPARISON_PAGE_NAME
     from pipeline.annotations.reader import open_source
-    from pipeline.compare.report import text, write
+    from pipeline.compare.report import check_free, text, write
     from pipeline.compare.run import Side, compare, sides_of_run
 
-    before = Uri(args.before)
+    before, out = Uri(args.before), Uri(args.out)
+    check_free(out)  # now, and not when all is read
     if args.run is None:
         sides = Side(open_source(before)), Side(open_source(Uri(args.after)))
     else:
         sides = sides_of_run(before, args.run)
     found = compare(*sides, args.by)
-    out = Uri(args.out)
     write(found, out, args.gallery)
     say(text(found))
-    if lack := not_judged(limits, found.figures, found.not_judged):
+    if lack := not_judged(limits, found.figures, found.not_judged, found.few_images):
         say(lack)
     say(f"a page to look at: {out / COMPARISON_PAGE_NAME}")
     if broken := [limit.text for limit in limits if limit.is_broken(found.figures)]:

@@ -19,7 +19,7 @@ from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import ReadUnit
 from pipeline.annotate.pending.antijoin import Comparison, Pending, check_doubled, check_listing, find_pending
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
-from pipeline.annotate.prepare import ChosenModel, choose_model, make_identity
+from pipeline.annotate.prepare import ChosenModel, check_against, choose_model, make_identity
 from pipeline.annotate.stages.ordering import ROWS_PER_WINDOW, BatchOrder, Sizes
 from pipeline.annotations.data_file import Identity
 from pipeline.annotations.ledger import ANNOTATIONS, PROBE, OutputStore
@@ -78,6 +78,7 @@ def dry_run(config: AnnotateConfig) -> str:
 def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         manifest = open_manifest(config.manifest, Uri(scratch), PictureSource.of_config(config.images).fetcher)
+        check_against(config.drift, manifest.id_type)
         found = _steady(lambda: _find_pending(store, manifest, identity, config.manifest))
         pending = found.all_to_do()
         settings, batch_size, block = model.settings, config.model.batch_size, config.images_per_block

@@ -1,4 +1,6 @@
-"""What a run settles before it starts: the model, its settings, and the identity of what it writes."""
+"""What a run settles before it starts: the model, its settings, the identity of what it writes, and what it is
+compared with.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.annotate.config import AnnotateConfig
-from pipeline.annotations.data_file import Identity
+import pyarrow as pa
+
+from pipeline.annotate.config import AnnotateConfig, DriftConfig
+from pipeline.annotations.data_file import Identity, OutputError
+from pipeline.annotations.reader import open_source
 from pipeline.config.base import ConfigError
 from pipeline.model.files.header import CheckpointError, Header, read_header
 from pipeline.model.files.resolve import resolve_checkpoint
@@ -84,6 +89,24 @@ def _header_of(checkpoint: Checkpoint) -> Header:
     return Header(
         checkpoint.variant, checkpoint.categories, checkpoint.settings, checkpoint.source, checkpoint.weights_sha256
     )
+
+
+def check_against(drift: DriftConfig | None, id_type: pa.DataType) -> None:
+    """Raise unless what a run made can be compared with what its config names: a night is compared once, at its end.
+
+    Args:
+        id_type: of the images' ids.
+
+    Raises:
+        OutputError: there is no such output, or its ids are of another type.
+    """
+    if drift is None or drift.against == "previous":
+        return
+    if open_source(drift.against).string_ids != pa.types.is_string(id_type):
+        raise OutputError(
+            f"the image ids of {drift.against} (drift.against) and of the manifest are of two types: nothing can be "
+            "compared"
+        )
 
 
 def make_identity(config: AnnotateConfig, model: Header | Checkpoint, run_id: str) -> Identity:

@@ -22,7 +22,7 @@ from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, check_doubled, check_listing, rows_by_file
 from pipeline.annotate.pending.exchange import Deleted, Exchange
-from pipeline.annotate.prepare import choose_model, make_identity
+from pipeline.annotate.prepare import check_against, choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
 from pipeline.annotations.data_file import Counts, Footer, Identity, OutputError
 from pipeline.annotations.ledger import ANNOTATIONS, DataFiles, OutputStore
@@ -93,6 +93,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
             logger.info("new rows of %s, which an earlier run made, are in place", counted(placed, "changed picture"))
         scratch = stack.enter_context(scratch_of(store.uri, run_id, fence))
         manifest = open_manifest(config.manifest, scratch, PictureSource.of_config(config.images).fetcher)
+        check_against(config.drift, manifest.id_type)
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
         files.check_identity(identity, schema)

@@ -24,6 +24,13 @@ FIGURES = {
 # Classes with fewer objects are left out of a figure, which would be chance: histograms have 20 bins. Of a distance the
 # smaller side counts; of a change the side with more objects, on as many images as the smaller side has.
 MIN_OBJECTS = {"psi": 100, "js": 100, "count_change": 30}
+# And with fewer images on a side, what is counted by images: a night of three would break any limit by chance.
+MIN_IMAGES = 100
+BY_IMAGES = {
+    "psi": "psi of objects an image and of picture sizes",
+    "js": "js of objects an image and of picture sizes",
+    "share_change": "share_change",
+}
 _NOTHING = {
     "agreement": "there is no object on images of both sides",
     "failed_change": "a side has no image",
@@ -72,19 +79,26 @@ class Limit:
         return any(_OPERATORS[self.operator](value, self.value) for value in values)
 
 
-def not_judged(limits: Sequence[Limit], figures: Mapping[str, Figure], left_out: Mapping[str, Sequence[str]]) -> str:
+def not_judged(
+    limits: Sequence[Limit], figures: Mapping[str, Figure], left_out: Mapping[str, Sequence[str]], few_images: bool
+) -> str:
     """What there are limits on and could not be told, in words; "" if all could.
 
     Args:
         limits: that were asked for.
         figures: of the comparison.
         left_out: classes with too few objects, by the figure.
+        few_images: whether a side has fewer than `MIN_IMAGES`.
     """
-    told = []
+    told, by_images = [], []
     for name in dict.fromkeys(limit.figure for limit in limits):
+        if few_images and name in BY_IMAGES:
+            by_images.append(BY_IMAGES[name])
         if classes := left_out.get(name):
             of = counted(len(classes), "class", "classes")
             told.append(f"{name} of {of} with fewer than {MIN_OBJECTS[name]} objects ({Examples.of(classes)})")
-        elif figures[name] is None:
-            told.append(f"{name}: {_NOTHING.get(name, 'a side has no annotated image')}")
+        elif figures[name] is None and not (few_images and name in BY_IMAGES):
+            told.append(f"{name}: {_NOTHING.get(name, 'there is no object on either side')}")
+    if by_images:
+        told.append(f"{', '.join(by_images)}: a side has fewer than {MIN_IMAGES} annotated images")
     return f"not judged: {'; '.join(told)}" if told else ""

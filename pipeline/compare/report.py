@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.failure import ImageFailure
@@ -22,6 +22,10 @@ from pipeline.page.thumbnails import Overlay, Thumbnail, blank, thumbnail
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri, hide_secrets
 
+_TITLE = "Two outputs compared"
+_MARK = f"<title>{_TITLE}</title>".encode()  # by which a page of ours is known
+_HEAD_BYTES = 1024
+_MAX_BYTES = 256 << 20  # ten times what one of 10,000 classes in 100 slices has
 _MOST_CLASSES = 200
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together
 _SHOWN = DrawOptions(min_score=0.3)
@@ -44,6 +48,42 @@ class Card(NamedTuple):
     notes: tuple[str, ...]
 
 
+def read_earlier(folder: Uri) -> Mapping[str, Any] | None:
+    """What is in ``comparison.json``; ``None`` if there is none of ours.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        content, _ = open_objects(folder).read(COMPARISON_NAME, _MAX_BYTES)
+        found = json.loads(content)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+    is_ours = isinstance(found, dict) and "version" in found and isinstance(found.get("after"), dict)
+    return found if is_ours else None
+
+
+def check_free(folder: Uri) -> None:
+    """Raise if a report would take the place of a file that is none of an earlier one.
+
+    Raises:
+        OutputError: it would; nothing was written.
+        OSError: it cannot be told.
+    """
+    objects = open_objects(folder)
+    there = {entry.name: entry for entry in objects.list("").files}
+    page = there.get(COMPARISON_PAGE_NAME)
+    of_others = []
+    if COMPARISON_NAME in there and read_earlier(folder) is None:
+        of_others.append(COMPARISON_NAME)
+    if page and _MARK not in objects.read_range(page.name, 0, min(_HEAD_BYTES, page.size_bytes)):
+        of_others.append(page.name)
+    if of_others:
+        raise OutputError(
+            f"{folder / of_others[0]} is in the way, and not of an earlier comparison: move it, or give another folder"
+        )
+
+
 def write(found: Comparison, folder: Uri, most_drawn: int = 0) -> None:
     """``comparison.json`` and the page beside it; earlier ones are replaced.
 
@@ -60,7 +100,8 @@ def write(found: Comparison, folder: Uri, most_drawn: int = 0) -> None:
 
 def text(found: Comparison) -> str:
     """Some lines: the figures, how far both agree, and the classes that changed most."""
-    lines = [", ".join(f"{name} {_number(value)}" for name, value in found.figures.items() if value is not None)]
+    figures = [f"{name} {_number(value)}" for name, value in found.figures.items() if value is not None]
+    lines = [", ".join(figures) or "no figure can be told of so few images"]
     if shared := found.content["agreement"]:
         kinds = (("boxes", "bbox"), ("masks", "segm"))
         means = [(name, shared["precision"][kind].get("AP")) for name, kind in kinds]
@@ -85,7 +126,7 @@ def _number(value: Figure) -> str:
 def _page(found: Comparison, gallery: Sequence[Card]) -> str:
     shared = found.content["agreement"]
     context = {
-        "title": "Two outputs compared",
+        "title": _TITLE,
         "found": found.content,
         "classes": found.content["classes"][:_MOST_CLASSES],
         "agreeing": shared["classes"][:_MOST_CLASSES] if shared else [],

@@ -6,6 +6,8 @@
     before, after                 output, run (null: all), model, weights_sha256, images, failed, detections
     figures                       what may be limited, see `pipeline.compare.limits`; null where it cannot be told
     not_judged                    names of the classes that a figure leaves out for want of objects, by the figure
+    few_images                    whether figures leave out what is counted by images, for want of these: share_change,
+                                  and of psi and js the objects an image and the picture sizes
     objects_per_image, image_sizes  distances of images: see below
     classes                       the largest change first: id, name; before, after: images and their share, detections;
                                   share_change and count_change (of the objects an image, relative: -1 where the class
@@ -37,7 +39,7 @@ from pipeline.annotations.data_file import OutputError
 from pipeline.annotations.reader import Source, open_source
 from pipeline.compare import agreement, profile
 from pipeline.compare.agreement import Agreement, Disagreement, Tables, agree
-from pipeline.compare.limits import MIN_OBJECTS, Figure
+from pipeline.compare.limits import MIN_IMAGES, MIN_OBJECTS, Figure
 from pipeline.compare.profile import Profile
 from pipeline.compare.statistics import benjamini_hochberg, js_distance, psi, two_proportions
 from pipeline.messages.examples import Examples
@@ -129,6 +131,11 @@ class Comparison:
         found: Mapping[str, Sequence[str]] = self.content["not_judged"]
         return found
 
+    @property
+    def few_images(self) -> bool:
+        """Whether figures leave out what is counted by images."""
+        return bool(self.content["few_images"])
+
 
 def sides_of_run(uri: Uri, run_id: str) -> tuple[Side, Side]:
     """All other rows of an output, and those of a run.
@@ -156,6 +163,9 @@ def compare(before: Side, after: Side, by: str | None = None) -> Comparison:
         raise OutputError(
             f"the image ids of {before.source.uri} and {after.source.uri} are of two types: nothing can be compared"
         )
+    for side in (before, after):
+        if by is not None and by not in side.source.columns:
+            raise OutputError(f"{side.source.uri} has no column {by!r}: manifest.carry names those to carry")
     names = {c.id: c.name for side in (after, before) for c in side.source.categories}
     classes = profile.categories_of([_class_ids(side) for side in (before, after)])
     whole = _profiles(before, classes, None)[None], _profiles(after, classes, None)[None]
@@ -167,6 +177,7 @@ def compare(before: Side, after: Side, by: str | None = None) -> Comparison:
     figures, not_judged = _figures(body, whole)
     content["figures"] = {**figures, "agreement": found and found.share}
     content["not_judged"] = not_judged
+    content["few_images"] = _few_images(whole)
     content |= body
     content["by"] = by
     content["slices"] = [] if by is None else _slices(before, after, by, classes, names)
@@ -204,9 +215,6 @@ def _texts(side: Side, rows: pa.Table, by: str) -> pa.ChunkedArray:
 
 
 def _slices(before: Side, after: Side, by: str, classes: tuple[int, ...], names: Mapping[int, str]) -> list[Json]:
-    for side in (before, after):
-        if by not in side.source.columns:
-            raise OutputError(f"{side.source.uri} has no column {by!r}: manifest.carry names those to carry")
     left, right = (_profiles(side, classes, by) for side in (before, after))
     empty = Profile(classes, profile.replicates_of(len(classes), MOST_SLICES))
     slices = []
@@ -314,16 +322,22 @@ def _figures(body: Json, sides: Sequence[Profile]) -> tuple[dict[str, Figure], d
     left_out = {name: [e["name"] for e in body["classes"] if _has_too_few(name, e, images)] for name in MIN_OBJECTS}
     judged = {name: [e for e in body["classes"] if not _has_too_few(name, e, images)] for name in MIN_OBJECTS}
     found: dict[str, Figure] = {}
+    few = _few_images(sides)
     for name in ("psi", "js"):
-        distances = [body["objects_per_image"], body["image_sizes"]]
+        distances = [] if few else [body["objects_per_image"], body["image_sizes"]]
         distances += [each[of] for each in judged[name] for of in ("scores", "areas")]
         found[name] = max((each[name][1] for each in distances if each[name]), default=None)
-    changes = [abs(each["share_change"][1]) for each in body["classes"] if each["share_change"]]
+    changes = [abs(each["share_change"][1]) for each in body["classes"] if each["share_change"] and not few]
     found["share_change"] = max(changes, default=None)
     counts = [each["count_change"][1] for each in judged["count_change"] if each["count_change"]]
     found["count_change"] = [min(counts), max(counts)] if counts else None
     found["failed_change"] = body["failed_change"] and body["failed_change"][1]
     return found, left_out
+
+
+def _few_images(sides: Sequence[Profile]) -> bool:
+    """Whether what is counted by images would be chance: see `MIN_IMAGES`."""
+    return min(int(side.images[0]) for side in sides) < MIN_IMAGES
 
 
 def _has_too_few(figure: str, each: Json, images: Sequence[int]) -> bool:

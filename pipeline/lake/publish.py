@@ -165,14 +165,21 @@ def publish_files(files: DataFiles, config: TableConfig, fence: Callable[[], Non
 def _properties(files: DataFiles) -> dict[str, str]:
     """Of the version, for whoever reads the table's history; the run is the one that wrote run.json last."""
     report = RunJson.read(files.folder.uri)
-    latest = max(files.settled.values(), key=lambda footer: footer.identity.run_id)
-    identity, counts = latest.identity, files.counts
-    values = {
-        "run_id": (report and report.run_id) or identity.run_id,
-        "model_name": identity.model_name,
-        "weights_sha256": identity.weights_sha256,
-        "config_digest": identity.config_digest,
-        "code_version": identity.code_version,
+    # Of no row where a run died between the removal of rows that failed and their new ones.
+    identities = [footer.identity for footer in (files.settled or files.footers).values()]
+    latest = max(identities, key=lambda identity: identity.run_id, default=None)
+    counts = files.counts
+    values: dict[str, object] = {"run_id": report.run_id} if report and report.run_id else {}
+    if latest is not None:
+        values = {
+            "run_id": latest.run_id,
+            "model_name": latest.model_name,
+            "weights_sha256": latest.weights_sha256,
+            "config_digest": latest.config_digest,
+            "code_version": latest.code_version,
+            **values,
+        }
+    values |= {
         "images": counts.images,
         "annotated": counts.annotated,
         "failed": counts.failed,

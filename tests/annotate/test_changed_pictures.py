@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,21 +12,27 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from pycocotools import mask as coco_mask
 
 from pipeline.annotate import run as annotate_run
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.dry_run import dry_run
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotate.run import annotate
+from pipeline.annotations.class_thresholds import Selection
 from pipeline.annotations.compact import compact
 from pipeline.annotations.ledger import CHANGED_FOLDER, OutputStore
 from pipeline.annotations.reader import open_source
 from pipeline.annotations.run_json import Changes, ImageCounts, RunJson, RunState
 from pipeline.annotations.schema import output_schema
+from pipeline.compare.run import Side, compare
+from pipeline.evaluate.inputs.annotations import open_annotated_output
+from pipeline.export.run import Export, export
 from pipeline.storage.objects.local import LocalObjects
 from pipeline.storage.uris import Uri
 from testing.output_rows import as_schema_1
@@ -313,6 +320,73 @@ def test_a_run_dies_at_any_request(bucket: Bucket, deleted: str) -> None:
             break
         number += 1
     assert number > 6
+
+
+def with_masks(rows: pa.Table) -> pa.Table:
+    """The same with masks that can be decoded."""
+    whole = coco_mask.encode(np.ones((480, 640), np.uint8, order="F"))["counts"].decode()
+    found = rows["detections"].to_pylist()
+    for detection in (each for of_image in found for each in of_image or ()):
+        detection["segmentation"]["counts"] = whole
+    at = rows.column_names.index("detections")
+    return rows.set_column(at, rows.schema.field(at), pa.array(found, rows.schema.field(at).type))
+
+
+@pytest.mark.parametrize("table", [None, {"kind": "delta"}])
+def test_other_jobs_read_each_picture_once_where_a_run_died(
+    bucket: Bucket, table: dict[str, str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two requests, before another run has put it right: with files that wait to be removed, new rows that
+    wait for their places, and files that stay for earlier versions of a table.
+    """
+    monkeypatch.setattr(bucket, "rows", lambda ids: with_masks(Bucket.rows(bucket, ids)))
+    bucket.put(*range(23))
+    bucket.put(5, damaged=True)
+    bucket.listed()
+    values = bucket.config(compare="etag", deleted="drop").model_dump(mode="json")
+    config = AnnotateConfig.model_validate({**values, "output": {**values["output"], "table": table}})
+    out = config.output.uri
+    run(bucket, config)
+    old = {row["image_id"]: row for row in contents(out)}
+    bucket.put(2, 5, 12, 13)
+    bucket.remove(1, 14, 20, 21, 22)
+    bucket.put(30, 31)
+    bucket.listed()
+    new = {row["image_id"]: row for row in fresh(bucket)}
+    keep = bucket.folder / "before"
+    (bucket.folder / "out").rename(keep)
+    number, died = 0, True
+    notes: set[str] = set()
+    while died:
+        shutil.rmtree(bucket.folder / "out", ignore_errors=True)
+        shutil.copytree(keep, bucket.folder / "out")
+        with dies_at(number) as count, suppress(Died):
+            run(bucket, config)
+        died = count[0] > number
+        source = open_source(out)
+        rows = [row for batch in source.batches(COLUMNS) for row in batch.to_pylist()]
+        there = [row["image_id"] for row in rows]
+        assert all(row in (old.get(row["image_id"]), new.get(row["image_id"])) for row in rows), number
+        assert set(old) & set(new) <= set(there), number
+        assert len(there) == len(set(there)) == source.counts.rows, number
+        annotated = sorted(row["image_id"] for row in rows if row["status"] == "annotated")
+        predictions = open_annotated_output(out)
+        groups = range(predictions.num_groups)
+        listed = [i for group in groups for i in predictions.list_group(group)[0]["image_id"].to_pylist()]
+        assert sorted(listed) == sorted(there), number
+        read = [i for g in groups for batch in predictions.read_group(g, True) for i in batch.image_ids.to_pylist()]
+        assert sorted(read) == sorted(there), number
+        summary = export(Export(out, "coco", Uri(str(tmp_path / "coco.json")), Selection(), overwrite=True))
+        exported = json.loads((tmp_path / "coco.json").read_text())
+        assert sorted(image["id"] for image in exported["images"]) == annotated, number
+        notes.update(note for note in summary.notes if died and "has not finished" in note)
+        found = compare(Side(source), Side(open_source(out))).content
+        assert found["before"]["images"] == len(there), number
+        assert found["agreement"]["images"] == len(annotated), number
+        number += 1
+    assert number > 6
+    assert len(notes) == 1
+    assert sorted(there) == sorted(new)
 
 
 def test_nights(bucket: Bucket) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import ValidationError
 from jobs import config_schema as schema_command
 from pipeline.annotate.config import MAX_IMAGES_PER_BLOCK, AnnotateConfig, ManifestConfig
 from pipeline.annotations.class_thresholds import read_class_thresholds
+from pipeline.compare.limits import Limit
 from pipeline.config.base import ConfigError, did_you_mean
 from pipeline.config.loading import config_schema, load_config
 from pipeline.model.categories import COCO_CATEGORIES
@@ -607,6 +609,20 @@ def test_ready_configs_are_valid(path: Path) -> None:
     made.model.settings(TestSettings())
     made.model.label_thresholds(COCO_NAMES)
     assert made.images_per_block >= 2 * made.model.batch_size
+
+
+def test_settings_that_the_nightly_config_has_in_comments_are_valid(tmp_path: Path) -> None:
+    """Whoever takes the sign away gets what the comment says."""
+    text = (CONFIGS / "annotate_nightly.yaml").read_text()
+    text, changed = re.subn(r"^( *)# ([a-z]+: [^ ].*)$", r"\1\2", text, flags=re.MULTILINE)
+    assert changed == 4
+    path = tmp_path / "nightly.yaml"
+    path.write_text(text)
+    made = load_config(AnnotateConfig, path)
+    assert (made.manifest.compare, made.manifest.deleted) == ("etag", "mark")
+    assert made.output.keeps_replaced
+    assert made.drift is not None
+    assert [Limit.parse(limit).figure for limit in made.drift.fail_if] == ["psi", "count_change"]
 
 
 @pytest.mark.parametrize("path", READY, ids=lambda path: path.stem)

@@ -216,13 +216,13 @@ def test_slices(tmp_path: Path) -> None:
 
 
 def test_no_value_and_the_word_null_are_two_slices(tmp_path: Path) -> None:
-    cameras = [None, "null", "", "left"] * 50
-    before = written(tmp_path / "before", rows(range(200), cameras=cameras))
-    after = written(tmp_path / "after", rows(range(200), without(0, every=4), cameras=cameras))
+    cameras = [None, "null", "", "left"] * 100
+    before = written(tmp_path / "before", rows(range(400), cameras=cameras))
+    after = written(tmp_path / "after", rows(range(400), without(0, every=4), cameras=cameras))
     found = compare(*sides(before, after), by="camera")
     slices = {each["value"]: each for each in json.loads(json.dumps(found.content))["slices"]}
     assert list(slices) == [None, "", "left", "null"]
-    assert [each["before"]["images"] for each in slices.values()] == [50] * 4
+    assert [each["before"]["images"] for each in slices.values()] == [100] * 4
     assert [each["figures"]["share_change"] > 0 for each in slices.values()] == [True, False, False, False]
     write(found, Uri(str(tmp_path)))
     assert (tmp_path / "comparison.html").read_text().count("no value") == 1
@@ -237,11 +237,11 @@ def test_a_column_that_sorts_nothing(tmp_path: Path) -> None:
 
 
 def test_rows_that_do_not_count_and_older_files(tmp_path: Path) -> None:
-    table = rows(range(50))
+    table = rows(range(100))
     one = written(tmp_path / "one", table)
-    other = written(tmp_path / "other", rows(range(50), deleted=[1, 2]))
+    other = written(tmp_path / "other", rows(range(100), deleted=[1, 2]))
     found = compare(*sides(one, other)).content
-    assert (found["after"]["images"], found["agreement"]["only_before"]) == (48, 2)
+    assert (found["after"]["images"], found["agreement"]["only_before"]) == (98, 2)
     for path in (tmp_path / "one" / "data").iterdir():
         as_schema_1(path)
     assert compare(*sides(one, written(tmp_path / "same", table))).figures["psi"] == 0
@@ -331,12 +331,26 @@ def test_what_is_too_little_to_be_judged_is_named(tmp_path: Path) -> None:
         Limit.parse(text) for text in ("count_change<-0.5", "psi>99", "psi>999", "agreement<1", "failed_change>0")
     ]
     assert not any(limit.is_broken(found.figures) for limit in limits)
-    assert not_judged(limits, found.figures, found.not_judged) == (
+    assert not_judged(limits, found.figures, found.not_judged, found.few_images) == (
         "not judged: count_change of 3 classes with fewer than 30 objects (dog, fox, cat); "
         "psi of 3 classes with fewer than 100 objects (dog, fox, cat); "
-        "agreement: there is no object on images of both sides"
+        "agreement: there is no object on images of both sides; "
+        "psi of objects an image and of picture sizes: a side has fewer than 100 annotated images"
     )
-    assert not_judged(limits[-1:], found.figures, found.not_judged) == ""
+    assert not_judged(limits[-1:], found.figures, found.not_judged, found.few_images) == ""
+
+
+def test_images_without_objects(tmp_path: Path) -> None:
+    """There are enough of them, and what there is none of is said."""
+
+    def nothing(number: int, made: dict[str, np.ndarray]) -> None:
+        made.update({name: values[:0] for name, values in made.items()})
+
+    both = [written(tmp_path / name, rows(ids, nothing)) for name, ids in [("a", range(100)), ("b", range(100, 200))]]
+    found = compare(*sides(*both))
+    assert (found.figures["psi"], found.figures["share_change"]) == (0, None)
+    said = not_judged([Limit.parse("psi>1"), Limit.parse("share_change>0.1")], found.figures, {}, found.few_images)
+    assert said == "not judged: share_change: there is no object on either side"
 
 
 def test_few_objects_on_many_more_images(tmp_path: Path) -> None:
@@ -361,13 +375,37 @@ def test_a_damaged_file_is_named_and_nothing_is_written(
     file.write_bytes(content[: int(cut * len(content))] if cut else torn)
     out = tmp_path / "out"
     out.mkdir()
-    (out / "comparison.json").write_text("of yesterday")
+    of_yesterday = json.dumps({"version": 1, "after": {}})
+    (out / "comparison.json").write_text(of_yesterday)
     assert main([*map(str, both), "--out", str(out)]) == 2
     said = caplog.text + capsys.readouterr().err
     assert file.name in said
     assert ("is cut off" if cut else "is damaged") in said
     assert [path.name for path in out.iterdir()] == ["comparison.json"]
-    assert (out / "comparison.json").read_text() == "of yesterday"
+    assert (out / "comparison.json").read_text() == of_yesterday
+
+
+@pytest.mark.parametrize("name", ["comparison.json", "comparison.html"])
+def test_files_of_others_are_not_replaced(tmp_path: Path, name: str, caplog: Any, monkeypatch: Any) -> None:
+    """And that is said before anything is read."""
+    before, after = (written(tmp_path / side, rows(range(20))) for side in ("before", "after"))
+    out = tmp_path / "out"
+    command = [str(before), str(after), "--out", str(out)]
+    assert main(command) == main(command) == 0  # an earlier comparison makes way
+    (out / name).write_text('{"version": 1}' if name.endswith("json") else "<title>Mine</title>")
+    others = {path.name: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(Side, "tables", None)
+    assert main(command) == 2
+    assert f"{name} is in the way, and not of an earlier comparison" in caplog.text
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == others
+
+
+def test_a_column_that_one_side_lacks_is_told_before_anything_is_read(tmp_path: Path, monkeypatch: Any) -> None:
+    before = written(tmp_path / "before", rows(range(4), cameras=["a", "b", "c", "d"]))
+    after = written(tmp_path / "after", rows(range(4)))
+    monkeypatch.setattr(Side, "tables", None)
+    with pytest.raises(OutputError, match="after has no column 'camera'"):
+        compare(*sides(before, after), by="camera")
 
 
 def test_the_command(tmp_path: Path, capsys: Any, caplog: Any) -> None:

@@ -194,6 +194,24 @@ def test_thirty_nights(local: Place) -> None:
     assert same(local.rows(), local.truth())
 
 
+@pytest.mark.parametrize("keep_replaced", [True, False])
+def test_an_output_of_which_no_row_is_left(local: Place, keep_replaced: bool) -> None:
+    """A run that does all of them again, because all had failed, and died before the first was done."""
+    store = OutputStore(local.uri, keep_replaced=keep_replaced)
+    store.write_rows(output_table(range(5), range(5)), IDENTITY)
+    assert local.publish() == (1, 0)
+    assert store.strip_failed(free) == 5
+    assert local.publish() == (0, 1)
+    assert local.rows().num_rows == 0
+    told = local.properties()
+    assert (told["maskfleet.images"], told["maskfleet.files"]) == ("0", "0")
+    assert told.get("maskfleet.run_id") == ("run-1" if keep_replaced else None)
+    assert local.publish() == (0, 0)
+    store.write_rows(output_table(range(5)), replace(IDENTITY, run_id="run-2"))
+    assert local.publish() == (1, 0)
+    assert same(local.rows(), local.truth())
+
+
 KILLED = """
 import os, signal, sys
 from unittest import mock
