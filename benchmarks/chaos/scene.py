@@ -33,7 +33,7 @@ from pipeline.synthetic.scenes import render_scene
 ROOT = Path(__file__).resolve().parents[2]
 HEIGHT, WIDTH = 64, 80
 ATTEMPT_TIMEOUT_S = 600.0
-LEASE_S = 1.5
+LEASE_S = 6.0  # a lock that is lost on a busy machine proves nothing; that of a process that died is taken at once
 BAD_IMAGES = 3
 # The agents belong to the node: it dies with them.
 _NOT_BUSY = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
