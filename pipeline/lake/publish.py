@@ -169,7 +169,7 @@ def _properties(files: DataFiles) -> dict[str, str]:
     identities = [footer.identity for footer in (files.settled or files.footers).values()]
     latest = max(identities, key=lambda identity: identity.run_id, default=None)
     counts = files.counts
-    values: dict[str, object] = {"run_id": report.run_id} if report and report.run_id else {}
+    values: dict[str, object] = {}
     if latest is not None:
         values = {
             "run_id": latest.run_id,
@@ -177,8 +177,9 @@ def _properties(files: DataFiles) -> dict[str, str]:
             "weights_sha256": latest.weights_sha256,
             "config_digest": latest.config_digest,
             "code_version": latest.code_version,
-            **values,
         }
+    if report and report.run_id:
+        values["run_id"] = report.run_id
     values |= {
         "images": counts.images,
         "annotated": counts.annotated,

@@ -148,11 +148,11 @@ def _aws_client(environment: S3Environment, timeout_s: float, max_attempts: int)
 
 def _timestamp(value: Any) -> datetime:
     """What botocore makes of a time, sooner where it is written as S3 lists it: ``2026-01-31T02:00:00.000Z``."""
-    from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
-
     with suppress(LookupError, TypeError, ValueError):
         if value[10] == "T" and value[-1] == "Z":
             return datetime.fromisoformat(f"{value[:-1]}+00:00")
+    from botocore.utils import parse_timestamp  # type: ignore[import-untyped]
+
     found: datetime = parse_timestamp(value)
     return found
 

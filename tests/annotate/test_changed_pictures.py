@@ -279,6 +279,21 @@ def dies_at(number: int) -> Iterator[list[int]]:
         yield count
 
 
+def deaths(bucket: Bucket, config: AnnotateConfig) -> Iterator[tuple[int, bool]]:
+    """Runs on the output as it is, after n requests each, and whether they died: up to one that did not."""
+    out, keep = bucket.folder / "out", bucket.folder / "before"
+    out.rename(keep)
+    number, died = -1, True
+    while died:
+        number += 1
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(keep, out)
+        with dies_at(number) as count, suppress(Died):
+            run(bucket, config)
+        died = count[0] > number
+        yield number, died
+
+
 @pytest.mark.parametrize("deleted", ["mark", "drop"])
 def test_a_run_dies_at_any_request(bucket: Bucket, deleted: str) -> None:
     bucket.put(*range(23))
@@ -293,15 +308,7 @@ def test_a_run_dies_at_any_request(bucket: Bucket, deleted: str) -> None:
     bucket.listed()
     old = {row["image_id"]: row for row in start}
     new = {row["image_id"]: row for row in fresh(bucket)}
-    keep = bucket.folder / "before"
-    (bucket.folder / "out").rename(keep)
-    number = 0
-    while True:
-        shutil.rmtree(bucket.folder / "out", ignore_errors=True)
-        shutil.copytree(keep, bucket.folder / "out")
-        with dies_at(number) as count, suppress(Died):
-            run(bucket, config)
-        died = count[0] > number
+    for number, _ in deaths(bucket, config):
         (bucket.folder / "out" / "_lock.json").unlink(missing_ok=True)
         if number % 2:
             compact(config.output.uri)  # of rows that others wait to replace
@@ -316,9 +323,6 @@ def test_a_run_dies_at_any_request(bucket: Bucket, deleted: str) -> None:
         rows = contents(config.output.uri)
         assert [row for row in rows if row["status"] != "deleted"] == list(new.values()), number
         assert files(bucket, f"{CHANGED_FOLDER}/data") == set()
-        if not died:
-            break
-        number += 1
     assert number > 6
 
 
@@ -353,16 +357,8 @@ def test_other_jobs_read_each_picture_once_where_a_run_died(
     bucket.put(30, 31)
     bucket.listed()
     new = {row["image_id"]: row for row in fresh(bucket)}
-    keep = bucket.folder / "before"
-    (bucket.folder / "out").rename(keep)
-    number, died = 0, True
     notes: set[str] = set()
-    while died:
-        shutil.rmtree(bucket.folder / "out", ignore_errors=True)
-        shutil.copytree(keep, bucket.folder / "out")
-        with dies_at(number) as count, suppress(Died):
-            run(bucket, config)
-        died = count[0] > number
+    for number, died in deaths(bucket, config):
         source = open_source(out)
         rows = [row for batch in source.batches(COLUMNS) for row in batch.to_pylist()]
         there = [row["image_id"] for row in rows]
@@ -383,7 +379,6 @@ def test_other_jobs_read_each_picture_once_where_a_run_died(
         found = compare(Side(source), Side(open_source(out))).content
         assert found["before"]["images"] == len(there), number
         assert found["agreement"]["images"] == len(annotated), number
-        number += 1
     assert number > 6
     assert len(notes) == 1
     assert sorted(there) == sorted(new)
