@@ -305,11 +305,6 @@ class RowsOfFile:
             texts.get(f"{_PREFIX}{key}".encode(), b"").decode() for key in ("schema_version", "run_id")
         )
 
-    @property
-    def num_row_groups(self) -> int:
-        """Of the file."""
-        return self._file.num_row_groups
-
     def read(self, columns: Sequence[str] | None) -> pa.Table:
         """All rows; of all columns, if none are named."""
         return self._current(self._file.read(self._stored(columns), use_threads=False), columns)

@@ -89,7 +89,7 @@ def _from_rle(segmentation: Any, height: int, width: int) -> bytes:
     runs = np.asarray(counts)
     if runs.dtype.kind != "i" or runs.ndim != 1:
         raise ValueError("the run lengths of the mask are no list of whole numbers")
-    check_runs(runs, np.array([len(runs)]), np.array([height, width]))
+    check_runs(runs, (height, width))
     return coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)["counts"]
 
 

@@ -3,9 +3,12 @@
 pycocotools decodes any string: runs that do not fill the image leave pixels as the memory was, and negative ones let it
 count for hours. So what others wrote is checked here, by all who read it.
 
-Legend: N masks; T toggles; S runs. A *toggle* is a position in the column-major pixel stream of one mask
-(0 .. H * W) from which on every pixel is flipped. A mask is the sum modulo 2 of its toggles, so they may come in
+Legend: N masks; T toggles; S runs; U = S // 2 + 1. A *toggle* is a position in the column-major pixel stream of one
+mask (0 .. H * W) from which on every pixel is flipped. A mask is the sum modulo 2 of its toggles, so they may come in
 any order, and two at one position cancel: the end of a full-height column and the start of the next one, say.
+
+*Dealt* runs ``[2, U]``: that at place s of all lies at ``[s % 2, s // 2]``, and zeros fill what is left. So a mask's
+runs of zeros and its runs of ones lie in two rows, each beside the next, which is how they are coded and added up.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ Runs = NDArray[np.int32] | NDArray[np.int64]
 _MOST_GROUPS = 12  # 60 bits: whatever a number stands for, int64 holds it
 _NARROW_GROUPS = 6  # 30 bits, which int32 holds, with their sums up to the first that is no run
 _NARROW_PIXELS = 1 << 31  # of the largest mask; its runs are below
-_MASKS_AT_ONCE = 1024  # so many that calls of numpy cost little, so few that arrays fit into a core's cache
+_MASKS_AT_ONCE = 2048  # so many that calls of numpy cost little, so few that arrays fit into a core's cache
 
 
 class Rle(TypedDict):
@@ -83,16 +86,16 @@ class RleColumn(Sequence[Rle]):
             part = slice(start, start + _MASKS_AT_ONCE)
             try:
                 some = cuts[start : start + _MASKS_AT_ONCE + 1]
-                runs, runs_per_mask, areas[part] = _decode_checked(text, some, sizes[part])
+                dealt, runs_per_mask, areas[part] = _decode_checked(text, some, sizes[part])
             except DamagedRle as error:
                 raise DamagedRle(str(error), start + error.index) from None
             stops = np.cumsum(runs_per_mask)
-            firsts = runs[stops - runs_per_mask]
+            firsts = dealt[_place(stops - runs_per_mask)]
             heights = np.maximum(sizes[part, 0], 1)
-            behind = np.where(runs_per_mask % 2, runs[stops - 1], 0)  # zeros, after the last run of ones
+            behind = np.where(runs_per_mask % 2, dealt[_place(stops - 1)], 0)  # zeros, after the last run of ones
             spans[part, 0] = firsts // heights
             spans[part, 1] = sizes[part, 1] - behind // heights
-            num_empty += int(np.count_nonzero(runs == 0) - np.count_nonzero(firsts == 0))
+            num_empty += int(stops[-1] - np.count_nonzero(dealt) - np.count_nonzero(firsts == 0))
         return cls(sizes, text, np.stack([cuts[:-1], cuts[1:]], 1), areas, spans, num_empty == 0)
 
     @classmethod
@@ -222,19 +225,28 @@ def decode_runs(texts: Sequence[bytes], sizes: NDArray[np.integer]) -> tuple[Int
         DamagedRle: of the first mask that is none of its image; characters that do not belong there, a number that is
             cut off, runs below zero or that do not add up to the image's pixels.
     """
-    runs, runs_per_mask, _ = _decode_checked(*joined_texts(texts), np.asarray(sizes).reshape(-1, 2))
-    return runs.astype(np.int64), runs_per_mask
+    dealt, runs_per_mask, _ = _decode_checked(*joined_texts(texts), np.asarray(sizes).reshape(-1, 2))
+    return _in_order(dealt, int(runs_per_mask.sum())).astype(np.int64), runs_per_mask
+
+
+def check_runs(runs: Int64Array, size: tuple[int, int]) -> None:
+    """Check that the runs [S] of one mask fill its image of ``(H, W)`` pixels.
+
+    Raises:
+        DamagedRle: they do not.
+    """
+    _areas(_dealt(runs, np.int64), np.array([len(runs)]), np.array([size]))
 
 
 def _decode_checked(
     text: bytes, offsets: Int64Array, sizes: NDArray[np.integer]
 ) -> tuple[Runs, Int64Array, Int64Array]:
-    """Runs [S], how many each mask has [N], and the masks' areas [N]; otherwise as `decode_runs`."""
+    """Runs, dealt [2, U], how many each mask has [N], and the masks' areas [N]; otherwise as `decode_runs`."""
     try:
         # One alone is asked for its message, in which all numbers are whole.
         narrow = len(sizes) > 1 and int(sizes.astype(np.int64).prod(axis=1).max()) < _NARROW_PIXELS
-        runs, runs_per_mask = _decoded(text, offsets, narrow)
-        return runs, runs_per_mask, check_runs(runs, runs_per_mask, sizes)
+        dealt, runs_per_mask = _decoded(text, offsets, narrow)
+        return dealt, runs_per_mask, _areas(dealt, runs_per_mask, sizes)
     except DamagedRle as error:
         if len(sizes) == 1:
             raise
@@ -246,33 +258,30 @@ def _decode_checked(
         raise error
 
 
-def check_runs(runs: Runs, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -> Int64Array:
-    """Check that the runs of each mask fill its image: the area of each mask [N], in pixels.
+def _areas(dealt: Runs, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -> Int64Array:
+    """The area of each mask [N], in pixels.
 
     Args:
-        runs: [S] mask after mask.
+        dealt: [2, U] runs, mask after mask.
         runs_per_mask: [N] how many each has.
         sizes: [N, 2] H and W of the images, in pixels.
 
     Raises:
-        DamagedRle: of the first mask whose do not.
+        DamagedRle: of the first mask whose runs do not fill its image.
     """
     sizes = np.asarray(sizes, np.int64).reshape(-1, 2)
     pixels = sizes[:, 0] * sizes[:, 1]
     ends = np.cumsum(runs_per_mask)
-    # The runs of zeros of a mask stand at places of one parity, those of ones at the others: a sum for each.
-    by_parity = []
-    for parity in range(2):
-        chain = runs[parity::2]
-        totals = np.zeros(chain.size + 1, np.int64)
-        np.cumsum(chain, out=totals[1:])
-        by_parity.append(np.diff(totals[(ends + 1 - parity) // 2], prepend=0))
-    sums = by_parity[0] + by_parity[1]
+    by_row = []
+    for chain, (starts, stops) in zip(dealt, _bounds(runs_per_mask), strict=True):
+        by_row.append(np.where(starts < stops, np.add.reduceat(chain, starts, dtype=np.int64), 0))
+    sums = by_row[0] + by_row[1]
     wrong = sums != pixels
     # No run is longer than an image, so that no sum of them has wrapped around; and of those that are not below zero
     # and add up to the image none is longer than that.
-    if not wrong.any() and (not runs.size or (runs.min() >= 0 and runs.max() <= pixels.max())):
-        return np.where((ends - runs_per_mask) % 2, *by_parity)
+    if not wrong.any() and dealt.min() >= 0 and dealt.max() <= pixels.max(initial=0):
+        return np.where((ends - runs_per_mask) % 2, *by_row)
+    runs = _in_order(dealt, int(runs_per_mask.sum()))
     outside = (runs < 0) | (runs > np.repeat(pixels, runs_per_mask))
     if outside.any():
         at = int(outside.argmax())
@@ -283,7 +292,7 @@ def check_runs(runs: Runs, runs_per_mask: Int64Array, sizes: NDArray[np.integer]
 
 
 def _decoded(text: bytes, offsets: Int64Array, narrow: bool) -> tuple[Runs, Int64Array]:
-    """The inverse of `_strings`, of the same two arrays; the runs may be any numbers.
+    """The inverse of `_strings`: dealt runs [2, U], which may be any numbers, and how many each mask has [N].
 
     Half the bytes are half the time. In int32 a sum may wrap around, and still nothing passes for a mask that is none:
     a number changes a run by less than 2**30, so the first that is below zero or above 2**31 - 1 is seen below zero.
@@ -294,12 +303,10 @@ def _decoded(text: bytes, offsets: Int64Array, narrow: bool) -> tuple[Runs, Int6
         narrow: masks of less than 2**31 pixels: runs may be int32, exact up to the first that is none.
     """
     ends = offsets[1:] - offsets[0]
-    if not ends.size:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     if (np.diff(offsets) == 0).any():
         raise DamagedRle("the run lengths are not a compressed string")
-    characters = np.frombuffer(text, np.uint8, int(ends[-1]), int(offsets[0])) - np.uint8(48)
-    if characters.max() > 63:
+    characters = np.frombuffer(text, np.uint8, int(offsets[-1] - offsets[0]), int(offsets[0])) - np.uint8(48)
+    if characters.max(initial=0) > 63:
         raise DamagedRle("the run lengths are not a compressed string")
     is_last = characters < 32
     if not is_last[ends - 1].all():
@@ -307,38 +314,64 @@ def _decoded(text: bytes, offsets: Int64Array, narrow: bool) -> tuple[Runs, Int6
     digits = characters & np.uint8(31)
     # The highest group has the sign; nine numbers in ten have no other.
     highest = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last]
-    values: Runs = highest.astype(np.int32) if narrow else highest.astype(np.int64)
+    dealt = _dealt(highest, np.int32 if narrow else np.int64)
     lower = np.flatnonzero(~is_last)
     owners = lower - np.arange(lower.size)  # so many numbers have ended before
     has_lower = np.diff(owners, prepend=-1) == 0  # the group before is of the same number
     at = np.flatnonzero(~np.append(has_lower, False)[1:])  # the highest of each number's lower groups, then the next
+    values, lower_digits = dealt.reshape(-1), digits[lower]
+    places = np.ravel_multi_index(_place(owners), dealt.shape)
     for _ in range((_NARROW_GROUPS if narrow else _MOST_GROUPS) - 1):
         if not at.size:
             break
-        several = owners[at]
-        values[several] = (values[several] << 5) + digits[lower[at]]
+        several = places[at]
+        values[several] = (values[several] << 5) + lower_digits[at]
         at = at[has_lower[at]] - 1
     if at.size and narrow:
         return _decoded(text, offsets, narrow=False)
     if at.size:
         raise DamagedRle("a run length has too many digits")
     runs_per_mask = np.diff(ends - np.searchsorted(lower, ends), prepend=0)
-    return _undone_differences(values, runs_per_mask), runs_per_mask
+    _undo_differences(dealt, runs_per_mask)
+    return dealt, runs_per_mask
 
 
-def _undone_differences(values: Runs, runs_per_mask: Int64Array) -> Runs:
-    """Runs of which, from the fourth of a mask on, the difference to the run before last is given; in place.
+def _undo_differences(dealt: Runs, runs_per_mask: Int64Array) -> None:
+    """In place: from the fourth run of a mask on the difference to the run before last is given.
 
-    Runs before last stand at places of one parity, so two sums do for all masks, once they begin anew where they must.
+    Runs before last are neighbours where they are dealt, so two sums do for all masks, once they begin anew with each.
     """
-    firsts = np.cumsum(runs_per_mask) - runs_per_mask
-    begins = (firsts[:, None] + np.arange(3))[np.arange(3) < runs_per_mask[:, None]]
-    for parity in range(2):
-        chain, at = values[parity::2], begins[begins % 2 == parity] // 2
-        if at.size > 1:
-            chain[at[1:]] -= np.add.reduceat(chain, at, dtype=chain.dtype)[:-1]
+    thirds = (np.cumsum(runs_per_mask) - runs_per_mask + 2)[runs_per_mask > 2]
+    dealt[_place(thirds)] -= dealt[_place(thirds - 2)]
+    for row, (starts, stops) in zip(dealt, _bounds(runs_per_mask), strict=True):
+        chain, begins = row[: stops.max(initial=0)], starts[starts < stops]
+        chain[begins[1:]] -= np.add.reduceat(chain, begins, dtype=chain.dtype)[:-1]
         np.cumsum(chain, dtype=chain.dtype, out=chain)
-    return values
+
+
+def _dealt(values: NDArray[np.integer], dtype: type[np.integer]) -> Runs:
+    """[2, U] of S."""
+    dealt = np.zeros((2, values.size // 2 + 1), dtype)
+    for parity in range(2):
+        own = values[parity::2]
+        dealt[parity, : own.size] = own
+    return dealt
+
+
+def _place(at: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Where those at these places of S are dealt."""
+    return at & 1, at >> 1
+
+
+def _in_order(dealt: Runs, num_runs: int) -> Runs:
+    """[S] of [2, U]."""
+    return dealt.T.reshape(-1)[:num_runs]
+
+
+def _bounds(runs_per_mask: Int64Array) -> list[tuple[Int64Array, Int64Array]]:
+    """Of both rows of dealt runs: where those of each mask begin [N] and end [N]."""
+    ends = np.cumsum(runs_per_mask)
+    return [((ends - runs_per_mask + 1 - parity) >> 1, (ends + 1 - parity) >> 1) for parity in range(2)]
 
 
 def _by(size: NDArray[np.int64]) -> str:

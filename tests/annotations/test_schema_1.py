@@ -100,7 +100,6 @@ def test_batches_and_row_groups(store: OutputStore) -> None:
     with folder.open(objects, entry) as file:
         columns = ["object_mtime", "image_id", "run_id"]
         assert [row for batch in file.iter_batches(500, columns) for row in batch.to_pylist()] == wanted
-        assert file.num_row_groups == 2
         assert file.read_row_group(1, columns).to_pylist() == wanted[2048:]
         assert [batch.to_pylist() for batch in file.iter_batches(2000, ["object_size"])][1] == [
             {"object_size": None}

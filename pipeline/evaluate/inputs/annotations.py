@@ -82,12 +82,8 @@ class AnnotatedOutput:
         for entry in self.groups[group]:
             place = f"{self.uri}/{DATA_FOLDER}/{entry.name}"
             with folder.open(objects, entry) as file:
-                for number in range(file.num_row_groups):
-                    rows = there(file.read_row_group(number, _MASKS if masks else _BOXES))
-                    for start in range(0, rows.num_rows, BLOCK_IMAGES):
-                        some = rows.slice(start, BLOCK_IMAGES).combine_chunks()
-                        ids = wide(some["image_id"].combine_chunks())
-                        yield OutputBatch(place, ids, some["detections"].combine_chunks())
+                for rows in map(there, file.iter_batches(BLOCK_IMAGES, _MASKS if masks else _BOXES)):
+                    yield OutputBatch(place, wide(rows["image_id"]), rows["detections"])
 
     def _listed(self, table: pa.Table, group: int) -> pa.Table:
         columns = [

@@ -39,7 +39,7 @@ PART_BYTES = 64 << 20  # of JSON
 MAX_PARTS = 1024
 _COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
 _COMPRESSION = 5  # of polygons as text, about
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE = 2048
 _NAMES = pa.schema([("number", pa.int64()), ("name", pa.large_string())])
 
 

@@ -70,9 +70,10 @@ class ChunkStore:
             parts: [N] which part each row belongs to, 0 to ``num_parts - 1``.
             num_parts: P, how many there are.
         """
-        order = np.argsort(parts, kind="stable")
         ends = np.cumsum(np.bincount(parts, minlength=num_parts)).tolist()
-        dealt = table.combine_chunks().take(pa.array(order)).combine_chunks()
+        dealt = table.combine_chunks()
+        if (parts[1:] < parts[:-1]).any():  # to take them copies them
+            dealt = dealt.take(pa.array(np.argsort(parts, kind="stable"))).combine_chunks()
         sink = pa.BufferOutputStream()
         offsets, first = [0], 0
         for end in ends:
