@@ -419,6 +419,8 @@ class AnnotateConfig(Section):
             raise ValueError("manifest.uri lies in output.uri, whose files all count as results: keep them apart")
         if output.is_below(manifest) and self.manifest.format not in ("auto", "folder"):
             raise ValueError("output.uri lies in manifest.uri, whose files all count as manifest: keep them apart")
+        if self.drift and self.drift.against != "previous" and self.drift.against.is_at(output):
+            raise ValueError("drift.against is output.uri: 'previous' compares with what earlier runs left there")
         return self
 
     @property
