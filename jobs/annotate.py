@@ -112,7 +112,7 @@ def _drift(config: AnnotateConfig, report: RunJson, limits: Sequence[Limit]) -> 
     else:
         before, after = Side(open_source(config.drift.against)), Side(open_source(uri), run_id)
     found = compare(before, after)
-    write(found, uri)
+    write(found, uri, limits)
     say(f"drift: {text(found)}")
     if lack := not_judged(limits, found.figures, found.not_judged, found.few_images):
         logger.warning("drift: %s", lack)

@@ -49,7 +49,7 @@ def _compare(args: argparse.Namespace) -> int:
     else:
         sides = sides_of_run(before, args.run)
     found = compare(*sides, args.by)
-    write(found, out, args.gallery)
+    write(found, out, limits, args.gallery)
     say(text(found))
     if lack := not_judged(limits, found.figures, found.not_judged, found.few_images):
         say(lack)

@@ -45,7 +45,8 @@ from pipeline.tables.dealt import DealtRows
 from pipeline.tables.ids import hash_ids, wide
 from pipeline.tables.ragged import image_indices, offsets_of
 
-COLUMNS = ("image_id", "image_uri", "status", "height", "width", "detections")
+_PICTURE = ("object_etag", "object_size")
+COLUMNS = ("image_id", "image_uri", "status", "height", "width", "detections", *_PICTURE)
 MIN_IOU = 0.5
 MOST_SHOWN = 50
 _PROTOCOL = CocoProtocol((1, 10, np.iinfo(np.uint16).max))
@@ -82,11 +83,11 @@ class Agreement:
 
     Attributes:
         categories: K.
-        images: that both have annotated, with a picture of one size.
+        images: that both have annotated, of the same picture.
         only_before, only_after: images that one side has and the other has not.
         newly_failed, newly_annotated: images that failed on the later side alone, and on the earlier one alone.
-        resized: images that both have annotated, but the picture is of another size, so another one: nothing on it is
-            compared.
+        replaced: images that both have annotated, but of another picture, as its height and width say, or the ETag or
+            the bytes of what was read at one URI: nothing on it is compared.
         identical: images with the same objects: all matched.
         matched, gained, lost: [K] objects; a matched one is of the same class on both sides.
         relabelled: [K, K] objects by their category before and after, where there are any.
@@ -102,7 +103,7 @@ class Agreement:
     only_after: int = 0
     newly_failed: int = 0
     newly_annotated: int = 0
-    resized: int = 0
+    replaced: int = 0
     identical: int = 0
     relabelled: dict[tuple[int, int], int] = field(default_factory=dict)
     iou_sum: float = 0.0
@@ -193,10 +194,17 @@ def _in_both(found: Agreement, before: pa.Table | None, after: pa.Table | None) 
     found.newly_annotated += int(np.count_nonzero(~good[0] & good[1]))
     both = pa.array(good[0] & good[1])
     first, second = first.filter(both), second.filter(both)
-    same = (_sizes(first) == _sizes(second)).all(axis=1)
-    found.resized += int(np.count_nonzero(~same))
+    same = ~_replaced(first, second)
+    found.replaced += int(np.count_nonzero(~same))
     found.images += int(np.count_nonzero(same))
     return first.filter(pa.array(same)), second.filter(pa.array(same))
+
+
+def _replaced(before: pa.Table, after: pa.Table) -> Bools:
+    """[N] which images' pictures are others now. A copy at another URI may have another ETag, and be the same."""
+    changed = pc.or_(*(pc.fill_null(pc.not_equal(before[name], after[name]), False) for name in _PICTURE))
+    at_one_uri = pc.fill_null(pc.equal(before["image_uri"], after["image_uri"]), False)
+    return pc.and_(changed, at_one_uri).to_numpy().astype(np.bool_) | (_sizes(before) != _sizes(after)).any(axis=1)
 
 
 def _sizes(rows: pa.Table) -> Int64s:

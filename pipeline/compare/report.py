@@ -13,7 +13,7 @@ from pipeline.annotations.ledger import COMPARISON_NAME, COMPARISON_PAGE_NAME
 from pipeline.annotations.pictures import FETCH, PictureSource
 from pipeline.annotations.run_json import RunJson
 from pipeline.compare.agreement import Disagreement
-from pipeline.compare.limits import Figure
+from pipeline.compare.limits import Figure, Limit
 from pipeline.compare.run import Comparison
 from pipeline.drawing.draw import DrawOptions, Picture
 from pipeline.drawing.rows import row_objects, row_uri
@@ -84,17 +84,19 @@ def check_free(folder: Uri) -> None:
         )
 
 
-def write(found: Comparison, folder: Uri, most_drawn: int = 0) -> None:
+def write(found: Comparison, folder: Uri, limits: Sequence[Limit] = (), most_drawn: int = 0) -> None:
     """``comparison.json`` and the page beside it; earlier ones are replaced.
 
     Args:
         found: the comparison.
         folder: where they go.
+        limits: that were asked for; both say which are broken.
         most_drawn: images on the page, those that differ most.
     """
-    page = _page(found, list(cards(found, most_drawn)))
+    judged = [{"limit": limit.text, "is_broken": limit.is_broken(found.figures)} for limit in limits]
+    page = _page(found, judged, list(cards(found, most_drawn)))
     objects = open_objects(folder)
-    objects.put(COMPARISON_NAME, json.dumps(found.content, indent=2).encode())
+    objects.put(COMPARISON_NAME, json.dumps({**found.content, "limits": judged}, indent=2).encode())
     objects.put(COMPARISON_PAGE_NAME, page.encode())
 
 
@@ -123,13 +125,14 @@ def _number(value: Figure) -> str:
     return f"{value:.4g}"
 
 
-def _page(found: Comparison, gallery: Sequence[Card]) -> str:
+def _page(found: Comparison, judged: Sequence[Mapping[str, Any]], gallery: Sequence[Card]) -> str:
     shared = found.content["agreement"]
     context = {
         "title": _TITLE,
         "found": found.content,
         "classes": found.content["classes"][:_MOST_CLASSES],
         "agreeing": shared["classes"][:_MOST_CLASSES] if shared else [],
+        "limits": judged,
         "gallery": gallery,
         "shown_score": _SHOWN.min_score,
     }

@@ -5,6 +5,7 @@
     version                       1
     before, after                 output, run (null: all), model, weights_sha256, images, failed, detections
     figures                       what may be limited, see `pipeline.compare.limits`; null where it cannot be told
+    limits                        that were asked for: limit, is_broken
     not_judged                    names of the classes that a figure leaves out for want of objects, by the figure
     few_images                    whether figures leave out what is counted by images, for want of these: share_change,
                                   and of psi and js the objects an image and the picture sizes
@@ -58,7 +59,7 @@ _IMAGE_COUNTS = (
     "only_after",
     "newly_failed",
     "newly_annotated",
-    "resized",
+    "replaced",
 )
 _CHANGES = ("weight", "gained", "lost", "relabelled", "matched")
 
@@ -357,7 +358,7 @@ def _agreement(before: Side, after: Side, categories: Categories) -> Agreement |
     num_rows = max(count.rows for count in counts)
     num_detections = max(sum(count.detections_by_category.values()) for count in counts)
     found = agree(first, second, categories, max(num_rows, num_detections // _DETECTIONS_OF_ROW))
-    return found if found.images + found.resized else None
+    return found if found.images + found.replaced else None
 
 
 def _described(found: Agreement) -> Json:

@@ -3,8 +3,9 @@
 With shares p and q of N bins:
 
 - Population stability index (Siddiqi, *Credit Risk Scorecards*, 2006): ``sum (p - q) ln(p / q)``, the symmetric
-  Kullback-Leibler divergence. A bin that one side has not would make it infinite, so `SMOOTHING` is added to every
-  count. By convention 0.1 is a small change and 0.25 a large one.
+  Kullback-Leibler divergence. A bin that one side has not would make it infinite, so to each share is added what
+  `SMOOTHING` of a count is on the smaller side: the same on both, so that equal shares differ by nothing, however many
+  counts each side has. By convention 0.1 is a small change and 0.25 a large one.
 - Jensen-Shannon distance (Endres and Schindelin, 2003): the root of ``H((p + q) / 2) - (H(p) + H(q)) / 2`` in bits: a
   metric of 0 to 1.
 
@@ -31,7 +32,9 @@ def psi(before: Floats, after: Floats) -> Floats:
     Returns:
         [...] at least 0; NaN where a side is empty.
     """
-    p, q = _shares(before + SMOOTHING), _shares(after + SMOOTHING)
+    smaller = np.minimum(*(each.sum(axis=-1, keepdims=True) for each in (before, after)))
+    added = np.divide(SMOOTHING, smaller, out=np.ones_like(smaller), where=smaller > 0)
+    p, q = (_shares(_shares(each) + added) for each in (before, after))
     found: Floats = ((p - q) * np.log(p / q)).sum(axis=-1)
     return np.where(_both(before, after), found, np.nan)
 

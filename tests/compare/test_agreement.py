@@ -157,7 +157,23 @@ def test_pictures_of_another_size_are_others() -> None:
     sizes = after["height"].to_pylist()
     after = after.set_column(2, "height", pa.array([sizes[0] + 1, *sizes[1:]], pa.int32()))
     found = agreed(before, after)
-    assert (found.images, found.resized, found.identical) == (4, 1, 4)
+    assert (found.images, found.replaced, found.identical) == (4, 1, 4)
+
+
+@pytest.mark.parametrize("column", ["object_etag", "object_size"])
+def test_pictures_that_were_replaced_at_their_place_are_others(column: str) -> None:
+    """Not where one side cannot tell, nor where a copy lies elsewhere."""
+    at, kind = rows([0]).schema.get_field_index(column), pa.string() if column == "object_etag" else pa.int64()
+
+    def side(values: list[int | None]) -> pa.Table:
+        texts = pa.array(values, pa.int64()).cast(kind)
+        return rows(range(5)).set_column(at, column, texts)
+
+    before, after = side([1, 1, None, 1, 1]), side([1, 2, 2, None, 2])
+    uris = after["image_uri"].to_pylist()
+    after = after.set_column(1, "image_uri", pa.array([*uris[:4], "s3://copy/4.png"]))
+    found = agreed(before, after)
+    assert (found.images, found.replaced, found.identical) == (4, 1, 4)
 
 
 def test_a_damaged_mask_is_named() -> None:

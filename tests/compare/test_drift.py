@@ -68,11 +68,14 @@ def test_nights(nights: Nights, tmp_path: Path, caplog: Any, capsys: Any) -> Non
     assert "drift: psi" in capsys.readouterr().out
     found = nights.compared()
     assert (found["before"]["images"], found["after"]["images"]) == (100, 100)
+    assert found["limits"] == [{"limit": "share_change>0.2", "is_broken": False}]
     assert night(200) == 0  # nothing to do, and nothing to compare
     assert night(300, without(1)) == 3
     assert "beyond the limits of drift.fail_if: share_change>0.2; all results were kept" in caplog.text
     found = nights.compared()
     assert found["classes"][0]["name"] == "dog"
+    assert found["limits"] == [{"limit": "share_change>0.2", "is_broken": True}]
+    assert "Beyond the limit <code>share_change&gt;0.2</code>" in (out / "comparison.html").read_text()
     assert night(300) == 0  # as docs/operating.md says: what was found is told once
     assert nights.compared() == found
     assert night(400, None, "--set", "drift.fail_if=['psy>1']") == 2
