@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from jobs.arguments import add_config, job_parser
 from jobs.ending import OK, end, run, say, set_up_log
-from pipeline.compare.limits import Limit, not_judged
+from pipeline.compare.limits import Limit, LimitError, not_judged
 
 if TYPE_CHECKING:
     from pipeline.annotate.config import AnnotateConfig
@@ -51,7 +51,7 @@ def _annotate(args: argparse.Namespace) -> int:
     from pipeline.storage.listing import check_there
 
     config = load_config(AnnotateConfig, args.config, args.set)
-    limits = [Limit.parse(text) for text in config.drift.fail_if] if config.drift else []
+    limits = _limits(config, args.config)
     find_model(config.model.checkpoint)
     if (place := config.manifest.place) is not None:
         check_there({"manifest.uri": place})
@@ -89,6 +89,13 @@ def _annotate(args: argparse.Namespace) -> int:
             logger, BEYOND_LIMITS, f"beyond the limits of drift.fail_if: {', '.join(broken)}; all results were kept"
         )
     return end(logger, OK, f"{report.state}: {config.output.uri}")
+
+
+def _limits(config: AnnotateConfig, path: str) -> list[Limit]:
+    try:
+        return [Limit.parse(text) for text in config.drift.fail_if] if config.drift else []
+    except LimitError as error:
+        raise LimitError(f"{path}, drift.fail_if: {error}") from None
 
 
 def _drift(config: AnnotateConfig, report: RunJson, limits: Sequence[Limit]) -> list[str]:

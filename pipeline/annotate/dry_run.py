@@ -85,6 +85,15 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         order = BatchOrder(settings.short_side, settings.long_side, batch_size, block)
         decoded = _decode_sample(config, order, sample_rows(manifest, pending))
         known = _known_sizes(manifest, pending)
+    header = (
+        f"model      {model.header.variant.name}, {counted(len(model.header.categories), 'category', 'categories')}, "
+        f"weights {model.header.weights_sha256[:12]}, {config.model.precision}"
+    )
+    writable = f"output     {config.output.uri}: writable{_at_work(store.uri)}"
+    changes = _changes(found, config.manifest.deleted)
+    if not pending.num_pending:  # then the run needs no cluster either
+        images = f"images     {pending.num_rows:,} in the manifest, nothing to do"
+        return "\n".join([header, writable, *changes, images])
     checkpoint = model.load()
     # Here and not above: Ray and the model's packages take ten seconds to import.
     import ray
@@ -106,12 +115,11 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
         free_cpus = ray.cluster_resources().get("CPU", 0.0) - pool.cpus * pool.max_actors
     seconds, measured = _seconds_per_image(config, checkpoint, model.settings, decoded, pool)
     lines = [
-        f"model      {model.header.variant.name}, {counted(len(model.header.categories), 'category', 'categories')}, "
-        f"weights {model.header.weights_sha256[:12]}, {config.model.precision}",
+        header,
         f"cluster    {cluster_line(cluster)}{_waits(config, pool, cluster['gpus'])}",
-        f"output     {config.output.uri}: writable{_at_work(store.uri)}",
+        writable,
         f"sample     {_sample_line(decoded, pending.num_pending)}",
-        *_changes(found, config.manifest.deleted),
+        *changes,
         *([f"warning    {small_store}"] if small_store else []),
     ]
     if seconds is None:

@@ -24,6 +24,7 @@ FIGURES = {
 # Classes with fewer objects are left out of a figure, which would be chance: histograms have 20 bins. Of a distance the
 # smaller side counts; of a change the side with more objects, on as many images as the smaller side has.
 MIN_OBJECTS = {"psi": 100, "js": 100, "count_change": 30}
+_COUNTED = {"count_change": " on as many images as the smaller side has"}
 # And with fewer images on a side, what is counted by images: a night of three would break any limit by chance.
 MIN_IMAGES = 100
 BY_IMAGES = {
@@ -96,7 +97,8 @@ def not_judged(
             by_images.append(BY_IMAGES[name])
         if classes := left_out.get(name):
             of = counted(len(classes), "class", "classes")
-            told.append(f"{name} of {of} with fewer than {MIN_OBJECTS[name]} objects ({Examples.of(classes)})")
+            few = f"fewer than {MIN_OBJECTS[name]} objects{_COUNTED.get(name, '')}"
+            told.append(f"{name} of {of} with {few} ({Examples.of(classes)})")
         elif figures[name] is None and not (few_images and name in BY_IMAGES):
             told.append(f"{name}: {_NOTHING.get(name, 'there is no object on either side')}")
     if by_images:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +20,17 @@ from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import Columns, ManifestError, ReadUnit
 from pipeline.annotate.pending.antijoin import Pending, find_pending
 from pipeline.annotate.pool import Pool
+from pipeline.annotate.run import annotate
 from pipeline.annotate.stages.ordering import BatchOrder, Sizes
+from pipeline.annotate.summary import page
+from pipeline.annotate.summary.sample import Sample
 from pipeline.errors import UserError
 from pipeline.messages.examples import Examples
 from pipeline.storage.uris import Uri
+from testing.rounds_without_ray import rounds_without_ray
 from testing.small_model import save_tiny
 from tests.annotate.manifest.manifest_cases import write, write_parquet
+from tests.annotations.output_cases import CATEGORY_IDS, output_table
 
 
 def sample_ids(manifest: Manifest, done: pa.Array | None = None) -> list[int]:
@@ -190,6 +196,27 @@ def test_a_compile_cache_that_replicas_would_refuse(tmp_path: Path, model: Path)
     )
     with pytest.raises(UserError, match="cache: programs are run from there, and it is not this user's alone"):
         dry_run(config)
+
+
+def test_where_nothing_is_left_to_do_no_cluster_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "draw_sample", lambda *_: Sample())
+    ids = list(range(5))
+    model = save_tiny(tmp_path / "tiny.safetensors", [(number, f"kind {number}") for number in CATEGORY_IDS])
+    manifest = write_parquet(tmp_path / "m.parquet", {"image_id": ids, "image_uri": ["/gone.png"] * 5})
+    config = AnnotateConfig.model_validate(
+        {
+            "manifest": {"uri": manifest},
+            "model": {"checkpoint": str(model)},
+            "output": {"uri": str(tmp_path / "out")},
+        }
+    )
+    with rounds_without_ray(lambda wanted: output_table(wanted.to_pylist(), failed=[2])):
+        annotate(config)
+    monkeypatch.setitem(sys.modules, "ray", None)  # to import it is an error now
+    assert dry_run(config).splitlines()[1:] == [
+        f"output     {tmp_path}/out: writable",
+        "images     5 in the manifest, nothing to do",
+    ]
 
 
 @pytest.mark.parametrize("there", ["", "out", "out/pics"])

@@ -79,6 +79,7 @@ def test_nights(nights: Nights, tmp_path: Path, caplog: Any, capsys: Any) -> Non
     assert night(300) == 0  # as docs/operating.md says: what was found is told once
     assert nights.compared() == found
     assert night(400, None, "--set", "drift.fail_if=['psy>1']") == 2
+    assert "nightly.yaml, drift.fail_if: 'psy>1' is no limit like 'psi>0.2'" in caplog.text
     files = sorted((out / "data").iterdir())
     assert night(400, None, "--set", f"drift.against={tmp_path / 'gone'}") == 2
     assert sorted((out / "data").iterdir()) == files  # told before anything was done

@@ -332,7 +332,8 @@ def test_what_is_too_little_to_be_judged_is_named(tmp_path: Path) -> None:
     ]
     assert not any(limit.is_broken(found.figures) for limit in limits)
     assert not_judged(limits, found.figures, found.not_judged, found.few_images) == (
-        "not judged: count_change of 3 classes with fewer than 30 objects (dog, fox, cat); "
+        "not judged: count_change of 3 classes with fewer than 30 objects on as many images as the smaller side has "
+        "(dog, fox, cat); "
         "psi of 3 classes with fewer than 100 objects (dog, fox, cat); "
         "agreement: there is no object on images of both sides; "
         "psi of objects an image and of picture sizes: a side has fewer than 100 annotated images"
