@@ -153,7 +153,7 @@ def measure(parts: graph.RunParts, pending: Any, total: int, before: bool) -> di
     rounds.Writes = Writes  # type: ignore[misc]
     rounds.build = build_before if before else graph.build
     with ExitStack() as work:
-        rounds.Rounds(parts, Lock()).run(pending, work, None)  # type: ignore[arg-type]
+        rounds.Rounds(parts, Lock(), time.monotonic()).run(pending, work, None)  # type: ignore[arg-type]
     return window.figures()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ class Rounds:
     rows: Callable[[pa.Array], pa.Table]
     meanwhile: Callable[[OutputStore], None]
     why_ended: str
+    started: float
     num: int = 0
     todo: int = 0
     cluster: dict[str, Any] = field(default_factory=dict)
@@ -43,8 +45,8 @@ class Rounds:
         return self.why_ended
 
     def figures(self) -> ThisRun:
-        """None that mean something."""
-        return ThisRun(images=self.todo, rounds=self.num, seconds=1.0)
+        """None that mean something, but for the time."""
+        return ThisRun(images=self.todo, rounds=self.num, seconds=time.monotonic() - self.started)
 
     def changes(self) -> dict[str, Any]:
         """None of the cluster."""
@@ -67,9 +69,9 @@ def rounds_without_ray(
 
     @contextmanager
     def connected(
-        config: Any, model: Any, manifest: Manifest, schema: Any, identity: Identity, lock: Any
+        config: Any, model: Any, manifest: Manifest, schema: Any, identity: Identity, lock: Any, started: float
     ) -> Iterator[Rounds]:
-        yield Rounds(manifest, identity, rows, meanwhile, why_ended)
+        yield Rounds(manifest, identity, rows, meanwhile, why_ended, started)
 
     # Not the module's own function: to import it takes Ray. Nor `patch.dict`, which forgets what is imported meanwhile:
     # there are libraries that cannot be loaded twice.

@@ -66,8 +66,12 @@ def connected(
     schema: pa.Schema,
     identity: Identity,
     lock: OutputLock,
+    started: float,
 ) -> Iterator[Rounds]:
     """Ray for the rounds of a run.
+
+    Args:
+        started: when the run began, on the monotonic clock: the start of Ray is part of its time.
 
     Raises:
         CheckpointError: the weights cannot be used.
@@ -96,7 +100,7 @@ def connected(
             pool=pool,
         )
         del checkpoint
-        rounds = Rounds(parts, lock, describe_cluster())
+        rounds = Rounds(parts, lock, started, describe_cluster())
         try:
             yield rounds
         finally:
@@ -112,8 +116,8 @@ class Rounds:
     Attributes:
         parts: what the graph is built from.
         lock: that the run holds.
+        started: when the run began, on the monotonic clock.
         cluster: what they run on, for the report.
-        started: on the monotonic clock.
         num: of rounds so far.
         todo: images that were pending when the first one began.
         written: images whose rows they wrote.
@@ -121,8 +125,8 @@ class Rounds:
 
     parts: RunParts
     lock: OutputLock
+    started: float
     cluster: dict[str, Any] = field(default_factory=dict)
-    started: float = field(default_factory=time.monotonic)
     num: int = 0
     todo: int = 0
     written: int = 0

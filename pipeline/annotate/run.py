@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import socket
 import sys
+import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +76,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         RunError: another run holds the output, or the books do not close.
         KeyboardInterrupt: a signal came; what was ready is written, and ``run.json`` says ``stopped``.
     """
-    run_id = new_run_id()
+    run_id, started = new_run_id(), time.monotonic()
     store = store or OutputStore(config.output.uri, keep_replaced=config.output.keeps_replaced)
     check_own(store.uri, ANNOTATIONS)
     model = choose_model(config)
@@ -109,7 +111,7 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         # Here and not above: Ray and the model's packages take ten seconds to import, and Ray as long to start.
         from pipeline.annotate.rounds import connected
 
-        rounds = stack.enter_context(connected(config, model, manifest, schema, identity, lock))
+        rounds = stack.enter_context(connected(config, model, manifest, schema, identity, lock, started))
         return run.published(run.execute(rounds, redo, pending))
 
 
@@ -165,7 +167,7 @@ class _Run:
             self._put_in_place()
             files = self.store.files()
             self._close_books(report, files.counts, self._find_pending(files))
-            self._write_report(report)
+            self._end(report)
             return report
         report.state = RunState.NOTHING_TO_DO
         self._close_books(report, files.counts, pending)
@@ -204,7 +206,7 @@ class _Run:
                 report.this_run = ThisRun(images=rounds.todo)
                 self._begin(report)
                 self._annotate_all(rounds, pending, report, work)
-                self._write_report(report)
+                self._end(report)
             except (KeyboardInterrupt, Exception) as error:
                 if self.begun:
                     self._report_end(rounds, report, error)
@@ -214,6 +216,10 @@ class _Run:
     def _begin(self, report: RunJson) -> None:
         self.begun = True
         report.changes = self.changes
+        self._write_report(report)
+
+    def _end(self, report: RunJson) -> None:
+        report.ended = datetime.now(timezone.utc).replace(microsecond=0)  # as exact as when it began, in its id
         self._write_report(report)
 
     def _write_report(self, report: RunJson) -> None:
@@ -235,7 +241,7 @@ class _Run:
         if report.state is RunState.FAILED:
             report.this_run.error = str(error) if isinstance(error, (RunFailed, OutputError)) else cause_of(error).name
         with suppress(OSError, LockLost):
-            self._write_report(report)
+            self._end(report)
 
     def _annotate_all(self, rounds: Rounds, pending: Pending, report: RunJson, work: ExitStack) -> None:
         """Rounds until nothing is pending; then the books."""
@@ -301,17 +307,19 @@ class _Run:
     def _finish_report(self, report: RunJson) -> None:
         """A run that died after its last file left a report that says otherwise; else the old one stays.
 
-        What the earlier run made and cost stays in any case; what this one compared and where it publishes is said.
+        What the earlier run made and cost, and when, stays in any case; what this one compared and where it publishes
+        is said, and that it looked.
         """
         try:
             old = RunJson.read(self.store.uri)
         except OutputError:
             old = None  # damaged: written anew
         if old is None or not old.state.closed:
-            self._write_report(report)
-        elif (old.changes, old.table) != (report.changes, report.table):
+            self._end(report)
+        elif report.changes.compared or (old.changes, old.table) != (report.changes, report.table):
             names = ("state", "config", "manifest_version", "images", "changes")
-            self._write_report(replace(old, **{name: getattr(report, name) for name in names}))
+            found = {name: getattr(report, name) for name in names}
+            self._write_report(replace(old, looked_again=self.run_id, **found))
 
     def pending(self, files: DataFiles) -> Pending:
         """What there is to do, said aloud."""

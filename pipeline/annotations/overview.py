@@ -147,6 +147,16 @@ class Overview:
         return self.run.run_id if self.run else ""
 
     @property
+    def ended_at(self) -> datetime | None:
+        """When the run of ``run.json`` ended; ``None``: it has not, or nothing tells."""
+        run = self.run
+        if run is None or run.state is RunState.RUNNING:
+            return None
+        # Older reports do not say. They were written at the end, or again by a later run that found nothing to do.
+        is_of_later = run.looked_again or run.state is RunState.NOTHING_TO_DO
+        return run.ended or (None if is_of_later else self.reported_at)
+
+    @property
     def pending(self) -> int | None:
         """Images of the manifest without a row, as far as the last run has counted them; ``None``: it has not."""
         if self.run is None or self.is_unheard:

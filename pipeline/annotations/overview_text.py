@@ -84,8 +84,10 @@ def _state(overview: Overview) -> Iterator[str]:
         yield how_it_ended(run)
     if overview.run_id:
         yield f"run {overview.run_id}, begun{since}"
-    if standing is Standing.ENDED and overview.reported_at is not None:
-        yield f"ended {_at(overview.reported_at)}"
+    if standing is Standing.ENDED and overview.ended_at is not None:
+        yield f"ended {_at(overview.ended_at)}"
+    if run is not None and (looked_at := begun_at(run.looked_again)) and standing is Standing.ENDED:
+        yield f"looked at again {_at(looked_at)}, nothing to do"
 
 
 def how_it_ended(run: RunJson) -> str:
@@ -136,7 +138,8 @@ def _books(overview: Overview) -> Iterator[str]:
     if has_ended and pending and overview.standing is Standing.ENDED:
         yield "their rows are in no file that can be read: the next run makes them anew"
     if run is not None and run.changes.compared:
-        yield f"since the run before: {changes_line(run.changes)}"
+        changes = run.changes
+        yield f"{changes.new:,} new" if changes.all_new else f"since the run before: {changes_line(changes)}"
 
 
 def changes_line(changes: Changes) -> str:

@@ -3,6 +3,9 @@
 ::
 
     run_id, state                        the run, and how it ended: see `RunState`
+    ended                                when, UTC; null while it is at work
+    looked_again                         the latest run after it that compared manifest and output and found nothing to
+                                         do, by its id, which begins with the time; "" if there was none
     config                               all settings, defaults included; URIs without their secrets
     identity, code, cluster              the model and the content settings; versions; machines, the driver alone where
                                          nothing was to do and Ray not started; at_end if they were others then
@@ -17,18 +20,20 @@
     this_run                             speed and cost of the images of this run alone, {} if there were none, how many
                                          they are until it has ended; the error, if any
 
-A run that finds nothing to do leaves the report of the one that did something, but for what it compared itself: state,
-config, manifest_version, images and changes, where the changes are others or the table is.
+A run that finds nothing to do leaves the report of the one that did something, run_id and ended with it, but for what
+it found itself: state, config, manifest_version, images and changes, where it compares or the table is another, and
+looked_again, which names it.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from pipeline.annotations.data_file import OutputError
 from pipeline.config.images import ImagesConfig
@@ -98,6 +103,11 @@ class Changes:
         """Whether there are any: a manifest is never empty."""
         return self != Changes()
 
+    @property
+    def all_new(self) -> bool:
+        """Whether the output had none of the images, nor others that are gone: as in a first run."""
+        return self.compared and self == Changes(new=self.new)
+
 
 @dataclass(frozen=True)
 class Seconds:
@@ -157,7 +167,7 @@ class ThisRun:
         images: that were pending when it began.
         written: of them, those whose rows it wrote.
         rounds: passes over what was pending; more than one if the audit found images missing.
-        seconds: from when Ray was there to the last round's audit.
+        seconds: from when the run began, before Ray is started or GPUs are waited for, to the last round's audit.
         images_per_second: ``written`` divided by ``seconds``.
         replica_busy_share: of the replicas' time with the model loaded, the share spent in their stage, 0 to 1.
         batch_fill: of the room in the model's calls, the share that images took, 0 to 1; 0 if there was no call.
@@ -183,12 +193,21 @@ class ThisRun:
     cost: float | None = None
 
 
+def _as_utc(moment: datetime | None) -> datetime | None:
+    try:
+        return moment and moment.astimezone(timezone.utc)
+    except OverflowError:  # at the ends of the calendar
+        raise ValueError("no moment of UTC") from None
+
+
 @dataclass(kw_only=True)
 class RunJson:
     """What ``run.json`` says; the module's docstring describes its keys."""
 
     run_id: str = ""
     state: RunState
+    ended: Annotated[datetime | None, AfterValidator(_as_utc)] = None
+    looked_again: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     identity: dict[str, Any] = field(default_factory=dict)
     code: dict[str, Any] = field(default_factory=dict)
@@ -232,6 +251,7 @@ class RunJson:
     def write(self, uri: Uri) -> None:
         """Put it into an output folder, whole or not at all; what JSON does not know is written as text."""
         values = asdict(self)
+        values["ended"] = self.ended and self.ended.isoformat()
         if not self.images.manifest:
             values["images"] = {}
         if not self.changes.compared:

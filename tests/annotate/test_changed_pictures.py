@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pycocotools import mask as coco_mask
 from pipeline.annotate import run as annotate_run
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.dry_run import dry_run
+from pipeline.annotate.manifest.open import open_manifest
 from pipeline.annotate.manifest.rules import ManifestError
 from pipeline.annotate.run import annotate
 from pipeline.annotations.class_thresholds import Selection
@@ -148,17 +150,39 @@ def test_changed_pictures_are_annotated_again(bucket: Bucket, compare: str) -> N
     assert contents(config.output.uri) == fresh(bucket)
     assert len(before & files(bucket)) == 1  # of 10 and 11, as it was
     assert files(bucket, f"{CHANGED_FOLDER}/data") == set()
-    assert run(bucket, config).state is RunState.NOTHING_TO_DO
-    report = RunJson.read(config.output.uri)
-    assert report is not None
-    assert (report.state, report.changes) == (RunState.NOTHING_TO_DO, Changes(unchanged=13))
-    assert (report.run_id, report.images, report.this_run) == (second.run_id, second.images, second.this_run)
+    assert second.ended is not None
+    assert second.looked_again == ""
+    for _ in range(2):
+        later = run(bucket, config)
+        assert later.state is RunState.NOTHING_TO_DO
+        report = RunJson.read(config.output.uri)
+        assert report is not None
+        assert (report.state, report.changes) == (RunState.NOTHING_TO_DO, Changes(unchanged=13))
+        for name in ("run_id", "ended", "images", "this_run"):
+            assert getattr(report, name) == getattr(second, name)
+        assert report.looked_again == later.run_id
     bucket.remove(7)
     bucket.listed()
     assert run(bucket, config).state is RunState.NOTHING_TO_DO
     report = RunJson.read(config.output.uri)
     assert report is not None
     assert (report.changes, report.images) == (Changes(unchanged=12), ImageCounts(12, 12, 1))
+
+
+def test_the_time_of_a_run_begins_before_ray_is_started(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    times = []
+
+    def opened(*arguments: Any) -> Any:
+        times.append(time.monotonic())
+        time.sleep(0.2)
+        return open_manifest(*arguments)
+
+    monkeypatch.setattr(annotate_run, "open_manifest", opened)
+    bucket.put(1)
+    bucket.listed()
+    seen = time.monotonic()
+    report = run(bucket, bucket.config(), meanwhile=lambda store: times.append(time.monotonic()))
+    assert times[1] - times[0] < report.this_run.seconds < time.monotonic() - seen
 
 
 def test_without_it_they_are_not_noticed(bucket: Bucket) -> None:

@@ -105,7 +105,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[rounds.Rounds, 
         monkeypatch.setattr(rounds.Rounds, "_watched", silent)
         monkeypatch.setattr(rounds, "_gone_nodes", set)
         anything: Any = None
-        return rounds.Rounds(anything, lock), store  # type: ignore[arg-type]
+        return rounds.Rounds(anything, lock, started=0.0), store  # type: ignore[arg-type]
 
     return prepare
 

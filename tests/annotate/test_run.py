@@ -404,7 +404,7 @@ class TestFirstRun:
     def test_run_json(self, first: First, world: World, checkpoint: Checkpoint) -> None:
         report = first.report
         assert set(report) == {
-            *("run_id", "state", "config", "identity", "code", "cluster", "categories"),
+            *("run_id", "state", "ended", "looked_again", "config", "identity", "code", "cluster", "categories"),
             *("image_root", "manifest_version", "images", "changes"),
             *("failures", "detections_per_category", "this_run"),
         }

@@ -94,6 +94,12 @@ def test_they_stand_beside_the_books(tmp_path: Path) -> None:
     page = render_summary(overview, shapes, Sample())
     assert "<dd>1 new, 2 changed, 2 deleted, 0 unchanged</dd>" in page
     assert "<dd>2 rows, whose pictures are gone</dd>" in page
+    # A first run has no run before it.
+    replace(run, changes=Changes(new=3)).write(store.uri)
+    overview = look_over(store.uri)
+    text = " ".join(overview_text(overview).split())
+    assert "gone 3 new failures" in text
+    assert "since the run before" not in text + render_summary(overview, shapes, Sample()).lower()
     # A run at work: old rows of changed pictures are there until the new ones take their places.
     at_work = replace(run, state=RunState.RUNNING, run_id="run-9", images=ImageCounts(), changes=Changes(4, 2, 1))
     at_work.this_run.images = 6

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ FULL = RunJson(
     identity={"model_name": "tiny", "source": {"file": "a.safetensors"}},
     code={"version": "0.1", "packages": {"ray": "2"}},
     cluster={"nodes": 1, "cpus": 3.0},
+    ended=datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc),
+    looked_again="20260103T030405-00000003",
     categories=(Category(7, "Äpfel"), Category(3, "cat")),
     image_root=Uri("/data/images"),
     images=ImageCounts(5, 3, 2),
@@ -90,10 +93,22 @@ def test_the_file(tmp_path: Path) -> None:
     FULL.write(Uri(str(tmp_path)))
     found = json.loads((tmp_path / "run.json").read_text())
     assert list(found) == [
-        *("run_id", "state", "config", "identity", "code", "cluster", "categories", "image_root"),
+        *(
+            "run_id",
+            "state",
+            "ended",
+            "looked_again",
+            "config",
+            "identity",
+            "code",
+            "cluster",
+            "categories",
+            "image_root",
+        ),
         *("manifest_version", "images", "changes", "failures", "detections_per_category", "this_run"),
     ]
     assert found["state"] == "finished"
+    assert found["ended"] == "2026-01-02T03:04:05+00:00"
     assert found["categories"] == [{"id": 7, "name": "Äpfel"}, {"id": 3, "name": "cat"}]
     assert found["images"] == {"manifest": 5, "annotated": 3, "failed": 2, "deleted": 0}
     assert found["this_run"] == {
@@ -127,6 +142,21 @@ def test_the_file_of_a_run_that_is_not_over(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "run.json").read_text())
     assert (found["state"], found["images"], found["this_run"]) == ("failed", {}, {"error": "gone"})
     assert found["config"] == {"file": "/x"}
+    assert found["ended"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "hour"), [("2026-01-02T03:04:05+02:00", 1), ("0001-01-01T00:00:00+23:00", None), ("last night", None)]
+)
+def test_when_it_ended(tmp_path: Path, text: str, hour: int | None) -> None:
+    folder = write_text(tmp_path, {**OLDER, "ended": text})
+    if hour is None:
+        with pytest.raises(OutputError, match=r"run\.json is damaged.*ended"):
+            RunJson.read(Uri(folder))
+        return
+    run = RunJson.read(Uri(folder))
+    assert run is not None
+    assert run.ended == datetime(2026, 1, 2, hour, 4, 5, tzinfo=timezone.utc)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -100,6 +101,34 @@ def test_the_whole(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_how_it_ended(out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], words: str) -> None:
     replace(REPORT, **changes).write(Uri(str(out)))
     assert words in shown(capsys, str(out))
+
+
+def test_when_it_ended_whoever_wrote_the_report_later(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = datetime(2026, 1, 2, 3, 9, 5, tzinfo=timezone.utc)
+    times = f"run {RUN}, begun 2026-01-02 03:04:05 UTC ended 2026-01-02 03:09:05 UTC"
+    replace(REPORT, ended=ended).write(Uri(str(out)))
+    assert f"state finished {times} images" in shown(capsys, str(out))
+    for state in (RunState.NOTHING_TO_DO, RunState.TOO_MANY_FAILURES):
+        replace(REPORT, state=state, ended=ended, looked_again="20260103T030405-00000003").write(Uri(str(out)))
+        text = shown(capsys, str(out))
+        assert f"{times} looked at again 2026-01-03 03:04:05 UTC, nothing to do images" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "tells"),
+    [
+        ({}, True),
+        ({"state": RunState.NOTHING_TO_DO}, False),
+        ({"state": RunState.TOO_MANY_FAILURES, "looked_again": RUN}, False),
+    ],
+)
+def test_when_a_run_of_an_earlier_release_ended(
+    out: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, object], tells: bool
+) -> None:
+    """Only the time of the file tells, and that may be a later run's."""
+    replace(REPORT, **changes).write(Uri(str(out)))
+    os.utime(out / "run.json", (1_767_323_345, 1_767_323_345))
+    assert ("ended 2026-01-02 03:09:05 UTC" in shown(capsys, str(out))) is tells
 
 
 def test_a_run_at_work(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

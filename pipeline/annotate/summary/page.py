@@ -211,7 +211,7 @@ def render_summary(overview: Overview, shapes: Shapes, sample: Sample) -> str:
         "sample": replace(sample, cards=tuple(map(_card, sample.cards))),
         "shown_score": SHOWN_SCORE,
         "manifest": overview.manifest,
-        "changes": changes_line(run.changes) if run and run.changes.compared else "",
+        "changes": changes_line(run.changes) if run and run.changes.compared and not run.changes.all_new else "",
         "files": f"{counted(overview.num_files, 'file')}, {size(overview.num_bytes)}",
         "problems": [_clipped(problem) for problem in overview.problems],
         "run": run,
