@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from pipeline.annotate.config import AnnotateConfig, ManifestConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
 from pipeline.annotate.manifest.rules import ReadUnit
-from pipeline.annotate.pending.antijoin import Comparison, Pending, check_doubled, check_listing, find_pending
+from pipeline.annotate.pending.antijoin import (
+    MARKED_BEFORE,
+    Comparison,
+    Pending,
+    check_doubled,
+    check_listing,
+    find_pending,
+)
 from pipeline.annotate.plan import assumed_seconds_per_image, make_plan
 from pipeline.annotate.prepare import ChosenModel, check_against, choose_model, make_identity
 from pipeline.annotate.stages.ordering import ROWS_PER_WINDOW, BatchOrder, Sizes
@@ -77,7 +84,8 @@ def dry_run(config: AnnotateConfig) -> str:
 
 def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identity: Identity) -> str:
     with tempfile.TemporaryDirectory() as scratch:
-        manifest = open_manifest(config.manifest, Uri(scratch), PictureSource.of_config(config.images).fetcher)
+        fetcher = PictureSource.of_config(config.images).fetcher
+        manifest = open_manifest(config.manifest, Uri(scratch), fetcher, store.uri)
         check_against(config.drift, manifest.id_type)
         found = _steady(lambda: _find_pending(store, manifest, identity, config.manifest))
         pending = found.all_to_do()
@@ -92,7 +100,7 @@ def _look(config: AnnotateConfig, store: OutputStore, model: ChosenModel, identi
     writable = f"output     {config.output.uri}: writable{_at_work(store.uri)}"
     changes = _changes(found, config.manifest.deleted)
     if not pending.num_pending:  # then the run needs no cluster either
-        images = f"images     {pending.num_rows:,} in the manifest, nothing to do"
+        images = f"images     {pending.num_rows:,} in the manifest, 0 to do"
         return "\n".join([header, writable, *changes, images])
     checkpoint = model.load()
     # Here and not above: Ray and the model's packages take ten seconds to import.
@@ -183,7 +191,8 @@ def _changes(found: Pending, deleted: str) -> list[str]:
         return []
     gone = f", {found.unknown_done.count:,} gone ({deleted})" if found.unknown_done.count else ""
     unknown = f", {found.num_unknown:,} of unknown version" if found.num_unknown else ""
-    return [f"changes    {found.num_pending:,} new, {found.num_changed:,} changed{gone}{unknown}"]
+    marked = f", {found.num_marked:,} {MARKED_BEFORE}" if found.num_marked and deleted == "drop" else ""
+    return [f"changes    {found.num_pending:,} new, {found.num_changed:,} changed{gone}{marked}{unknown}"]
 
 
 def _write_probe(store: OutputStore) -> None:

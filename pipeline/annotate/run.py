@@ -22,7 +22,15 @@ from numpy.typing import NDArray
 
 from pipeline.annotate.config import AnnotateConfig
 from pipeline.annotate.manifest.open import Manifest, open_manifest
-from pipeline.annotate.pending.antijoin import Audit, Comparison, Pending, check_doubled, check_listing, rows_by_file
+from pipeline.annotate.pending.antijoin import (
+    MARKED_BEFORE,
+    Audit,
+    Comparison,
+    Pending,
+    check_doubled,
+    check_listing,
+    rows_by_file,
+)
 from pipeline.annotate.pending.exchange import Deleted, Exchange
 from pipeline.annotate.prepare import check_against, choose_model, make_identity
 from pipeline.annotate.summary.page import page_at_end
@@ -94,7 +102,8 @@ def annotate(config: AnnotateConfig, retry_failed: bool = False, store: OutputSt
         if placed := exchange.put_in_place(identity, only_annotated=True):
             logger.info("new rows of %s, which an earlier run made, are in place", counted(placed, "changed picture"))
         scratch = stack.enter_context(scratch_of(store.uri, run_id, fence))
-        manifest = open_manifest(config.manifest, scratch, PictureSource.of_config(config.images).fetcher)
+        fetcher = PictureSource.of_config(config.images).fetcher
+        manifest = open_manifest(config.manifest, scratch, fetcher, store.uri)
         check_against(config.drift, manifest.id_type)
         schema = output_schema(manifest.id_type, manifest.carried)
         files = store.files()
@@ -330,6 +339,7 @@ class _Run:
         more = [
             (changes.changed, "changed"),
             (changes.deleted, "gone"),
+            (found.num_marked * (self.config.manifest.deleted == "drop"), MARKED_BEFORE),
             (changes.unknown_version, "of unknown version"),
         ]
         logger.info(

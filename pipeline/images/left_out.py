@@ -6,6 +6,7 @@ import posixpath
 from collections import Counter
 
 from pipeline.images.decode import IMAGE_SUFFIXES
+from pipeline.messages.counts import counted
 from pipeline.messages.examples import Examples
 
 _MAX_KINDS = 1000  # of suffixes that are told apart, so that a folder of odd names takes no memory
@@ -40,4 +41,9 @@ class LeftOut:
     def __str__(self) -> str:
         kinds = sorted(self._kinds.items(), key=lambda kind: (-kind[1], kind[0]))
         shown = Examples.of((f"{count:,} {kind.encode('ascii', 'backslashreplace').decode()}" for kind, count in kinds))
-        return f"{self.count:,} files are left out, since their names are no pictures': {shown}"
+        said = counted(
+            self.count,
+            "file is left out, since its name is no picture's",
+            "files are left out, since their names are no pictures'",
+        )
+        return f"{said}: {shown}"

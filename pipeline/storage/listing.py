@@ -6,7 +6,8 @@ Memory is bounded on local file systems (a folder) and S3 (a page); other file s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
@@ -32,7 +33,7 @@ class ListedFile(NamedTuple):
     version: ObjectVersion
 
 
-def list_files(uri: Uri, scratch_uri: Uri | None = None, with_versions: bool = False) -> Iterator[ListedFile]:
+def list_files(uri: Uri, outside: Collection[Uri] = (), with_versions: bool = False) -> Iterator[ListedFile]:
     """The files below a folder or prefix, with paths relative to it, in the order of their code points.
 
     Keys of object stores come as they are. Hidden files, and those in hidden folders, are left out: a part of their
@@ -41,26 +42,24 @@ def list_files(uri: Uri, scratch_uri: Uri | None = None, with_versions: bool = F
 
     Args:
         uri: of the folder or prefix.
-        scratch_uri: left out if it lies in the folder.
+        outside: folders whose files are not listed, where they lie in this one.
         with_versions: look at each file where a listing has but names, which on a mounted disk takes a moment each.
 
     Raises:
         StorageError: the folder cannot be listed.
     """
     filesystem, path = open_filesystem(uri)
-    scratch = None
-    if scratch_uri is not None and scratch_uri.scheme == uri.scheme:
-        scratch = open_filesystem(scratch_uri)[1].rstrip("/") + "/"
+    of_same_kind = [other for other in outside if other.scheme == uri.scheme]
+    prefixes = tuple(open_filesystem(other)[1].rstrip("/") + "/" for other in of_same_kind)
     try:
         if uri.scheme == "file":
-            found = _walk(path, "", (), with_versions)
+            found = _walk(path, "", tuple(_identities(prefixes)), with_versions)
         elif uri.scheme == "s3":
             found = _list_s3(path)
         else:
             found = _list_at_once(filesystem, path)
         for file in found:
-            is_scratch = scratch is not None and f"{path}/{file.path}".startswith(scratch)
-            if not is_scratch and not is_hidden(file.path):
+            if not f"{path}/{file.path}".startswith(prefixes) and not is_hidden(file.path):
                 yield file
     except OSError as error:
         raise cannot_read(uri, error) from None
@@ -124,10 +123,19 @@ def check_there(places: Mapping[str, Uri]) -> None:
             raise StorageError(f"{setting}: {error}") from None
 
 
-def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...], with_versions: bool) -> Iterator[ListedFile]:
+def _identities(paths: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """What tells folders apart by whatever path they are reached; of those that are there."""
+    for path in paths:
+        with suppress(OSError):
+            status = os.stat(path)
+            yield status.st_dev, status.st_ino
+
+
+def _walk(path: str, prefix: str, outside: tuple[tuple[int, int], ...], with_versions: bool) -> Iterator[ListedFile]:
+    """The files of a folder, unless it is one of those outside, to which those that it lies in come."""
     status = os.stat(path)
     here = (status.st_dev, status.st_ino)
-    if here in ancestors:
+    if here in outside:
         return
     with os.scandir(path) as listed:
         # A folder sorts as "name/": then the whole walk is in the order of full paths.
@@ -136,7 +144,7 @@ def _walk(path: str, prefix: str, ancestors: tuple[tuple[int, int], ...], with_v
         if name.startswith("."):
             continue
         if name.endswith("/"):
-            yield from _walk(os.path.join(path, name), prefix + name, (*ancestors, here), with_versions)
+            yield from _walk(os.path.join(path, name), prefix + name, (*outside, here), with_versions)
         else:
             version = _local_version(os.path.join(path, name)) if with_versions else ObjectVersion()
             yield ListedFile(prefix + name, version)

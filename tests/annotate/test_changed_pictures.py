@@ -229,6 +229,79 @@ def test_pictures_that_are_gone(bucket: Bucket, deleted: str) -> None:
     assert [row for row in contents(config.output.uri) if row["status"] != "deleted"] == fresh(bucket)
 
 
+def test_what_was_marked_is_dropped_by_a_later_night(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    """Whenever the run dies; and not what came back. It was counted when it was marked."""
+    caplog.set_level("INFO")
+    bucket.put(*range(12))
+    bucket.listed()
+    run(bucket, bucket.config(deleted="mark"))
+    kept = {i: bucket.pictures.pop(i) for i in (0, 1, 7, 11)}
+    bucket.listed()
+    marked = run(bucket, bucket.config(deleted="mark"))
+    assert marked.images == ImageCounts(8, 8, 0, 4)
+    old = contents(bucket.config().output.uri)
+    bucket.pictures[7] = kept[7]
+    bucket.listed()
+    config = bucket.config(deleted="drop", max_deleted_fraction=0.0)
+    for number, _ in deaths(bucket, config):
+        (bucket.folder / "out" / "_lock.json").unlink(missing_ok=True)
+        rows = contents(config.output.uri)
+        assert all(row in [*old, *fresh(bucket)] for row in rows), number
+        assert {row["image_id"] for row in rows} >= set(bucket.pictures), number
+        run(bucket, config)
+        assert contents(config.output.uri) == fresh(bucket), number
+    assert number > 2
+    assert "1 to do, 1 changed, 3 marked as deleted before, to be dropped" in caplog.text
+    report = RunJson.read(config.output.uri)
+    assert report is not None
+    assert report.images == ImageCounts(9, 9, 0)
+
+
+def test_a_night_that_only_drops_what_was_marked(bucket: Bucket) -> None:
+    bucket.put(*range(6))
+    bucket.listed()
+    run(bucket, bucket.config(deleted="mark"))
+    bucket.remove(2, 5)
+    bucket.listed()
+    run(bucket, bucket.config(deleted="mark"))
+    assert run(bucket, bucket.config(deleted="keep")).images.deleted == 2
+    config = bucket.config(deleted="drop")
+    report = run(bucket, config)
+    assert (report.state, report.changes, report.images) == (
+        RunState.FINISHED,
+        Changes(unchanged=4),
+        ImageCounts(4, 4, 0),
+    )
+    assert contents(config.output.uri) == fresh(bucket)
+    assert run(bucket, config).state is RunState.NOTHING_TO_DO
+
+
+def test_an_output_in_the_folder_of_pictures(bucket: Bucket, caplog: pytest.LogCaptureFixture) -> None:
+    """Night after night it is no part of what is listed, and nothing is said of it."""
+    folder = bucket.folder / "pictures"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "z.jpg"):
+        (folder / name).touch()
+
+    def rows(ids: pa.Array) -> pa.Table:
+        return output_table(ids.to_pylist()).cast(output_schema(pa.string()))
+
+    def config(**manifest: Any) -> AnnotateConfig:
+        values = bucket.config(folder / "labels").model_dump(mode="json")
+        return AnnotateConfig.model_validate({**values, "manifest": {"uri": str(folder), **manifest}})
+
+    with rounds_without_ray(rows):
+        assert annotate(config()).images == ImageCounts(3, 3, 0)
+        assert annotate(config()).state is RunState.NOTHING_TO_DO
+        (folder / "c.jpg").touch()
+        assert annotate(config()).images == ImageCounts(4, 4, 0)
+    assert "left out" not in caplog.text
+    (folder / "b.jpg").unlink()
+    for job in (annotate, dry_run):
+        with pytest.raises(ManifestError, match="lacks 1 of the 4 images"):
+            job(config(deleted="drop", max_deleted_fraction=0.0))
+
+
 def test_a_listing_that_lacks_too_much_is_refused(bucket: Bucket) -> None:
     bucket.put(*range(10))
     bucket.listed()

@@ -215,7 +215,7 @@ def test_where_nothing_is_left_to_do_no_cluster_is_needed(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "ray", None)  # to import it is an error now
     assert dry_run(config).splitlines()[1:] == [
         f"output     {tmp_path}/out: writable",
-        "images     5 in the manifest, nothing to do",
+        "images     5 in the manifest, 0 to do",
     ]
 
 

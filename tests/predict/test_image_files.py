@@ -56,6 +56,9 @@ def test_one_list_of_suffixes_and_what_it_leaves_out(tmp_path: Path, caplog: pyt
         (tmp_path / name).touch()
     assert found(tmp_path, "") == ["a.JFIF", "b.mpo", "c.dib", "d.apng", "e.heic"]
     assert "2 files are left out, since their names are no pictures': 1 .txt, 1 without a suffix" in caplog.text
+    (tmp_path / "g").unlink()
+    found(tmp_path, "")
+    assert "1 file is left out, since its name is no picture's: 1 .txt" in caplog.text
 
 
 def test_a_name_that_is_not_utf8_can_be_printed() -> None:

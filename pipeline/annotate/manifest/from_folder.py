@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from urllib.parse import quote
 
@@ -21,13 +21,13 @@ from pipeline.storage.uris import Uri
 logger = logging.getLogger(__name__)
 
 
-def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
+def read_folder(config: ManifestConfig, scratch_uri: Uri, outside: Collection[Uri] = ()) -> ManifestParts:
     """All images below a folder or prefix, in the order of their paths; the ids are the paths in the folder.
 
-    Told by their suffixes; others are counted, and the log says so. Hidden files and folders are skipped, and so is
-    the scratch folder. Names are taken as they are, keys of object stores to the letter. A local name that is not
-    UTF-8, or holds control characters, is written as a file URI writes it: the image ``b\\xff.jpg`` has the id
-    ``./b%FF.jpg``, and no other has it.
+    Told by their suffixes; others are counted, and the log says so. Hidden files and folders are skipped, and so are
+    the scratch folder and those outside. Names are taken as they are, keys of object stores to the letter. A local name
+    that is not UTF-8, or holds control characters, is written as a file URI writes it: the image ``b\\xff.jpg`` has the
+    id ``./b%FF.jpg``, and no other has it.
     """
     if config.carry or named_by_user(config):
         raise ManifestError(f"{config.uri} is a folder of images: it has no columns")
@@ -35,7 +35,7 @@ def read_folder(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
         raise ManifestError("image_root has no meaning for a folder of images: leave it out")
     left_out = LeftOut()
     root = config.uri.absolute()
-    listed = list_files(config.uri, scratch_uri, with_versions=config.compare != "none")
+    listed = list_files(config.uri, (scratch_uri, *outside), with_versions=config.compare != "none")
     images = _only_images(listed, config, left_out)
     with UnitWriter(scratch_uri) as writer:
         while chunk := list(islice(images, ROW_GROUP_ROWS)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -65,12 +65,12 @@ _TABLE_MARKS = (
 logger = logging.getLogger(__name__)
 
 
-def read_parquet(config: ManifestConfig, scratch_uri: Uri) -> ManifestParts:
+def read_parquet(config: ManifestConfig, scratch_uri: Uri, outside: Collection[Uri] = ()) -> ManifestParts:
     """One Parquet file, or all below a folder, whose columns must agree; read where they lie.
 
-    Nothing is written to ``scratch_uri``; it is left out if it lies in the folder.
+    Nothing is written to ``scratch_uri``; it is left out if it lies in the folder, and so are those outside.
     """
-    files = _parquet_files(config, scratch_uri)
+    files = _parquet_files(config, (scratch_uri, *outside))
     if not files:
         raise ManifestError(f"{config.uri} holds no Parquet file ({', '.join(PARQUET_SUFFIXES)})")
     return read_files(config, files)
@@ -91,13 +91,13 @@ def read_files(config: ManifestConfig, files: Sequence[Uri]) -> ManifestParts:
     return opened
 
 
-def _parquet_files(config: ManifestConfig, scratch_uri: Uri) -> list[Uri]:
+def _parquet_files(config: ManifestConfig, outside: Collection[Uri]) -> list[Uri]:
     if not is_folder(config.uri):
         return [config.uri]
     files, passed_over = [], []
     root = config.uri.absolute()
     _refuse_table(config.uri, [".hoodie/"] if is_there(config.uri / ".hoodie") else [])  # hidden, so never listed
-    for name, _ in list_files(config.uri, scratch_uri):
+    for name, _ in list_files(config.uri, outside):
         _refuse_table(config.uri, [name])
         if is_parquet(name):
             files.append(root / _utf8(name, config.uri))

@@ -9,7 +9,7 @@ import posixpath
 import tarfile
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
@@ -55,7 +55,9 @@ _DAMAGE = (tarfile.TarError, ValueError, LookupError, ArithmeticError, Recursion
 logger = logging.getLogger(__name__)
 
 
-def read_shards(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher) -> ManifestParts:
+def read_shards(
+    config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher, outside: Collection[Uri] = ()
+) -> ManifestParts:
     """The pictures in a tar shard, in all shards of a folder, or in ``shard-{000000..000099}.tar``.
 
     Ids are ``shard.tar/name of the member``, as if each shard were unpacked into a folder of its name; the shards of a
@@ -72,10 +74,11 @@ def read_shards(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher) -> M
         config: names the shards.
         scratch_uri: a folder for the index and for copies.
         fetcher: as pictures are read; shards are indexed by its limits and where its policy allows.
+        outside: folders whose files are no shards of this manifest.
     """
     if config.carry or named_by_user(config):
         raise ManifestError(f"{config.uri} is made of tar shards: it has no columns")
-    shards = find_shards(config.uri, scratch_uri)
+    shards = find_shards(config.uri, (scratch_uri, *outside))
     has_bytes = any(shard.is_compressed for shard in shards)
     left_out, unused, number = LeftOut(), Examples(), 0
     ended = threading.Event()

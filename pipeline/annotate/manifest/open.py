@@ -10,7 +10,7 @@ is read once for that, the bytes are not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,17 +54,20 @@ from pipeline.storage.uris import Uri, UriError, resolve
 from pipeline.storage.versions import ObjectVersion, version_of_bytes
 from pipeline.tables.arrow_types import without_views
 
-_READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {  # but for tar shards, which are fetched
-    "parquet": read_parquet,
+_READERS: dict[str, Callable[[ManifestConfig, Uri], ManifestParts]] = {
     "csv": read_csv,
     "tsv": read_tsv,
     "list": read_list,
     "jsonl": read_jsonl,
     "coco": read_coco,
-    "folder": read_folder,
     "inventory": read_inventory,
     "delta": read_delta,
     "iceberg": read_iceberg,
+}
+# They list a folder, and are told what in it is none of the manifest's. So are tar shards, which are fetched besides.
+_FOLDER_READERS: dict[str, Callable[[ManifestConfig, Uri, Collection[Uri]], ManifestParts]] = {
+    "parquet": read_parquet,
+    "folder": read_folder,
 }
 _SUFFIXES = dict.fromkeys(PARQUET_SUFFIXES, "parquet") | {
     ".metadata.json": "iceberg",
@@ -278,7 +281,9 @@ class Manifest:
         return made
 
 
-def open_manifest(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher | None = None) -> Manifest:
+def open_manifest(
+    config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher | None = None, output_uri: Uri | None = None
+) -> Manifest:
     """Find out what the manifest is, check it, and cut it into units.
 
     Args:
@@ -289,6 +294,7 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher | N
         scratch_uri: a folder for the Parquet copy of anything that is not Parquet, reachable by all tasks;
             files of an earlier copy are overwritten. Whoever calls this removes it when the run is over.
         fetcher: as the run reads its pictures; tar shards are indexed with it.
+        output_uri: of the run. Where it lies in the folder that is the manifest, its files are no part of that.
 
     Raises:
         ManifestError: the manifest cannot be used; the message says where and why.
@@ -297,11 +303,14 @@ def open_manifest(config: ManifestConfig, scratch_uri: Uri, fetcher: Fetcher | N
     try:
         if config.image_root is not None:
             config.image_root.join("x")
-        kind = config.format if config.format != "auto" else _guess_format(config.uri)
+        outside = () if output_uri is None else (output_uri,)
+        kind = config.format if config.format != "auto" else _guess_format(config.uri, outside)
         if config.format != "auto" and not config.uri.is_http:  # which has no folders, and may answer to GET alone
             _check_place(config.uri, kind)
         if kind == "webdataset":
-            found = read_shards(config, scratch_uri, fetcher or Fetcher())
+            found = read_shards(config, scratch_uri, fetcher or Fetcher(), outside)
+        elif kind in _FOLDER_READERS:
+            found = _FOLDER_READERS[kind](config, scratch_uri, outside)
         else:
             found = _READERS[kind](config, scratch_uri)
     except UriError as error:
@@ -325,7 +334,7 @@ def _check_place(uri: Uri, kind: str) -> None:
         raise ManifestError(f"{uri} is a {found}, and manifest.format is {kind}: set manifest.format: auto")
 
 
-def _guess_format(uri: Uri) -> str:
+def _guess_format(uri: Uri, outside: Collection[Uri]) -> str:
     if uri.scheme == CATALOG_SCHEME:
         return "iceberg"
     path = uri.path.lower()
@@ -342,7 +351,7 @@ def _guess_format(uri: Uri) -> str:
         if is_there(uri / name):
             return kind
     has_shards = False
-    for name, _ in list_files(uri):
+    for name, _ in list_files(uri, outside):
         if is_parquet(name):
             return "parquet"
         if name.lower().endswith(IMAGE_SUFFIXES):

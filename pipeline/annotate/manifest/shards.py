@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -44,12 +45,12 @@ class Shard:
         return UriText(f"{self.place[:-4]}.idx") if has_one else None
 
 
-def find_shards(uri: Uri, scratch_uri: Uri) -> list[Shard]:
+def find_shards(uri: Uri, outside: Collection[Uri]) -> list[Shard]:
     """A shard, those of a folder in the order of their paths, or those that braces stand for.
 
     Args:
         uri: of one, of a folder, or a pattern.
-        scratch_uri: left out if it lies in the folder.
+        outside: folders that are left out where they lie in that one.
 
     Raises:
         ManifestError: there is none, or they are too many.
@@ -59,7 +60,7 @@ def find_shards(uri: Uri, scratch_uri: Uri) -> list[Shard]:
     if len(texts) == 1 and not uri.is_http and is_folder(uri):
         root = uri.absolute()
         suffixes = (*SHARD_SUFFIXES, ".idx")
-        names = [file.path for file in list_files(uri, scratch_uri) if file.path.lower().endswith(suffixes)]
+        names = [file.path for file in list_files(uri, outside) if file.path.lower().endswith(suffixes)]
         known = {name for name in names if name.endswith(".idx")}
         found = [
             Shard(shown(name), Uri(root.below(name)), f"{name[:-4]}.idx" in known)

@@ -41,6 +41,7 @@ from pipeline.tables.arrow_types import in_one_piece, is_text
 from pipeline.tables.ids import wide, wide_type
 
 _READ_AHEAD = 4  # units
+MARKED_BEFORE = "marked as deleted before, to be dropped"  # what a run and a dry run call these rows
 
 
 class DuplicateIdError(ManifestError):
@@ -66,7 +67,8 @@ class Pending:
         num_marked: rows of ``done`` that are marked as deleted already, and are.
         num_unlisted: rows of the manifest that do not say which version they speak of.
         num_unknown: rows of ``num_done`` of which the manifest or the output does not know the version.
-        gone: a bit for each row of ``done``, in the order in which they came: that of an unknown id, not marked yet.
+        gone: a bit for each row of ``done``, in the order in which they came: that of an unknown id, not marked yet;
+            or marked, too, where the comparison drops these.
     """
 
     packed: tuple[tuple[ReadUnit, NDArray[np.uint8]], ...]
@@ -134,11 +136,13 @@ class Comparison:
             the version that was read.
         is_live: whether the manifest was listed by this run. One that was made before may be older than a row: what was
             read from a later modification than it knows is up to date.
+        drops_marked: whether rows that are marked as deleted, and are, are to go like those of pictures gone since.
     """
 
     by: Literal["none", "etag", "size_mtime"]
     run_id: str
     is_live: bool
+    drops_marked: bool = False
 
     @classmethod
     def of(
@@ -152,7 +156,7 @@ class Comparison:
         """
         if config.compare == "none" and config.deleted == "keep" and not has_marked_rows:
             return None
-        return cls(config.compare, run_id, manifest.is_live)
+        return cls(config.compare, run_id, manifest.is_live, config.deleted == "drop")
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -462,8 +466,9 @@ class _Result:
             if there.marks is not None:
                 marked = pc.and_(lacking, there.marks.field("deleted"))
                 self._num_marked += pc.sum(marked).as_py() or 0
-                lacking = pc.and_not(lacking, marked)
-                self._gone[rows_done[lacking.to_numpy(zero_copy_only=False)]] = True
+                unlisted, lacking = lacking, pc.and_not(lacking, marked)
+                gone = unlisted if self._comparison is not None and self._comparison.drops_marked else lacking
+                self._gone[rows_done[gone.to_numpy(zero_copy_only=False)]] = True
             unknown = done.filter(lacking).dictionary_encode()
             different = unknown.dictionary
             self._unknown_done += _examples(different, np.arange(len(different)), len(different))

@@ -32,6 +32,7 @@ from testing.s3_server import S3Server
 from tests.annotate.manifest.manifest_cases import (
     read_all,
     read_all_ids,
+    tar,
     write,
     write_parquet,
 )
@@ -39,6 +40,7 @@ from tests.annotate.manifest.manifest_cases import (
 NAMES = ["b/1.JPG", "b.jpg", "b-1.jpeg", "a b%20#?.png", "ü.webp", "b/c/d.tiff", "x.pgm", "y.PBM", "y.pnm", "z.ppm"]
 LISTED_AT = datetime(2026, 11, 27, tzinfo=timezone.utc)
 NO_IMAGES = [".hidden.jpg", "b/.hidden/x.jpg", "notes.txt", "jpg", "b/c/readme"]
+OUTPUT = ["labels/_lock.json", "labels/data/part-0.parquet", "labels/page/example.jpg", "labels/data/0.tar"]
 
 
 class TestFolder:
@@ -79,6 +81,47 @@ class TestFolder:
         manifest = open_manifest(ManifestConfig(uri="memory://some-images"), scratch)
         assert read_all_ids(manifest) == ["a/x.png", "b.jpg"]
         assert read_all(manifest)[0]["image_uri"] == "memory://some-images/a/x.png"
+
+
+class TestOutputInTheFolder:
+    """What a run writes is no part of what it reads; nor does it tell what the folder is."""
+
+    @pytest.mark.parametrize("names", [["a.jpg", "labels-2/b.jpg", "z.jpg"], ["z.jpg"]])
+    @pytest.mark.parametrize("kind", ["auto", "folder"])
+    def test_on_any_storage(
+        self, tmp_path: Path, scratch: Uri, s3: S3Server, caplog: pytest.LogCaptureFixture, kind: str, names: list[str]
+    ) -> None:
+        memory = fsspec.filesystem("memory")
+        nested = f"nested-{kind}-{len(names)}"
+        for name in names + OUTPUT:
+            write(tmp_path / "images" / name, b"x")
+            s3.put("bucket", f"{nested}/{name}", b"x")
+            memory.pipe(f"/{nested}/{name}", b"x")
+        for root in (str(tmp_path / "images"), f"s3://bucket/{nested}", f"memory://{nested}"):
+            config = ManifestConfig.model_validate({"uri": root, "format": kind})
+            for output in (f"{root}/labels", f"{root}/labels/"):
+                assert read_all_ids(open_manifest(config, scratch, output_uri=Uri(output))) == names
+        assert "left out" not in caplog.text
+
+    def test_by_whatever_path_it_is_named(self, tmp_path: Path, scratch: Uri) -> None:
+        write(tmp_path / "images" / "b.jpg", b"x")
+        for name in OUTPUT:
+            write(tmp_path / "elsewhere" / name, b"x")
+        (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere" / "labels")
+        for output in (tmp_path / "images" / "link", tmp_path / "elsewhere" / "labels"):
+            manifest = open_manifest(ManifestConfig(uri=str(tmp_path / "images")), scratch, output_uri=Uri(str(output)))
+            assert read_all_ids(manifest) == ["b.jpg"]
+
+    def test_other_manifests(self, tmp_path: Path, scratch: Uri) -> None:
+        """Parquet and tar shards in a folder."""
+        output = Uri(str(tmp_path / "images" / "labels"))
+        write_parquet(tmp_path / "images" / "labels" / "data" / "part-0.parquet", {"image_uri": ["/x"]})
+        write(tmp_path / "images" / "labels" / "data" / "0.tar", tar({"x.jpg": b"x"}))
+        write(tmp_path / "images" / "s.tar", tar({"b.jpg": b"x"}))
+        config = ManifestConfig(uri=str(tmp_path / "images"))
+        assert read_all_ids(open_manifest(config, scratch, output_uri=output)) == ["s.tar/b.jpg"]
+        write_parquet(tmp_path / "images" / "m.parquet", {"image_uri": ["/a"]})
+        assert read_all_ids(open_manifest(config, scratch, output_uri=output)) == ["/a"]
 
 
 class TestBadFolders:

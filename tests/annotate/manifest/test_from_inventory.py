@@ -254,7 +254,7 @@ class TestRefused:
 
     def test_no_picture(self, tmp_path: Path) -> None:
         uri = on_disk(tmp_path / "nightly", inventory("CSV", [row("notes.txt"), row("x.jpg", marker=True)]))
-        self.refuse(uri, r"lists no image; 1 files are left out.*1 .txt")
+        self.refuse(uri, r"lists no image; 1 file is left out.*1 .txt")
 
     def test_a_file_that_is_cut_off(self, tmp_path: Path) -> None:
         files = inventory("CSV", [row(f"{i}.jpg") for i in range(1000)])

@@ -250,7 +250,7 @@ def test_links_and_empty_members(tmp_path: Path, scratch: Uri, caplog: pytest.Lo
 
 
 def test_nothing_to_do(tmp_path: Path, scratch: Uri) -> None:
-    with pytest.raises(ManifestError, match=r"has no image; 1 files are left out.*json"):
+    with pytest.raises(ManifestError, match=r"has no image; 1 file is left out.*json"):
         rows_of(write(tmp_path / "a.tar", tar({"a.json": b"{}"})), scratch)
     with pytest.raises(ManifestError, match=r"b-1\.tar does not exist"):
         rows_of(str(tmp_path / "b-{1..2}.tar"), scratch)
