@@ -214,7 +214,10 @@ class _Index:
             elif self._is_picture(name):
                 yield name, member
         if others:
-            logger.warning("%s: %d links, sparse or special files are left out", self.shard.uri, others)
+            left = counted(
+                others, "link, sparse or special file is left out", "links, sparse or special files are left out"
+            )
+            logger.warning("%s: %s", self.shard.uri, left)
 
     def _is_picture(self, name: str) -> bool:
         return not is_hidden(name) and not self.left_out.takes(name)

@@ -246,7 +246,7 @@ def test_links_and_empty_members(tmp_path: Path, scratch: Uri, caplog: pytest.Lo
         file.addfile(link)
     rows = rows_of(write(tmp_path / "a.tar", sink.getvalue()), scratch)
     assert [content_of(row) for row in rows.values()] == [b""]
-    assert "1 links, sparse or special files are left out" in caplog.text
+    assert "1 link, sparse or special file is left out" in caplog.text
 
 
 def test_nothing_to_do(tmp_path: Path, scratch: Uri) -> None:
