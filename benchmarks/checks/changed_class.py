@@ -22,15 +22,12 @@ from PIL import Image, ImageFilter
 
 from benchmarks.support.machine import describe
 from jobs import annotate, compare
-from jobs.demo import MODEL
+from jobs.demo import MODEL, SEED
 from pipeline.annotations.ledger import COMPARISON_NAME
 from pipeline.cluster.connect import connect
-from pipeline.synthetic.scenes import CATEGORIES, render_scene, write_scenes
+from pipeline.synthetic.scenes import CATEGORIES, JPEG_QUALITY, render_scene, write_scenes
 
-SEED = 1000  # as in the demo: the model has seen no scene of it
 SIZE = (160, 160)
-_QUALITY = 92  # of `write_scenes`
-
 _NOISE, _SOFT = 4.0, 5
 
 Pixels = NDArray[np.uint8]
@@ -101,7 +98,7 @@ def _compared(out: Path, num_scenes: int, change: str, name: str) -> dict[str, A
         objects = scene.masks[scene.labels == label].any(axis=0)
         path = Path("images", f"{number:06d}.jpg")
         if objects.any():
-            Image.fromarray(CHANGES[change](scene.pixels, objects)).save(folder / path, quality=_QUALITY)
+            Image.fromarray(CHANGES[change](scene.pixels, objects)).save(folder / path, quality=JPEG_QUALITY)
         else:
             shutil.copyfile(out / "scenes" / path, folder / path)
     _annotate(out / "scenes", folder, folder / "after")

@@ -31,7 +31,7 @@ SMALLEST_SIDE = 64  # pixels
 # Less than this share of an object, or fewer pixels, must not be left to see: it would be a riddle, not a label.
 VISIBLE_SHARE, VISIBLE_PIXELS = 0.3, 24
 _TRIES = 4
-_JPEG_QUALITY = 92
+JPEG_QUALITY = 92
 _TRUTH = "instances.json"
 
 
@@ -108,7 +108,7 @@ def write_scenes(folder: str | Path, count: int, seed: int, size: tuple[int, int
         scene = render_scene((seed, number), size)
         name = f"images/{number:06d}.jpg"
         with named(folder / name):
-            Image.fromarray(scene.pixels).save(folder / name, quality=_JPEG_QUALITY)
+            Image.fromarray(scene.pixels).save(folder / name, quality=JPEG_QUALITY)
         images.append({"id": number + 1, "file_name": name, "height": size[0], "width": size[1]})
         for found in _annotations(scene):
             annotations.append({"id": len(annotations) + 1, "image_id": number + 1, **found})

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.checks.changed_class import CHANGES, SEED, SIZE, main
+from benchmarks.checks.changed_class import CHANGES, SIZE, main
+from jobs.demo import SEED
 from pipeline.synthetic.scenes import render_scene
 
 

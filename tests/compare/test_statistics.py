@@ -42,6 +42,13 @@ def test_by_their_formulas(before: np.ndarray, after: np.ndarray) -> None:
     assert 0 <= js_distance(before, after) <= 1
 
 
+@given(COUNTS)
+def test_equal_sides_differ_by_nothing(counts: np.ndarray) -> None:
+    if counts.sum():
+        assert psi(counts, counts) == 0
+        assert js_distance(counts, counts) == pytest.approx(0, abs=1e-7)
+
+
 @given(COUNTS, st.integers(1, 1000))
 def test_equal_shares_differ_by_nothing(counts: np.ndarray, times: int) -> None:
     """Of 7 pictures and of 700, all of one size."""
