@@ -11,6 +11,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from pydantic_core import to_json
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element
@@ -44,8 +45,8 @@ class ImageRow(NamedTuple):
 class ObjectRow(NamedTuple):
     """An annotation of the ground truth.
 
-    Box: x, y, width, height in pixels; ``polygons``: as they were parsed, unchecked; ``text``: the annotation in JSON,
-    where its segmentation is anything else.
+    Box: x, y, width, height in pixels; ``polygons``: as they were parsed, unchecked; ``mask``: the segmentation in
+    JSON, where it is anything else.
     """
 
     image_id: ImageId
@@ -55,17 +56,17 @@ class ObjectRow(NamedTuple):
     area: float
     crowd: bool
     polygons: list[Any] | None
-    text: str | None
+    mask: str | None
 
 
 class ResultRow(NamedTuple):
-    """A detection of a results file. Box: x, y, width, height in pixels; ``text``: the result in JSON."""
+    """A detection of a results file. Box: x, y, width, height in pixels; ``mask``: the segmentation in JSON."""
 
     image_id: ImageId
     category_id: int
     score: float
     box: list[float] | None
-    text: str | None
+    mask: str | None
 
 
 def image_schema(id_type: pa.DataType) -> pa.Schema:
@@ -76,13 +77,13 @@ def image_schema(id_type: pa.DataType) -> pa.Schema:
 def object_schema(id_type: pa.DataType) -> pa.Schema:
     """Of tables of `ObjectRow`."""
     columns = [("id", pa.int64()), ("category_id", pa.int64()), ("box", BOX), ("area", pa.float64())]
-    masks = [("polygons", POLYGONS), ("text", pa.large_string())]
+    masks = [("polygons", POLYGONS), ("mask", pa.large_string())]
     return pa.schema([("image_id", id_type), *columns, ("crowd", pa.bool_()), *masks])
 
 
 def result_schema(id_type: pa.DataType) -> pa.Schema:
     """Of tables of `ResultRow`."""
-    columns = [("category_id", pa.int64()), ("score", pa.float64()), ("box", BOX), ("text", pa.large_string())]
+    columns = [("category_id", pa.int64()), ("score", pa.float64()), ("box", BOX), ("mask", pa.large_string())]
     return pa.schema([("image_id", id_type), *columns])
 
 
@@ -127,12 +128,11 @@ def string_id(value: dict[str, Any]) -> str | None:
     return found
 
 
-def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
+def object_row(value: Any, masks: bool) -> ObjectRow:
     """Check an element of ``annotations``; without ``iscrowd`` it is no crowd.
 
     Args:
         value: the element, parsed; anything that JSON can hold.
-        text: the element as it stands in the file.
         masks: whether the segmentation is needed.
 
     Raises:
@@ -153,16 +153,15 @@ def object_row(value: Any, text: str, masks: bool) -> ObjectRow:
         _number(value, "area"),
         bool(crowd),
         segmentation if masks and isinstance(segmentation, list) else None,
-        text if masks and not isinstance(segmentation, list) else None,
+        _in_json(segmentation) if masks and not isinstance(segmentation, list) else None,
     )
 
 
-def result_row(value: Any, text: str, masks: bool, string_ids: bool = False) -> ResultRow:
+def result_row(value: Any, masks: bool, string_ids: bool = False) -> ResultRow:
     """Check an element of a results file; without a box, or with an empty one, it must have a segmentation.
 
     Args:
         value: the element, parsed; anything that JSON can hold.
-        text: the element as it stands in the file.
         masks: whether the segmentation is needed.
         string_ids: of its two ids, a result that was numbered (`IMAGE_ID`) goes by the string.
 
@@ -181,7 +180,7 @@ def result_row(value: Any, text: str, masks: bool, string_ids: bool = False) -> 
         _int(value, "category_id"),
         _number(value, "score"),
         _box(box) if box else None,
-        text if masks or not box else None,
+        _in_json(segmentation) if masks or not box else None,
     )
 
 
@@ -278,6 +277,13 @@ def _box(found: Any) -> list[float]:
     if type(found) is not list or len(found) != 4 or not {*map(type, found)} <= _NUMBERS or not _are_finite(found):
         raise BadRow(f"bbox must be four finite numbers (x, y, width, height), not {_brief(found)}")
     return [*map(float, found)]
+
+
+def _in_json(segmentation: Any) -> str:
+    try:
+        return to_json(segmentation).decode()
+    except ValueError:  # text that is no Unicode, or lists in lists without end
+        raise BadRow(f"the segmentation is none: {_brief(segmentation)}") from None
 
 
 def _are_finite(numbers: Iterable[float]) -> bool:

@@ -9,10 +9,15 @@ import pyarrow as pa
 _ROWS = "rows"
 
 
-def packed(rows: pa.Table) -> pa.Table:
-    """One row that holds all of them. Columns of several chunks are copied, others are not."""
+def whole(rows: pa.Table) -> pa.RecordBatch:
+    """The same rows in one piece. Columns of several chunks are copied, others are not."""
     columns = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in rows.columns]
-    values = pa.StructArray.from_arrays(columns, fields=list(rows.schema))
+    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+
+
+def packed(rows: pa.Table) -> pa.Table:
+    """One row that holds all of them; `whole`, they are its values."""
+    values = whole(rows).to_struct_array()
     return pa.table({_ROWS: pa.LargeListArray.from_arrays(pa.array([0, len(values)], pa.int64()), values)})
 
 

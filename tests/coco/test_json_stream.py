@@ -20,6 +20,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
+OBJECTS = st.lists(st.dictionaries(st.sampled_from("ab{}"), VALUES, max_size=2), max_size=9)
 
 
 def elements(path: Path, content: str | bytes) -> list[Element]:
@@ -27,32 +28,55 @@ def elements(path: Path, content: str | bytes) -> list[Element]:
     return list(JsonLists(Uri(str(path))))
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    content=st.dictionaries(st.text(), VALUES, max_size=4) | st.lists(VALUES, max_size=5),
-    chunk_bytes=st.integers(1, 9),
+    content=st.dictionaries(st.text(), VALUES | OBJECTS, max_size=4) | st.lists(VALUES, max_size=5) | OBJECTS,
+    chunk_bytes=st.integers(1, 9) | st.just(4096),
+    batch=st.integers(1, 90),
     indent=st.sampled_from([None, 1]),
     ascii_only=st.booleans(),
 )
 def test_equal_to_the_whole_parsed_at_once(
-    content: Any, chunk_bytes: int, indent: int | None, ascii_only: bool, tmp_path: Path
+    content: Any, chunk_bytes: int, batch: int, indent: int | None, ascii_only: bool, tmp_path: Path
 ) -> None:
     text = json.dumps(content, indent=indent, ensure_ascii=ascii_only)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_stream, "CHUNK_BYTES", chunk_bytes)
+        patch.setattr(json_stream, "_BATCH", batch)
         found = elements(tmp_path / "a.json", text.encode(errors="surrogatepass"))
     lists = {None: content} if isinstance(content, list) else content
     wanted = [(k, i, v) for k, items in lists.items() if isinstance(items, list) for i, v in enumerate(items)]
     assert [element[:3] for element in found] == wanted
-    assert all(json.dumps(json.loads(element.text)) == json.dumps(element.value) for element in found)
+    assert json.dumps([element.value for element in found]) == json.dumps([value for *_, value in wanted])
 
 
 @pytest.mark.parametrize("depth", [1, 7, 8, 9, 300])
 def test_objects_in_objects(depth: int, tmp_path: Path) -> None:
     text = '{"a": ' * depth + "0.1" + "}" * depth
     found = elements(tmp_path / "a.json", f'[{text}, {{"a": 1, "a": "}}{{"}} , {text}]')
-    assert [element.text for element in found] == [text, '{"a": 1, "a": "}{"}', text]
     assert [element.value for element in found] == [json.loads(text), {"a": "}{"}, json.loads(text)]
+
+
+def test_nearly_all_objects_are_parsed_several_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_by_one = []
+    value = json_stream._Text.value
+    monkeypatch.setattr(json_stream._Text, "value", lambda text: one_by_one.append(0) or value(text))
+    rows = [{"id": number, "mask": {"size": [4, 5], "counts": "x" * (number % 50)}} for number in range(5000)]
+    rows[9]["text"], rows[2000]["text"], rows[3000]["text"] = "}", "{" * 9, "z" * 200_000
+    content = {"images": rows[:3], "annotations": rows, "other": [], "categories": rows[-90:]}
+    found = elements(tmp_path / "a.json", json.dumps(content))
+    assert [element.value for element in found] == [*rows[:3], *rows, *rows[-90:]]
+    assert len(one_by_one) < 60  # keys, what is beside the three rows, and what is left at the ends of lists
+
+
+def test_the_place_of_damage_among_objects(tmp_path: Path) -> None:
+    good = '{"id": 1, "counts": "ab"}'
+    text = f"[{', '.join([good] * 300)}, {good[:-2]}, {good}]"
+    (tmp_path / "a.json").write_text(text)
+    read: list[int] = []
+    with pytest.raises(InputError, match=f"character {len(good) * 300 + 2 * 300 + 1:,}: .*damaged"):
+        read.extend(element.position for element in JsonLists(Uri(str(tmp_path / "a.json"))))
+    assert read == list(range(300))
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -38,15 +38,15 @@ def test_good_rows() -> None:
     assert image_row(IMAGE, True) == ImageRow(1, 4, 5, IMAGE.get("file_name"))
     assert image_row({"id": "a"}, False) == ImageRow("a", 0, 0, None)
     common = (1, 7, 2, [0.0, 1.5, 2.0, 3.0], 6.0)
-    assert object_row(OBJECT, "text", True) == ObjectRow(*common, True, OBJECT["segmentation"], None)
+    assert object_row(OBJECT, True) == ObjectRow(*common, True, OBJECT["segmentation"], None)
     crowd = {**OBJECT, "segmentation": {"size": [4, 5], "counts": [20]}}
-    assert object_row(crowd, "text", True) == ObjectRow(*common, True, None, "text")
+    assert object_row(crowd, True) == ObjectRow(*common, True, None, '{"size":[4,5],"counts":[20]}')
     without = {key: value for key, value in OBJECT.items() if key not in ("iscrowd", "segmentation")}
-    assert object_row(without, "text", False) == ObjectRow(*common, False, None, None)
-    assert result_row(RESULT, "text", True) == ResultRow("a", 2, 1.0, [0.0, 1.0, 2.0, 3.0], "text")
-    assert result_row(RESULT, "text", False).text is None
+    assert object_row(without, False) == ObjectRow(*common, False, None, None)
+    assert result_row(RESULT, True) == ResultRow("a", 2, 1.0, [0.0, 1.0, 2.0, 3.0], '{"counts":"x"}')
+    assert result_row(RESULT, False).mask is None
     # Without a box, it comes from the mask.
-    assert result_row({**RESULT, "bbox": []}, "text", False) == ResultRow("a", 2, 1.0, None, "text")
+    assert result_row({**RESULT, "bbox": []}, False) == ResultRow("a", 2, 1.0, None, '{"counts":"x"}')
     assert category_row(CATEGORY) == (2, "cat")
 
 
@@ -55,11 +55,11 @@ def images(value: Any) -> Any:
 
 
 def objects(value: Any) -> Any:
-    return object_row(value, "text", True)
+    return object_row(value, True)
 
 
 def results(value: Any) -> Any:
-    return result_row(value, "text", True)
+    return result_row(value, True)
 
 
 MISSING = object()
@@ -90,6 +90,8 @@ MISSING = object()
         (objects, OBJECT, "bbox", [1, 2, 3, False], "four finite"),
         (objects, OBJECT, "iscrowd", 2, "iscrowd must be 0 or 1, not 2"),
         (objects, OBJECT, "segmentation", [], "no segmentation; evaluate boxes only, or add it"),
+        (objects, OBJECT, "segmentation", {"counts": "\ud800"}, "segmentation is none: .*ud800"),
+        (results, RESULT, "segmentation", "\ud800", "segmentation is none: .*ud800"),
         (results, RESULT, "score", MISSING, "no key 'score'"),
         (results, RESULT, "score", float("nan"), "score must be a finite number"),
         (results, RESULT, "score", "0.5", "score must be a finite number"),
@@ -114,7 +116,7 @@ def test_a_row_that_is_no_object(value: Any) -> None:
 
 def test_neither_box_nor_segmentation() -> None:
     with pytest.raises(BadRow, match="neither bbox nor segmentation"):
-        result_row({"image_id": 1, "category_id": 1, "score": 0.5}, "text", False)
+        result_row({"image_id": 1, "category_id": 1, "score": 0.5}, False)
 
 
 def test_ids_of_both_types() -> None:
@@ -126,6 +128,6 @@ def test_ids_of_both_types() -> None:
 
 def test_places_have_no_credentials() -> None:
     uri = Uri("https://host/a.json?sig=secret")
-    assert "secret" not in place(uri, Element("images", 3, {"id": 9}, ""))
-    assert place(Uri("a.json"), Element("images", 3, {"id": 9}, "")) == "a.json, images[3] (id 9)"
-    assert place(Uri("a.json"), Element(None, 3, {"image_id": 9}, "")) == "a.json, result[3]"
+    assert "secret" not in place(uri, Element("images", 3, {"id": 9}))
+    assert place(Uri("a.json"), Element("images", 3, {"id": 9})) == "a.json, images[3] (id 9)"
+    assert place(Uri("a.json"), Element(None, 3, {"image_id": 9})) == "a.json, result[3]"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pycocotools import mask as coco_mask
+from pydantic_core import from_json
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import JsonLists
@@ -118,9 +118,9 @@ class ResultsBatch:
         )
 
     def _rles(self, table: pa.Table, sizes: Int64s) -> tuple[list[int], RleColumn]:
-        """Which results were dealt with their text, and their masks."""
-        texts = {row: text for row, text in enumerate(table["text"].to_pylist()) if text is not None}
-        segmentations = [json.loads(text)["segmentation"] for text in texts.values()]
+        """Which results were dealt with their masks, and these."""
+        texts = {row: text for row, text in enumerate(table["mask"].to_pylist()) if text is not None}
+        segmentations = [from_json(text) for text in texts.values()]
         pairs = zip(segmentations, sizes[list(texts)].tolist(), strict=True)
         try:
             found = as_rles(segmentations, [size if any(size) else _own_size(value) for value, size in pairs])
@@ -170,7 +170,7 @@ def deal_results(uri: Uri, store: ChunkStore, masks: bool, string_ids: bool = Fa
         if element.key is not None:
             break
         try:
-            row = result_row(element.value, element.text, masks, string_ids)
+            row = result_row(element.value, masks, string_ids)
             kind.check(row.image_id)
         except BadRow as error:
             raise at_place(uri, element, error) from None

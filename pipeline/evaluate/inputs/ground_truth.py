@@ -39,7 +39,7 @@ PART_BYTES = 64 << 20  # of JSON
 MAX_PARTS = 1024
 _COMPRESSED_SUFFIXES = (".gz", ".bz2", ".zst")
 _COMPRESSION = 5  # of polygons as text, about
-_ROWS_AT_ONCE = 2048
+_ROWS_AT_ONCE = 256  # so few that the garbage collector does not go through many polygons
 _NAMES = pa.schema([("number", pa.int64()), ("name", pa.large_string())])
 
 
@@ -229,7 +229,7 @@ class _TruthReader:
             self._names.deal(_NAMES)
 
     def _take_object(self, element: Element) -> None:
-        row = object_row(element.value, element.text, self._masks)
+        row = object_row(element.value, self._masks)
         self._id_kind.check(row.image_id)
         self._first_use.setdefault(row.category_id, row.id)
         if self._objects.add(row):

@@ -25,6 +25,7 @@ from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import Categories
 from pipeline.tables.arrays import Bools, Int64s
+from pipeline.tables.packed import whole
 from pipeline.tables.ragged import offsets_of
 
 
@@ -117,9 +118,12 @@ def pair_part(
     report = _report(images_table, objects, object_ids, owners, joined)
     groups = _groups(joined, part, num_groups)
     counted = groups >= 0 if images == "all" else _annotated(joined)
-    table = _with_objects(images_table, objects, owners, joined.rows >= 0, _orders(truth, store, part, images_table))
     kept = np.flatnonzero(counted)
-    file = store.write(f"paired-{part:05d}.arrows", table.take(pa.array(kept)), groups[kept], num_groups)
+    kept = kept[np.argsort(groups[kept], kind="stable")]  # as they are dealt, so that they are copied once
+    images_table = images_table.append_column("order", _orders(truth, store, part, images_table))
+    images_table = images_table.append_column("expected", pa.array(joined.rows >= 0))
+    table = _with_objects(images_table, objects, owners, kept)
+    file = store.write(f"paired-{part:05d}.arrows", table, groups[kept], num_groups)
     return PairedPart(file, report)
 
 
@@ -158,15 +162,18 @@ def _orders(truth: DealtTruth, store: ChunkStore, part: int, images: pa.Table) -
     return orders["order"].combine_chunks().take(pa.array(_index_in(images["image_id"], orders["image_id"])))
 
 
-def _with_objects(images: pa.Table, objects: pa.Table, owners: Int64s, expected: Bools, orders: pa.Array) -> pa.Table:
-    """Each image with the list of its annotations, in the order of the file."""
-    order = np.argsort(owners, kind="stable")
-    order = order[np.count_nonzero(owners < 0) :]
-    lengths = np.bincount(owners[order], minlength=images.num_rows)
-    dealt = objects.drop_columns("image_id").take(pa.array(order)).combine_chunks()
-    structs = pa.StructArray.from_arrays([c.combine_chunks() for c in dealt.columns], fields=list(dealt.schema))
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets_of(lengths)), structs)
-    columns = [*images.columns, orders, pa.array(expected), lists]
+def _with_objects(images: pa.Table, objects: pa.Table, owners: Int64s, chosen: Int64s) -> pa.Table:
+    """The chosen images, each with the list of its annotations in the order of the file."""
+    places = np.full(images.num_rows + 1, -1)  # the last for owners that are not there
+    places[chosen] = np.arange(len(chosen))
+    places = places[owners]
+    order = np.argsort(places, kind="stable")[np.count_nonzero(places < 0) :]
+    lengths = np.bincount(places[order], minlength=len(chosen))
+    dealt = objects.drop_columns("image_id")
+    if not np.array_equal(order, np.arange(dealt.num_rows)):  # to take them copies them
+        dealt = dealt.take(pa.array(order))
+    lists = pa.LargeListArray.from_arrays(pa.array(offsets_of(lengths)), whole(dealt).to_struct_array())
+    columns = [*images.take(pa.array(chosen)).columns, lists]
     return pa.table(columns, schema=truth_schema(images["image_id"].type))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic_core import from_json
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.segmentations import BadSegmentation, as_rles
@@ -21,6 +21,7 @@ from pipeline.masks.rle import RleColumn
 from pipeline.metrics.blocks import DetectionBlock, TruthBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
+from pipeline.tables.packed import whole
 from pipeline.tables.ragged import offsets_of
 
 Blocks = tuple[TruthBlock, DetectionBlock]
@@ -44,10 +45,10 @@ def read_group(
         InputError: an object whose mask does not fit its image, or the predictions have changed since they were
             listed.
     """
-    images = store.read(chunks, truth_schema(truth.id_type))
+    images = whole(store.read(chunks, truth_schema(truth.id_type)))
     if not images.num_rows:
         return
-    ids = images["image_id"].combine_chunks()
+    ids = images["image_id"]
     seen = np.zeros(len(ids), np.bool_)
     for batch in predictions.read_group(group, truth.masks):
         at = pc.index_in(batch.image_ids, value_set=ids).fill_null(-1).to_numpy().astype(np.int64)
@@ -66,9 +67,8 @@ def read_group(
         yield block, _no_detections(len(block), truth.masks)
 
 
-def _truth_block(truth: DealtTruth, images: pa.Table) -> TruthBlock:
-    images = images.combine_chunks()
-    lists = images["objects"].combine_chunks()
+def _truth_block(truth: DealtTruth, images: pa.RecordBatch) -> TruthBlock:
+    lists = images["objects"]
     lengths = pc.list_value_length(lists).to_numpy()
     objects = lists.flatten()
     ids = images["image_id"].to_pylist()
@@ -96,16 +96,16 @@ def _rles(uri: Uri, objects: pa.StructArray, sizes: Int64s) -> RleColumn:
 
 
 def _segmentations(objects: pa.StructArray) -> Iterator[Any]:
-    """Of each object: its polygons as arrays, or what its text has."""
+    """Of each object: its polygons as arrays, or what else it has."""
     lists = objects.field("polygons")
     polygons = lists.flatten()
     coordinates = polygons.flatten().to_numpy(zero_copy_only=False)  # null, which is no coordinate either, becomes NaN
     bounds = pairwise(offsets_of(_lengths(polygons)).tolist())
-    for number, text in zip(_lengths(lists).tolist(), objects.field("text").to_pylist(), strict=True):
+    for number, text in zip(_lengths(lists).tolist(), objects.field("mask").to_pylist(), strict=True):
         if text is None:
             yield [coordinates[start:stop] for start, stop in islice(bounds, number)]
         else:
-            yield json.loads(text)["segmentation"]
+            yield from_json(text)
 
 
 def _lengths(lists: pa.LargeListArray) -> Int64s:

@@ -137,11 +137,11 @@ class _Reader:
     def _take_object(self, element: Element) -> None:
         if isinstance(element.value, Mapping) and not element.value.get("segmentation"):
             raise BadRow("it has no segmentation, and masks are learnt here: add its outline, or leave it out")
-        row = object_row(element.value, element.text, masks=True)
+        row = object_row(element.value, masks=True)
         self._id_kind.check(row.image_id)
         self._used.add(row.category_id)
         # The parsed segmentation is at hand, whatever its form.
-        self.objects[row.image_id].append((row._replace(polygons=None, text=None), element.value["segmentation"]))
+        self.objects[row.image_id].append((row._replace(polygons=None, mask=None), element.value["segmentation"]))
 
     def _take_category(self, element: Element) -> None:
         category_id, name = category_row(element.value)

@@ -52,9 +52,9 @@ def test_every_row_is_dealt_once_whatever_comes_first(keys: tuple[str, ...], suf
     for item in dataset["annotations"]:
         row = rows[item["id"]]
         if isinstance(item["segmentation"], list):
-            assert (row["polygons"], row["text"]) == (item["segmentation"], None)
+            assert (row["polygons"], row["mask"]) == (item["segmentation"], None)
         else:
-            assert (row["polygons"], json.loads(row["text"])) == (None, item)
+            assert (row["polygons"], json.loads(row["mask"])) == (None, item["segmentation"])
         assert (row["box"], row["area"], row["crowd"]) == (item["bbox"], item["area"], bool(item["iscrowd"]))
     ids = sorted((category["id"], category["name"]) for category in dataset["categories"])
     assert truth.categories == Categories(*(tuple(column) for column in zip(*ids, strict=True)))
@@ -68,7 +68,7 @@ def test_without_masks_no_segmentation_is_kept(tmp_path: Path) -> None:
     store = ChunkStore(Uri(str(tmp_path / "scratch")))
     truth = deal_truth(Uri(uri), store, masks=False)
     table = store.read(chunks_of(truth.objects, 0), object_schema(pa.int64()))
-    assert table["text"].null_count == table["polygons"].null_count == len(table) == truth.num_objects
+    assert table["mask"].null_count == table["polygons"].null_count == len(table) == truth.num_objects
     with pytest.raises(InputError, match=r"images\[0\] \(id \d+\): height and width"):
         deal_truth(Uri(uri), store, masks=True)
 
