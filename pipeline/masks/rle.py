@@ -311,16 +311,16 @@ def _decoded(text: bytes, offsets: Int64Array, narrow: bool) -> tuple[Runs, Int6
     is_last = characters < 32
     if not is_last[ends - 1].all():
         raise DamagedRle("the last run length is cut off")
-    digits = characters & np.uint8(31)
     # The highest group has the sign; nine numbers in ten have no other.
-    highest = ((digits ^ np.uint8(16)).view(np.int8) - np.int8(16))[is_last]
+    highest = (characters[is_last] ^ np.uint8(16)).view(np.int8) - np.int8(16)
     dealt = _dealt(highest, np.int32 if narrow else np.int64)
     lower = np.flatnonzero(~is_last)
     owners = lower - np.arange(lower.size)  # so many numbers have ended before
-    has_lower = np.diff(owners, prepend=-1) == 0  # the group before is of the same number
-    at = np.flatnonzero(~np.append(has_lower, False)[1:])  # the highest of each number's lower groups, then the next
-    values, lower_digits = dealt.reshape(-1), digits[lower]
-    places = np.ravel_multi_index(_place(owners), dealt.shape)
+    has_lower = np.zeros(lower.size + 1, np.bool_)  # the group before is of the same number
+    np.equal(owners[1:], owners[:-1], out=has_lower[1:-1])
+    at = np.flatnonzero(~has_lower[1:])  # the highest of each number's lower groups, then the next
+    values, lower_digits = dealt.reshape(-1), characters[lower] & np.uint8(31)
+    places = (owners & 1) * dealt.shape[1] + (owners >> 1)
     for _ in range((_NARROW_GROUPS if narrow else _MOST_GROUPS) - 1):
         if not at.size:
             break

@@ -83,9 +83,9 @@ def merge_runs(objects: ObjectFolder, runs: Sequence[SortedRun], dtype: np.dtype
     chunks_at_once = max(1, CHUNKS_AT_ONCE // max(1, len(runs)))
     cursors = [_Cursor(objects, run, dtype, _readers(), chunks_at_once) for run in runs]
     while cursors := [cursor for cursor in cursors if cursor.fill()]:
-        # Whatever comes after the last loaded record of some run may be preceded by what is not loaded yet.
-        lasts = np.stack([cursor.loaded[-1] for cursor in cursors])
-        limit = lasts[sort_order(lasts)[0]]
+        # What comes after the last loaded record of a run that goes on may be preceded by what is not loaded yet.
+        lasts = [cursor.loaded[-1] for cursor in cursors if cursor.goes_on]
+        limit = np.stack(lasts)[sort_order(np.stack(lasts))[0]] if lasts else None
         chunk = np.concatenate([cursor.take(limit) for cursor in cursors])
         yield chunk[sort_order(chunk)] if len(cursors) > 1 else chunk
 
@@ -120,8 +120,16 @@ class _Cursor:
             self._read_ahead()
         return len(self.loaded) > 0
 
-    def take(self, limit: np.void) -> Records:
-        """The loaded records up to and including ``limit``."""
+    @property
+    def goes_on(self) -> bool:
+        """Whether there is more than what is loaded."""
+        return self._next is not None
+
+    def take(self, limit: np.void | None) -> Records:
+        """The loaded records up to and including ``limit``; without one, all."""
+        if limit is None:
+            taken, self.loaded = self.loaded, self.loaded[:0]
+            return taken
         score, image, rank = self.loaded["score"], self.loaded["image"], self.loaded["rank"]
         same_image = (image == limit["image"]) & (rank <= limit["rank"])
         before = (score > limit["score"]) | ((score == limit["score"]) & ((image < limit["image"]) | same_image))
