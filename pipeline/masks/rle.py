@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import TypedDict, overload
 
 import numpy as np
@@ -130,8 +131,12 @@ class RleColumn(Sequence[Rle]):
         if not isinstance(index, slice):
             start, stop = self.bounds[index].tolist()
             return {"size": self.sizes[index].tolist(), "counts": self.text[start:stop]}
-        pairs = zip(self.sizes[index].tolist(), self.bounds[index].tolist(), strict=True)
-        return [{"size": size, "counts": self.text[start:stop]} for size, (start, stop) in pairs]
+        # As few lists as may be: masks of one image share that of its size.
+        sizes, (starts, stops) = self.sizes[index], self.bounds[index].T.tolist()
+        first = np.flatnonzero((np.diff(sizes, axis=0, prepend=-1) != 0).any(axis=1))
+        repeated = map(repeat, sizes[first].tolist(), np.diff(first, append=len(sizes)).tolist())
+        places = zip(chain.from_iterable(repeated), starts, stops, strict=True)
+        return [{"size": size, "counts": self.text[start:stop]} for size, start, stop in places]
 
 
 def toggle_stride(height: int, width: int) -> int:
@@ -273,8 +278,8 @@ def _areas(dealt: Runs, runs_per_mask: Int64Array, sizes: NDArray[np.integer]) -
     pixels = sizes[:, 0] * sizes[:, 1]
     ends = np.cumsum(runs_per_mask)
     by_row = []
-    for chain, (starts, stops) in zip(dealt, _bounds(runs_per_mask), strict=True):
-        by_row.append(np.where(starts < stops, np.add.reduceat(chain, starts, dtype=np.int64), 0))
+    for row, (starts, stops) in zip(dealt, _bounds(runs_per_mask), strict=True):
+        by_row.append(np.where(starts < stops, np.add.reduceat(row, starts, dtype=np.int64), 0))
     sums = by_row[0] + by_row[1]
     wrong = sums != pixels
     # No run is longer than an image, so that no sum of them has wrapped around; and of those that are not below zero
@@ -344,9 +349,9 @@ def _undo_differences(dealt: Runs, runs_per_mask: Int64Array) -> None:
     thirds = (np.cumsum(runs_per_mask) - runs_per_mask + 2)[runs_per_mask > 2]
     dealt[_place(thirds)] -= dealt[_place(thirds - 2)]
     for row, (starts, stops) in zip(dealt, _bounds(runs_per_mask), strict=True):
-        chain, begins = row[: stops.max(initial=0)], starts[starts < stops]
-        chain[begins[1:]] -= np.add.reduceat(chain, begins, dtype=chain.dtype)[:-1]
-        np.cumsum(chain, dtype=chain.dtype, out=chain)
+        used, begins = row[: stops.max(initial=0)], starts[starts < stops]
+        used[begins[1:]] -= np.add.reduceat(used, begins, dtype=used.dtype)[:-1]
+        np.cumsum(used, dtype=used.dtype, out=used)
 
 
 def _dealt(values: NDArray[np.integer], dtype: type[np.integer]) -> Runs:
