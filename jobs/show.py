@@ -1,7 +1,7 @@
 """What an annotate job's output holds, and how its run is doing: ``python -m jobs.show OUTPUT``.
 
-Shows whether a run is at work, the books, failures, classes, speed, files, the model and its settings. It only looks:
-also while a run is at work, and where files are damaged, which are named. Machines read OUTPUT/run.json.
+Shows whether a run is at work, the books, failures, drift, classes, speed, files, the model and its settings. It only
+looks: also while a run is at work, and where files are damaged, which are named. Machines read OUTPUT/run.json.
 
 Exit codes: 0 shown, whatever state the output is in; 1 the storage failed, or --failed could not tell all; 2 there is
 no output, or FILE is not to be replaced; 130 and 143 stopped by SIGINT and SIGTERM.
@@ -36,11 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # After the arguments are read: who types them wrong need not wait for pyarrow.
     from pipeline.annotations.overview import look_over
     from pipeline.annotations.overview_text import overview_text
+    from pipeline.compare.report import told
 
     output = Uri(args.output)
     out = None if args.failed is None else _free_place(args.failed, output)
     overview = look_over(output)
-    say(overview_text(overview))
+    say(overview_text(overview, told(output)))
     return OK if out is None else _write_failed(overview, out)
 
 

@@ -36,6 +36,8 @@ from pipeline.storage.uris import Uri, UriText
 # to leave the actors idle (too few in flight), far smaller ones to make the driver's scheduling loop the limit.
 MAX_IMAGES_PER_BLOCK = 64
 _BATCHES_PER_BLOCK = 4
+TABLE_FORMATS = ("delta", "iceberg")
+IN_A_TABLE = "output.uri lies in the table manifest.uri, whose upkeep removes files not its own: keep them apart"
 _COMPILE_S = 1800.0
 
 
@@ -417,8 +419,8 @@ class AnnotateConfig(Section):
         check_writable(output)
         if manifest.is_below(output):
             raise ValueError("manifest.uri lies in output.uri, whose files all count as results: keep them apart")
-        if output.is_below(manifest) and self.manifest.format not in ("auto", "folder"):
-            raise ValueError("output.uri lies in manifest.uri, whose files all count as manifest: keep them apart")
+        if self.manifest.format in TABLE_FORMATS and output.is_below(manifest):
+            raise ValueError(IN_A_TABLE)
         if self.drift and self.drift.against != "previous" and self.drift.against.is_at(output):
             raise ValueError("drift.against is output.uri: 'previous' compares with what earlier runs left there")
         return self

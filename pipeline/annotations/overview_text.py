@@ -29,13 +29,18 @@ _ENDED = {
 }
 
 
-def overview_text(overview: Overview) -> str:
-    """All of it, section by section; what is not known is left out or said to be so."""
+def overview_text(overview: Overview, drift: Sequence[str] = ()) -> str:
+    """All of it, section by section; what is not known is left out or said to be so.
+
+    Args:
+        drift: what was found of it, in lines.
+    """
     sections = {
         "output": [str(overview.uri)],
         "state": list(_state(overview)),
         "images": list(_books(overview)),
         "failures": list(failure_lines(overview.failures)),
+        "drift": list(drift),
         "classes": list(_classes(overview)),
         "speed": list(_speed(overview)),
         "files": list(_files(overview)),

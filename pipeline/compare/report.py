@@ -17,6 +17,7 @@ from pipeline.compare.limits import Figure, Limit
 from pipeline.compare.run import Comparison
 from pipeline.drawing.draw import DrawOptions, Picture
 from pipeline.drawing.rows import row_objects, row_uri
+from pipeline.messages.counts import counted
 from pipeline.page.shell import environment, rendered
 from pipeline.page.thumbnails import Overlay, Thumbnail, blank, thumbnail
 from pipeline.storage.objects.open import open_objects
@@ -61,6 +62,24 @@ def read_earlier(folder: Uri) -> Mapping[str, Any] | None:
         return None
     is_ours = isinstance(found, dict) and "version" in found and isinstance(found.get("after"), dict)
     return found if is_ours else None
+
+
+def told(folder: Uri) -> list[str]:
+    """What `write` has left there: which limits were broken, and where the page is; no line where there is none."""
+    try:
+        earlier = read_earlier(folder)
+    except OSError as error:
+        return [f"{COMPARISON_NAME} cannot be read: {error}"]
+    if earlier is None:
+        return []
+    limits = earlier.get("limits", [])
+    broken = [each["limit"] for each in limits if each["is_broken"]]
+    of = f"run {earlier['after'].get('run') or 'of all rows'}"
+    if broken:
+        said = f"{of}: beyond {len(broken)} of {counted(len(limits), 'limit')}: {', '.join(broken)}"
+    else:
+        said = f"{of}: within {counted(len(limits), 'limit')}" if limits else f"{of}: compared, without limits"
+    return [said, f"what changed: {folder / COMPARISON_PAGE_NAME}"]
 
 
 def check_free(folder: Uri) -> None:

@@ -136,7 +136,7 @@ def test_blocks_hold_some_batches_and_have_a_limit(batch_size: int, expected: in
         ({"output": {"uri": "s3://b/out"}, "manifest": {"uri": "s3://b/out/m.csv"}}, "lies in output.uri"),
         ({"output": {"uri": "s3://b/out"}, "manifest": {"uri": "s3://b/out/"}}, "lies in output.uri"),
         ({"output": {"uri": "."}, "manifest": {"uri": "x/m.csv"}}, "lies in output.uri"),
-        ({"output": {"uri": "data/out"}, "manifest": {"uri": "data", "format": "csv"}}, "lies in manifest.uri"),
+        ({"output": {"uri": "data/out"}, "manifest": {"uri": "data", "format": "delta"}}, "lies in the table"),
         ({"output": {"uri": "out"}, "drift": {"against": "./out/"}}, "drift.against is output.uri: 'previous'"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from jobs import show
 from jobs.annotate import main
 from pipeline.annotate.summary import page
 from pipeline.annotate.summary.sample import Sample
@@ -61,20 +62,30 @@ def nights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> Nigh
 def test_nights(nights: Nights, tmp_path: Path, caplog: Any, capsys: Any) -> None:
     nights.settings({"fail_if": ["share_change>0.2"]})
     out, night = nights.out, nights.night
+
+    def shown() -> str:
+        capsys.readouterr()
+        assert show.main([str(out)]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
     assert night(100) == 0
     assert "nothing to compare with" in caplog.text
     assert not (out / "comparison.json").exists()
+    assert "what changed" not in shown()
     assert night(200) == 0
     assert "drift: psi" in capsys.readouterr().out
     found = nights.compared()
     assert (found["before"]["images"], found["after"]["images"]) == (100, 100)
     assert found["limits"] == [{"limit": "share_change>0.2", "is_broken": False}]
+    run_id = json.loads((out / "run.json").read_text())["run_id"]
+    assert f"drift run {run_id}: within 1 limit what changed: {out}/comparison.html" in shown()
     assert night(200) == 0  # nothing to do, and nothing to compare
     assert night(300, without(1)) == 3
     assert "beyond the limits of drift.fail_if: share_change>0.2; all results were kept" in caplog.text
     found = nights.compared()
     assert found["classes"][0]["name"] == "dog"
     assert found["limits"] == [{"limit": "share_change>0.2", "is_broken": True}]
+    assert ": beyond 1 of 1 limit: share_change>0.2 what changed" in shown()
     assert "Beyond the limit <code>share_change&gt;0.2</code>" in (out / "comparison.html").read_text()
     assert night(300) == 0  # as docs/operating.md says: what was found is told once
     assert nights.compared() == found

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.annotate.config import ManifestConfig
+from pipeline.annotate.config import IN_A_TABLE, TABLE_FORMATS, ManifestConfig
 from pipeline.annotate.manifest.from_csv import read_csv, read_list, read_tsv
 from pipeline.annotate.manifest.from_folder import read_folder
 from pipeline.annotate.manifest.from_inventory import read_inventory
@@ -307,6 +307,8 @@ def open_manifest(
         kind = config.format if config.format != "auto" else _guess_format(config.uri, outside)
         if config.format != "auto" and not config.uri.is_http:  # which has no folders, and may answer to GET alone
             _check_place(config.uri, kind)
+        if kind in TABLE_FORMATS and output_uri is not None and output_uri.is_below(config.uri):
+            raise ManifestError(IN_A_TABLE)
         if kind == "webdataset":
             found = read_shards(config, scratch_uri, fetcher or Fetcher(), outside)
         elif kind in _FOLDER_READERS:

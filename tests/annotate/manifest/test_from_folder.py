@@ -118,10 +118,14 @@ class TestOutputInTheFolder:
         write_parquet(tmp_path / "images" / "labels" / "data" / "part-0.parquet", {"image_uri": ["/x"]})
         write(tmp_path / "images" / "labels" / "data" / "0.tar", tar({"x.jpg": b"x"}))
         write(tmp_path / "images" / "s.tar", tar({"b.jpg": b"x"}))
-        config = ManifestConfig(uri=str(tmp_path / "images"))
-        assert read_all_ids(open_manifest(config, scratch, output_uri=output)) == ["s.tar/b.jpg"]
+
+        def ids(kind: str) -> list[Any]:
+            config = ManifestConfig.model_validate({"uri": str(tmp_path / "images"), "format": kind})
+            return read_all_ids(open_manifest(config, scratch, output_uri=output))
+
+        assert ids("auto") == ids("webdataset") == ["s.tar/b.jpg"]
         write_parquet(tmp_path / "images" / "m.parquet", {"image_uri": ["/a"]})
-        assert read_all_ids(open_manifest(config, scratch, output_uri=output)) == ["/a"]
+        assert ids("auto") == ids("parquet") == ["/a"]
 
 
 class TestBadFolders:

@@ -97,6 +97,16 @@ def remove_by_file(table: Any, rows: pa.Table, content: DataFileContent, columns
         snapshot.append_data_file(file)
 
 
+def test_an_output_among_the_files_of_a_table_is_refused(tmp_path: Path, scratch: Uri) -> None:
+    """Delta's vacuum removes every file that its log does not name."""
+    write_deltalake(tmp_path / "table", rows_of(range(3)))
+    config = ManifestConfig(uri=str(tmp_path / "table"), carry=("camera",))
+    for output in (tmp_path / "table", tmp_path / "table" / "labels"):
+        with pytest.raises(ManifestError, match="lies in the table"):
+            open_manifest(config, scratch, output_uri=Uri(str(output)))
+    assert len(found(open_manifest(config, scratch, output_uri=Uri(str(tmp_path / "labels"))))) == 3
+
+
 class TestDelta:
     def truth(self, path: str, version: int | None = None) -> list[tuple[int, str, str]]:
         query = QueryBuilder().register("t", DeltaTable(path, version=version))
