@@ -36,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     # After the arguments are read: who types them wrong need not wait for pyarrow.
     from pipeline.annotations.overview import look_over
     from pipeline.annotations.overview_text import overview_text
-    from pipeline.compare.report import told
+    from pipeline.compare.report import drift_lines
 
     output = Uri(args.output)
     out = None if args.failed is None else _free_place(args.failed, output)
     overview = look_over(output)
-    say(overview_text(overview, told(output)))
+    say(overview_text(overview, drift_lines(output)))
     return OK if out is None else _write_failed(overview, out)
 
 

@@ -11,7 +11,7 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from pipeline.coco.errors import InputError
 from pipeline.coco.json_stream import Element
@@ -281,8 +281,10 @@ def _box(found: Any) -> list[float]:
 
 def _in_json(segmentation: Any) -> str:
     try:
-        return to_json(segmentation).decode()
-    except ValueError:  # text that is no Unicode, or lists in lists without end
+        text = to_json(segmentation)
+        from_json(text)  # as it is read again: fewer lists in lists than can be written
+        return text.decode()
+    except ValueError:  # text that is no Unicode, or too many lists in lists
         raise BadRow(f"the segmentation is none: {_brief(segmentation)}") from None
 
 

@@ -64,7 +64,7 @@ def read_earlier(folder: Uri) -> Mapping[str, Any] | None:
     return found if is_ours else None
 
 
-def told(folder: Uri) -> list[str]:
+def drift_lines(folder: Uri) -> list[str]:
     """What `write` has left there: which limits were broken, and where the page is; no line where there is none."""
     try:
         earlier = read_earlier(folder)

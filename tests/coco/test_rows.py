@@ -65,6 +65,10 @@ def results(value: Any) -> Any:
 MISSING = object()
 
 
+def nested(depth: int) -> list[Any]:
+    return [nested(depth - 1)] if depth else []
+
+
 @pytest.mark.parametrize(
     ("check", "good", "key", "value", "message"),
     [
@@ -91,6 +95,8 @@ MISSING = object()
         (objects, OBJECT, "iscrowd", 2, "iscrowd must be 0 or 1, not 2"),
         (objects, OBJECT, "segmentation", [], "no segmentation; evaluate boxes only, or add it"),
         (objects, OBJECT, "segmentation", {"counts": "\ud800"}, "segmentation is none: .*ud800"),
+        (objects, OBJECT, "segmentation", {"counts": nested(220)}, "segmentation is none"),
+        (results, RESULT, "segmentation", nested(300), "segmentation is none"),
         (results, RESULT, "segmentation", "\ud800", "segmentation is none: .*ud800"),
         (results, RESULT, "score", MISSING, "no key 'score'"),
         (results, RESULT, "score", float("nan"), "score must be a finite number"),
