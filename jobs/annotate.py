@@ -131,7 +131,7 @@ def _left_over(uri: Uri) -> str | None:
     """The run that made the latest rows, where it ended before it was compared: killed, or by a table out of reach."""
     from pipeline.annotations.reader import open_source
     from pipeline.annotations.run_json import RunJson
-    from pipeline.compare.report import read_earlier
+    from pipeline.compare.earlier import read_earlier
 
     earlier, report = read_earlier(uri), RunJson.read(uri)
     compared = earlier["after"].get("run") if earlier else None

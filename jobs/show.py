@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # After the arguments are read: who types them wrong need not wait for pyarrow.
     from pipeline.annotations.overview import look_over
     from pipeline.annotations.overview_text import overview_text
-    from pipeline.compare.report import drift_lines
+    from pipeline.compare.earlier import drift_lines
 
     output = Uri(args.output)
     out = None if args.failed is None else _free_place(args.failed, output)

@@ -13,11 +13,11 @@ from pipeline.annotations.ledger import COMPARISON_NAME, COMPARISON_PAGE_NAME
 from pipeline.annotations.pictures import FETCH, PictureSource
 from pipeline.annotations.run_json import RunJson
 from pipeline.compare.agreement import Disagreement
+from pipeline.compare.earlier import read_earlier
 from pipeline.compare.limits import Figure, Limit
 from pipeline.compare.run import Comparison
 from pipeline.drawing.draw import DrawOptions, Picture
 from pipeline.drawing.rows import row_objects, row_uri
-from pipeline.messages.counts import counted
 from pipeline.page.shell import environment, rendered
 from pipeline.page.thumbnails import Overlay, Thumbnail, blank, thumbnail
 from pipeline.storage.objects.open import open_objects
@@ -26,7 +26,6 @@ from pipeline.storage.uris import Uri, hide_secrets
 _TITLE = "Two outputs compared"
 _MARK = f"<title>{_TITLE}</title>".encode()  # by which a page of ours is known
 _HEAD_BYTES = 1024
-_MAX_BYTES = 256 << 20  # ten times what one of 10,000 classes in 100 slices has
 _MOST_CLASSES = 200
 _PICTURES_AT_ONCE = 8  # fetched concurrently, and in memory together
 _SHOWN = DrawOptions(min_score=0.3)
@@ -47,39 +46,6 @@ class Card(NamedTuple):
     before: Thumbnail
     after: Thumbnail
     notes: tuple[str, ...]
-
-
-def read_earlier(folder: Uri) -> Mapping[str, Any] | None:
-    """What is in ``comparison.json``; ``None`` if there is none of ours.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    try:
-        content, _ = open_objects(folder).read(COMPARISON_NAME, _MAX_BYTES)
-        found = json.loads(content)
-    except (FileNotFoundError, ValueError, RecursionError):
-        return None
-    is_ours = isinstance(found, dict) and "version" in found and isinstance(found.get("after"), dict)
-    return found if is_ours else None
-
-
-def drift_lines(folder: Uri) -> list[str]:
-    """What `write` has left there: which limits were broken, and where the page is; no line where there is none."""
-    try:
-        earlier = read_earlier(folder)
-    except OSError as error:
-        return [f"{COMPARISON_NAME} cannot be read: {error}"]
-    if earlier is None:
-        return []
-    limits = earlier.get("limits", [])
-    broken = [each["limit"] for each in limits if each["is_broken"]]
-    of = f"run {earlier['after'].get('run') or 'of all rows'}"
-    if broken:
-        said = f"{of}: beyond {len(broken)} of {counted(len(limits), 'limit')}: {', '.join(broken)}"
-    else:
-        said = f"{of}: within {counted(len(limits), 'limit')}" if limits else f"{of}: compared, without limits"
-    return [said, f"what changed: {folder / COMPARISON_PAGE_NAME}"]
 
 
 def check_free(folder: Uri) -> None:

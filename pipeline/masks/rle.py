@@ -325,7 +325,8 @@ def _decoded(text: bytes, offsets: Int64Array, narrow: bool) -> tuple[Runs, Int6
     np.equal(owners[1:], owners[:-1], out=has_lower[1:-1])
     at = np.flatnonzero(~has_lower[1:])  # the highest of each number's lower groups, then the next
     values, lower_digits = dealt.reshape(-1), characters[lower] & np.uint8(31)
-    places = (owners & 1) * dealt.shape[1] + (owners >> 1)
+    row, place = _place(owners)
+    places = row * dealt.shape[1] + place
     for _ in range((_NARROW_GROUPS if narrow else _MOST_GROUPS) - 1):
         if not at.size:
             break

@@ -15,6 +15,7 @@ from pipeline.masks.rle import DamagedRle, RleColumn
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import Categories, DetectionBlock
 from pipeline.tables.arrays import Bools, Int64s
+from pipeline.tables.arrow_types import taken
 from pipeline.tables.ragged import offsets_of, owners_of, positions_in
 
 
@@ -45,9 +46,7 @@ class OutputBatch:
         Raises:
             InputError: a number that is missing or not finite, or a mask that is damaged or not of its image's size.
         """
-        lists = self.detections
-        if not np.array_equal(rows, np.arange(len(lists))):
-            lists = lists.take(pa.array(rows))
+        lists = taken(self.detections, rows)
         lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         flat, owners, positions = lists.flatten(), owners_of(lengths), positions_in(lengths)
         labels = categories.positions(self._column(flat, "category_id").to_numpy())

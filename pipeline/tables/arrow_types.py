@@ -1,8 +1,16 @@
-"""One kind of value in Arrow's several encodings: which types are text, bytes, views; and columns in one piece."""
+"""One kind of value in Arrow's several encodings: which types are text, bytes, views; and columns and rows that are not
+copied without need."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import numpy as np
 import pyarrow as pa
+
+from pipeline.tables.arrays import Int64s
+
+Rows = TypeVar("Rows", pa.Array, pa.Table)
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -31,6 +39,13 @@ def without_views(batch: pa.RecordBatch) -> pa.Table:
 
 
 def in_one_piece(values: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column as one array, whatever chunks it has."""
+    """A column as one array, whatever chunks it has; it is copied only where there are several."""
+    if isinstance(values, pa.ChunkedArray) and values.num_chunks == 1:
+        return values.chunk(0)  # which combine_chunks copies
     joined = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     return pa.concat_arrays(joined.chunks) if isinstance(joined, pa.ChunkedArray) else joined
+
+
+def taken(rows: Rows, places: Int64s) -> Rows:
+    """Those at these places, in their order. Where that is all as they are, they are not copied."""
+    return rows if np.array_equal(places, np.arange(len(rows))) else rows.take(pa.array(places))

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
+from pipeline.tables.arrow_types import in_one_piece
+
 _ROWS = "rows"
 
 
 def whole(rows: pa.Table) -> pa.RecordBatch:
     """The same rows in one piece. Columns of several chunks are copied, others are not."""
-    columns = [column.chunk(0) if column.num_chunks == 1 else column.combine_chunks() for column in rows.columns]
-    return pa.RecordBatch.from_arrays(columns, schema=rows.schema)
+    return pa.RecordBatch.from_arrays([in_one_piece(column) for column in rows.columns], schema=rows.schema)
 
 
 def packed(rows: pa.Table) -> pa.Table:

@@ -17,7 +17,7 @@ from pipeline.annotate.stages.rows import WORKING_NAMES
 from pipeline.annotations.schema import RESERVED_NAMES
 from pipeline.errors import UserError
 from pipeline.storage.uris import Uri, UriError, UriText, resolve
-from pipeline.tables.arrow_types import is_text
+from pipeline.tables.arrow_types import in_one_piece, is_text
 
 ID, URI, BYTES = "image_id", "image_uri", "image_bytes"
 # Of the upright picture, in pixels, as COCO and most tables call them. Hints: nothing but the order of work depends on
@@ -214,8 +214,7 @@ def is_relative(uris: pa.Array) -> pa.BooleanArray:
 
 def side_lengths(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """A column of heights or widths, of any type, as int32; 0 where it does not hold a length."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+    values = in_one_piece(values)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     kind, lengths = values.type, np.zeros(len(values))

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from pipeline.annotate.config import ManifestConfig
 from pipeline.annotations.schema import OBJECT_COLUMNS
 from pipeline.storage.versions import ObjectVersion
-from pipeline.tables.arrow_types import is_text
+from pipeline.tables.arrow_types import in_one_piece, is_text
 
 VERSION_COLUMNS = pa.schema([OBJECT_COLUMNS.field(name) for name in ("object_etag", "object_size", "object_mtime")])
 ETAG, SIZE, MTIME = VERSION_COLUMNS.names
@@ -79,8 +79,7 @@ def untyped_column(values: Iterable[Any]) -> pa.Array:
 
 def _plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
     """One array, neither of a dictionary nor a view; text that is not UTF-8 is null as a whole."""
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+    values = in_one_piece(values)
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if is_text(values.type):

@@ -20,6 +20,7 @@ from pipeline.metrics.rows import OutputBatch
 from pipeline.storage.objects.base import Entry
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
+from pipeline.tables.arrow_types import in_one_piece
 from pipeline.tables.ids import wide, wide_type
 
 # A group is never less than a file.
@@ -87,7 +88,7 @@ class AnnotatedOutput:
 
     def _listed(self, table: pa.Table, group: int) -> pa.Table:
         columns = [
-            wide(table["image_id"].combine_chunks()),
+            wide(in_one_piece(table["image_id"])),
             pa.array(np.full(table.num_rows, group)),
             pc.equal(table["status"], FAILED),
             pc.fill_null(table["height"], 0),

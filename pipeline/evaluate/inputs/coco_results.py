@@ -24,6 +24,7 @@ from pipeline.masks.rle import RleColumn
 from pipeline.metrics.blocks import Categories, DetectionBlock
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Float64s, Int64s
+from pipeline.tables.arrow_types import in_one_piece
 from pipeline.tables.ragged import elements_of, offsets_of, owners_of, positions_in
 
 
@@ -65,7 +66,7 @@ class DealtResults:
     def read_group(self, group: int, masks: bool) -> Iterator[DetectionBatch]:
         """See `Predictions`."""
         table = self._read(group)
-        encoded = table["image_id"].combine_chunks().dictionary_encode()
+        encoded = in_one_piece(table["image_id"]).dictionary_encode()
         images = encoded.indices.to_numpy()
         table = table.take(pa.array(np.argsort(images, kind="stable"))).combine_chunks()
         offsets = offsets_of(np.bincount(images, minlength=len(encoded.dictionary)))
@@ -112,7 +113,7 @@ class ResultsBatch:
             offsets=offsets_of(np.bincount(owners, minlength=len(rows))),
             positions=positions[kept],
             categories=labels[kept],
-            boxes=_boxes(table["box"].combine_chunks(), with_mask, rles),
+            boxes=_boxes(in_one_piece(table["box"]), with_mask, rles),
             scores=table["score"].to_numpy(),
             rles=rles if masks else None,
         )

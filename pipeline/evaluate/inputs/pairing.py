@@ -25,6 +25,7 @@ from pipeline.evaluate.shuffle.id_order import ORDER_SCHEMA
 from pipeline.messages.examples import NUM_EXAMPLES, Examples
 from pipeline.metrics.blocks import Categories
 from pipeline.tables.arrays import Bools, Int64s
+from pipeline.tables.arrow_types import in_one_piece, taken
 from pipeline.tables.packed import whole
 from pipeline.tables.ragged import offsets_of
 
@@ -137,7 +138,7 @@ def _index_in(ids: pa.ChunkedArray, among: pa.ChunkedArray) -> Int64s:
     """[N] where each id comes first among others, -1 where it does not."""
     if not (len(ids) and len(among)):  # which may then be of different types
         return np.full(len(ids), -1)
-    index = pc.index_in(ids.combine_chunks(), value_set=among.combine_chunks())
+    index = pc.index_in(in_one_piece(ids), value_set=in_one_piece(among))
     return index.fill_null(-1).to_numpy().astype(np.int64)
 
 
@@ -157,9 +158,9 @@ def _annotated(joined: Joined) -> Bools:
 def _orders(truth: DealtTruth, store: ChunkStore, part: int, images: pa.Table) -> pa.Array:
     """[N] numbers that sort like the ids."""
     if pa.types.is_int64(truth.id_type):
-        return images["image_id"].combine_chunks()
+        return in_one_piece(images["image_id"])
     orders = store.read(chunks_of(truth.orders, part), ORDER_SCHEMA)
-    return orders["order"].combine_chunks().take(pa.array(_index_in(images["image_id"], orders["image_id"])))
+    return in_one_piece(orders["order"]).take(pa.array(_index_in(images["image_id"], orders["image_id"])))
 
 
 def _with_objects(images: pa.Table, objects: pa.Table, owners: Int64s, chosen: Int64s) -> pa.Table:
@@ -169,9 +170,7 @@ def _with_objects(images: pa.Table, objects: pa.Table, owners: Int64s, chosen: I
     places = places[owners]
     order = np.argsort(places, kind="stable")[np.count_nonzero(places < 0) :]
     lengths = np.bincount(places[order], minlength=len(chosen))
-    dealt = objects.drop_columns("image_id")
-    if not np.array_equal(order, np.arange(dealt.num_rows)):  # to take them copies them
-        dealt = dealt.take(pa.array(order))
+    dealt = taken(objects.drop_columns("image_id"), order)
     lists = pa.LargeListArray.from_arrays(pa.array(offsets_of(lengths)), whole(dealt).to_struct_array())
     columns = [*images.take(pa.array(chosen)).columns, lists]
     return pa.table(columns, schema=truth_schema(images["image_id"].type))
@@ -205,7 +204,7 @@ def _examples(ids: pa.ChunkedArray, chosen: Bools) -> Examples:
 
 def _repeated(ids: pa.ChunkedArray) -> Examples:
     """The ids that are there more than once."""
-    values, counts = pc.value_counts(ids.combine_chunks()).flatten()
+    values, counts = pc.value_counts(in_one_piece(ids)).flatten()
     return _examples(pa.chunked_array([values]), counts.to_numpy() > 1)
 
 

@@ -17,6 +17,7 @@ from pipeline.storage.map_ahead import map_ahead
 from pipeline.storage.objects.open import open_objects
 from pipeline.storage.uris import Uri
 from pipeline.tables.arrays import Int64s
+from pipeline.tables.arrow_types import in_one_piece
 from pipeline.tables.ids import hash_ids, wide
 
 BUFFER_BYTES = 16 << 20  # of rows, before a file is written
@@ -148,7 +149,7 @@ class Dealer:
 
 def parts_of(ids: pa.ChunkedArray, num_parts: int) -> Int64s:
     """[N] the part of each id."""
-    return (hash_ids(wide(ids.combine_chunks())) % np.uint64(num_parts)).astype(np.int64)
+    return (hash_ids(wide(in_one_piece(ids))) % np.uint64(num_parts)).astype(np.int64)
 
 
 def chunks_of(files: Sequence[ChunkFile], part: int) -> list[Chunk]:

@@ -85,7 +85,7 @@ def merge_runs(objects: ObjectFolder, runs: Sequence[SortedRun], dtype: np.dtype
     while cursors := [cursor for cursor in cursors if cursor.fill()]:
         # What comes after the last loaded record of a run that goes on may be preceded by what is not loaded yet.
         lasts = [cursor.loaded[-1] for cursor in cursors if cursor.goes_on]
-        limit = np.stack(lasts)[sort_order(np.stack(lasts))[0]] if lasts else None
+        limit = lasts[sort_order(np.stack(lasts))[0]] if lasts else None
         chunk = np.concatenate([cursor.take(limit) for cursor in cursors])
         yield chunk[sort_order(chunk)] if len(cursors) > 1 else chunk
 
